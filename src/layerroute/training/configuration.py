@@ -1,0 +1,170 @@
+"""The `train` and `objective` sections of a recipe. No torch here: recipes are checked without it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from layerroute.errors import UserError
+
+BudgetKind = Literal["none", "quadratic", "threshold", "quantile"]
+Precision = Literal["auto", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """A value that moves linearly from `start` to `end` while the run goes from share `begin` to share `finish`.
+
+    Shares are of the run's own number of steps (0 = first step, 1 = last step), so that a shorter run
+    goes through the whole schedule too.
+    """
+
+    start: float
+    end: float
+    begin: float = 0.0
+    finish: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.start) and math.isfinite(self.end),
+            f"schedule start and end must be finite numbers, got {self.start} and {self.end}",
+        )
+        _require(
+            0.0 <= self.begin <= self.finish <= 1.0,
+            f"schedule begin and finish are shares of the run: 0 <= begin <= finish <= 1, "
+            f"got begin={self.begin}, finish={self.finish}",
+        )
+
+
+@dataclass(kw_only=True)
+class BudgetConfig:
+    """How the share of tokens on the expensive path is held at a rate.
+
+    `kind`:
+      * ``none``: nothing holds it (the balance loss alone pulls towards equal shares);
+      * ``quadratic``: adds ``weight * (mean p - rate)**2``, with gradient;
+      * ``threshold``: moves each site's threshold by ``step * sign(measured rate - rate)`` after each step;
+      * ``quantile``: sets each site's threshold at the quantile of the training batch that gives the rate.
+    """
+
+    kind: BudgetKind = "none"
+    rate: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.5, end=0.5))
+    weight: float = 1.0
+    step: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.rate.start), ("end", self.rate.end)):
+            _require(
+                0.0 <= value <= 1.0,
+                f"objective.budget.rate.{name} is a share of tokens between 0 and 1, got {value}",
+            )
+        _require(self.weight >= 0.0, f"objective.budget.weight must not be negative, got {self.weight}")
+        _require(self.step > 0.0, f"objective.budget.step must be positive, got {self.step}")
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What is added to the cross-entropy in training (never in validation).
+
+    `balance_weight` is the α of the Switch balance loss N·Σ f_j·P_j (0 = off; the original setting is 0.01,
+    the stronger one 0.05). `temperature` is τ of the Gumbel-softmax.
+    """
+
+    balance_weight: float = 0.0
+    temperature: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, end=0.5))
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.balance_weight >= 0.0,
+            f"objective.balance_weight must not be negative, got {self.balance_weight}",
+        )
+        for name, value in (("start", self.temperature.start), ("end", self.temperature.end)):
+            _require(value > 0.0, f"objective.temperature.{name} must be above 0, got {value}")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How long, how fast and on what a model is trained.
+
+    Attributes:
+        max_steps: optimizer steps of the run; every schedule is a share of it.
+        batch_size: sequences per optimizer step, over all processes and accumulation steps.
+        gradient_accumulation: parts in which one process computes its share of a batch, to save memory.
+        learning_rate: peak of AdamW's learning rate.
+        warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls linearly to 0.
+        weight_decay: decoupled decay of matrices; norms, biases and decay parameters have none.
+        max_gradient_norm: gradients are scaled down to this global L2 norm.
+        precision: ``auto`` takes bfloat16 autocast where the machine has fast units for it, else float32.
+        log_every, evaluate_every, save_every: steps between training curve points, evaluations and
+            checkpoints; 0 evaluations or checkpoints = only at the end.
+        evaluation_sequences: validation windows of each evaluation, the same ones every time.
+        evaluation_batch_size: windows computed at once; bounds memory, does not change results.
+        keep_checkpoints: newest resumable checkpoints kept on disk (the best and the last model are always kept).
+        route_sentences: validation sentences whose token routes are stored at the end, 0 = none.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        report_to: trackers known to transformers' Trainer, by name, e.g. ``["tensorboard"]``.
+    """
+
+    max_steps: int = 1000
+    batch_size: int = 48
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-3
+    warmup_share: float = 0.1
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    max_gradient_norm: float = 1.0
+    precision: Precision = "auto"
+    device: Device = "auto"
+    log_every: int = 10
+    evaluate_every: int = 100
+    save_every: int = 100
+    evaluation_sequences: int = 64
+    evaluation_batch_size: int = 8
+    keep_checkpoints: int = 2
+    route_sentences: int = 16
+    gradient_checkpointing: bool = False
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation",
+            "log_every",
+            "evaluation_sequences",
+            "evaluation_batch_size",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name} must be at least 1, got {value}")
+        for name in ("evaluate_every", "save_every", "route_sentences"):
+            value = getattr(self, name)
+            _require(value >= 0, f"train.{name} must not be negative, got {value}")
+        _require(
+            self.batch_size % self.gradient_accumulation == 0,
+            f"train.batch_size ({self.batch_size}) must be a multiple of train.gradient_accumulation "
+            f"({self.gradient_accumulation}): each accumulation step takes an equal part of the batch",
+        )
+        for name in ("learning_rate", "max_gradient_norm", "adam_epsilon"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value > 0.0, f"train.{name} must be a positive number, got {value}"
+            )
+        _require(
+            self.weight_decay >= 0.0, f"train.weight_decay must not be negative, got {self.weight_decay}"
+        )
+        _require(
+            0.0 <= self.warmup_share < 1.0,
+            f"train.warmup_share is a share of the run, 0 <= share < 1, got {self.warmup_share}",
+        )
+        for name in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            _require(0.0 <= value < 1.0, f"train.{name} must be in [0, 1), got {value}")

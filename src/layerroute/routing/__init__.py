@@ -1,0 +1,20 @@
+"""Routing: deciding, token by token, which path to take at each site. It knows nothing of any model."""
+
+from layerroute.routing.decision import RouteDecision
+from layerroute.routing.estimators import ESTIMATORS, Estimate, estimate
+from layerroute.routing.module import Routing, RoutingConfig
+from layerroute.routing.routers import LinearRouter, MLPRouter, build_router
+from layerroute.routing.schedules import Schedule
+
+__all__ = [
+    "ESTIMATORS",
+    "Estimate",
+    "LinearRouter",
+    "MLPRouter",
+    "RouteDecision",
+    "Routing",
+    "RoutingConfig",
+    "Schedule",
+    "build_router",
+    "estimate",
+]

@@ -1,0 +1,97 @@
+"""Controls: routers that cannot be clever. Any claim for a learned router must beat them at the same rate."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from layerroute.errors import UserError, nearest
+
+CONTROLS = ("random", "periodic", "static")
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 64-bit integer hash (the finaliser of MurmurHash3); int64 arithmetic wraps in torch."""
+    for multiplier in (-49064778989728563, -4265267296055464877):
+        x = x ^ ((x >> 33) & 0x7FFFFFFF)
+        x = x * multiplier
+    return x ^ ((x >> 33) & 0x7FFFFFFF)
+
+
+def hashed_uniform(keys: Int[Tensor, "B T"], sites: int, seed: int) -> Float[Tensor, "B T R"]:
+    """Numbers in [0, 1) that depend on (key, site, seed) alone: the same in any batch, chunk or order."""
+    site = torch.arange(1, sites + 1, device=keys.device) * 0x14057B7EF767814F
+    stream = torch.tensor(seed + 1, device=keys.device) * 0x5851F42D4C957F2D  # a tensor, so that it wraps
+    mixed = _mix(_mix(keys.long().unsqueeze(-1) + stream) + site)
+    return ((mixed >> 20) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
+
+
+def random_choice(
+    keys: Int[Tensor, "B T"], rate: Float[Tensor, "R"], *, training: bool, seed: int
+) -> Bool[Tensor, "B T R"]:
+    """True with probability ``rate``, independently for every token and site.
+
+    In training the draw is fresh. At inference it is a hash of ``keys`` (token id and position), so that the
+    control is deterministic, and cached equals uncached.
+    """
+    if training:
+        return torch.rand(*keys.shape, rate.numel(), device=keys.device) < rate
+    return hashed_uniform(keys, rate.numel(), seed) < rate
+
+
+def periodic_choice(positions: Int[Tensor, "B T"], rate: Float[Tensor, "R"]) -> Bool[Tensor, "B T R"]:
+    """True at evenly spaced positions, a share ``rate`` of them; sites are shifted against each other.
+
+    With rate 1/4 site 0 takes positions 3, 7, 11, …; the shift makes the next site take others, so that a token
+    that is cheap at one site is not cheap at all.
+    """
+    sites = rate.numel()
+    shift = torch.arange(sites, device=positions.device, dtype=torch.float64) / max(sites, 1)
+    phase = positions.unsqueeze(-1).double() * rate.double() + shift
+    return torch.floor(phase + rate.double()) > torch.floor(phase)
+
+
+def static_sites(sites: int, rate: float) -> tuple[int, ...]:
+    """``round(rate * sites)`` site indices, evenly spaced and nearest the end: those that a static model keeps."""
+    keep = math.floor(rate * sites + 0.5)
+    return (
+        tuple(sites - 1 - math.floor((k + 0.5) * sites / keep) for k in reversed(range(keep))) if keep else ()
+    )
+
+
+def control_choice(
+    name: str,
+    *,
+    positions: Int[Tensor, "B T"],
+    keys: Int[Tensor, "B T"],
+    rate: Float[Tensor, "R"],
+    training: bool,
+    seed: int = 0,
+    sites: tuple[int, ...] | None = None,
+) -> Bool[Tensor, "B T R"]:
+    """Which tokens take the expensive path under the control ``name``.
+
+    Args:
+        name: ``random``, ``periodic`` or ``static``.
+        positions: position of each token in its sequence, 0 for the first real token.
+        keys: what identifies a token for ``random`` (see ``random_choice``).
+        rate: by site.
+        training: whether ``random`` draws afresh.
+        seed: of ``random`` at inference.
+        sites: for ``static``: indices of the sites where every token takes the expensive path. Default
+            ``static_sites`` at the mean rate; what that gives is a multiple of 1/R.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name == "random":
+        return random_choice(keys, rate, training=training, seed=seed)
+    if name == "periodic":
+        return periodic_choice(positions, rate)
+    if name == "static":
+        chosen = static_sites(rate.numel(), float(rate.mean())) if sites is None else sites
+        row = torch.zeros(rate.numel(), dtype=torch.bool, device=positions.device)
+        row[list(chosen)] = True
+        return row.expand(*positions.shape, -1)
+    raise UserError(f"unknown control {name!r}.{nearest(name, CONTROLS)}")

@@ -1,0 +1,94 @@
+"""From a router's logits to a hard choice that trains: gradient estimators for discrete routing.
+
+All are deterministic at inference: the choice is the argmax of the thresholded logits and the gate its one-hot.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerroute.errors import UserError, nearest
+
+ESTIMATORS = ("gumbel_st", "sigmoid_st", "selected", "soft", "reinforce")
+
+
+class Estimate(NamedTuple):
+    """``probabilities`` (B T R P), ``choice`` (B T R) and ``gate`` (B T R P) of a RouteDecision."""
+
+    probabilities: Float[Tensor, "B T R P"]
+    choice: Int[Tensor, "B T R"]
+    gate: Float[Tensor, "B T R P"]
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape, dtype and device of ``like``."""
+    # -log(Exponential(1)) is Gumbel(0, 1), and unlike -log(-log(u)) it cannot meet log(0) at both ends.
+    return -torch.empty_like(like).exponential_().clamp_min_(torch.finfo(like.dtype).tiny).log_()
+
+
+def estimate(
+    name: str,
+    logits: Float[Tensor, "B T R P"],
+    *,
+    training: bool,
+    temperature: float | Float[Tensor, ""] = 1.0,
+    threshold: Float[Tensor, "R"] | None = None,
+    exploration: bool = True,
+) -> Estimate:
+    """Choose a path for every token and site, with a gate that carries gradients to the logits.
+
+    Args:
+        name: one of ``ESTIMATORS``.
+
+            - ``gumbel_st``: y = softmax((logits + Gumbel noise) / temperature); hard one-hot of y in forward, the
+              gradient of y in backward (Jang et al. 2016, straight-through).
+            - ``sigmoid_st``: the same without noise.
+            - ``selected``: the gate of the chosen path is p / stop_gradient(p), all others are exactly 0 with no
+              gradient. Only the chosen path's output is needed, so training can be sparse. Like the other
+              straight-through estimators it is biased.
+            - ``soft``: the gate is the mixture itself in training (for analysis); hard at inference.
+            - ``reinforce``: the choice is sampled and the gate carries no gradient; use
+              ``objectives.policy_gradient``.
+        logits: unnormalised, computed in fp32.
+        training: False removes noise and sampling.
+        temperature: of the training-time softmax; it does not touch ``probabilities``.
+        threshold: by site, in logit units: the last path is chosen only if its logit exceeds the others by more
+            than this. 0 (default) is argmax. Ties go to the cheaper path.
+        exploration: for ``selected`` only: choose with Gumbel noise in training, as ``gumbel_st`` does.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if name not in ESTIMATORS:
+        raise UserError(f"unknown estimator {name!r}.{nearest(name, ESTIMATORS)}")
+    probabilities = logits.softmax(dim=-1)
+    paths = logits.shape[-1]
+    shifted = logits
+    if threshold is not None:
+        shifted = torch.cat(
+            [logits[..., :-1], logits[..., -1:] - threshold.to(logits.dtype)[:, None]], dim=-1
+        )
+    if not training:
+        choice = shifted.argmax(dim=-1)
+        return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
+
+    if name == "reinforce":
+        choice = (shifted + gumbel_noise(shifted)).argmax(dim=-1)  # a sample of softmax(shifted)
+        return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
+
+    noisy = name == "gumbel_st" or (name == "selected" and exploration)
+    perturbed = shifted + gumbel_noise(shifted) if noisy else shifted
+    choice = perturbed.argmax(dim=-1)
+    hard = F.one_hot(choice, paths).to(logits.dtype)
+    if name == "selected":
+        soft = (shifted / temperature).softmax(dim=-1)
+        # p / stop_gradient(p) is 1 with the gradient of log p; written so that forward is exactly 1.
+        log_p = (soft.clamp_min(torch.finfo(soft.dtype).tiny)).log()
+        return Estimate(probabilities, choice, hard * (1 + log_p - log_p.detach()))
+    soft = (perturbed / temperature).softmax(dim=-1)
+    if name == "soft":
+        return Estimate(probabilities, choice, soft)
+    return Estimate(probabilities, choice, hard + (soft - soft.detach()))

@@ -1,0 +1,199 @@
+"""The routing module that both capabilities put into their models: router, estimator, budget and controls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from layerroute.errors import UserError, nearest
+from layerroute.routing.budget import BUDGETS, Thresholds
+from layerroute.routing.controls import CONTROLS, control_choice
+from layerroute.routing.decision import RouteDecision
+from layerroute.routing.estimators import ESTIMATORS, estimate
+from layerroute.routing.routers import ROUTERS, build_router
+
+
+@dataclass(kw_only=True)
+class RoutingConfig:
+    """How decisions are made, whatever model they are for.
+
+    Attributes:
+        router: ``linear`` (default, the original) or ``mlp``.
+        widths: hidden widths of the MLP router; default (D/2, D/4).
+        initial_bias: starting logit of the expensive path against the cheap one; 2.0 starts at 88 %.
+        zero_init: start the router's last layer at zero weights.
+        estimator: ``gumbel_st`` (default), ``sigmoid_st``, ``selected``, ``soft`` or ``reinforce``.
+        exploration: ``selected`` chooses with Gumbel noise in training.
+        control: None for a learned router, or ``random``, ``periodic``, ``static``: the decisions then come from
+            the control at ``rate``, and the router has no parameters.
+        control_sites: for ``static``: the site indices at which all tokens take the expensive path.
+        control_seed: of ``random`` at inference.
+        budget: ``none`` (default), ``controller`` or ``quantile``: see ``budget.Thresholds``.
+        rate: share of tokens asked to take the expensive path, in [0, 1]; used by controls and budgets.
+        threshold_step: step of the controller in logit units.
+    """
+
+    router: str = "linear"
+    widths: list[int] | None = None
+    initial_bias: float = 0.0
+    zero_init: bool = False
+    estimator: str = "gumbel_st"
+    exploration: bool = True
+    control: str | None = None
+    control_sites: list[int] | None = None
+    control_seed: int = 0
+    budget: str = "none"
+    rate: float = 0.5
+    threshold_step: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, value, valid in (
+            ("router", self.router, ROUTERS),
+            ("estimator", self.estimator, ESTIMATORS),
+            ("budget", self.budget, BUDGETS),
+            ("control", self.control, (None, *CONTROLS)),
+        ):
+            if value not in valid:
+                names = [name for name in valid if name]
+                raise UserError(f"routing.{key}: {value!r} is not known.{nearest(str(value), names)}")
+        if not 0.0 <= self.rate <= 1.0:
+            raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")
+        if self.control is not None and self.budget != "none":
+            raise UserError("routing.budget has no effect on a control; remove it, or remove routing.control")
+        if self.control_sites is not None and self.control != "static":
+            raise UserError("routing.control_sites needs routing.control: static")
+
+
+class Routing(nn.Module):
+    """Decides, token by token, which path to take at each of R sites.
+
+    ``temperature`` and ``rate`` are runtime state set by the training schedule; thresholds are saved buffers.
+
+    Args:
+        config: how decisions are made.
+        hidden_size: D of the states that the router reads.
+        sites: names of the sites.
+        paths: names of the paths, cheapest first.
+        costs: relative cost of each path at each site, nested (R, P); default 0 for the first path, 1 for the last.
+        causal: recorded in the decisions.
+    """
+
+    temperature: Tensor
+    rate: Tensor
+    costs: Tensor
+
+    def __init__(
+        self,
+        config: RoutingConfig,
+        hidden_size: int,
+        *,
+        sites: Sequence[str],
+        paths: Sequence[str],
+        costs: Sequence[Sequence[float]] | None = None,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.sites, self.paths, self.causal = tuple(sites), tuple(paths), causal
+        if config.control_sites and not all(0 <= site < len(sites) for site in config.control_sites):
+            raise UserError(
+                f"routing.control_sites {config.control_sites} must lie in 0..{len(sites) - 1}: "
+                f"the model has {len(sites)} sites"
+            )
+        self.router = None
+        if config.control is None:
+            self.router = build_router(
+                config.router,
+                hidden_size,
+                len(sites),
+                len(paths),
+                widths=config.widths,
+                initial_bias=config.initial_bias,
+                zero_init=config.zero_init,
+            )
+        self.thresholds = Thresholds(len(sites), budget=config.budget, step=config.threshold_step)
+        steps = torch.linspace(0, 1, len(paths)).expand(len(sites), -1)
+        cost = steps.clone() if costs is None else torch.as_tensor(costs, dtype=torch.float32)
+        # Not saved: costs follow from the model's configuration, temperature and rate from the schedule.
+        self.register_buffer("costs", cost, persistent=False)
+        self.register_buffer("temperature", torch.ones(()), persistent=False)
+        self.register_buffer("rate", torch.full((len(sites),), float(config.rate)), persistent=False)
+
+    def reset_buffers(self) -> None:
+        """Restore the buffers that are not saved (transformers materialises models without them)."""
+        self.temperature.fill_(1.0)
+        self.rate.fill_(self.config.rate)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        valid: Bool[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        token_ids: Int[Tensor, "B T"] | None = None,
+    ) -> RouteDecision:
+        """Decide for every token.
+
+        Args:
+            hidden: what the router reads.
+            valid: False at padding.
+            positions: position of each token in its sequence (controls need it).
+            token_ids: make the ``random`` control differ between sequences; without them it sees positions only.
+        """
+        paths = len(self.paths)
+        if self.config.control is not None:
+            keys = positions if token_ids is None else positions + token_ids.long() * 1_000_003
+            expensive = control_choice(
+                self.config.control,
+                positions=positions,
+                keys=keys,
+                rate=self.rate,
+                training=self.training,
+                seed=self.config.control_seed,
+                sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
+            )
+            choice = expensive.long() * (paths - 1)
+            gate = F.one_hot(choice, paths).to(torch.float32)
+            probabilities = gate
+            if self.config.control == "random":
+                probabilities = torch.zeros_like(gate)
+                probabilities[..., -1] = self.rate
+                probabilities[..., 0] = 1 - self.rate
+        else:
+            assert self.router is not None
+            logits = self.router(hidden)
+            threshold = self.thresholds.for_batch(logits, valid, self.rate, training=self.training)
+            probabilities, choice, gate = estimate(
+                self.config.estimator,
+                logits,
+                training=self.training,
+                temperature=self.temperature,
+                threshold=threshold,
+                exploration=self.config.exploration,
+            )
+        return RouteDecision(
+            probabilities=probabilities,
+            choice=choice,
+            valid=valid,
+            sites=self.sites,
+            paths=self.paths,
+            costs=self.costs,
+            gate=gate,
+            causal=self.causal,
+        )
+
+    def set_temperature(self, temperature: float) -> None:
+        """Temperature of the training-time softmax, from the run's schedule."""
+        self.temperature.fill_(temperature)
+
+    def set_rate(self, rate: float) -> None:
+        """Rate asked for at every site (controls and budgets follow it at once)."""
+        self.rate.fill_(rate)
+
+    @torch.no_grad()
+    def observe(self, decision: RouteDecision) -> None:
+        """Let the threshold controller see the decisions of a finished training step."""
+        self.thresholds.update(decision.counts(), self.rate)

@@ -1,0 +1,111 @@
+"""Networks that look at a hidden state and give one logit for each site and path."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from layerroute.errors import UserError, nearest
+
+ROUTERS = ("linear", "mlp")
+
+
+class MLPRouter(nn.Module):
+    """Token-level router: hidden state to logits, in fp32 whatever the dtype of the model.
+
+    With no hidden ``widths`` it is one linear map, the ``R: R^d -> R^(L x P)`` of the attention-routing draft.
+
+    Args:
+        hidden_size: D.
+        sites: R.
+        paths: P. With two paths a single logit z is produced and the logits are (0, z): the softmax over them is
+            the sigmoid of z, and a common shift of both logits, which no choice can see, does not exist.
+        widths: hidden layer widths with GELU between; layer skipping uses (D/2, D/4).
+        initial_bias: starting value of the last path's logit; above 0 the router starts near the expensive path.
+        zero_init: start the last layer's weights at 0, so that all tokens are treated alike at first. By default
+            they are small (std 0.02).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        sites: int,
+        paths: int = 2,
+        *,
+        widths: Sequence[int] = (),
+        initial_bias: float = 0.0,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        if paths < 2:
+            raise ValueError(f"a choice needs at least 2 paths, got {paths}")
+        self.sites, self.paths = sites, paths
+        self.initial_bias, self.zero_init = initial_bias, zero_init
+        outputs = sites * (1 if paths == 2 else paths)
+        sizes = [hidden_size, *widths, outputs]
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, dtype=torch.float32) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the starting weights (transformers calls this again when it initialises a model)."""
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        last = self.layers[-1]
+        if self.zero_init:
+            nn.init.zeros_(last.weight)
+        last.bias.view(self.sites, -1)[:, -1] = self.initial_bias
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T R P"]:
+        """Logits of every path at every site."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = hidden.float()
+            for index, layer in enumerate(self.layers):
+                x = F.linear(x if index == 0 else F.gelu(x), layer.weight.float(), layer.bias.float())
+        logits = x.unflatten(-1, (self.sites, -1))
+        return F.pad(logits, (1, 0)) if self.paths == 2 else logits
+
+
+class LinearRouter(MLPRouter):
+    """One linear map (the original parallel router)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        sites: int,
+        paths: int = 2,
+        *,
+        initial_bias: float = 0.0,
+        zero_init: bool = False,
+    ):
+        super().__init__(hidden_size, sites, paths, initial_bias=initial_bias, zero_init=zero_init)
+
+
+def build_router(
+    kind: str,
+    hidden_size: int,
+    sites: int,
+    paths: int = 2,
+    *,
+    widths: Sequence[int] | None = None,
+    initial_bias: float = 0.0,
+    zero_init: bool = False,
+) -> MLPRouter:
+    """Build the router named ``kind``; ``widths`` defaults to (D/2, D/4) for ``mlp``.
+
+    Raises:
+        UserError: for an unknown kind.
+    """
+    if kind == "linear":
+        return LinearRouter(hidden_size, sites, paths, initial_bias=initial_bias, zero_init=zero_init)
+    if kind == "mlp":
+        widths = (hidden_size // 2, hidden_size // 4) if widths is None else tuple(widths)
+        return MLPRouter(
+            hidden_size, sites, paths, widths=widths, initial_bias=initial_bias, zero_init=zero_init
+        )
+    raise UserError(f"unknown router {kind!r}.{nearest(kind, ROUTERS)}")

@@ -1,0 +1,127 @@
+"""What text to train on, how to tokenize it and how to split it: the ``data`` section of a recipe."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from layerroute.errors import UserError, nearest
+
+SourceName = Literal["python-stdlib", "files", "hub", "installed-packages"]
+SOURCES: tuple[str, ...] = get_args(SourceName)
+
+BPE = "bpe"
+"""The ``tokenizer`` value that trains a byte-level BPE on the training documents of the source."""
+
+MINIMUM_VOCABULARY = 257
+"""A byte-level BPE holds the 256 bytes and the end-of-text token before its first merge."""
+
+MAXIMUM_VOCABULARY = 1 << 20
+
+
+@dataclass(kw_only=True, frozen=True)
+class DataConfig:
+    """Where documents come from and how they become tokens.
+
+    Attributes:
+        source: ``python-stdlib`` (the running interpreter's own library; no download), ``files``, ``hub`` (a
+            Hugging Face dataset, streamed) or ``installed-packages``.
+        paths: files, folders and globs for ``files``; relative ones start at the working directory.
+        validation_paths: files, folders and globs of the validation documents. Every other document then
+            trains, and ``validation_share`` is not used. Empty: the source itself is split.
+        text_field: key (JSON Lines) or column (parquet, hub) that holds the text.
+        document_separator: cuts every plain text file into documents at this string. None: one a file.
+        dataset, subset, split, revision: name of the hub dataset, and which part of it.
+        packages: names of installed distributions for ``installed-packages``.
+        tokenizer: ``bpe``, or the name or local folder of a pretrained tokenizer (``gpt2``).
+        vocabulary_size: entries of the ``bpe`` tokenizer, end-of-text included. A pretrained tokenizer brings
+            its own; read ``PreparedData.vocabulary_size`` for what came out.
+        sequence_length: tokens of a window.
+        validation_share: expected share of *documents* held out for validation, in (0, 1).
+        split_seed: draws another split. It is not the training seed: arms and seeds share their data.
+        max_documents, max_characters: read no further than this, in the source's order; the document that
+            crosses ``max_characters`` is cut there. Validation documents of ``validation_paths`` do not count.
+        cache_dir: None for ``$LAYERROUTE_CACHE``, or else ``~/.cache/layerroute``.
+
+    Raises:
+        UserError: values out of range, or settings of one source given to another.
+    """
+
+    source: SourceName = "python-stdlib"
+    paths: list[str] = field(default_factory=list)
+    validation_paths: list[str] = field(default_factory=list)
+    text_field: str = "text"
+    document_separator: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    packages: list[str] = field(default_factory=list)
+    tokenizer: str = BPE
+    vocabulary_size: int = 4096
+    sequence_length: int = 256
+    validation_share: float = 0.1
+    split_seed: int = 0
+    max_documents: int | None = None
+    max_characters: int | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_source()
+        self._check_ranges()
+
+    def _check_source(self) -> None:
+        if self.source not in SOURCES:
+            raise UserError(
+                f"data.source is {self.source!r}, which is no source.{nearest(str(self.source), SOURCES)}"
+            )
+        for name in ("paths", "validation_paths", "packages"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
+                raise UserError(f"data.{name} must be a list of non-empty strings, got {value!r}")
+        owners = (("paths", "files"), ("dataset", "hub"), ("packages", "installed-packages"))
+        for name, owner in owners:
+            given = bool(getattr(self, name))
+            if given and self.source != owner:
+                raise UserError(
+                    f"data.{name} is set but data.source is {self.source!r}; "
+                    f"set data.source to {owner!r}, or leave data.{name} out"
+                )
+            if not given and self.source == owner:
+                raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        if self.source == "hub" and self.max_documents is None and self.max_characters is None:
+            raise UserError(
+                "data.source 'hub' streams without an end; set data.max_documents or data.max_characters"
+            )
+        for name in ("text_field", "split", "tokenizer"):
+            if not getattr(self, name):
+                raise UserError(f"data.{name} is empty; its default is {type(self).__dict__[name]!r}")
+        if self.document_separator == "":
+            raise UserError("data.document_separator is empty; leave it out for one document a file")
+
+    def _check_ranges(self) -> None:
+        if self.tokenizer == BPE and not MINIMUM_VOCABULARY <= self.vocabulary_size <= MAXIMUM_VOCABULARY:
+            raise UserError(
+                f"data.vocabulary_size is {self.vocabulary_size}; a byte-level BPE needs "
+                f"{MINIMUM_VOCABULARY} to {MAXIMUM_VOCABULARY}"
+            )
+        if self.sequence_length < 2:
+            raise UserError(
+                f"data.sequence_length is {self.sequence_length}; a window needs 2 tokens or more to predict one"
+            )
+        if not 0.0 < self.validation_share < 1.0:
+            raise UserError(
+                f"data.validation_share is {self.validation_share}; it must lie between 0 and 1, "
+                "both excluded (0.1 holds out a tenth of the documents)"
+            )
+        for name in ("max_documents", "max_characters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; it must be 1 or more, or left out for no limit")
+
+    def cache_folder(self) -> Path:
+        """Return the folder of all caches: ``cache_dir``, ``$LAYERROUTE_CACHE`` or ``~/.cache/layerroute``."""
+        chosen = self.cache_dir or os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute"
+        return Path(chosen).expanduser()

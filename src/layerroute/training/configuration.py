@@ -6,7 +6,6 @@ from typing import Literal
 
 from layerroute.errors import UserError
 
-BudgetKind = Literal["none", "quadratic", "threshold", "quantile"]
 Precision = Literal["auto", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -42,48 +41,54 @@ class ScheduleConfig:
 
 
 @dataclass(kw_only=True)
-class BudgetConfig:
-    """How the share of tokens on the expensive path is held at a rate.
+class RateScheduleConfig:
+    """How the rate asked for (`model.routing.rate`) is approached.
 
-    `kind`:
-      * ``none``: nothing holds it (the balance loss alone pulls towards equal shares);
-      * ``quadratic``: adds ``weight * (mean p - rate)**2``, with gradient;
-      * ``threshold``: moves each site's threshold by ``step * sign(measured rate - rate)`` after each step;
-      * ``quantile``: sets each site's threshold at the quantile of the training batch that gives the rate.
+    With a `start` the rate asked for moves linearly from there to `model.routing.rate` between the shares `begin`
+    and `finish` of the run: a near-dense start (``start: 1.0``) lets the expensive path learn before it becomes
+    rare. Without one (default) it is `model.routing.rate` all the time.
     """
 
-    kind: BudgetKind = "none"
-    rate: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=0.5, end=0.5))
-    weight: float = 1.0
-    step: float = 0.01
+    start: float | None = None
+    begin: float = 0.3
+    finish: float = 0.6
 
     def __post_init__(self) -> None:
-        for name, value in (("start", self.rate.start), ("end", self.rate.end)):
-            _require(
-                0.0 <= value <= 1.0,
-                f"objective.budget.rate.{name} is a share of tokens between 0 and 1, got {value}",
-            )
-        _require(self.weight >= 0.0, f"objective.budget.weight must not be negative, got {self.weight}")
-        _require(self.step > 0.0, f"objective.budget.step must be positive, got {self.step}")
+        _require(
+            self.start is None or 0.0 <= self.start <= 1.0,
+            f"objective.rate.start is a share of tokens between 0 and 1, got {self.start}",
+        )
+        _require(
+            0.0 <= self.begin <= self.finish <= 1.0,
+            f"objective.rate.begin and finish are shares of the run: 0 <= begin <= finish <= 1, "
+            f"got begin={self.begin}, finish={self.finish}",
+        )
 
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    """What is added to the cross-entropy in training (never in validation).
+    """What is added to the cross-entropy in training (never in validation), and the schedules of the routing.
 
-    `balance_weight` is the α of the Switch balance loss N·Σ f_j·P_j (0 = off; the original setting is 0.01,
-    the stronger one 0.05). `temperature` is τ of the Gumbel-softmax.
+    Attributes:
+        balance_weight: α of the Switch balance loss N·Σ f_j·P_j (0 = off; the original setting is 0.01, the
+            stronger one 0.05).
+        budget_weight: weight of (mean p - rate)², with gradient (0 = off). Budgets that are held by thresholds
+            are part of the model: `model.routing.budget`.
+        temperature: τ of the training-time softmax.
+        rate: the way to `model.routing.rate`.
     """
 
     balance_weight: float = 0.0
+    budget_weight: float = 0.0
     temperature: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, end=0.5))
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    rate: RateScheduleConfig = field(default_factory=RateScheduleConfig)
 
     def __post_init__(self) -> None:
-        _require(
-            self.balance_weight >= 0.0,
-            f"objective.balance_weight must not be negative, got {self.balance_weight}",
-        )
+        for name in ("balance_weight", "budget_weight"):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0.0, f"objective.{name} must not be negative, got {value}"
+            )
         for name, value in (("start", self.temperature.start), ("end", self.temperature.end)):
             _require(value > 0.0, f"objective.temperature.{name} must be above 0, got {value}")
 

@@ -78,19 +78,24 @@ class Thresholds(nn.Module):
         rate: Float[Tensor, "R"],
         *,
         training: bool,
+        noise: Float[Tensor, "B T R P"] | None = None,
     ) -> Float[Tensor, "R"]:
-        """The thresholds to use on this batch; in training ``quantile`` also moves its running mean."""
+        """The thresholds to use on this batch; in training ``quantile`` also moves its running mean.
+
+        The batch is cut where its choices are made, on the noisy logits; the running mean follows the noise-free
+        ones, because inference has no noise.
+        """
         if not (training and self.budget == "quantile"):
             return self.value.clone()
-        batch = quantile_threshold(margins(logits.detach()), valid, rate)
-        mean = all_reduced(batch)
-        if mean is not batch:
+        clean = quantile_threshold(margins(logits), valid, rate)
+        mean = all_reduced(clean)
+        if mean is not clean:
             mean = mean / dist.get_world_size()
         # Bias-corrected like Adam's moments: the first batch sets the value, later ones move it.
         self.updates += 1
         weight = (1 - self.momentum) / (1 - self.momentum ** self.updates.double())
         self.value += weight.float() * (mean.to(self.value) - self.value)
-        return batch
+        return clean if noise is None else quantile_threshold(margins(logits + noise), valid, rate)
 
     @torch.no_grad()
     def update(self, counts: Int[Tensor, "R P"], rate: Float[Tensor, "R"]) -> None:

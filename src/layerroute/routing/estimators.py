@@ -29,6 +29,12 @@ def gumbel_noise(like: Tensor) -> Tensor:
     return -torch.empty_like(like).exponential_().clamp_min_(torch.finfo(like.dtype).tiny).log_()
 
 
+def training_noise(name: str, logits: Tensor, *, exploration: bool = True) -> Tensor | None:
+    """The noise that the estimator ``name`` adds to its logits in training, or None if it adds none."""
+    noisy = name in ("gumbel_st", "reinforce") or (name == "selected" and exploration)
+    return gumbel_noise(logits) if noisy else None
+
+
 def estimate(
     name: str,
     logits: Float[Tensor, "B T R P"],
@@ -36,7 +42,7 @@ def estimate(
     training: bool,
     temperature: float | Float[Tensor, ""] = 1.0,
     threshold: Float[Tensor, "R"] | None = None,
-    exploration: bool = True,
+    noise: Float[Tensor, "B T R P"] | None = None,
 ) -> Estimate:
     """Choose a path for every token and site, with a gate that carries gradients to the logits.
 
@@ -57,7 +63,7 @@ def estimate(
         temperature: of the training-time softmax; it does not touch ``probabilities``.
         threshold: by site, in logit units: the last path is chosen only if its logit exceeds the others by more
             than this. 0 (default) is argmax. Ties go to the cheaper path.
-        exploration: for ``selected`` only: choose with Gumbel noise in training, as ``gumbel_st`` does.
+        noise: from ``training_noise``; ignored at inference. With noise the choice is a sample (Gumbel-max).
 
     Raises:
         UserError: for an unknown name.
@@ -75,19 +81,16 @@ def estimate(
         choice = shifted.argmax(dim=-1)
         return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
 
-    if name == "reinforce":
-        choice = (shifted + gumbel_noise(shifted)).argmax(dim=-1)  # a sample of softmax(shifted)
-        return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
-
-    noisy = name == "gumbel_st" or (name == "selected" and exploration)
-    perturbed = shifted + gumbel_noise(shifted) if noisy else shifted
+    perturbed = shifted if noise is None else shifted + noise
     choice = perturbed.argmax(dim=-1)
     hard = F.one_hot(choice, paths).to(logits.dtype)
+    if name == "reinforce":
+        return Estimate(probabilities, choice, hard)
     if name == "selected":
         soft = (shifted / temperature).softmax(dim=-1)
         # p / stop_gradient(p) is 1 with the gradient of log p; written so that forward is exactly 1.
-        log_p = (soft.clamp_min(torch.finfo(soft.dtype).tiny)).log()
-        return Estimate(probabilities, choice, hard * (1 + log_p - log_p.detach()))
+        log_p = soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
+        return Estimate(probabilities, choice, hard * (1 + (log_p - log_p.detach())))
     soft = (perturbed / temperature).softmax(dim=-1)
     if name == "soft":
         return Estimate(probabilities, choice, soft)

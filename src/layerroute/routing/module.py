@@ -12,7 +12,7 @@ from layerroute.errors import UserError, nearest
 from layerroute.routing.budget import BUDGETS, Thresholds
 from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.estimators import ESTIMATORS, estimate
+from layerroute.routing.estimators import ESTIMATORS, estimate, training_noise
 from layerroute.routing.routers import ROUTERS, build_router
 
 
@@ -165,14 +165,19 @@ class Routing(nn.Module):
         else:
             assert self.router is not None
             logits = self.router(hidden)
-            threshold = self.thresholds.for_batch(logits, valid, self.rate, training=self.training)
+            noise = None
+            if self.training:
+                noise = training_noise(self.config.estimator, logits, exploration=self.config.exploration)
+            threshold = self.thresholds.for_batch(
+                logits, valid, self.rate, training=self.training, noise=noise
+            )
             probabilities, choice, gate = estimate(
                 self.config.estimator,
                 logits,
                 training=self.training,
                 temperature=self.temperature,
                 threshold=threshold,
-                exploration=self.config.exploration,
+                noise=noise,
             )
         return RouteDecision(
             probabilities=probabilities,

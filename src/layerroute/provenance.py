@@ -1,0 +1,120 @@
+"""Where a result comes from: versions, revision of the code, machine. Nothing here imports torch."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypedDict
+
+
+class Hardware(TypedDict):
+    """The machine. ``accelerator`` is None on a CPU run."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    accelerator: str | None
+    platform: str
+
+
+class Provenance(TypedDict):
+    """What :func:`provenance` finds out: the part of a record that is about the machine and the code."""
+
+    versions: dict[str, str]
+    revision: str | None
+    dirty: bool | None
+    hardware: Hardware
+
+
+def provenance() -> Provenance:
+    """Return the versions, the code's revision and the hardware, for a record.
+
+    ``revision`` is the commit of the checkout that the package runs from, or of the version-control URL that it was
+    installed from, or None. ``dirty`` says whether sources or recipes differ from that commit. The accelerator is
+    named only if torch is imported already: this function never imports it.
+    """
+    revision, dirty = _revision()
+    return {"versions": _versions(), "revision": revision, "dirty": dirty, "hardware": _hardware()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in (
+        "layerroute",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+        "tokenizers",
+        "numpy",
+    ):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _revision() -> tuple[str | None, bool | None]:
+    package = Path(__file__).resolve().parent
+    top = _git(package, "rev-parse", "--show-toplevel")
+    # An installed package may lie inside somebody else's repository, whose revision says nothing about this code.
+    if top is not None and Path(top).resolve() / "src" / "layerroute" == package:
+        status = _git(package, "status", "--porcelain", "--", str(package), str(Path(top) / "recipes"))
+        return _git(package, "rev-parse", "HEAD"), None if status is None else bool(status)
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
+        origin = json.loads(
+            importlib.metadata.distribution("layerroute").read_text("direct_url.json") or "{}"
+        )
+        return str(origin["vcs_info"]["commit_id"]), False
+    return None, None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _hardware() -> Hardware:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "accelerator": _accelerator(),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _accelerator() -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    if torch.backends.mps.is_available():
+        return "Apple GPU"
+    return None

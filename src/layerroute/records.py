@@ -1,0 +1,356 @@
+"""Result records: one run, one JSON file, written whole or not at all.
+
+The ``TypedDict`` classes below *are* the schema: :func:`write_record` and :func:`read_record` check every record
+against them, so that whoever reads a record (``analysis``, ``report``) may rely on its keys and types. Keys beyond
+the schema are kept as they are, so that a part of the package may add figures of its own.
+
+Nothing here imports torch.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import tempfile
+import types
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypedDict,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from layerroute.errors import UserError
+from layerroute.provenance import Hardware, provenance
+
+__all__ = ["Record", "RecordSchema", "provenance", "read_record", "record_path", "utc_now", "write_record"]
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "record.json"
+
+Record = dict[str, Any]
+"""A record as :func:`read_record` returns it: a plain mapping with the keys of :class:`RecordSchema`."""
+
+
+class Metrics(TypedDict):
+    """Quality. Losses are cross-entropy in nats per token over real tokens; accuracy is a share in 0..1."""
+
+    validation_loss: float
+    validation_perplexity: float
+    validation_accuracy: float
+    best_validation_loss: float
+    best_step: int
+    train_loss: float
+    bigram_loss: NotRequired[float | None]
+    steps: int
+
+
+class Routing(TypedDict):
+    """Where tokens went. ``rate`` and ``entropy`` are by site; a rate is the share on the expensive path."""
+
+    sites: list[str]
+    paths: list[str]
+    expensive_path: str
+    rate: dict[str, float]
+    entropy: dict[str, float]
+    mean_rate: float
+    balance_loss: NotRequired[float | None]
+    tokens: int
+    router: str
+    control: NotRequired[str | None]
+    causal: bool
+    context: NotRequired[str | None]
+    estimator: NotRequired[str | None]
+
+
+class Flops(TypedDict):
+    """Forward FLOPs per token at ``context_length`` tokens.
+
+    ``forward_per_token`` counts everything that masked execution computes, ``routed_per_token`` what is needed at the
+    measured rate, ``executed_per_token`` what ``FlopCounterMode`` saw.
+    """
+
+    forward_per_token: float
+    routed_per_token: float
+    by_part: dict[str, float]
+    by_path: dict[str, float]
+    executed_per_token: NotRequired[float | None]
+    context_length: int
+
+
+class Timing(TypedDict):
+    """Wall time in seconds; ``tokens_per_second`` is training throughput."""
+
+    train_seconds: float
+    tokens_per_second: float
+    evaluation_seconds: float
+
+
+class Parameters(TypedDict):
+    """Numbers of parameters, in all and by part of the model."""
+
+    total: int
+    trainable: int
+    by_part: dict[str, int]
+
+
+class Data(TypedDict):
+    """What was read. ``fingerprint`` names source, tokenizer and split; token counts are after tokenization."""
+
+    source: str
+    fingerprint: str
+    tokenizer: str
+    vocabulary_size: int
+    train_tokens: int
+    validation_tokens: int
+
+
+class RecordSchema(TypedDict, total=False):
+    """One run. Keys marked ``Required`` are always there; the others must be there once the run is completed."""
+
+    schema: Required[Literal[1]]
+    run: Required[str]
+    arm: Required[str]
+    capability: Required[Literal["attention_routing", "layer_skipping"]]
+    seed: Required[int]
+    status: Required[Literal["completed", "failed", "interrupted", "running"]]
+    error: str | None
+    command: Required[str]
+    started: Required[str]
+    finished: str | None
+    recipe: Required[dict[str, Any]]
+    metrics: Metrics
+    curves: str | None
+    token_routes: str | None
+    routing: Routing | None
+    flops: Flops
+    timing: Timing
+    parameters: Parameters
+    data: Data
+    tokens_seen: int
+    versions: Required[dict[str, str]]
+    revision: str | None
+    dirty: bool | None
+    hardware: Required[Hardware]
+
+
+_RESULTS = ("metrics", "flops", "timing", "parameters", "data", "tokens_seen", "finished")
+_SHARES = ("mean_rate", "validation_accuracy")
+
+
+def record_path(path: str | os.PathLike[str]) -> Path:
+    """Return the record file meant by ``path``, which is a run directory or a ``.json`` file."""
+    path = Path(path)
+    return path if path.suffix == ".json" and not path.is_dir() else path / RECORD_NAME
+
+
+def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:
+    """Check ``record`` and write it to ``path`` (a run directory or a ``.json`` file) atomically.
+
+    Numbers that are not finite are written as null: a score that was not reached is missing, never 0. NumPy and torch
+    scalars are written as plain numbers. An older record at ``path`` stays whole until the new one is complete.
+
+    Returns the file written.
+
+    Raises:
+        ValueError: the record does not fit the schema; the message names the key. (A mistake of the caller.)
+    """
+    target = record_path(path)
+    plain = _plain(record)
+    _check_record(plain, str(target), ValueError)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(plain, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return target
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """Read the record of a run directory, or of a ``.json`` file, and check it against the schema.
+
+    Raises:
+        UserError: there is no record, it is not JSON, or a key is missing or of a wrong type; the message names the
+            file and the key.
+    """
+    target = record_path(path)
+    try:
+        record = json.loads(target.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"no result record at {target}: give a run's directory, or its {RECORD_NAME}."
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {target}: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{target} is not a result record: it is not valid JSON ({error}).") from None
+    _check_record(record, str(target), UserError)
+    return record  # type: ignore[no-any-return]
+
+
+def utc_now() -> str:
+    """Return the time now as ISO 8601 in UTC, to the second: the form of ``started`` and ``finished``."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _check_record(record: Any, where: str, error: type[ValueError]) -> None:
+    try:
+        _check(record, RecordSchema, "")
+        if record["status"] == "completed":
+            _require(record)
+        for section in ("metrics", "routing"):
+            for key in _SHARES:
+                value = (record.get(section) or {}).get(key)
+                if value is not None and not 0 <= value <= 1:
+                    raise _Misfit(f"{section}.{key}", f"is {value!r}; a share must be in 0..1")
+    except _Misfit as misfit:
+        raise error(f"{where} is not a valid result record: {misfit.key or 'it'} {misfit.reason}.") from None
+
+
+class _Misfit(Exception):
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+
+def _require(record: Record) -> None:
+    """What a run reached is owed only when it is completed: then nothing may be missing or null."""
+    for key in _RESULTS:
+        if record.get(key) is None:
+            raise _Misfit(key, "is missing, and the status is 'completed'")
+        hint = _hints(RecordSchema)[key]
+        if is_typeddict(hint):
+            _check(record[key], hint, key, complete=True)
+    if record.get("routing") is not None:
+        _check(record["routing"], Routing, "routing", complete=True)
+        _check_routing(record["routing"])
+
+
+def _check_routing(routing: Record) -> None:
+    sites = set(routing["sites"])
+    for key in ("rate", "entropy"):
+        if set(routing[key]) != sites:
+            raise _Misfit(
+                f"routing.{key}", f"has the sites {sorted(routing[key])}, and routing.sites {sorted(sites)}"
+            )
+    for site, value in routing["rate"].items():
+        if not 0 <= value <= 1:
+            raise _Misfit(f"routing.rate.{site}", f"is {value!r}; a share must be in 0..1")
+    if routing["expensive_path"] not in routing["paths"]:
+        raise _Misfit(
+            "routing.expensive_path", f"is {routing['expensive_path']!r}, not one of {routing['paths']}"
+        )
+
+
+@functools.cache
+def _hints(schema: Any) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
+def _check(value: Any, hint: Any, key: str, *, complete: bool | None = None) -> None:
+    """Raise :class:`_Misfit` unless ``value`` fits ``hint``.
+
+    ``complete`` is about result sections: False lets their keys be missing or null, which is how a run that has not
+    come to its end looks. None means the record itself, whose required keys are always owed.
+    """
+    if value is None and complete is False:
+        return
+    if is_typeddict(hint):
+        _check_section(value, hint, key, complete)
+        return
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and types.NoneType in arguments:
+            return
+        (hint,) = (option for option in arguments if option is not types.NoneType)
+        _check(value, hint, key, complete=complete)
+    elif origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise _Misfit(key, f"is {value!r}; it must be {' or '.join(map(repr, arguments))}")
+    elif origin is list:
+        _check_plain(value, list, key)
+        for index, item in enumerate(value):
+            _check(item, arguments[0], f"{key}[{index}]", complete=complete)
+    elif origin is dict:
+        _check_plain(value, dict, key)
+        for name, item in value.items():
+            _check(item, arguments[1], f"{key}.{name}", complete=complete)
+    elif hint is not Any:
+        _check_plain(value, hint, key)
+
+
+def _check_section(value: Any, schema: Any, key: str, complete: bool | None) -> None:
+    _check_plain(value, dict, key)
+    top = schema is RecordSchema
+    hints = _hints(schema)
+    for name, hint in hints.items():
+        path = f"{key}.{name}" if key else name
+        if name not in value:
+            if name in schema.__required_keys__ and (top or complete is not False):
+                raise _Misfit(path, "is missing")
+            continue
+        # A section inside the record is first held to types alone; _require asks for the whole of it.
+        partial = name in (*_RESULTS, "routing") if top else complete is False
+        _check(value[name], hint, path, complete=False if partial else complete)
+
+
+_NAMES = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+}
+
+
+def _check_plain(value: Any, kind: type, key: str) -> None:
+    allowed = (int, float) if kind is float else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise _Misfit(key, f"is {_short(value)}; it must be {_NAMES[kind]}")
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON's own types, with null for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Tensor operators, each with a plain reference, fast backends of the same signature, and one dispatch."""

@@ -1,0 +1,25 @@
+"""Attention routing: models in which each token takes Gated DeltaNet or softmax attention.
+
+Importing this package registers the model with transformers' Auto classes.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from layerroute.hybrid.configuration import HybridConfig
+from layerroute.hybrid.flops import FlopsReport, forward_flops
+from layerroute.hybrid.modeling import HybridForCausalLM, HybridModel, HybridOutput
+from layerroute.hybrid.parameters import parameters_by_part
+
+AutoConfig.register(HybridConfig.model_type, HybridConfig, exist_ok=True)
+AutoModel.register(HybridConfig, HybridModel, exist_ok=True)
+AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM, exist_ok=True)
+
+__all__ = [
+    "FlopsReport",
+    "HybridConfig",
+    "HybridForCausalLM",
+    "HybridModel",
+    "HybridOutput",
+    "forward_flops",
+    "parameters_by_part",
+]

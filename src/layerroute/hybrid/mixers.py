@@ -1,0 +1,223 @@
+"""The two token mixers: softmax attention and Gated DeltaNet.
+
+Both take ``member``, the tokens that the mixer owns: None means all (``full_context``); else only members write
+keys, values and state (``own_context``), while outputs are still given for every token (masked execution).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from layerroute.hybrid.cache import OwnContextLayer
+from layerroute.hybrid.compaction import Compaction
+from layerroute.hybrid.configuration import HybridConfig
+from layerroute.hybrid.context import TokenContext
+from layerroute.ops.gated_delta import gated_delta_rule
+
+
+class SoftmaxMixer(nn.Module):
+    """Causal softmax attention with rotary positions and optional grouped queries."""
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None and config.num_key_value_heads is not None
+        self.layer, self.head_dim = layer, config.head_dim
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        inner, shared = self.heads * self.head_dim, self.key_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        context: TokenContext,
+        *,
+        member: Bool[Tensor, "B T M"] | None = None,
+        head_gate: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Attend; ``head_gate`` scales each head's output before the output projection."""
+        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        key = self.k_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        value = self.v_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        if context.rotary is not None:
+            query, key = apply_rotary_pos_emb(query, key, *context.rotary)
+        if member is None:
+            if context.cache is not None:
+                key, value = context.cache.update(key, value, self.layer)
+            mask = context.attention_mask(key.shape[2])
+        else:
+            key, value, mask = self._own_keys(key, value, context, member)
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=self.key_heads != self.heads,
+        ).transpose(1, 2)
+        if head_gate is not None:
+            output = output * head_gate.unsqueeze(-1).to(output.dtype)
+        return self.o_proj(output.flatten(2))
+
+    def _own_keys(
+        self, key: Tensor, value: Tensor, context: TokenContext, member: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Stored keys of this path's earlier tokens before those of this call, and who sees what."""
+        mask = context.own_mask(member)
+        layer = None if context.cache is None else context.cache.layers[self.layer]
+        if layer is None:
+            return key, value, mask
+        assert isinstance(layer, OwnContextLayer)
+        new_key, new_value = key, value
+        if layer.lengths is not None:
+            seen = layer.filled().transpose(1, 2)[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
+            mask = torch.cat([seen, mask], dim=-1)
+            key = torch.cat([layer.keys, key], dim=2)
+            value = torch.cat([layer.values, value], dim=2)
+        layer.append(new_key, new_value, member)
+        return key, value, mask
+
+
+class GatedDeltaMixer(nn.Module):
+    """Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464).
+
+    q, k and v pass a short causal convolution and SiLU; q and k are L2-normalised; beta = sigmoid;
+    log decay = -exp(A_log) * softplus(a + dt_bias); a gated RMSNorm closes each head.
+    """
+
+    def __init__(self, config: HybridConfig, layer: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        self.layer, self.heads, self.taps = layer, config.num_attention_heads, config.gdn_conv_size
+        self.key_dim, self.value_dim = config.head_dim, config.gdn_value_dim
+        inner, wide = self.heads * self.key_dim, self.heads * self.value_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, wide, bias=False)
+        self.a_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, wide, bias=False)
+        self.o_proj = nn.Linear(wide, config.hidden_size, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(self.heads, 2 * self.key_dim + self.value_dim, self.taps))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.norm = nn.RMSNorm(self.value_dim, eps=config.rms_norm_eps)
+        with torch.no_grad():
+            for name, value in self.initial_values().items():
+                getattr(self, name).copy_(value)
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Starting values of the parameters that no linear layer holds, as in the authors' code."""
+        step = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        bound = 1 / math.sqrt(self.taps)
+        return {
+            "A_log": torch.empty(self.heads).uniform_(1e-3, 16).log_(),
+            "dt_bias": step + torch.log(-torch.expm1(-step)),  # the inverse of softplus
+            "conv_weight": torch.empty(self.conv_weight.shape).uniform_(-bound, bound),
+        }
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        context: TokenContext,
+        *,
+        member: Bool[Tensor, "B T M"] | None = None,
+        head_gate: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Mix; ``head_gate`` scales each head's output before the output projection."""
+        split = (self.heads, -1)
+        x = torch.cat(
+            [
+                projection(hidden).unflatten(-1, split)
+                for projection in (self.q_proj, self.k_proj, self.v_proj)
+            ],
+            dim=-1,
+        )
+        beta = torch.sigmoid(self.b_proj(hidden).float())
+        decay = -torch.exp(self.A_log.float()) * F.softplus(
+            self.a_proj(hidden).float() + self.dt_bias.float()
+        )
+        documents = context.document_ids
+        if member is None and context.valid is not None:
+            member = context.valid.unsqueeze(-1)  # padding is nobody's: it writes nothing and is skipped
+        packed = None if member is None else Compaction.of(member)
+        if packed is not None:
+            x = packed.gather(x)
+            beta = packed.gather(beta.expand(-1, -1, self.heads)) * packed.member
+            decay = packed.gather(decay) * packed.member
+            if documents is not None:
+                documents = (
+                    documents.gather(1, packed.order[..., 0]) if packed.order.shape[-1] == 1 else documents
+                )
+        x = self._convolve(x, context, packed, documents)
+        query, key, value = x.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        cache = context.cache
+        state = None if cache is None else cache.layers[self.layer].recurrent_states[0]
+        output, state = gated_delta_rule(
+            query,
+            key,
+            value,
+            decay,
+            beta,
+            initial_state=state,
+            output_final_state=cache is not None,
+            document_ids=documents,
+            normalize_qk=True,
+        )
+        if cache is not None:
+            cache.update_recurrent_state(state, self.layer)
+        if packed is not None:
+            output = packed.restore(output)
+        gate = F.silu(self.g_proj(hidden).unflatten(-1, split))
+        output = self.norm(output).to(gate.dtype) * gate
+        if head_gate is not None:
+            output = output * head_gate.unsqueeze(-1).to(output.dtype)
+        return self.o_proj(output.flatten(2))
+
+    def _convolve(
+        self,
+        x: Float[Tensor, "B T H C"],
+        context: TokenContext,
+        packed: Compaction | None,
+        documents: Tensor | None,
+    ) -> Float[Tensor, "B T H C"]:
+        """Depthwise causal convolution over this path's own tokens, then SiLU; the last taps go to the cache."""
+        batch, time = x.shape[:2]
+        cache, weight = context.cache, self.conv_weight.to(x.dtype)
+        past = None if cache is None else cache.layers[self.layer].conv_states[0]
+        if past is None:
+            full = F.pad(x, (0, 0, 0, 0, self.taps, 0))
+        else:
+            full = torch.cat(
+                [past.view(batch, self.heads, -1, self.taps).movedim(-1, 1).to(x.dtype), x], dim=1
+            )
+        if documents is None:
+            channels = full[:, 1:].flatten(2).transpose(1, 2)
+            result = F.conv1d(channels, weight.flatten(0, 1).unsqueeze(1), groups=channels.shape[1])
+            result = result.transpose(1, 2).view_as(x)
+        else:
+            ids = F.pad(documents, (self.taps, 0), value=-1)
+            result = torch.zeros_like(x)
+            for tap in range(self.taps):
+                start = tap + 1
+                same = (ids[:, start : start + time] == documents)[..., None, None]
+                result = result + full[:, start : start + time] * weight[..., tap] * same
+        if cache is not None:
+            cache.update_conv_state(self._last_taps(full, packed).flatten(1, 2), self.layer)
+        return F.silu(result)
+
+    def _last_taps(
+        self, full: Float[Tensor, "B S H C"], packed: Compaction | None
+    ) -> Float[Tensor, "B H C k"]:
+        """The last inputs that the next call's convolution will see, of this path's own tokens."""
+        if packed is None:
+            return full[:, -self.taps :].movedim(1, -1)
+        slots = packed.count[:, None, :] + torch.arange(self.taps, device=full.device)[None, :, None]
+        index = slots.unsqueeze(-1).expand(-1, -1, self.heads, full.shape[-1])
+        return full.gather(1, index).movedim(1, -1)

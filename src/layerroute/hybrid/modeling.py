@@ -1,0 +1,342 @@
+"""The hybrid model as a transformers ``PreTrainedModel``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import ModelOutput
+
+from layerroute.errors import UserError
+from layerroute.hybrid.cache import count_tokens, fit_cache
+from layerroute.hybrid.configuration import PATHS, HybridConfig
+from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.flops import path_costs
+from layerroute.hybrid.layers import HybridLayer
+from layerroute.hybrid.mixers import GatedDeltaMixer
+from layerroute.objectives.language_model import cross_entropy, shift_labels
+from layerroute.routing.decision import RouteDecision
+from layerroute.routing.module import Routing
+from layerroute.routing.routers import MLPRouter
+
+
+@dataclass
+class HybridOutput(ModelOutput):
+    """What the models return.
+
+    Attributes:
+        loss: mean cross-entropy in nats over the labels (only if labels were given); no other term, ever.
+        logits: (B, T, vocabulary).
+        past_key_values: the cache, if one was used.
+        hidden_states: input of every layer and the final state, if asked for.
+        decision: choices at all sites, or None if the pattern has no routed layer.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    decision: RouteDecision | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class HybridPreTrainedModel(PreTrainedModel):
+    """Shared by the backbone and the language model: weights' start, and what transformers may do with them."""
+
+    config_class = HybridConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HybridLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _is_stateful = True  # a recurrent state cannot be rolled back
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only functions of `initialization` here: they leave alone what was loaded from a checkpoint.
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=std * getattr(module, "init_scale", 1.0))
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, GatedDeltaMixer):
+            for name, value in module.initial_values().items():
+                init.copy_(getattr(module, name), value.to(getattr(module, name).device))
+        elif isinstance(module, MLPRouter):
+            for layer in module.layers:
+                init.normal_(
+                    layer.weight, std=0.0 if module.zero_init and layer is module.layers[-1] else 0.02
+                )
+                bias = torch.zeros_like(layer.bias)
+                if layer is module.layers[-1]:
+                    bias.view(module.sites, -1)[:, -1] = module.initial_bias
+                init.copy_(layer.bias, bias)
+        elif isinstance(module, Routing):
+            init.constant_(module.temperature, 1.0)
+            init.constant_(module.rate, module.config.rate)
+            init.copy_(
+                module.costs,
+                torch.as_tensor(path_costs(self.config), dtype=torch.float32)[: len(module.sites)],
+            )
+            init.zeros_(module.thresholds.value)
+            init.zeros_(module.thresholds.updates)
+        elif isinstance(module, LlamaRotaryEmbedding):
+            super()._init_weights(module)
+
+
+class HybridModel(HybridPreTrainedModel):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(HybridLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config) if config.use_rope else None
+        self.routing = nn.ModuleDict()
+        routed = config.routed_layers
+        if routed and config.router_mode == "parallel":
+            self.routing["parallel"] = self._make_routing(config, config.sites)
+        for layer in routed if config.router_mode == "sequential" else ():
+            self.routing[f"layer{layer}"] = self._make_routing(config, config.sites_of(layer))
+        self.router_layer = (
+            config.router_layer if config.router_layer is not None else (routed[0] - 1 if routed else -1)
+        )
+        if config.residual_init_scale:
+            for name, module in self.named_modules():
+                if name.endswith(("o_proj", "down_proj")):
+                    module.init_scale = (2 * config.num_hidden_layers) ** -0.5
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @staticmethod
+    def _make_routing(config: HybridConfig, sites: list[str]) -> Routing:
+        costs = path_costs(config)[: len(sites)]
+        return Routing(config.routing_config, config.hidden_size, sites=sites, paths=PATHS, costs=costs)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        use_cache: bool | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> HybridOutput:
+        """Run all layers, deciding before each routed one; see ``HybridForCausalLM.forward``."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and document_ids is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        context = self._context(hidden, attention_mask, position_ids, past_key_values, document_ids)
+        valid = (
+            context.valid
+            if context.valid is not None
+            else hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+        )
+
+        states: list[Tensor] = []
+        decisions: list[RouteDecision] = []
+        offset = 0
+        for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                states.append(hidden)
+            gate = choice = None
+            if layer.kind == "routed":
+                if self.config.router_mode == "sequential":
+                    decisions.append(self._decide(f"layer{index}", hidden, valid, context, input_ids))
+                    offset = 0
+                count = len(self.config.sites_of(index))
+                gate = decisions[-1].gate[:, :, offset : offset + count]
+                choice = decisions[-1].choice[:, :, offset : offset + count]
+                offset += count
+            hidden = layer(hidden, context, gate, choice)
+            if index == self.router_layer and "parallel" in self.routing:
+                decisions.append(self._decide("parallel", hidden, valid, context, input_ids))
+        hidden = self.norm(hidden)
+        if past_key_values is not None:
+            count_tokens(past_key_values, hidden.shape[1])
+        return HybridOutput(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states, hidden) if output_hidden_states else None,
+            decision=RouteDecision.join(decisions) if decisions else None,
+        )
+
+    def _decide(
+        self, name: str, hidden: Tensor, valid: Tensor, context: TokenContext, token_ids: Tensor | None
+    ) -> RouteDecision:
+        # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
+        routing = self.routing[name]
+        assert isinstance(routing, Routing)
+        return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids)
+
+    def _context(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        document_ids: Tensor | None,
+    ) -> TokenContext:
+        batch, time = hidden.shape[:2]
+        past = 0
+        if cache is not None:
+            fit_cache(cache, self.config.layer_pattern, own_context=self.config.context == "own_context")
+            past = cache.get_seq_length()
+        if document_ids is not None:
+            if cache is not None:
+                raise ValueError("document_ids are for packed training and scoring; use no cache with them")
+            if self.config.context == "own_context" and self.config.granularity == "head":
+                raise UserError(
+                    "document_ids with own_context need granularity: token; heads own different tokens"
+                )
+        key_valid: Bool[Tensor, "B S"] | None = None
+        if attention_mask is not None:
+            if attention_mask.dim() != 2 or attention_mask.shape[1] < past + time:
+                raise ValueError(
+                    f"attention_mask must be (batch, {past + time}): cached and new tokens; "
+                    f"got {tuple(attention_mask.shape)}"
+                )
+            key_valid = attention_mask[:, : past + time].bool()
+            if not torch.compiler.is_compiling() and bool(key_valid.all()):
+                key_valid = None
+        positions = self._positions(batch, time, past, key_valid, position_ids, document_ids, hidden.device)
+        return TokenContext(
+            valid=None if key_valid is None else key_valid[:, past:],
+            key_valid=key_valid,
+            positions=positions,
+            document_ids=document_ids,
+            rotary=None if self.rotary_emb is None else self.rotary_emb(hidden, positions),
+            cache=cache,
+            past=past,
+        )
+
+    @staticmethod
+    def _positions(
+        batch: int,
+        time: int,
+        past: int,
+        key_valid: Tensor | None,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+        device: torch.device,
+    ) -> Int[Tensor, "B T"]:
+        if position_ids is not None:
+            return position_ids.expand(batch, -1)
+        index = torch.arange(past, past + time, device=device).expand(batch, -1)
+        if document_ids is not None:
+            new = torch.ones_like(document_ids, dtype=torch.bool)
+            new[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+            return index - torch.where(new, index, 0).cummax(dim=1).values
+        if key_valid is not None:
+            return (key_valid.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
+        return index
+
+
+class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
+    """The hybrid model with an output matrix: trains, scores and generates."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.model = HybridModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> HybridOutput | tuple:
+        """Score tokens and say which path each took.
+
+        Args:
+            input_ids: tokens.
+            attention_mask: (B, cached + T), 0 at padding (left padding for generation).
+            position_ids: positions for the rotary embedding; by default counted over real tokens, and from 0 in
+                each packed document.
+            past_key_values: a cache from an earlier call.
+            inputs_embeds: embeddings in place of tokens.
+            labels: the tokens themselves, -100 where nothing is to be predicted; shifted here.
+            use_cache: default: the configuration's, and never in training.
+            document_ids: which packed document each token belongs to; attention, GDN state and convolution do not
+                cross documents.
+            logits_to_keep: compute logits of the last n tokens only (0: all), or of these indices.
+            output_hidden_states: return the input of each layer and the final state.
+            num_items_in_batch: divide the loss by this count instead of the tokens of this call.
+            return_dict: False returns a tuple.
+        """
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            document_ids=document_ids,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden = output.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits, shift_labels(labels), count=num_items_in_batch)
+        result = HybridOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            decision=output.decision,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def routings(self) -> list[Routing]:
+        """The routing modules, in order of their sites (one if parallel, one a routed layer if sequential)."""
+        return [module for module in self.model.routing.values() if isinstance(module, Routing)]
+
+    def set_temperature(self, temperature: float) -> None:
+        """Temperature of the training-time softmax over paths."""
+        for routing in self.routings():
+            routing.set_temperature(temperature)
+
+    def set_rate(self, rate: float) -> None:
+        """Softmax rate asked for by budgets and controls."""
+        for routing in self.routings():
+            routing.set_rate(rate)

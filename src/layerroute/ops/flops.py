@@ -1,0 +1,25 @@
+"""Counting the FLOPs that are really executed."""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_flop_count
+
+
+def _attention(
+    query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+def flop_counter() -> FlopCounterMode:
+    """A ``FlopCounterMode`` that also sees what torch's own counts as nothing.
+
+    These are the CPU's fused attention, counted like torch's other attention kernels over the full T x S square
+    whatever the mask, and the in-place batched product.
+    """
+    formulas = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        torch.ops.aten.baddbmm_: baddbmm_flop,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)

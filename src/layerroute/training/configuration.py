@@ -105,6 +105,7 @@ class TrainConfig:
         warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls linearly to 0.
         weight_decay: decoupled decay of matrices; norms, biases and decay parameters have none.
         max_gradient_norm: gradients are scaled down to this global L2 norm.
+        device: ``auto`` is the GPU if there is one.
         precision: ``auto`` takes bfloat16 autocast where the machine has fast units for it, else float32.
         log_every, evaluate_every, save_every: steps between training curve points, evaluations and
             checkpoints; 0 evaluations or checkpoints = only at the end.
@@ -112,6 +113,8 @@ class TrainConfig:
         evaluation_batch_size: windows computed at once; bounds memory, does not change results.
         keep_checkpoints: newest resumable checkpoints kept on disk (the best and the last model are always kept).
         route_sentences: validation sentences whose token routes are stored at the end, 0 = none.
+        separate_documents: tokens see no other document of their window. Default False: windows are plain text with
+            end-of-text tokens in it, as in the original.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         report_to: trackers known to transformers' Trainer, by name, e.g. ``["tensorboard"]``.
     """
@@ -135,6 +138,7 @@ class TrainConfig:
     evaluation_batch_size: int = 8
     keep_checkpoints: int = 2
     route_sentences: int = 16
+    separate_documents: bool = False
     gradient_checkpointing: bool = False
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
 

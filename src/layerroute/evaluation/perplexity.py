@@ -1,0 +1,102 @@
+"""Cross-entropy, perplexity and next-token accuracy over real tokens, with the routing that was served."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
+from layerroute.objectives import shift_labels, token_cross_entropy
+from layerroute.objectives.language_model import IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a model scores on fixed batches.
+
+    Attributes:
+        loss: cross-entropy only, in nats per predicted token; no auxiliary term is ever part of it.
+        accuracy: share of predicted tokens whose most likely prediction is right.
+        tokens: predicted tokens.
+        routing: from hard decisions in inference mode, None for a model without routing.
+        seconds: wall time.
+    """
+
+    loss: float
+    accuracy: float
+    tokens: int
+    routing: RoutingStatistics | None
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score `model` in inference mode: no noise, no sampling, dropout off; two calls give the same bits.
+
+    Args:
+        batches: mappings with ``input_ids`` (B T) and, where there is padding, ``attention_mask`` (B T, 1 = real
+            token) and other inputs of the model. ``labels`` (B T, not shifted, -100 = not counted) default to the
+            input ids. Padding is counted nowhere.
+        precision: makes the autocast context of the forward pass.
+        on_batch: called with the number of sequences of each finished batch.
+
+    Raises:
+        ValueError: if no token is predicted at all.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    count = torch.zeros((), dtype=torch.int64, device=device)
+    routing = RoutingAccumulator()
+    started = time.perf_counter()
+    try:
+        for batch in batches:
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            labels = inputs.pop("labels", inputs["input_ids"])
+            mask = inputs.get("attention_mask")
+            if mask is not None:
+                labels = labels.masked_fill(mask == 0, IGNORE)
+            targets = shift_labels(labels)
+            if mask is not None:
+                # With padding on the left, a pad must not be asked for the first real token either.
+                targets = targets.masked_fill(mask == 0, IGNORE)
+            with precision():
+                output = model(**inputs, use_cache=False)
+            real = targets != IGNORE
+            total += token_cross_entropy(output.logits, targets).double().sum()
+            correct += ((output.logits.argmax(dim=-1) == targets) & real).sum()
+            count += real.sum()
+            decision = getattr(output, "decision", None)
+            if decision is not None:
+                routing.add(decision)
+            if on_batch is not None:
+                on_batch(len(labels))
+    finally:
+        model.train(was_training)
+    tokens = int(count)
+    if tokens == 0:
+        raise ValueError("nothing to evaluate: no batch holds a token to predict")
+    return Evaluation(
+        loss=float(total) / tokens,
+        accuracy=int(correct) / tokens,
+        tokens=tokens,
+        routing=routing.result(),
+        seconds=time.perf_counter() - started,
+    )

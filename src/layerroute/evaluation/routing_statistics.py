@@ -1,0 +1,153 @@
+"""Routing statistics over many batches, from decisions alone."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerroute.objectives import switch_loss
+from layerroute.routing import RouteDecision
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingStatistics:
+    """Where the valid tokens of many batches went. Mappings are by site.
+
+    Attributes:
+        tokens: valid tokens seen.
+        rate: share on the expensive path, from hard choices.
+        entropy: −Σ p ln p in nats of the distribution of hard choices: ln 2 = 0.693 when two paths are used
+            equally, 0 when one is never used.
+        token_entropy: mean over tokens of the entropy of the router's probabilities: how unsure it is of a token.
+        fraction: share of each path, cheapest path first.
+        balance_loss: Switch loss of the batches, averaged with their numbers of tokens.
+        cost_weighted_rate: mean rate, each site weighted by what its expensive path costs beyond the cheapest.
+    """
+
+    sites: tuple[str, ...]
+    paths: tuple[str, ...]
+    causal: bool
+    tokens: int
+    rate: dict[str, float]
+    entropy: dict[str, float]
+    token_entropy: dict[str, float]
+    fraction: dict[str, list[float]]
+    balance_loss: float
+    cost_weighted_rate: float
+
+    @property
+    def mean_rate(self) -> float:
+        """Mean of ``rate`` over sites."""
+        return sum(self.rate.values()) / len(self.rate)
+
+
+@dataclass(kw_only=True)
+class RoutingAccumulator:
+    """Adds up decisions; counts are exact integers, so sums do not depend on the order of batches.
+
+    Nothing is moved to the host before ``result`` or ``state_dict`` is called.
+    """
+
+    sites: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    causal: bool = True
+    _counts: Tensor | None = None
+    _token_entropy: Tensor | None = None
+    _balance: Tensor | None = None
+    _tokens: Tensor | None = None
+    _costs: Tensor | None = field(default=None, repr=False)
+
+    @torch.no_grad()
+    def add(self, decision: RouteDecision) -> None:
+        """Count a batch; padding counts nowhere."""
+        decision = decision.detach()
+        tokens = decision.valid.sum()
+        weight = tokens.double()
+        counts = decision.counts()
+        entropy = decision.token_entropy().double() * weight
+        balance = switch_loss(decision).double() * weight
+        self.causal = self.causal and decision.causal
+        if self._counts is None:
+            self.sites, self.paths, self._costs = decision.sites, decision.paths, decision.costs
+            self._counts, self._token_entropy = counts.clone(), entropy
+            self._balance, self._tokens = balance, tokens
+            return
+        if (decision.sites, decision.paths) != (self.sites, self.paths):
+            raise ValueError(
+                f"decisions of other sites or paths cannot be added: {decision.sites} {decision.paths}, "
+                f"expected {self.sites} {self.paths}"
+            )
+        assert self._token_entropy is not None and self._balance is not None and self._tokens is not None
+        self._counts += counts
+        self._token_entropy = self._token_entropy + entropy
+        self._balance = self._balance + balance
+        self._tokens = self._tokens + tokens
+
+    def result(self) -> RoutingStatistics | None:
+        """The statistics so far, None if no valid token was seen."""
+        if self._counts is None or self._tokens is None or int(self._tokens) == 0:
+            return None
+        assert self._token_entropy is not None and self._balance is not None and self._costs is not None
+        tokens = int(self._tokens)
+        shares = [[count / tokens for count in row] for row in self._counts.tolist()]
+        costs = self._costs.double().tolist()
+        spread = sum(row[-1] - row[0] for row in costs)
+        spent = sum(
+            share * (cost - costs_row[0])
+            for row, costs_row in zip(shares, costs, strict=True)
+            for share, cost in zip(row, costs_row, strict=True)
+        )
+        unsure = self._token_entropy.tolist()
+        return RoutingStatistics(
+            sites=self.sites,
+            paths=self.paths,
+            causal=self.causal,
+            tokens=tokens,
+            rate={site: row[-1] for site, row in zip(self.sites, shares, strict=True)},
+            entropy={site: _entropy(row) for site, row in zip(self.sites, shares, strict=True)},
+            token_entropy={site: value / tokens for site, value in zip(self.sites, unsure, strict=True)},
+            fraction=dict(zip(self.sites, shares, strict=True)),
+            balance_loss=float(self._balance) / tokens,
+            cost_weighted_rate=spent / spread if spread else 0.0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers from which ``load_state_dict`` restores the sums exactly; JSON can hold them."""
+        if self._counts is None:
+            return {}
+        assert self._token_entropy is not None and self._balance is not None
+        assert self._tokens is not None and self._costs is not None
+        return {
+            "sites": list(self.sites),
+            "paths": list(self.paths),
+            "causal": self.causal,
+            "counts": self._counts.tolist(),
+            "token_entropy": self._token_entropy.tolist(),
+            "balance": float(self._balance),
+            "tokens": int(self._tokens),
+            "costs": self._costs.tolist(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Restore what ``state_dict`` returned; an empty state clears the sums."""
+        if not state:
+            self.reset()
+            return
+        self.sites, self.paths = tuple(state["sites"]), tuple(state["paths"])
+        self.causal = state["causal"]
+        self._counts = torch.tensor(state["counts"], dtype=torch.int64, device=device)
+        self._token_entropy = torch.tensor(state["token_entropy"], dtype=torch.float64, device=device)
+        self._balance = torch.tensor(state["balance"], dtype=torch.float64, device=device)
+        self._tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=device)
+        self._costs = torch.tensor(state["costs"], dtype=torch.float32, device=device)
+
+    def reset(self) -> None:
+        """Forget all that was added."""
+        self._counts = self._token_entropy = self._balance = self._tokens = self._costs = None
+        self.causal = True
+
+
+def _entropy(shares: list[float]) -> float:
+    return -sum(share * math.log(share) for share in shares if share > 0)

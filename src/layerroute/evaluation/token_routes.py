@@ -1,0 +1,123 @@
+"""Which path each token of a few sentences takes: the data of the token × site heatmap."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+SHORTEST, LONGEST = 8, 40
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    def decode(self, token_ids: Any) -> Any: ...
+
+
+class Span(NamedTuple):
+    """Tokens ``start`` to ``stop`` of window ``window``."""
+
+    window: int
+    start: int
+    stop: int
+
+
+def token_texts(tokenizer: Decoder, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself (a byte that is part of a longer character decodes to U+FFFD)."""
+    return [str(tokenizer.decode([int(token)])) for token in ids]
+
+
+def sentences(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Cut a token sequence where a sentence or a line ends; half-open ranges of SHORTEST to LONGEST tokens.
+
+    The first and the last piece are left out: they may have begun before the window, or go on after it.
+    """
+    ends = [
+        index + 1
+        for index, text in enumerate(texts)
+        if "\n" in text or text.rstrip().endswith((".", "!", "?"))
+    ]
+    ranges = itertools.pairwise(ends)
+    return [(start, stop) for start, stop in ranges if SHORTEST <= stop - start <= LONGEST]
+
+
+def choose_sentences(windows: Sequence[Sequence[str]], count: int) -> list[Span]:
+    """Pick ``count`` sentences that differ: from each window in turn the one with most tokens not seen before."""
+    seen: set[str] = set()
+    chosen: list[Span] = []
+    for index, texts in enumerate(windows):
+        if len(chosen) == count:
+            break
+        words = {span: {text.strip() for text in texts[slice(*span)]} - {""} for span in sentences(texts)}
+        fresh = {span: len(tokens - seen) for span, tokens in words.items()}
+        best = max(fresh, key=fresh.__getitem__, default=None)
+        if best is not None and fresh[best] >= SHORTEST // 2:
+            seen |= words[best]
+            chosen.append(Span(index, *best))
+    return chosen
+
+
+@torch.no_grad()
+def routes_of(
+    model: nn.Module,
+    input_ids: Tensor,
+    *,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[list[str], list[str], Tensor, Tensor] | None:
+    """Sites, paths, choices (B, T, R) and probabilities of the expensive path (B, T, R) in inference mode.
+
+    None for a model without routing.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with precision():
+            output = model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
+    finally:
+        model.train(was_training)
+    decision = getattr(output, "decision", None)
+    if decision is None:
+        return None
+    probability = decision.probabilities[..., -1].float().cpu()
+    return list(decision.sites), list(decision.paths), decision.choice.cpu(), probability
+
+
+def collect_token_routes(
+    model: nn.Module,
+    tokenizer: Decoder,
+    windows: Tensor,
+    *,
+    count: int = 16,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Any] | None:
+    """Routes of ``count`` diverse sentences out of ``windows`` (N, T), each read in the context of its window.
+
+    Fewer come back where the text holds fewer sentences. None for a model without routing.
+    """
+    texts = [token_texts(tokenizer, row) for row in windows.tolist()]
+    spans = choose_sentences(texts, count)
+    found: list[dict[str, Any]] = []
+    sites: list[str] = []
+    paths: list[str] = []
+    for span in spans or [Span(0, 0, min(LONGEST, windows.shape[1]))]:
+        routes = routes_of(model, windows[span.window : span.window + 1, : span.stop], precision=precision)
+        if routes is None:
+            return None
+        sites, paths, choice, probability = routes
+        found.append(sentence_routes(texts[span.window], choice[0], probability[0], span.start, span.stop))
+    return {"sites": sites, "paths": paths, "sentences": found}
+
+
+def sentence_routes(
+    texts: Sequence[str], choice: Tensor, probability: Tensor, start: int = 0, stop: int | None = None
+) -> dict[str, Any]:
+    """One sentence of ``token_routes.json``: tokens, choice (tokens × sites), probability of the expensive path."""
+    stop = len(texts) if stop is None else stop
+    return {
+        "tokens": list(texts[start:stop]),
+        "choice": choice[start:stop].tolist(),
+        "probability": [[round(value, 6) for value in row] for row in probability[start:stop].tolist()],
+    }

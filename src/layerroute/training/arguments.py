@@ -1,0 +1,67 @@
+"""A recipe's `train` section in the words of transformers' Trainer."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from layerroute.errors import UserError
+from layerroute.training.configuration import TrainConfig
+
+_NEVER = 10**9  # steps: the Trainer still evaluates and saves at the last one
+
+
+def training_arguments(
+    config: TrainConfig, *, folder: Path, device: torch.device, seed: int
+) -> TrainingArguments:
+    """The Trainer's arguments; ``folder`` takes the checkpoints.
+
+    Precision is not among them: ``RoutedTrainer`` makes its own autocast context, the same in training and evaluation.
+
+    Raises:
+        UserError: if the batch cannot be divided among processes and accumulation steps.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = processes * config.gradient_accumulation
+    if config.batch_size % parts:
+        raise UserError(
+            f"train.batch_size ({config.batch_size}) must be a multiple of processes × train.gradient_accumulation "
+            f"({processes} × {config.gradient_accumulation})"
+        )
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device.type == "cpu",
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.batch_size // parts,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        activation_checkpointing=config.gradient_checkpointing,
+        optim="adamw_torch_fused",
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_gradient_norm,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=config.evaluate_every or _NEVER,
+        save_strategy="steps",
+        save_steps=config.save_every or _NEVER,
+        save_total_limit=None,  # `RoutedTrainer` keeps the newest, after its renaming
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        load_best_model_at_end=False,
+        train_sampling_strategy="sequential",  # `TrainingWindows` holds the order
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[name for name in config.report_to if name != "tensorboard"],
+    )

@@ -1,0 +1,353 @@
+"""One training run from a recipe to its record: prepare, train, finish."""
+
+import json
+import os
+import shutil
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from layerroute.data.prepare import prepare_data
+from layerroute.errors import UserError
+from layerroute.evaluation.executed import executed_flops_per_token
+from layerroute.evaluation.perplexity import Evaluation
+from layerroute.evaluation.token_routes import collect_token_routes
+from layerroute.recipe import Recipe
+from layerroute.recipe.yaml_reader import dump
+from layerroute.training.arguments import training_arguments
+from layerroute.training.callbacks import (
+    BestModelCallback,
+    CurvesCallback,
+    FinalStepCallback,
+    ProgressCallback,
+    RecordCallback,
+)
+from layerroute.training.checkpoint import newest_checkpoint
+from layerroute.training.errors import TrainingFailed
+from layerroute.training.memory import estimate_memory
+from layerroute.training.models import Vocabulary, build_model, model_config, model_figures, resolved_recipe
+from layerroute.training.precision import autocast, choose_device, choose_precision
+from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint
+from layerroute.training.run_record import (
+    RunRecord,
+    flops_section,
+    metrics_section,
+    routing_section,
+    static_sections,
+)
+from layerroute.training.saving import quiet_transformers, save_model
+from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
+from layerroute.training.summary import describe_data, describe_model, describe_training
+from layerroute.training.trainer import RoutedTrainer
+from layerroute.training.windows import TrainingWindows, evaluation_batches
+
+
+def default_out(recipe: Recipe) -> Path:
+    """``runs/<name>-seed<seed>`` under the working directory."""
+    return Path("runs") / f"{recipe.name}-seed{recipe.seed}"
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    resume: str = "auto",
+    command: str = "layerroute train",
+    console: Console | None = None,
+) -> int:
+    """Train the model of a recipe, or go on where it was left, and write its record.
+
+    Args:
+        out: folder of the run; default ``default_out``.
+        resume: ``auto``, ``never`` or the path of a checkpoint; see ``find_start``.
+        command: for the record.
+
+    Returns:
+        The exit code: 0 completed (now or earlier), 1 failed (the record says why), 130 or 143 interrupted by SIGINT
+        or SIGTERM with a checkpoint saved.
+
+    Raises:
+        UserError: for input that cannot be used; nothing of an earlier run is touched then.
+    """
+    quiet_transformers()
+    console = console or Console()
+    directory = RunDirectory(out or default_out(recipe))
+    plain = resolved_recipe(recipe)
+    find_start(directory, plain, resume)  # before anything is written
+    with directory.locked() if _is_main() else nullcontext(), Interruption() as interruption:
+        start = find_start(directory, plain, resume)
+        if start.kind == "completed":
+            console.print(
+                f"{directory.path} holds this run already, completed; nothing to do.", highlight=False
+            )
+            return 0
+        run = _Run(recipe, plain, directory, start, interruption, command, console)
+        try:
+            run.prepare()
+            run.train()
+            run.finish()
+        except Interrupted as signal:
+            run.end("interrupted", f"interrupted by {signal}")
+            console.print(f"Interrupted. The same command goes on from {run.last_state()}.", highlight=False)
+            return signal.exit_code
+        except TrainingFailed as error:
+            run.end("failed", str(error))
+            Console(stderr=True).print(f"layerroute: {error}", highlight=False, markup=False, soft_wrap=True)
+            return 1
+        except BaseException as error:
+            run.end("failed", f"{type(error).__name__}: {error}")
+            raise
+    return 0
+
+
+class _Run:
+    """The parts of one run, made in ``prepare``."""
+
+    record: RunRecord | None = None
+    trainer: RoutedTrainer
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plain: dict[str, Any],
+        directory: RunDirectory,
+        start: Start,
+        interruption: Interruption,
+        command: str,
+        console: Console,
+    ) -> None:
+        self.recipe, self.plain, self.directory, self.start = recipe, plain, directory, start
+        self.interruption, self.command, self.console = interruption, command, console
+        self.curves = CurvesCallback(directory.curves)
+        self.progress = ProgressCallback(console)
+
+    def prepare(self) -> None:
+        """Data, model and trainer; prints the summary. Nothing is written to the run's folder before all is well."""
+        recipe, train = self.recipe, self.recipe.train
+        self.device = choose_device(train.device)
+        self.precision = choose_precision(train.precision, self.device)
+        self.data = prepare_data(recipe.data, progress=self.console.is_terminal)
+        self._check_same_data()
+        vocabulary = Vocabulary(
+            size=self.data.vocabulary_size,
+            end_of_text=self.data.end_of_text,
+            padding=self.data.tokenizer.pad_token_id,
+        )
+        self.config = model_config(recipe.model, vocabulary)
+        length = recipe.data.sequence_length
+        windows = TrainingWindows(
+            self.data.train,
+            samples=train.max_steps * train.batch_size,
+            batch_size=train.batch_size,
+            seed=recipe.seed,
+            separate_documents=train.separate_documents,
+        )
+        self.validation = evaluation_batches(
+            self.data.validation,
+            sequences=train.evaluation_sequences,
+            batch_size=train.evaluation_batch_size,
+            separate_documents=train.separate_documents,
+        )
+        arguments = training_arguments(
+            train, folder=self.directory.checkpoints, device=self.device, seed=recipe.seed
+        )
+        model = build_model(self.config, seed=recipe.seed)
+        self.figures = model_figures(model, length)
+        self._print_summary(arguments.per_device_train_batch_size)
+        self._claim_directory()
+        self.trainer = RoutedTrainer(
+            model,
+            arguments=arguments,
+            config=train,
+            objective=recipe.objective,
+            precision=self.precision.name,
+            windows=windows,
+            validation=self.validation,
+            tokenizer=self.data.tokenizer,
+            fingerprint=recipe_fingerprint(self.plain),
+        )
+        self._add_callbacks()
+
+    def train(self) -> None:
+        """The training loop, from the start or from a checkpoint."""
+        checkpoint = self.start.checkpoint
+        if checkpoint is not None:
+            self.console.print(f"Going on from {checkpoint}", highlight=False)
+        try:
+            self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except OSError as error:
+            raise TrainingFailed(
+                f"cannot write to {error.filename or self.directory.path}: {error.strerror or error}; "
+                f"the run can go on from {self.last_state()}"
+            ) from error
+        finally:
+            self.interruption.deferred = False
+            self.curves.close()
+            self.progress.close()
+        if self.interruption.signal_number is not None:
+            raise Interrupted(self.interruption.signal_number)
+
+    def finish(self) -> None:
+        """Save the last model, and complete the record."""
+        trainer, state = self.trainer, self.trainer.state
+        if trainer.evaluation is None:  # the run was cut off after its last checkpoint
+            trainer.evaluate()
+        evaluation = trainer.evaluation
+        assert evaluation is not None
+        if not _is_main():
+            return
+        save_model(trainer.model, self.data.tokenizer, self.directory.last)
+        in_precision = partial(autocast, self.precision.name, self.device)
+        executed = executed_flops_per_token(trainer.model, self.validation[0], precision=in_precision)
+        routing = evaluation.routing
+        train_points = [point["lm_loss"] for point in state.log_history if "lm_loss" in point]
+        assert self.record is not None
+        self.record.update(
+            {
+                "metrics": {
+                    **metrics_section(evaluation),
+                    "best_validation_loss": state.best_metric,
+                    "best_step": state.best_global_step,
+                    "train_loss": train_points[-1],
+                    "bigram_loss": None,
+                    "steps": state.global_step,
+                },
+                "routing": None if routing is None else routing_section(routing, self.config),
+                "flops": flops_section(
+                    self.figures, rate=None if routing is None else routing.mean_rate, executed=executed
+                ),
+                "timing": {
+                    "train_seconds": trainer.meter.seconds,
+                    "tokens_per_second": trainer.meter.tokens / trainer.meter.seconds,
+                    "evaluation_seconds": evaluation.seconds,
+                },
+                "tokens_seen": trainer.meter.tokens,
+                "token_routes": self._write_token_routes(in_precision),
+            }
+        )
+        self.record.finish("completed")
+        self._print_result(evaluation)
+
+    def end(self, status: str, error: str) -> None:
+        """Record an end before the end, as far as the disk lets us."""
+        if self.record is not None and _is_main():
+            with suppress(OSError):
+                self.record.finish(status, error)
+
+    def last_state(self) -> str:
+        """The checkpoint from which the run can go on, in words."""
+        newest = newest_checkpoint(self.directory.checkpoints)
+        return str(newest) if newest else "its first step: no checkpoint was saved yet"
+
+    def _check_same_data(self) -> None:
+        earlier = ((self.start.record or {}).get("data") or {}).get("fingerprint")
+        if earlier is not None and earlier != self.data.fingerprint:
+            raise UserError(
+                f"--out: {self.directory.path} was begun on other data (fingerprint {earlier[:12]}, now "
+                f"{self.data.fingerprint[:12]}): the source has changed; give another --out"
+            )
+
+    def _claim_directory(self) -> None:
+        if not _is_main():
+            return
+        checkpoint = self.start.checkpoint
+        if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
+            _bring_along(checkpoint.resolve().parents[1], self.directory)
+        self.record = RunRecord(
+            self.directory.path, self.plain, command=self.command, earlier=self.start.record
+        )
+        self.record.update(static_sections(self.figures, self.data.describe()))
+        self.record.update({"model_config": self.config.to_dict(), "precision": self.precision.name})
+        self.directory.recipe.write_text(dump(self.plain), encoding="utf-8")
+
+    def _add_callbacks(self) -> None:
+        trainer = self.trainer
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(FinalStepCallback())
+        trainer.add_callback(InterruptionCallback(self.interruption))
+        trainer.add_callback(self.curves)
+        trainer.add_callback(self.progress)
+        if not _is_main():
+            return
+        assert self.record is not None
+        trainer.add_callback(RecordCallback(self.record.update))
+        save = partial(save_model, trainer.model, self.data.tokenizer)
+        trainer.add_callback(BestModelCallback(self.directory.best, save))
+        if "tensorboard" in self.recipe.train.report_to:
+            writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
+            trainer.add_callback(TensorBoardCallback(writer))
+
+    def _write_token_routes(self, precision: Any) -> str | None:
+        count = self.recipe.train.route_sentences
+        if count == 0:
+            return None
+        windows = torch.cat([batch["input_ids"] for batch in self.validation])
+        routes = collect_token_routes(
+            self.trainer.model, self.data.tokenizer, windows, count=count, precision=precision
+        )
+        if routes is None:
+            return None
+        path = self.directory.token_routes
+        path.write_text(json.dumps(routes, ensure_ascii=False), encoding="utf-8")
+        return path.name
+
+    def _print_summary(self, micro_batch: int) -> None:
+        if not _is_main():
+            return
+        train, length = self.recipe.train, self.recipe.data.sequence_length
+        memory = estimate_memory(
+            self.config,
+            parameters=self.figures.total,
+            micro_batch=micro_batch,
+            sequence_length=length,
+            precision=self.precision.name,
+            gradient_checkpointing=train.gradient_checkpointing,
+        )
+        data = self.data.describe()
+        lines = [f"run         {self.recipe.name}, seed {self.recipe.seed} → {self.directory.path}"]
+        lines += describe_model(self.config, self.figures)
+        lines += [describe_data(data)]
+        lines += describe_training(
+            train,
+            sequence_length=length,
+            train_tokens=data["train_tokens"],
+            memory=memory,
+            device=self.device,
+            precision=self.precision,
+        )
+        self.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+    def _print_result(self, evaluation: Evaluation) -> None:
+        assert self.record is not None
+        metrics, timing = self.record.content["metrics"], self.record.content["timing"]
+        text = (
+            f"completed   validation loss {evaluation.loss:.4f} (perplexity {evaluation.perplexity:.2f}, accuracy "
+            f"{evaluation.accuracy:.1%}; best {metrics['best_validation_loss']:.4f} at step {metrics['best_step']}; "
+            f"bigram model {metrics['bigram_loss']}), {timing['train_seconds']:.1f} s of training, "
+            f"{timing['tokens_per_second']:,.0f} tokens/s"
+        )
+        if evaluation.routing is not None:
+            rates = ", ".join(f"{site} {rate:.1%}" for site, rate in evaluation.routing.rate.items())
+            text += f"\n{evaluation.routing.paths[-1]:<12}{rates}"
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bring_along(source: Path, directory: RunDirectory) -> None:
+    """Copy the curve and the best model of the run that a foreign checkpoint comes from."""
+    other = RunDirectory(source)
+    if other.curves.is_file():
+        shutil.copyfile(other.curves, directory.curves)
+    if other.best.is_dir() and not directory.best.exists():
+        shutil.copytree(other.best, directory.best)
+
+
+def _is_main() -> bool:
+    """Whether this process writes: the first of a distributed run, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,153 @@
+"""The folder of one run: what may be written where, and where a run goes on. No torch here."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from layerroute.errors import UserError
+from layerroute.records import RECORD_NAME, read_record
+from layerroute.training.checkpoint import check_resumable, newest_checkpoint
+
+_OF_THE_MACHINE = (("data", "cache_dir"),)
+
+
+def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved recipe, without what only says where things lie on this machine."""
+    plain = json.loads(json.dumps(recipe, sort_keys=True))
+    for section, key in _OF_THE_MACHINE:
+        plain.get(section, {}).pop(key, None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / RECORD_NAME
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.jsonl"
+
+    @property
+    def token_routes(self) -> Path:
+        return self.path / "token_routes.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            UserError: if another process trains in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out: {self.path} is a file; give a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"--out: another process is training in {self.path}; give another folder"
+                ) from None
+            yield
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        kind: ``new``, ``resume`` (from ``checkpoint``) or ``completed`` (there is nothing to do).
+        record: of the earlier part of the run, None for a new one.
+    """
+
+    kind: Literal["new", "resume", "completed"]
+    checkpoint: Path | None = None
+    record: dict[str, Any] | None = None
+
+
+def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) -> Start:
+    """Decide what to do in ``directory``, writing nothing.
+
+    Args:
+        recipe: the resolved recipe, with the seed.
+        resume: ``auto`` (go on from the newest checkpoint if there is one), ``never`` (the folder must be empty), or
+            the path of a checkpoint.
+
+    Raises:
+        UserError: if the folder holds another run or other files, or the checkpoint does not fit.
+    """
+    path = directory.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out: {path} is a file; give a folder")
+    entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock") if path.exists() else []
+    record = None
+    if entries:
+        if resume == "never":
+            raise UserError(
+                f"--resume never: {path} is not empty; give another --out, or --resume auto to go on there"
+            )
+        if RECORD_NAME not in entries:
+            raise UserError(
+                f"--out: {path} holds no run but other files ({', '.join(entries[:3])}); give an empty or new folder"
+            )
+        record = read_record(directory.record)
+        if recipe_fingerprint(record["recipe"]) != recipe_fingerprint(recipe):
+            raise UserError(
+                f"--out: {path} holds another run ({record['run']}): {first_difference(record['recipe'], recipe)}; "
+                "give another --out"
+            )
+    if resume not in ("auto", "never"):
+        checkpoint = Path(resume)
+        check_resumable(checkpoint, recipe_fingerprint(recipe))
+        return Start("resume", checkpoint, record)
+    if record is not None and record["status"] == "completed":
+        return Start("completed", None, record)
+    newest = newest_checkpoint(directory.checkpoints)
+    if newest is not None:
+        check_resumable(newest, recipe_fingerprint(recipe))
+        return Start("resume", newest, record)
+    return Start("new", None, record)
+
+
+def first_difference(there: Any, here: Any, key: str = "") -> str:
+    """The first key, in alphabetical order, whose value differs: ``"train.max_steps is 200 there and 29 here"``."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in sorted({*there, *here}):
+            inner = f"{key}.{name}" if key else str(name)
+            found = first_difference(there.get(name), here.get(name), inner)
+            if found:
+                return found
+        return ""
+    plain = [json.loads(json.dumps(value)) for value in (there, here)]
+    return "" if plain[0] == plain[1] else f"{key} is {plain[0]!r} there and {plain[1]!r} here"

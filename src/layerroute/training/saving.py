@@ -1,0 +1,29 @@
+"""Models on disk in the form that ``from_pretrained`` reads."""
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+
+def quiet_transformers() -> None:
+    """Turn off transformers' own progress bars (one for each saved file), which would cross ours."""
+    logging.disable_progress_bar()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer to ``path``, replacing what is there in one move.
+
+    They are written aside first, so that a write that fails leaves the old model as it was.
+    """
+    aside, old = path.with_name(f".{path.name}.saving"), path.with_name(f".{path.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(aside, path)
+    shutil.rmtree(old, ignore_errors=True)

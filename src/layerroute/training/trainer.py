@@ -1,0 +1,236 @@
+"""The training loop: transformers' Trainer with routed losses. Side effects are callbacks."""
+
+import json
+import math
+import os
+import shutil
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from layerroute.evaluation.perplexity import Evaluation, evaluate
+from layerroute.training.callbacks.routing import RoutingCallback
+from layerroute.training.checkpoint import STATE_NAME, checkpoints, newest_checkpoint
+from layerroute.training.configuration import ObjectiveConfig, TrainConfig
+from layerroute.training.errors import TrainingDiverged
+from layerroute.training.meter import TrainingMeter
+from layerroute.training.objective import training_loss
+from layerroute.training.optimization import decay_parameter_names, learning_rate_factor
+from layerroute.training.precision import autocast
+from layerroute.training.windows import TrainingWindows, collate
+
+
+class RoutedTrainer(Trainer):
+    """Trains a causal language model whose output may carry a ``decision`` (a ``RouteDecision``).
+
+    What it adds to the Trainer: the loss terms of ``layerroute.objectives``; a stop *before* the optimizer step where
+    loss or gradient norm is not finite; evaluation by cross-entropy only on fixed batches; checkpoints that are
+    written aside and renamed, with the state of the meter; a data order that depends on the step alone.
+
+    Args:
+        arguments: as ``training_arguments`` makes them; ``output_dir`` is the folder of the checkpoints.
+        config, objective: sections of the recipe.
+        precision: ``bf16`` or ``fp32``.
+        windows: all samples of the run, in order.
+        validation: fixed batches.
+        fingerprint: of the recipe; stored in the checkpoints.
+
+    Attributes:
+        meter: totals of the run, and what is measured for the next curve point.
+        evaluation: the latest evaluation.
+    """
+
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        arguments: TrainingArguments,
+        config: TrainConfig,
+        objective: ObjectiveConfig,
+        precision: str,
+        windows: TrainingWindows,
+        validation: list[dict[str, Tensor]],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.train_config, self.objective_config, self.precision = config, objective, precision
+        self.validation, self.fingerprint = validation, fingerprint
+        self.meter = TrainingMeter()
+        self.evaluation: Evaluation | None = None
+        self.routing = RoutingCallback(model, objective)
+        self._staging: Path | None = None
+        self._step_started = 0.0
+        self._step_loss = 0.0
+        self._step_tokens = 0
+        super().__init__(
+            model,
+            arguments,
+            data_collator=collate,
+            train_dataset=windows,
+            eval_dataset=windows,  # only says that there is one: `evaluate` reads `validation`
+            processing_class=tokenizer,
+            callbacks=[self.routing],
+        )
+        self.loss_is_scaled_for_ga = False  # `compute_loss` returns a mean over the micro-batch
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return decay_parameter_names(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            warmup = max(1, round(self.train_config.warmup_share * num_training_steps))
+            self.lr_scheduler = LambdaLR(
+                self.optimizer if optimizer is None else optimizer,  # type: ignore[arg-type]
+                lambda step: learning_rate_factor(step, warmup_steps=warmup, total_steps=num_training_steps),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)
+        # The last moment before the optimizer step. A loss that is not finite on another process shows in the
+        # norm here, because gradients are averaged before they are clipped.
+        for quantity, value in (("training loss", self._step_loss), ("gradient norm", float(norm))):
+            if not math.isfinite(value):
+                raise TrainingDiverged(
+                    quantity,
+                    value,
+                    step=self.state.global_step + 1,
+                    checkpoint=newest_checkpoint(self.folder),
+                )
+        return norm
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[Any]:
+        return autocast(self.precision, self.args.device)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        first = self._step_tokens == 0
+        if first:
+            self._step_started, self._step_loss = time.perf_counter(), 0.0
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_tokens += inputs["input_ids"].numel()
+        self._step_loss += float(loss)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        output = model(**inputs, use_cache=False)
+        decision = getattr(output, "decision", None)
+        terms = training_loss(self.objective_config, output.loss, decision, rate=self.routing.rate)
+        if decision is not None:
+            self.routing.observe(decision)
+        self.meter.add_batch(terms, decision)
+        return (terms.total, output) if return_outputs else terms.total
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **keywords: Any) -> None:
+        # The step is over here: what follows is evaluation and checkpoints, which are no part of its time.
+        if self._step_tokens:
+            seconds = time.perf_counter() - self._step_started
+            self.meter.add_step(tokens=self._step_tokens * self.args.world_size, seconds=seconds)
+            self._step_tokens = 0
+        super()._maybe_log_save_evaluate(*arguments, **keywords)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if (
+            "grad_norm" in logs
+        ):  # a curve point: the Trainer's own mean restarts with the process, the meter's not
+            point = self.meter.take()
+            point["learning_rate"] = logs["learning_rate"]
+            point["gradient_norm"] = logs["grad_norm"]
+            if self.routing.modules:
+                point["temperature"] = self.routing.temperature
+                point["rate_target"] = self.routing.rate
+            logs = point
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Cross-entropy, perplexity, accuracy and routing on the fixed validation batches."""
+        result = evaluate(self.model, self.validation, precision=self.autocast_smart_context_manager)
+        self.evaluation = result
+        metrics = {"loss": result.loss, "perplexity": result.perplexity, "accuracy": result.accuracy}
+        if result.routing is not None:
+            metrics |= {f"rate/{site}": value for site, value in result.routing.rate.items()}
+            metrics |= {f"entropy/{site}": value for site, value in result.routing.entropy.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside, then rename it: a folder ``checkpoint-N`` is always whole."""
+        folder = self.folder
+        self._staging = folder / ".saving"
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            staging, self._staging = self._staging, None
+        self.accelerator.wait_for_everyone()
+        if not self.args.should_save:
+            return
+        written = staging / f"checkpoint-{self.state.global_step}"
+        # The Trainer pickles its arguments; nothing here reads them, and a checkpoint should hold no pickle.
+        (written / "training_args.bin").unlink(missing_ok=True)
+        state = {
+            "fingerprint": self.fingerprint,
+            "step": self.state.global_step,
+            "meter": self.meter.state_dict(),
+        }
+        (written / STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
+        for path in written.iterdir():
+            _flush(path)
+        target = folder / written.name
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(written, target)
+        _flush(folder)
+        staging.rmdir()
+        for old in checkpoints(folder)[: -self.train_config.keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
+            self.meter.load_state_dict(state["meter"], self.args.device)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

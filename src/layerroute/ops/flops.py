@@ -3,13 +3,20 @@
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def _attention(
     query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+def _product(
+    into_shape: Any, left_shape: Any, right_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    batch, rows, inner = left_shape
+    return 2 * batch * rows * inner * right_shape[-1]
 
 
 def flop_counter() -> FlopCounterMode:
@@ -20,6 +27,6 @@ def flop_counter() -> FlopCounterMode:
     """
     formulas = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        torch.ops.aten.baddbmm_: baddbmm_flop,
+        torch.ops.aten.baddbmm_: _product,
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)

@@ -4,31 +4,32 @@ Within a chunk of C tokens, with G the running sum of the log decays and D_ij = 
 document (else 0), the writes X (C × V) of all tokens solve one triangular system (the WY form of DeltaNet, Yang et
 al. 2024, arXiv:2406.06484, with the decay of arXiv:2412.06464)::
 
-    R = V - diag(d) K S            d_i = exp(G_i), 0 after a reset: what token i still sees of the carried state S
-    X = (I + diag(β) A)^-1 diag(β) R         A = strictly lower part of (K Kᵀ ∘ D)
-    O = diag(d) Q S + P X                    P = Q Kᵀ ∘ D
-    S ← d_C S + (diag(e) K)ᵀ X               e_j = D_Cj
+    R = V - diag(d) K S                     d_i = exp(G_i), 0 after a reset: how much of the carried state S is left
+    X = (I + diag(β) A)^-1 diag(β) R        A = strictly lower part of K Kᵀ ∘ D
+    O = diag(d) Q S + P X                   P = Q Kᵀ ∘ D
+    S ← d_C S + (diag(e) K)ᵀ X              e_j = D_Cj
 
-so only R, X and S are sequential, over chunks. The backward pass is written by hand from the same quantities: the
-loop keeps three products a chunk, the rest is batched over all chunks, and autograd would copy far more.
+so only R, X and S go chunk by chunk; the rest is batched over a span of chunks that fits the cache. The backward
+pass is written by hand: it keeps the inputs, the inverses and one state a span, and computes the rest again (as
+flash-linear-attention does), because on a CPU fresh memory costs more than these small products.
 
-Every exponent is <= 0. The inverse is built from blocks, and not as a product of powers of A: with repeated keys
-those powers grow like binomial coefficients while the inverse stays small.
+Every exponent is <= 0. The inverse is put together from blocks and not from powers of A: with repeated keys those
+powers grow like binomial coefficients, while the inverse stays small.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from layerroute.ops.gated_delta.inputs import check_inputs, compute_dtype, document_resets
+from layerroute.ops.gated_delta.inputs import NORM_EPSILON, check_inputs, compute_dtype, document_resets
 from layerroute.ops.gated_delta.reference import recurrent_gated_delta_rule
 
-CHUNK = 64
+CHUNK = 32
 RECURRENT_BELOW = 8  # shorter calls (decoding) take the plain recurrence, which is faster there
-_NORM_EPSILON = 1e-6
+_SPAN_ELEMENTS = 2**19  # of one (tokens × key dim) operand: a span's handful of operands stay in cache
 _SMALLEST_BLOCK = 16
 
 
@@ -48,8 +49,8 @@ def chunked_gated_delta_rule(
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"] | None]:
     """Run the rule chunk by chunk; see ``dispatch.gated_delta_rule`` for arguments and result.
 
-    Differentiable once, with respect to every float input, through the output and through the final state; no
-    forward-mode and no second derivatives.
+    ``chunk`` is a power of two, at least 16. Differentiable once, with respect to every float input, through the
+    output and through the final state; no forward-mode and no second derivatives.
     """
     check_inputs(query, key, value, log_decay, beta, initial_state, document_ids)
     batch, time, heads, key_dim = query.shape
@@ -66,20 +67,52 @@ def chunked_gated_delta_rule(
             scale=scale,
             normalize_qk=normalize_qk,
         )
-    dtype = compute_dtype(query, key, value, log_decay, beta, initial_state)
     if initial_state is None:
+        dtype = compute_dtype(query, key, value, log_decay, beta)
         initial_state = value.new_zeros(batch, heads, key_dim, value.shape[-1], dtype=dtype)
     resets = None if document_ids is None else document_resets(document_ids)
     scale = key_dim**-0.5 if scale is None else scale
+    size = min(chunk, max(_SMALLEST_BLOCK, 1 << (time - 1).bit_length()))
     output, final_state = _ChunkedRule.apply(
-        query, key, value, log_decay, beta, initial_state, resets, scale, normalize_qk, chunk
+        query,
+        key,
+        value,
+        log_decay,
+        beta,
+        initial_state,
+        resets,
+        _Options(size, scale, normalize_qk, torch.is_grad_enabled()),
     )
     return output, final_state if output_final_state else None
 
 
-class _ChunkedRule(torch.autograd.Function):
-    """Layout inside: N chunks first, then G = B·H, so that each chunk is one contiguous batch of matrices."""
+class _Options(NamedTuple):
+    size: int  # tokens in a chunk
+    scale: float
+    normalize: bool
+    differentiable: bool
 
+    def spans(self, query: Tensor) -> list[slice]:
+        """Cut T into spans of whole chunks."""
+        batch, time, heads, key_dim = query.shape
+        tokens = max(1, _SPAN_ELEMENTS // (batch * heads * key_dim * self.size)) * self.size
+        return [slice(start, min(start + tokens, time)) for start in range(0, time, tokens)]
+
+
+class _Span(NamedTuple):
+    """What a span's tokens are to each other and to the carried state. N chunks, G = B·H, C tokens a chunk."""
+
+    both: Tensor  # (N, G, 2C, K) queries over keys, of unit length if asked for
+    norms: Tensor | None  # (N, G, 2C, 1) inverse lengths
+    rates: Tensor  # (N, G, C, 1) beta
+    pair: Tensor  # (N, G, C, C) D
+    carried: Tensor  # (N, G, C, 1) d
+    scores: Tensor  # (N, G, 2, C, C) P and A
+    seen: Tensor  # (N, G, 2C, K) diag(d) over queries and keys
+    kept: Tensor  # (N, G, C, K) diag(e) K
+
+
+class _ChunkedRule(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -90,152 +123,181 @@ class _ChunkedRule(torch.autograd.Function):
         beta: Tensor,
         initial_state: Tensor,
         resets: Tensor | None,
-        scale: float,
-        normalize: bool,
-        chunk: int,
+        options: _Options,
     ) -> tuple[Tensor, Tensor]:
-        batch, time, heads, key_dim = query.shape
-        value_dim = value.shape[-1]
-        groups, dtype = batch * heads, compute_dtype(query, key, value, log_decay, beta, initial_state)
-        size = min(chunk, max(_SMALLEST_BLOCK, 1 << (time - 1).bit_length()))
-        count = -(-time // size)
-
-        both = query.new_empty(count, batch, heads, 2 * size, key_dim, dtype=dtype)  # queries over keys
-        _to_chunks(query, both[..., :size, :])
-        _to_chunks(key, both[..., size:, :])
-        both = both.view(count, groups, 2 * size, key_dim)
-        norms = None
-        if normalize:
-            norms = torch.rsqrt((both * both).sum(-1, keepdim=True) + _NORM_EPSILON)
-            both *= norms
-        both[:, :, :size] *= scale
-        remainder = query.new_empty(count, batch, heads, size, value_dim, dtype=dtype)
-        _to_chunks(value, remainder)
-        remainder = remainder.view(count, groups, size, value_dim)  # holds V, and R once S is known
-        rates = _to_chunks(beta[..., None], beta.new_empty(count, batch, heads, size, 1, dtype=dtype))
-        rates = rates.view(count, groups, size, 1)
-        decay = _to_chunks(log_decay[..., None], beta.new_empty(count, batch, heads, size, 1, dtype=dtype))
-        running = decay.clamp_(min=_smallest_log(dtype)).view(count, groups, size).cumsum(-1)
-        segments = None
-        if resets is not None:
-            segments = resets.new_empty(count, batch, 1, size, 1, dtype=torch.int32)
-            segments = _to_chunks(resets[..., None, None], segments).cumsum(-2)
-            segments = segments.expand(-1, -1, heads, -1, -1).reshape(count, groups, size)
-        pair, carried = _decays(running, segments)
-
-        keys = both[:, :, size:]
-        scores = _product(both, keys.mT).view(count, groups, 2, size, size)
-        scores *= pair.unsqueeze(2)
-        scores[:, :, 1].tril_(-1)
-        inverse = _unit_lower_inverse(scores[:, :, 1] * rates)
-        solver = inverse * rates.mT
-        seen = both * torch.cat((carried, carried), -1).unsqueeze(-1)
-        kept = (keys * pair[:, :, -1, :, None]).mT.contiguous()
-
-        states = remainder.new_empty(count + 1, groups, key_dim, value_dim)
-        states[0] = initial_state.reshape(groups, key_dim, value_dim)
-        writes = torch.empty_like(remainder)
-        for n in range(count):
-            remainder[n].baddbmm_(seen[n, :, size:], states[n], alpha=-1)
-            torch.bmm(solver[n], remainder[n], out=writes[n])
-            torch.mul(states[n], carried[n, :, -1, None, None], out=states[n + 1])
-            states[n + 1].baddbmm_(kept[n], writes[n])
-        output = _product(seen[:, :, :size], states[:-1])
-        output.flatten(0, 1).baddbmm_(scores[:, :, 0].flatten(0, 1), writes.flatten(0, 1))
-
-        ctx.save_for_backward(
-            both, norms, remainder, rates, running, segments, scores, inverse, writes, states, log_decay
-        )
-        ctx.shape = (batch, time, heads, key_dim, value_dim, size, count)
-        ctx.scale = scale
-        ctx.dtypes = [t.dtype for t in (query, key, value, log_decay, beta, initial_state)]
-        ctx.set_materialize_grads(False)
-        final_state = states[-1].view(batch, heads, key_dim, value_dim).clone()
-        return _from_chunks(output, batch, time, value.dtype), final_state
+        dtype = compute_dtype(query, key, value, log_decay, beta, initial_state)
+        size = options.size
+        output = torch.empty_like(value, memory_format=torch.contiguous_format)
+        state = initial_state.to(dtype).flatten(0, 1)
+        starts, inverses = [], []
+        for tokens in options.spans(query):
+            span = _prepare(query, key, log_decay, beta, resets, tokens, options, dtype)
+            inverse = _unit_lower_inverse(span.scores[:, :, 1] * span.rates)
+            starts.append(state)
+            inverses.append(inverse)
+            _, writes, states = _scan(span, _to_chunks(value[:, tokens], size, dtype), inverse, state)
+            result = _product(span.seen[:, :, :size], states[:-1])
+            result.flatten(0, 1).baddbmm_(span.scores[:, :, 0].flatten(0, 1), writes.flatten(0, 1))
+            _from_chunks(result.mul_(options.scale), output[:, tokens])
+            state = states[-1].clone()
+        if options.differentiable:
+            ctx.save_for_backward(
+                query, key, value, log_decay, beta, initial_state, resets, *starts, *inverses
+            )
+            ctx.options = options
+            ctx.set_materialize_grads(False)
+        return output, state.view_as(initial_state)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
-        both, norms, remainder, rates, running, segments, scores, inverse, writes, states, log_decay = ctx.saved_tensors
-        batch, time, heads, key_dim, value_dim, size, count = ctx.shape
-        groups = batch * heads
-        dtype = both.dtype
-        keys, attention = both[:, :, size:], scores[:, :, 0]
-        pair, carried = _decays(running, segments)
-        seen = both * torch.cat((carried, carried), -1).unsqueeze(-1)
-        kept = keys * pair[:, :, -1, :, None]
-
-        # upper half: the gradient of O; lower half: minus that of R before the rates (z below)
-        upstream = both.new_empty(count, batch, heads, 2 * size, value_dim)
-        if grad_output is None:
-            upstream[..., :size, :].zero_()
-        else:
-            _to_chunks(grad_output, upstream[..., :size, :])
-        upstream = upstream.view(count, groups, 2 * size, value_dim)
-        grad_o, z = upstream[:, :, :size], upstream[:, :, size:]
-        grad_writes = _product(attention.mT, grad_o)
-        grad_states = both.new_empty(count + 1, groups, key_dim, value_dim)
-        torch.bmm(
-            seen[:, :, :size].mT.flatten(0, 1), grad_o.flatten(0, 1), out=grad_states[:-1].flatten(0, 1)
-        )
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_final: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        query, key, value, log_decay, beta, initial_state, resets, *kept = ctx.saved_tensors
+        starts, inverses = kept[: len(kept) // 2], kept[len(kept) // 2 :]
+        options, dtype = ctx.options, inverses[0].dtype
+        size = options.size
+        inputs = (query, key, value, log_decay, beta)
+        grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
         if grad_final is None:
-            grad_states[-1].zero_()
+            grad_state = torch.zeros_like(starts[0])
         else:
-            grad_states[-1] = grad_final.reshape(groups, key_dim, value_dim)
-        read = (seen[:, :, size:] * rates).mT.contiguous()
-        for n in range(count - 1, -1, -1):
-            grad_writes[n].baddbmm_(kept[n], grad_states[n + 1])
-            z[n].copy_(torch.bmm(inverse[n].mT, grad_writes[n]).neg_())
-            grad_states[n].addcmul_(grad_states[n + 1], carried[n, :, -1, None, None])
-            grad_states[n].baddbmm_(read[n], z[n])
+            grad_state = grad_final.to(dtype).flatten(0, 1)
+        for index in reversed(range(len(starts))):
+            tokens = options.spans(query)[index]
+            span = _prepare(query, key, log_decay, beta, resets, tokens, options, dtype)
+            values = _to_chunks(value[:, tokens], size, dtype)
+            remainder, writes, states = _scan(span, values, inverses[index], starts[index])
+            if grad_output is None:
+                grad_result = torch.zeros_like(writes)
+            else:
+                grad_result = _to_chunks(grad_output[:, tokens], size, dtype).mul_(options.scale)
+            pieces, grad_state = _span_gradients(
+                span, remainder, writes, states, inverses[index], grad_result, grad_state
+            )
+            for piece, grad in zip(pieces, grads, strict=True):
+                _from_chunks(piece, (grad if grad.ndim == 4 else grad.unsqueeze(-1))[:, tokens])
+        grads[3].masked_fill_(log_decay < _smallest_log(dtype), 0.0)
+        return *grads, grad_state.view_as(initial_state).to(initial_state.dtype), None, None
 
-        # pairs of tokens: the two score matrices
-        grad_scores = _product(upstream, writes.mT).view(count, groups, 2, size, size)
-        weighted = grad_scores * scores
-        grad_beta = weighted[:, :, 1].sum(-1) - (z * remainder).sum(-1)
-        weighted[:, :, 1] *= rates
-        grad_scores[:, :, 1] *= rates
-        z *= rates
-        grad_value = z.neg()
-        weighted = weighted.sum(2)
-        grad_running = weighted.sum(-1) - weighted.sum(-2)
-        grad_scores *= pair.unsqueeze(2)
-        grad_scores[:, :, 1].tril_(-1)
 
-        # each token against the carried state
-        grad_both = _product(upstream, states[:-1].mT)
-        through = (grad_both * seen).sum(-1)
-        grad_running += through[..., :size]
-        grad_running += through[..., size:]
-        grad_both *= torch.cat((carried, carried), -1).unsqueeze(-1)
-        grad_kept = _product(writes, grad_states[1:].mT)
-        through = (grad_kept * kept).sum(-1)
-        grad_running -= through
-        grad_running[..., -1] += through.sum(-1)
-        grad_running[..., -1] += (grad_states[1:] * states[:-1]).sum((-1, -2)) * carried[..., -1]
-        grad_kept *= pair[:, :, -1, :, None]
-        grad_both[:, :, size:] += grad_kept
-        flat = grad_scores.view(count * groups, 2 * size, size)
-        grad_both.flatten(0, 1).baddbmm_(flat, keys.flatten(0, 1))
-        grad_both[:, :, size:] += _product(grad_scores.flatten(2, 3).mT, both)
+def _prepare(
+    query: Tensor,
+    key: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    resets: Tensor | None,
+    tokens: slice,
+    options: _Options,
+    dtype: torch.dtype,
+) -> _Span:
+    """Compute all that does not depend on values or states."""
+    size, norms = options.size, None
+    both = torch.cat([_to_chunks(t[:, tokens], size, dtype) for t in (query, key)], 2)
+    if options.normalize:
+        norms = (both * both).sum(-1, keepdim=True).add_(NORM_EPSILON).rsqrt_()
+        both *= norms
+    keys = both[:, :, size:]
+    rates = _to_chunks(beta[:, tokens, :, None], size, dtype)
+    running = _to_chunks(log_decay[:, tokens, :, None], size, dtype)
+    running = running.clamp_(min=_smallest_log(dtype)).cumsum(2)
+    pair = (running - running.mT).clamp_(max=0).exp_().tril_()
+    carried = running.exp_()
+    if resets is not None:
+        documents = _to_chunks(resets[:, tokens, None, None], size, torch.int32).cumsum(2)
+        documents = documents.repeat_interleave(query.shape[2], 1)
+        pair *= documents == documents.mT
+        carried *= documents == 0
+    scores = _product(both, keys.mT).unflatten(2, (2, size))
+    scores *= pair.unsqueeze(2)
+    scores[:, :, 1].tril_(-1)
+    seen = (both.unflatten(2, (2, size)) * carried.unsqueeze(2)).flatten(2, 3)
+    kept = keys * pair[:, :, -1, :, None]
+    return _Span(both, norms, rates, pair, carried, scores, seen, kept)
 
-        grad_both[:, :, :size] *= ctx.scale
-        if norms is not None:
-            along = both.clone()
-            along[:, :, :size] /= ctx.scale
-            grad_both -= along * (grad_both * along).sum(-1, keepdim=True)
-            grad_both *= norms
-        grad_decay = grad_running.flip(-1).cumsum(-1).flip(-1)
-        grads = (
-            _from_chunks(grad_both[:, :, :size], batch, time, ctx.dtypes[0]),
-            _from_chunks(grad_both[:, :, size:], batch, time, ctx.dtypes[1]),
-            _from_chunks(grad_value, batch, time, ctx.dtypes[2]),
-            _from_chunks(grad_decay.unsqueeze(-1), batch, time, dtype).squeeze(-1),
-            _from_chunks(grad_beta.unsqueeze(-1), batch, time, ctx.dtypes[4]).squeeze(-1),
-        )
-        grad_log_decay = grads[3].masked_fill_(log_decay < _smallest_log(dtype), 0.0).to(ctx.dtypes[3])
-        grad_initial = grad_states[0].view(batch, heads, key_dim, value_dim).to(ctx.dtypes[5])
-        return *grads[:3], grad_log_decay, grads[4], grad_initial, None, None, None, None
+
+def _scan(span: _Span, values: Tensor, inverse: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Carry the state through a span; return R (in place of the values), X, and the N + 1 states."""
+    size = span.rates.shape[2]
+    solver = inverse * span.rates.mT
+    kept = span.kept.mT.contiguous()
+    states = state.new_empty(values.shape[0] + 1, *state.shape)
+    states[0] = state
+    writes = torch.empty_like(values)
+    for n in range(values.shape[0]):
+        values[n].baddbmm_(span.seen[n, :, size:], states[n], alpha=-1)
+        torch.bmm(solver[n], values[n], out=writes[n])
+        torch.mul(states[n], span.carried[n, :, -1:], out=states[n + 1])
+        states[n + 1].baddbmm_(kept[n], writes[n])
+    return values, writes, states
+
+
+def _span_gradients(
+    span: _Span,
+    remainder: Tensor,
+    writes: Tensor,
+    states: Tensor,
+    inverse: Tensor,
+    grad_result: Tensor,
+    grad_state: Tensor,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Go back through one span.
+
+    Returns:
+        the gradients of query, key, value, log decay and beta, all in chunks; that of the state before the span.
+    """
+    size = span.rates.shape[2]
+    both, norms, rates, pair, carried, scores, seen, kept = span
+    keys = both[:, :, size:]
+
+    # z = -(I + diag(β) A)^-T dX, the negative gradient of diag(β) R, is kept under that of O: both meet X and S
+    upstream = torch.cat((grad_result, torch.empty_like(grad_result)), 2)
+    z = upstream[:, :, size:]
+    grad_writes = _product(scores[:, :, 0].mT, grad_result)
+    read = seen.clone()
+    read[:, :, size:] *= rates
+    read = read.mT.contiguous()
+    solver = inverse.mT
+    grad_states = torch.empty_like(states)
+    grad_states[-1] = grad_state
+    for n in range(remainder.shape[0] - 1, -1, -1):
+        grad_writes[n].baddbmm_(kept[n], grad_states[n + 1])
+        torch.neg(torch.bmm(solver[n], grad_writes[n]), out=z[n])
+        torch.mul(grad_states[n + 1], carried[n, :, -1:], out=grad_states[n])
+        grad_states[n].baddbmm_(read[n], upstream[n])
+
+    # pairs of tokens in a chunk
+    grad_scores = _product(upstream, writes.mT).unflatten(2, (2, size))
+    weighted = grad_scores * scores
+    grad_beta = weighted[:, :, 1].sum(-1, keepdim=True) - (z * remainder).sum(-1, keepdim=True)
+    weighted[:, :, 1] *= rates
+    weighted = weighted.sum(2)
+    grad_running = weighted.sum(-1) - weighted.sum(-2)
+    grad_scores[:, :, 1] *= rates
+    grad_scores *= pair.unsqueeze(2)
+    grad_scores[:, :, 1].tril_(-1)
+
+    # tokens against the carried state
+    z *= rates
+    grad_both = _product(upstream, states[:-1].mT)
+    grad_running += (grad_both * seen).sum(-1).unflatten(2, (2, size)).sum(2)
+    grad_both.unflatten(2, (2, size)).mul_(carried.unsqueeze(2))
+    grad_kept = _product(writes, grad_states[1:].mT)
+    through = (grad_kept * kept).sum(-1)
+    grad_running -= through
+    grad_running[..., -1] += through.sum(-1)
+    grad_running[..., -1] += (grad_states[1:] * states[:-1]).sum((-1, -2)) * carried[:, :, -1, 0]
+    grad_kept *= pair[:, :, -1, :, None]
+
+    grad_both.flatten(0, 1).baddbmm_(grad_scores.flatten(2, 3).flatten(0, 1), keys.flatten(0, 1))
+    grad_kept.flatten(0, 1).baddbmm_(grad_scores.flatten(2, 3).mT.flatten(0, 1), both.flatten(0, 1))
+    grad_query, grad_key = grad_both[:, :, :size], grad_both[:, :, size:]
+    grad_key += grad_kept
+    if norms is not None:  # through x / |x|
+        grad_both -= both * (grad_both * both).sum(-1, keepdim=True)
+        grad_both *= norms
+    grad_decay = grad_running.flip(-1).cumsum(-1).flip(-1).unsqueeze(-1)
+    return (grad_query, grad_key, z.neg(), grad_decay, grad_beta), grad_states[0]
 
 
 def _smallest_log(dtype: torch.dtype) -> float:
@@ -243,31 +305,29 @@ def _smallest_log(dtype: torch.dtype) -> float:
     return -750.0 if dtype == torch.float64 else -110.0
 
 
-def _to_chunks(tokens: Tensor, out: Tensor) -> Tensor:
-    """Copy (B, T, H, X) into ``out`` (N, B, H, C, X), zeros behind the last token: they change no state."""
-    size, time = out.shape[3], tokens.shape[1]
+def _to_chunks(tokens: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Copy (B, T, H, X) to (N, B·H, C, X), with zeros behind the last token: they change no state."""
+    batch, time, heads, width = tokens.shape
     full = time // size
+    out = tokens.new_empty(-(-time // size), batch, heads, size, width, dtype=dtype)
     if full:
         whole = tokens[:, : full * size].unflatten(1, (full, size))
         out[:full].copy_(whole.permute(1, 0, 3, 2, 4))
-    if time > full * size:
-        rest = time - full * size
+    if rest := time - full * size:
         out[full, :, :, :rest].copy_(tokens[:, full * size :].transpose(1, 2))
         out[full, :, :, rest:].zero_()
-    return out
+    return out.flatten(1, 2)
 
 
-def _from_chunks(chunks: Tensor, batch: int, time: int, dtype: torch.dtype) -> Tensor:
-    """Undo ``_to_chunks`` for (N, B·H, C, X): a contiguous (B, T, H, X) in ``dtype``."""
-    count, groups, size, width = chunks.shape
-    chunks = chunks.unflatten(1, (batch, groups // batch)).permute(1, 0, 3, 2, 4)
-    out = chunks.new_empty(batch, time, groups // batch, width, dtype=dtype)
+def _from_chunks(chunks: Tensor, out: Tensor) -> None:
+    """Undo ``_to_chunks``: copy (N, B·H, C, X) into (B, T, H, X)."""
+    size, (batch, time, heads, _) = chunks.shape[2], out.shape
     full = time // size
+    chunks = chunks.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4)
     if full:
         out[:, : full * size].unflatten(1, (full, size)).copy_(chunks[:, :full])
-    if time > full * size:
-        out[:, full * size :].copy_(chunks[:, full, : time - full * size])
-    return out
+    if rest := time - full * size:
+        out[:, full * size :].copy_(chunks[:, full, :rest])
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -275,44 +335,27 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
-def _decays(
-    running: Float[Tensor, "N G C"], segments: Int[Tensor, "N G C"] | None
-) -> tuple[Float[Tensor, "N G C C"], Float[Tensor, "N G C"]]:
-    """Decay from token j to token i (0 unless j <= i in one document), and from before the chunk to token i."""
-    pair = (running.unsqueeze(-1) - running.unsqueeze(-2)).clamp_(max=0).exp_().tril_()
-    carried = running.exp()
-    if segments is not None:
-        same: Bool[Tensor, "N G C C"] = segments.unsqueeze(-1) == segments.unsqueeze(-2)
-        pair *= same
-        carried *= segments == 0
-    return pair, carried
-
-
 def _unit_lower_inverse(lower: Float[Tensor, "N G C C"]) -> Float[Tensor, "N G C C"]:
-    """Invert I + ``lower`` (strictly lower triangular), doubling the size of solved diagonal blocks.
+    """Invert I + ``lower`` (strictly lower triangular), doubling the size of the solved diagonal blocks.
 
-    [[A, 0], [L, B]]^-1 = [[A^-1, 0], [-B^-1 L A^-1, B^-1]]. The C must be a power of two times the smallest block.
+    [[A, 0], [L, B]]^-1 = [[A^-1, 0], [-B^-1 L A^-1, B^-1]]; C is a power of two times the smallest block.
     """
-    shape, size = lower.shape, lower.shape[-1]
+    size, block = lower.shape[-1], min(_SMALLEST_BLOCK, lower.shape[-1])
     matrices = lower.flatten(0, 1)
-    block = min(_SMALLEST_BLOCK, size)
 
-    def blocks(width: int, row: int, column: int, step: int) -> Tensor:
-        grid = matrices.unflatten(1, (-1, width)).unflatten(3, (-1, width))
-        chosen = [grid[:, i + row, :, i + column] for i in range(0, size // width, step)]
-        return torch.stack(chosen, 1).flatten(0, 1)
+    def blocks(width: int, below: int, step: int) -> Tensor:
+        grid = matrices.unflatten(2, (-1, width)).unflatten(1, (-1, width))
+        return torch.stack([grid[:, i + below, :, i] for i in range(0, size // width, step)], 1).flatten(0, 1)
 
-    identity = torch.eye(block, dtype=lower.dtype, device=lower.device)
-    diagonal = blocks(block, 0, 0, 1)
-    solved = torch.linalg.solve_triangular(
-        diagonal, identity.expand_as(diagonal), upper=False, unitriangular=True
-    )
+    diagonal = blocks(block, 0, 1)
+    identity = torch.eye(block, dtype=lower.dtype, device=lower.device).expand_as(diagonal)
+    solved = torch.linalg.solve_triangular(diagonal, identity, upper=False, unitriangular=True)
     while block < size:
-        upper, under = solved.unflatten(0, (-1, 2)).unbind(1)
-        corner = torch.bmm(torch.bmm(under, blocks(block, 1, 0, 2)), upper)
-        solved = torch.zeros(corner.shape[0], 2 * block, 2 * block, dtype=lower.dtype, device=lower.device)
-        solved[:, :block, :block] = upper
+        first, second = solved.unflatten(0, (-1, 2)).unbind(1)
+        corner = torch.bmm(torch.bmm(second, blocks(block, 1, 2)), first)
+        solved = lower.new_zeros(corner.shape[0], 2 * block, 2 * block)
+        solved[:, :block, :block] = first
         solved[:, block:, :block] = corner.neg_()
-        solved[:, block:, block:] = under
+        solved[:, block:, block:] = second
         block *= 2
-    return solved.view(shape)
+    return solved.view_as(lower)

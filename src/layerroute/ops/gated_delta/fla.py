@@ -84,7 +84,13 @@ def fla_gated_delta_rule(
             else value.new_zeros(batch, heads, key_dim, value.shape[-1], dtype=torch.float32)
         )
         return torch.zeros_like(value), empty if output_final_state else None
-    tensors = [query.to(value.dtype), key.to(value.dtype), value, log_decay.float().clamp(min=_SMALLEST_LOG), beta]
+    tensors = [
+        query.to(value.dtype),
+        key.to(value.dtype),
+        value,
+        log_decay.float().clamp(min=_SMALLEST_LOG),
+        beta,
+    ]
     state = None if initial_state is None else initial_state.float()
     boundaries = last = None
     if document_ids is not None:
@@ -119,7 +125,7 @@ def fla_gated_delta_rule(
 
 def document_boundaries(
     document_ids: Int[Tensor, "B T"],
-) -> tuple[Int[Tensor, "N+1"], Int[Tensor, "B"], Int[Tensor, "B"]]:
+) -> tuple[Int[Tensor, " N+1"], Int[Tensor, " B"], Int[Tensor, " B"]]:
     """Lay the rows end to end and tell where each of the N documents begins.
 
     Returns:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_NORM_EPSILON = 1e-6  # as in flash-linear-attention's kernels, so that the backends agree
+NORM_EPSILON = 1e-6  # as in flash-linear-attention's kernels, so that the backends agree
 
 
 def check_inputs(
@@ -45,7 +45,7 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 def l2_normalize(vectors: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape K"]:
     """Scale the last dimension to unit length (with 1e-6 under the root, so that zeros stay zeros)."""
-    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + _NORM_EPSILON)
+    return vectors * torch.rsqrt(vectors.square().sum(-1, keepdim=True) + NORM_EPSILON)
 
 
 def document_resets(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:

@@ -1,0 +1,47 @@
+"""Sources of documents: one file each, made from a :class:`DataConfig`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerroute.data.sources.base import Document, Source
+
+if TYPE_CHECKING:
+    from layerroute.data.configuration import DataConfig
+
+__all__ = ["Document", "Source", "make_source", "make_validation_source"]
+
+
+def make_source(config: DataConfig) -> Source:
+    """Return the source of ``config``, whose inputs are looked up now and read later."""
+    if config.source == "python-stdlib":
+        from layerroute.data.sources.python_code import standard_library
+
+        return standard_library()
+    if config.source == "installed-packages":
+        from layerroute.data.sources.python_code import installed_packages
+
+        return installed_packages(config.packages)
+    if config.source == "hub":
+        from layerroute.data.sources.hub import HubSource
+
+        assert config.dataset is not None  # held by DataConfig
+        return HubSource(
+            config.dataset,
+            subset=config.subset,
+            split=config.split,
+            revision=config.revision,
+            text_field=config.text_field,
+        )
+    return _files(config, config.paths)
+
+
+def make_validation_source(config: DataConfig) -> Source | None:
+    """Return the source of ``validation_paths``, or None where the source itself is to be split."""
+    return _files(config, config.validation_paths) if config.validation_paths else None
+
+
+def _files(config: DataConfig, paths: list[str]) -> Source:
+    from layerroute.data.sources.files import FilesSource
+
+    return FilesSource(paths, text_field=config.text_field, separator=config.document_separator)

@@ -1,0 +1,146 @@
+"""A Hugging Face dataset, streamed: only the part that is asked for is downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from layerroute.data.sources.base import Document, clean_text
+from layerroute.errors import UserError, nearest
+
+_PROBE_SECONDS = 15.0
+
+
+class HubSource:
+    """Rows of a dataset on the Hugging Face hub (or a local dataset folder), in the dataset's order.
+
+    Args:
+        dataset: ``owner/name``, or a local folder that ``datasets.load_dataset`` reads.
+        subset: configuration of the dataset; None for its only one.
+        split: split to read.
+        revision: branch, tag or commit; None for the default branch.
+        text_field: column that holds the text.
+    """
+
+    def __init__(
+        self, dataset: str, *, subset: str | None, split: str, revision: str | None, text_field: str
+    ) -> None:
+        self._dataset = dataset
+        self._subset = subset
+        self._split = split
+        self._revision = revision
+        self._text_field = text_field
+
+    def describe(self) -> str:
+        name = Path(self._dataset).name if _is_local(self._dataset) else self._dataset
+        subset = f"/{self._subset}" if self._subset else ""
+        revision = f"@{self._revision}" if self._revision else ""
+        return f"hub {name}{subset}:{self._split}{revision}"
+
+    def fingerprint(self) -> str:
+        """Return a digest of the name and not of the content, which would need the network.
+
+        What was prepared once stays usable without it. Set ``revision`` to a commit to pin the content.
+        """
+        named = [self._dataset, self._subset, self._split, self._revision, self._text_field]
+        return hashlib.sha256(f"hub {json.dumps(named)}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        with _hub_errors(f"the dataset {self._dataset!r}"):
+            import datasets
+
+            revision = self._revision
+            if not _is_local(self._dataset):
+                revision = _commit(self._dataset, revision)
+            rows = iter(
+                datasets.load_dataset(
+                    self._dataset, self._subset, split=self._split, revision=revision, streaming=True
+                )
+            )
+        index = 0
+        while True:
+            with _hub_errors(f"the dataset {self._dataset!r}"):
+                row = next(rows, None)
+            if row is None:
+                return
+            text = self._text(row, index)
+            if text:
+                yield Document(f"{self._dataset}:{self._split}[{index}]", text)
+            index += 1
+
+    def _text(self, row: dict[str, Any], index: int) -> str:
+        if self._text_field not in row:
+            raise UserError(
+                f"the dataset {self._dataset!r} has no column {self._text_field!r}; set data.text_field."
+                f"{nearest(self._text_field, row)}"
+            )
+        text = row[self._text_field]
+        if text is None:
+            return ""
+        if not isinstance(text, str):
+            raise UserError(
+                f"column {self._text_field!r} of the dataset {self._dataset!r} holds {type(text).__name__} in row "
+                f"{index}, not text; set data.text_field to a column of strings"
+            )
+        return clean_text(text)
+
+
+def _is_local(dataset: str) -> bool:
+    return os.path.isdir(os.path.expanduser(dataset))
+
+
+def _commit(dataset: str, revision: str | None) -> str | None:
+    """Ask the hub once for the commit: fails in seconds where ``load_dataset`` would retry for half a minute."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(dataset, revision=revision, timeout=_PROBE_SECONDS).sha
+
+
+@contextlib.contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turn what the hub's libraries raise into one line that says whether the name or the network is at fault."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise hub_user_error(what, error) from error
+
+
+def hub_user_error(what: str, error: Exception) -> UserError:
+    """Return the :class:`UserError` for ``error``, met while reading ``what`` (a noun phrase) from the hub."""
+    from huggingface_hub import errors
+
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, errors.GatedRepoError):
+        return UserError(f"{what} is gated; ask for access on its page and log in with `hf auth login`")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(f"{what} does not exist on the Hugging Face hub, or is private; check its name")
+    if isinstance(error, (errors.RevisionNotFoundError, errors.HFValidationError)):
+        return UserError(f"{what} cannot be named so: {reason[:200]}")
+    if isinstance(error, errors.OfflineModeIsEnabled) or _is_network(error):
+        return UserError(
+            f"{what} needs the Hugging Face hub, which cannot be reached from here ({type(error).__name__}); "
+            "connect (and unset HF_HUB_OFFLINE), or use local files: data.source 'files', a local tokenizer folder"
+        )
+    return UserError(f"{what} cannot be read: {reason[:300]}")
+
+
+def _is_network(error: BaseException | None) -> bool:
+    """Whether a connection failed anywhere in the chain of causes.
+
+    The HTTP libraries below the hub's change (requests, httpx, its forks): their classes are told by name.
+    """
+    transport = {"TransportError", "RequestException", "ClientConnectionError", "LocalEntryNotFoundError"}
+    while error is not None:
+        if isinstance(error, (ConnectionError, TimeoutError)):
+            return True
+        if transport.intersection(cls.__name__ for cls in type(error).__mro__):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

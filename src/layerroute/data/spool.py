@@ -1,0 +1,105 @@
+"""The one reading pass over a source: its documents are kept aside, so that they are parsed or downloaded once.
+
+Splitting, training the tokenizer and tokenizing each need the documents again, and a source may be slow (xz), or gone
+(a stream). Memory holds 24 bytes a document, and the text only while it is small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerroute.data.progress import Advance
+from layerroute.data.sources.base import Source
+
+_IN_MEMORY_BYTES = 64 << 20
+
+
+class Spool:
+    """Texts in their order, with a keyed 64-bit digest of each.
+
+    Args:
+        folder: where the text goes once it is larger than 64 MiB. The file has no name and dies with the process.
+        seed: keys the digests; see :mod:`layerroute.data.split`.
+    """
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, dir=str(folder))  # noqa: SIM115
+        self._key = str(seed).encode()
+        self._lengths = array("Q")
+        self._digests = array("Q")
+        self._content = hashlib.sha256()
+        self.characters = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def append(self, text: str) -> None:
+        data = text.encode()
+        self._file.write(data)
+        self._lengths.append(len(data))
+        self._digests.append(
+            int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "big")
+        )
+        self._content.update(len(data).to_bytes(8, "big"))
+        self._content.update(data)
+        self.characters += len(text)
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        """Digest of each document, shape (documents,): equal for equal texts."""
+        return np.array(self._digests, dtype=np.uint64)
+
+    def content_sha256(self) -> str:
+        """Return the digest of all texts and of where they part."""
+        return self._content.hexdigest()
+
+    def texts(self, selected: NDArray[np.bool_], advance: Advance) -> Iterator[str]:
+        """Yield the texts of the selected documents; ``selected`` has shape (documents,)."""
+        total = max(1, sum(self._lengths))
+        done = 0
+        for length, wanted in zip(self._lengths, selected, strict=True):
+            if wanted:
+                self._file.seek(done)
+                yield self._file.read(length).decode()
+            done += length
+            advance(done / total)
+
+
+def fill(
+    spool: Spool,
+    source: Source,
+    advance: Advance,
+    *,
+    max_documents: int | None = None,
+    max_characters: int | None = None,
+) -> None:
+    """Read ``source`` into ``spool`` up to the limits; the document that crosses ``max_characters`` is cut there."""
+    for document in source.documents():
+        text = document.text
+        if max_characters is not None:
+            text = text[: max_characters - spool.characters]
+        spool.append(text)
+        shares = [document.position]
+        if max_documents is not None:
+            shares.append(len(spool) / max_documents)
+        if max_characters is not None:
+            shares.append(spool.characters / max_characters)
+        advance(max((share for share in shares if share is not None), default=None))
+        if len(spool) == max_documents or spool.characters == max_characters:
+            return

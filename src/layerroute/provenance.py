@@ -76,7 +76,7 @@ def _revision() -> tuple[str | None, bool | None]:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(folder), *arguments], check=False, capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -204,7 +204,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{target} is not a result record: it is not valid JSON ({error}).") from None
     _check_record(record, str(target), UserError)
-    return record  # type: ignore[no-any-return]
+    return record
 
 
 def utc_now() -> str:

@@ -45,7 +45,10 @@ def test_provenance_ignores_a_repository_that_merely_holds_the_installation(
 
 
 def test_provenance_imports_no_torch() -> None:
-    code = "import sys; from layerroute.provenance import provenance; p = provenance(); print('torch' in sys.modules, p)"
+    code = (
+        "import sys; from layerroute.provenance import provenance; "
+        "p = provenance(); print('torch' in sys.modules, p)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("False ")
     assert "'torch': " in result.stdout

@@ -1,0 +1,87 @@
+"""``layerroute validate``: hold recipes to their types and say what they come to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layerroute.errors import UserError
+from layerroute.recipe import Recipe, find_recipe, load_recipe, recipe_to_dict, shipped_recipes
+
+ACCEPTS_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``layerroute validate``."""
+    parser.add_argument(
+        "recipes",
+        nargs="*",
+        metavar="RECIPE",
+        help="recipe, folder of recipes, or name of a shipped one; none: all that come with layerroute",
+    )
+    parser.add_argument("--json", action="store_true", help="print the resolved recipes as JSON")
+    parser.epilog = (
+        "A value may be changed for the check: --train.max_steps 29. Exit code 2 if a recipe is wrong."
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check each recipe; print its key figures, or on stderr what is wrong with it."""
+    results = [_check(path, arguments.overrides) for path in _expand(arguments.recipes)]
+    if arguments.json:
+        print(json.dumps([entry for _, entry in results], indent=2))
+    for recipe, entry in results:
+        if recipe is None:
+            print(f"layerroute: error: {entry['error']}", file=sys.stderr)
+        elif not arguments.json:
+            print(_summary(recipe, entry["file"]))
+    return 2 if any(recipe is None for recipe, _ in results) else 0
+
+
+def _expand(recipes: list[str]) -> list[str]:
+    if not recipes:
+        return list(shipped_recipes())
+    paths: list[str] = []
+    for text in recipes:
+        inside = sorted(str(path) for path in Path(text).rglob("*.yaml")) if Path(text).is_dir() else [text]
+        if not inside:
+            raise UserError(f"{text} is a folder without recipes (*.yaml).")
+        paths += inside
+    return paths
+
+
+def _check(path: str, overrides: Mapping[str, str]) -> tuple[Recipe | None, dict[str, Any]]:
+    try:
+        file = str(find_recipe(path))
+        recipe = load_recipe(file, overrides)
+    except UserError as error:
+        return None, {"file": path, "valid": False, "error": " ".join(str(error).split())}
+    return recipe, {"file": file, "valid": True, **_figures(recipe), "recipe": recipe_to_dict(recipe)}
+
+
+def _figures(recipe: Recipe) -> dict[str, Any]:
+    tokens = recipe.train.max_steps * recipe.train.batch_size * recipe.data.sequence_length
+    return {"name": recipe.name, "capability": recipe.capability, "seed": recipe.seed, "tokens": tokens}
+
+
+def _summary(recipe: Recipe, file: str) -> str:
+    model, data, train = recipe.model, recipe.data, recipe.train
+    steps = f"{train.max_steps:,} steps x {train.batch_size} sequences x {data.sequence_length:,} tokens"
+    lines = [
+        f"{recipe.name}  ({file})",
+        f"  {recipe.capability}, seed {recipe.seed}",
+        f"  model: {', '.join(f'{key} {_brief(value)}' for key, value in model.items()) or 'defaults'}",
+        f"  data:  {data.source}, tokenizer {data.tokenizer}",
+        f"  train: {steps} = {_figures(recipe)['tokens']:,} tokens, learning rate {train.learning_rate:g}",
+    ]
+    return "\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{key} {_brief(item)}' for key, item in value.items())})"
+    return f"[{' '.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,129 @@
+"""Routed attention in PyTorch: blocks of gathered queries against the stretch of keys that they can see.
+
+Queries are sorted, so a block of them needs the keys from its first query's start to its last query's stop: key
+prefixes under causal attention. Flash attention's causal flag would be wrong here: it aligns queries with the last
+keys, but gathered queries lie anywhere.
+"""
+
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from layerroute.ops.routed_attention.inputs import Intervals
+
+BLOCK = 128
+
+
+class Block(NamedTuple):
+    """Queries ``first`` to ``last`` (without) of one batch row and the keys ``start`` to ``stop`` (without).
+
+    ``same_start`` tells that all of them see from ``start`` on, ``nonempty`` that each sees a key.
+    """
+
+    row: int
+    first: int
+    last: int
+    start: int
+    stop: int
+    same_start: bool
+    nonempty: bool
+
+
+class BlockPlan:
+    """The blocks of a set of queries. Made once a site and call; reading it costs one device synchronisation.
+
+    Args:
+        spans: what the queries see.
+        block: most queries a block.
+    """
+
+    def __init__(self, spans: Intervals, *, block: int = BLOCK) -> None:
+        self.spans, self.block = spans, block
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """In the order of the queries."""
+        row, start, stop = torch.stack([self.spans.row, self.spans.start, self.spans.stop]).tolist()
+        found = []
+        begins = [0, *(i for i in range(1, len(row)) if row[i] != row[i - 1]), len(row)]
+        for begin, end in pairwise(begins):
+            for first in range(begin, end, self.block):
+                last = min(first + self.block, end)
+                starts, stops = start[first:last], stop[first:last]
+                low = min(starts)
+                nonempty = all(a < b for a, b in zip(starts, stops, strict=True))
+                found.append(Block(row[first], first, last, low, max(stops), max(starts) == low, nonempty))
+        return found
+
+
+def gathered_routed_attention(
+    query: Float[Tensor, "N H K"],
+    key: Float[Tensor, "B S G K"],
+    value: Float[Tensor, "B S G V"],
+    spans: Intervals,
+    *,
+    visible: Bool[Tensor, "N S"] | None = None,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    plan: BlockPlan | None = None,
+) -> Float[Tensor, "N H V"]:
+    """See ``routed_attention``. Cost: about the share of queries of full causal attention."""
+    count, heads = query.shape[:2]
+    if count == 0:
+        return query.new_empty(0, heads, value.shape[-1])
+    keys, values = key.transpose(1, 2), value.transpose(1, 2)  # (B, G, S, K)
+    outputs = []
+    for row, first, last, start, stop, same_start, nonempty in (plan or BlockPlan(spans)).blocks:
+        if stop <= start:
+            outputs.append(query.new_zeros(last - first, heads, value.shape[-1]))
+            continue
+        index = torch.arange(start, stop, device=query.device)
+        mask = index < spans.stop[first:last, None]
+        if not same_start:
+            mask = mask & (index >= spans.start[first:last, None])
+        if visible is not None:
+            mask = mask & visible[first:last, start:stop]
+        out = _attend(
+            query[first:last].transpose(0, 1).unsqueeze(0),
+            keys[row : row + 1, :, start:stop],
+            values[row : row + 1, :, start:stop],
+            mask,
+            scale=scale,
+            softcap=softcap,
+            dropout=dropout,
+        )
+        if visible is not None or not nonempty:
+            # A query without keys gets zeros; kernels disagree on what an empty softmax is.
+            out = torch.where(mask.any(dim=-1)[:, None], out, 0.0)
+        outputs.append(out.squeeze(0).transpose(0, 1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend(
+    query: Float[Tensor, "1 H M K"],
+    key: Float[Tensor, "1 G L K"],
+    value: Float[Tensor, "1 G L V"],
+    mask: Bool[Tensor, "M L"],
+    *,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> Float[Tensor, "1 H M V"]:
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=True
+        )
+    # No fused kernel caps its scores.
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    scores = scale * (grouped @ key.unsqueeze(2).transpose(-1, -2))
+    scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    return (weights @ value.unsqueeze(2)).flatten(1, 2)

@@ -1,8 +1,11 @@
 """How many FLOPs the chunked gated delta rule takes, as ``FlopCounterMode`` counts them."""
 
+from layerroute.ops.gated_delta.chunk_math import SMALLEST_CHUNK
+from layerroute.ops.gated_delta.chunked import CHUNK
+
 
 def gated_delta_flops(
-    time: int, *, heads: int, key_dim: int, value_dim: int, chunk: int = 64, block: int = 16
+    time: int, *, heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK, block: int = SMALLEST_CHUNK
 ) -> float:
     """Forward FLOPs of the chunked rule over one sequence of ``time`` tokens.
 

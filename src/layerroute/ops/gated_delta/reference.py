@@ -30,24 +30,23 @@ def recurrent_gated_delta_rule(
     batch, time, heads, key_dim = query.shape
     value_dim = value.shape[-1]
     output_dtype = value.dtype
-    query, key, value, log_decay, beta = (t.to(dtype) for t in (query, key, value, log_decay, beta))
-    if normalize_qk:
-        query, key = l2_normalize(query), l2_normalize(key)
-    query = query * (key_dim**-0.5 if scale is None else scale)
-    decay = log_decay.exp()
-    if document_ids is not None:
-        decay = decay.masked_fill(document_resets(document_ids)[..., None], 0.0)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value, log_decay, beta = (t.to(dtype) for t in (query, key, value, log_decay, beta))
+        if normalize_qk:
+            query, key = l2_normalize(query), l2_normalize(key)
+        query = query * (key_dim**-0.5 if scale is None else scale)
+        decay = log_decay.exp()
+        if document_ids is not None:
+            decay = decay.masked_fill(document_resets(document_ids)[..., None], 0.0)
 
-    if initial_state is None:
-        state = value.new_zeros(batch, heads, key_dim, value_dim)
-    else:
-        state = initial_state.to(dtype)
-    outputs = []
-    for t in range(time):
-        state = state * decay[:, t, :, None, None]
-        predicted = torch.einsum("bhk,bhkv->bhv", key[:, t], state)
-        written = (value[:, t] - predicted) * beta[:, t, :, None]
-        state = state + key[:, t, :, :, None] * written[:, :, None, :]
-        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
-    output = torch.stack(outputs, dim=1) if outputs else value.new_zeros(batch, 0, heads, value_dim)
-    return output.to(output_dtype), state if output_final_state else None
+        shape = (batch, heads, key_dim, value_dim)
+        state = value.new_zeros(shape) if initial_state is None else initial_state.to(dtype)
+        outputs = []
+        for t in range(time):
+            state = state * decay[:, t, :, None, None]
+            predicted = torch.einsum("bhk,bhkv->bhv", key[:, t], state)
+            written = (value[:, t] - predicted) * beta[:, t, :, None]
+            state = state + key[:, t, :, :, None] * written[:, :, None, :]
+            outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
+        output = torch.stack(outputs, dim=1) if outputs else value.new_zeros(batch, 0, heads, value_dim)
+        return output.to(output_dtype), state if output_final_state else None

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from layerroute.data.prepare import prepare_data
 from layerroute.errors import UserError
+from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes
@@ -216,7 +217,7 @@ class _Run:
                     "best_validation_loss": state.best_metric,
                     "best_step": state.best_global_step,
                     "train_loss": train_points[-1],
-                    "bigram_loss": None,
+                    "bigram_loss": self._bigram_loss(),
                     "steps": state.global_step,
                 },
                 "routing": None if routing is None else routing_section(routing, self.config),
@@ -284,6 +285,11 @@ class _Run:
             writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
             trainer.add_callback(TensorBoardCallback(writer))
 
+    def _bigram_loss(self) -> float:
+        """The floor: a bigram model of the same training tokens, on the same validation windows."""
+        windows = torch.cat([batch["input_ids"] for batch in self.validation])
+        return bigram_cross_entropy(self.data.train.tokens, windows.numpy(), self.config.vocab_size)
+
     def _write_token_routes(self, precision: Any) -> str | None:
         count = self.recipe.train.route_sentences
         if count == 0:
@@ -330,7 +336,7 @@ class _Run:
         text = (
             f"completed   validation loss {evaluation.loss:.4f} (perplexity {evaluation.perplexity:.2f}, accuracy "
             f"{evaluation.accuracy:.1%}; best {metrics['best_validation_loss']:.4f} at step {metrics['best_step']}; "
-            f"bigram model {metrics['bigram_loss']}), {timing['train_seconds']:.1f} s of training, "
+            f"bigram model {metrics['bigram_loss']:.4f}), {timing['train_seconds']:.1f} s of training, "
             f"{timing['tokens_per_second']:,.0f} tokens/s"
         )
         if evaluation.routing is not None:

@@ -1,0 +1,130 @@
+"""Measure a trained model: cross-entropy, perplexity, next-token accuracy, rates by site.
+
+Without --data it is scored on the validation windows of its own training run; with --data on any text files (txt,
+jsonl, parquet, compressed or not), folders or globs.
+"""
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from layerroute.errors import UserError
+
+if TYPE_CHECKING:
+    from layerroute.evaluation.loading import LoadedModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint and data."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE", help="text files to score instead of the run's own data"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="T", help="tokens of a window (default: as in training)"
+    )
+    parser.add_argument(
+        "--sequences", type=int, metavar="N", help="windows to score (default: as in training, or all)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="B", help="windows at once (default: as in training)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate; returns the exit code."""
+    for name in ("sequence_length", "sequences", "batch_size"):
+        value = getattr(arguments, name)
+        least = 2 if name == "sequence_length" else 1
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    from layerroute.data.progress import stages
+    from layerroute.evaluation.loading import load_model
+    from layerroute.evaluation.perplexity import evaluate
+
+    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    batches, source = _batches(arguments, loaded)
+    total, done = sum(len(batch["input_ids"]) for batch in batches), 0
+    with stages(True) as stage:
+        advance = stage("scoring")
+
+        def count(sequences: int) -> None:
+            nonlocal done
+            done += sequences
+            advance(done / total)
+
+        result = evaluate(loaded.model, batches, precision=loaded.in_precision, on_batch=count)
+    routing = result.routing
+    content: dict[str, Any] = {
+        "checkpoint": str(loaded.path),
+        "data": source,
+        "precision": loaded.precision,
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "accuracy": result.accuracy,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "routing": None
+        if routing is None
+        else {
+            "sites": routing.sites,
+            "paths": routing.paths,
+            "rate": routing.rate,
+            "mean_rate": routing.mean_rate,
+            "entropy": routing.entropy,
+            "token_entropy": routing.token_entropy,
+            "causal": routing.causal,
+            "tokens": routing.tokens,
+        },
+    }
+    if arguments.json:
+        print(json.dumps(content))
+        return 0
+    print(
+        f"{loaded.path} on {source} ({result.tokens:,} predicted tokens, {loaded.precision}, {result.seconds:.1f} s)"
+    )
+    print(f"cross-entropy  {result.loss:.4f} nats per token")
+    print(f"perplexity     {result.perplexity:.3f}")
+    print(f"accuracy       {result.accuracy:.2%}")
+    for site in routing.sites if routing else ():
+        assert routing is not None
+        print(f"{site:<14} {routing.paths[-1]} {routing.rate[site]:.2%}  entropy {routing.entropy[site]:.3f}")
+    if routing is not None and not routing.causal:
+        print("The router is not causal: a decision may depend on later tokens.")
+    return 0
+
+
+def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list[Any], str]:
+    from layerroute.data.configuration import DataConfig
+    from layerroute.data.prepare import prepare_data
+    from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+    from layerroute.training.windows import evaluation_batches
+
+    recipe = (loaded.record or {}).get("recipe") or {}
+    length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
+    batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
+    if arguments.data:
+        ids = tokenize(loaded.tokenizer, read_texts(arguments.data))
+        found = text_batches(ids, sequence_length=length, batch_size=batch_size, limit=arguments.sequences)
+        return found, ", ".join(arguments.data)
+    if not recipe:
+        raise UserError(
+            f"{loaded.path} is not part of a run, so its validation data are not known; give text with --data"
+        )
+    prepared = prepare_data(DataConfig(**{**recipe["data"], "sequence_length": length}))
+    stored = (loaded.record or {}).get("data", {}).get("fingerprint")
+    if stored is not None and stored != prepared.fingerprint:
+        raise UserError(
+            f"the data of this run have changed since (fingerprint {stored[:12]}, now {prepared.fingerprint[:12]}); "
+            "give text with --data"
+        )
+    train = recipe["train"]
+    found = evaluation_batches(
+        prepared.validation,
+        sequences=arguments.sequences or train["evaluation_sequences"],
+        batch_size=batch_size,
+        separate_documents=train["separate_documents"],
+    )
+    return found, f"the validation split of {prepared.describe()['source']}"

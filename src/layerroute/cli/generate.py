@@ -1,0 +1,107 @@
+"""Continue a prompt with a trained model. The text comes as it is made.
+
+With --show-routes every token is coloured by the share of routed sites at which it took softmax attention: blue is all
+Gated DeltaNet, orange all softmax. Text goes to stdout, rates and speed to stderr.
+"""
+
+import argparse
+import json
+import sys
+
+from layerroute.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint, prompt and sampling."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
+    parser.add_argument("prompt", help="text to continue; '-' reads it from stdin")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to add (default 64)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 (default): always the most likely token",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    parser.add_argument(
+        "--show-routes", action="store_true", help="colour each token by the path that it took"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end instead of the text"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generate; returns the exit code."""
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
+    if arguments.temperature < 0:
+        raise UserError(f"--temperature is {arguments.temperature}; it must not be negative")
+    if arguments.top_k is not None and (arguments.top_k < 1 or arguments.temperature == 0):
+        raise UserError("--top-k must be at least 1, and has an effect only with a --temperature above 0")
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    from layerroute.cli.colours import route_colour
+    from layerroute.evaluation.generation import Piece, generate
+    from layerroute.evaluation.loading import load_model
+
+    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    console = Console(highlight=False, soft_wrap=True)
+
+    def show(piece: Piece) -> None:
+        style = Style(bold=piece.prompt)
+        if arguments.show_routes and piece.share is not None:
+            style += Style(color=route_colour(piece.share))
+        console.print(Text(piece.text, style=style), end="")
+        console.file.flush()
+
+    result = generate(
+        loaded,
+        sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+        show=(lambda piece: None) if arguments.json else show,
+    )
+    statistics = result.statistics
+    if arguments.json:
+        content = {
+            "checkpoint": str(loaded.path),
+            "prompt": result.prompt,
+            "text": result.text,
+            "tokens": result.tokens,
+            "prompt_tokens": result.prompt_tokens,
+            "tokens_per_second": result.tokens_per_second,
+            "prompt_seconds": result.prompt_seconds,
+            "seconds": result.seconds,
+            "routing": None
+            if statistics is None
+            else {
+                "sites": statistics.sites,
+                "paths": statistics.paths,
+                "rate": statistics.rate,
+                "choice": result.choice,
+                "probability": result.probability,
+            },
+        }
+        print(json.dumps(content, ensure_ascii=False))
+        return 0
+    print(flush=True)
+    parts = [f"{result.new_tokens} new tokens"]
+    if result.tokens_per_second is not None:
+        parts.append(
+            f"{result.tokens_per_second:.1f} tokens/s after a prompt of {result.prompt_seconds:.2f} s"
+        )
+    if statistics is not None:
+        rates = ", ".join(f"{site} {rate:.0%}" for site, rate in statistics.rate.items())
+        parts.append(f"{statistics.paths[-1]}: {rates}")
+    print(f"[{'; '.join(parts)}]", file=sys.stderr)
+    return 0

@@ -1,0 +1,91 @@
+"""Show which path each token of a text takes: in the terminal, as a self-contained HTML page and as a PNG."""
+
+import argparse
+import json
+from pathlib import Path
+
+from layerroute.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint, text and where to write."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", help="the text itself")
+    text.add_argument("--file", type=Path, metavar="FILE", help="a text file")
+    parser.add_argument(
+        "--out", type=Path, default=Path("inspection"), metavar="DIR", help="default: ./inspection"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print tokens, choices and probabilities as JSON instead"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect; returns the exit code."""
+    if arguments.max_tokens < 1:
+        raise UserError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1")
+    text = arguments.text if arguments.file is None else _read(arguments.file)
+    if not text:
+        raise UserError("the text is empty; give at least one character")
+    import torch
+    from rich.console import Console
+    from rich.text import Text
+
+    from layerroute.analysis.runs import TokenRoutes
+    from layerroute.cli.colours import route_colour
+    from layerroute.evaluation.loading import load_model
+    from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
+    from layerroute.report.inspection import write_inspection
+
+    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    every = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = every[: arguments.max_tokens]
+    routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)
+    if routes is None:
+        raise UserError(f"{loaded.path} is a model without routed layers: there are no routes to inspect")
+    sites, paths, choice, probability = routes
+    found = sentence_routes(token_texts(loaded.tokenizer, ids), choice[0], probability[0])
+    rates = dict(zip(sites, (choice[0] == len(paths) - 1).double().mean(dim=0).tolist(), strict=True))
+    if arguments.json:
+        print(
+            json.dumps(
+                {"sites": sites, "paths": paths, "rate": rates, "sentences": [found]}, ensure_ascii=False
+            )
+        )
+        return 0
+
+    console = Console(highlight=False, soft_wrap=True)
+    line = Text()
+    for token, row in zip(found["tokens"], found["choice"], strict=True):
+        line.append(token, style=route_colour(sum(path == len(paths) - 1 for path in row) / len(row)))
+    console.print(line)
+    for site, rate in rates.items():
+        console.print(f"{site}: {rate:.1%} {paths[-1]}")
+    if len(ids) < len(every):
+        console.print(f"The first {len(ids)} of {len(every)} tokens; --max-tokens reads more.")
+    sentence = (
+        tuple(found["tokens"]),
+        tuple(map(tuple, found["choice"])),
+        tuple(map(tuple, found["probability"])),
+    )
+    stored = TokenRoutes(sites=tuple(sites), paths=tuple(paths), sentences=(sentence,))
+    name = str(loaded.record["run"]) if loaded.record else loaded.path.name
+    for path in write_inspection(stored, rates, arguments.out, checkpoint=name):
+        console.print(f"wrote {path}")
+    return 0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"--file: there is no file {file}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--file: {file} is not UTF-8 text") from None
+    except IsADirectoryError:
+        raise UserError(f"--file: {file} is a folder; give a text file") from None

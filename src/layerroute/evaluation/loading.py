@@ -1,0 +1,161 @@
+"""Load a trained model for use: the one place that decides what a checkpoint is, and says what is wrong with one."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
+from layerroute.errors import UserError
+from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.records import RECORD_NAME, read_record
+from layerroute.training.configuration import Device, Precision
+from layerroute.training.precision import autocast, choose_device, choose_precision
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in inference mode with its tokenizer.
+
+    Attributes:
+        path: the folder that it was read from.
+        record: of the run that trained it, None if the folder is not part of a run.
+        precision: ``bf16`` or ``fp32``: that of the training, so that its figures are found again.
+    """
+
+    model: HybridForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    path: Path
+    record: dict[str, Any] | None
+    precision: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def in_precision(self) -> partial[Any]:
+        """Makes the context in which the model computes at its precision."""
+        return partial(autocast, self.precision, self.device)
+
+
+def load_model(
+    path: str | Path, *, device: Device = "auto", precision: Precision | None = None
+) -> LoadedModel:
+    """Load a checkpoint that `layerroute train` saved.
+
+    Args:
+        path: a folder with a saved model (``best``, ``last``, ``checkpoints/checkpoint-N``), or the folder of a run,
+            whose best model is taken.
+        precision: default: that of the training run if its record is there, else fp32.
+
+    Raises:
+        UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, no
+            tokenizer. Nothing else is ever loaded in its place.
+    """
+    folder = _model_folder(Path(path))
+    config = _read_config(folder)
+    _check_weights(folder)
+    record = _record_of(folder)
+    target = choose_device(device)
+    if precision is None:
+        trained = (record or {}).get("precision")
+        precision = trained if trained in ("bf16", "fp32") else "fp32"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = HybridForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise UserError(
+            f"the weights in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model, info = loaded
+    wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
+    if wrong or info["mismatched_keys"]:
+        named = ", ".join(wrong[:3]) or str(info["mismatched_keys"][:1])
+        raise UserError(
+            f"the weights in {folder} do not fit its config.json: missing, unknown or misshapen: {named}"
+        )
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise UserError(f"{folder} has no {TOKENIZER_FILE}; save the tokenizer beside the model")
+    model.eval()
+    model.to(target)
+    return LoadedModel(
+        model=model,
+        tokenizer=transformers_tokenizer(folder),
+        path=folder,
+        record=record,
+        precision=choose_precision(precision, target).name,
+    )
+
+
+def _model_folder(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}; give the folder of a run or of a saved model")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file; give the folder of a run or of a saved model")
+    if (path / "config.json").is_file():
+        return path
+    for name in ("best", "last"):
+        if (path / name / "config.json").is_file():
+            return path / name
+    if (path / RECORD_NAME).is_file():
+        raise UserError(f"the run in {path} has saved no model yet")
+    raise UserError(
+        f"{path} holds no model: there is no config.json; give the folder of a run or of a saved model"
+    )
+
+
+def _read_config(folder: Path) -> HybridConfig:
+    file = folder / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: it is not a JSON object") from error
+    if kind != HybridConfig.model_type:
+        raise UserError(
+            f"{folder} holds a model of another architecture ({kind!r}); this needs {HybridConfig.model_type!r}"
+        )
+    try:
+        return HybridConfig.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _check_weights(folder: Path) -> None:
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return
+    if any((folder / name).is_file() for name in _PICKLES):
+        raise UserError(
+            f"{folder} has weights as a pickle only, which are not loaded; convert them to safetensors"
+        )
+    raise UserError(f"{folder} has no weights: there is no {_WEIGHTS[0]}")
+
+
+def _record_of(folder: Path) -> dict[str, Any] | None:
+    """The record of the run of which ``folder`` is ``best``, ``last`` or ``checkpoints/checkpoint-N``."""
+    parents = folder.resolve().parents
+    for run in (folder.resolve(), *parents[:2]):
+        if (run / RECORD_NAME).is_file():
+            return read_record(run)
+    return None

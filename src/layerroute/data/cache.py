@@ -100,6 +100,16 @@ def read_entry(entry: Path, files: tuple[str, ...]) -> Manifest:
     """
     if not entry.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such cache entry", str(entry))
+    try:
+        return _read_entry(entry, files)
+    except PermissionError:
+        raise
+    except OSError as error:
+        name = Path(str(error.filename)).name if error.filename else "a file"
+        raise DamagedError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _read_entry(entry: Path, files: tuple[str, ...]) -> Manifest:
     manifest = _read_manifest(entry / MANIFEST)
     stamps = tuple(_stamp(entry / name) for name in (MANIFEST, *files))
     if _verified.get(entry) == stamps:
@@ -124,10 +134,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DamagedError(f"{path.name} is missing") from error
+    status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
@@ -158,8 +165,6 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = json.loads(data)
         del manifest["checksum"]
         intact = _manifest_bytes(manifest) == data
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path.name} is missing") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path.name} cannot be read") from error
     if not intact:

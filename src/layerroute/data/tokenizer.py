@@ -228,7 +228,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
     batch: list[tuple[str, bool]] = []
     size = 0
     for text in texts:
-        cut = list(pieces(text))
+        cut = list(pieces(text)) or [""]
         for index, piece in enumerate(cut):
             batch.append((piece, index == len(cut) - 1))
             size += len(piece)

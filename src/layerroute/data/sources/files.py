@@ -85,7 +85,7 @@ def _expand(given: str) -> tuple[list[tuple[Path, str]], bool]:
     """Return the (path, name) pairs that ``given`` stands for, and whether each must be usable."""
     path = Path(given).expanduser()
     if path.is_dir():
-        inside = _below(path)
+        inside = files_below(path)
         if not inside:
             raise UserError(
                 f"the folder {given} holds no files (hidden ones do not count); give one with text"
@@ -108,7 +108,9 @@ def _expand(given: str) -> tuple[list[tuple[Path, str]], bool]:
     raise UserError(f"there is no file or folder {given}.{hint}")
 
 
-def _below(folder: Path) -> list[tuple[Path, str]]:
+def files_below(folder: Path) -> list[tuple[Path, str]]:
+    """Return path and relative name of all files below ``folder`` that are not hidden, sorted by name."""
+
     def fail(error: OSError) -> None:
         raise UserError(
             f"cannot read the folder {error.filename}: {error.strerror}; make it readable"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.data.sources.base import Document, clean_text
+from layerroute.data.sources.files import files_below
 from layerroute.errors import UserError, nearest
 
 _PROBE_SECONDS = 15.0
@@ -30,7 +31,7 @@ class HubSource:
     def __init__(
         self, dataset: str, *, subset: str | None, split: str, revision: str | None, text_field: str
     ) -> None:
-        self._dataset = dataset
+        self._dataset = os.path.expanduser(dataset)
         self._subset = subset
         self._split = split
         self._revision = revision
@@ -45,9 +46,15 @@ class HubSource:
     def fingerprint(self) -> str:
         """Return a digest of the name and not of the content, which would need the network.
 
-        What was prepared once stays usable without it. Set ``revision`` to a commit to pin the content.
+        What was prepared once stays usable without it. Set ``revision`` to a commit to pin the content. A local
+        folder counts by its content.
         """
-        named = [self._dataset, self._subset, self._split, self._revision, self._text_field]
+        content = None
+        if _is_local(self._dataset):
+            files = files_below(Path(self._dataset))
+            content = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for path, name in files]
+        identity = content or self._dataset
+        named = [identity, self._subset, self._split, self._revision, self._text_field]
         return hashlib.sha256(f"hub {json.dumps(named)}".encode()).hexdigest()
 
     def documents(self) -> Iterator[Document]:
@@ -91,7 +98,7 @@ class HubSource:
 
 
 def _is_local(dataset: str) -> bool:
-    return os.path.isdir(os.path.expanduser(dataset))
+    return os.path.isdir(dataset)
 
 
 def _commit(dataset: str, revision: str | None) -> str | None:

@@ -178,10 +178,10 @@ def _whole_text(file: InputFile, stream: IO[bytes]) -> str:
     size, head = 0, b""
     while block := stream.read(_BLOCK):
         head = head or block[:64]
-        if size == 0 and len(block.translate(None, _CONTROL)) < 0.9 * len(block):
-            raise _not_text(file, "control characters", head)
         if (zero := block.find(0)) >= 0:
             raise _not_text(file, f"a zero byte at {size + zero}", head)
+        if size == 0 and len(block.translate(None, _CONTROL)) < 0.9 * len(block):
+            raise _not_text(file, "control characters", head)
         size += len(block)
         if size > MAXIMUM_DOCUMENT_BYTES:
             raise _too_long(file)
@@ -263,7 +263,7 @@ def _parquet(file: InputFile, raw: IO[bytes], text_field: str) -> Iterator[tuple
             unpacked.seek(0)
             raw = cast(IO[bytes], unpacked)
         try:
-            table = pyarrow.parquet.ParquetFile(raw)
+            table = pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True)
             schema = table.schema_arrow
             if text_field not in schema.names:
                 raise UserError(

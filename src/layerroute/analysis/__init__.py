@@ -1,0 +1,1 @@
+"""What result records say: runs grouped into arms, statistics over seeds, tables and verdicts. Never imports torch."""

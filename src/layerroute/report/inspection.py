@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from layerroute.analysis.runs import TokenRoutes
-from layerroute.report.figures_routing import TOKENS_SHOWN, heatmap_figure
+from layerroute.report.figures_tokens import TOKENS_SHOWN, heatmap_figure
 from layerroute.report.html import environment, token_views
 from layerroute.report.style import figure_style, save_figure
 

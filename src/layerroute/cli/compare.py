@@ -1,0 +1,61 @@
+"""``layerroute compare RUN RUN ...``: the tables of a comparison in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+DESCRIPTION = """\
+Print the tables that compare runs: final losses with the bigram model beside them, differences paired by seed, routing,
+cost, what each arm was given, the controls that are missing, and what can be said."""
+EPILOG = """\
+examples:
+  layerroute compare runs/baseline-seed42 runs/dynamic-seed42
+  layerroute compare runs/study --baseline baseline_matched
+  layerroute compare runs/study --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="run directories, record files, or directories of runs",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="ARM",
+        help="arm that the others are held against (default: 'baseline', or a static arm)",
+    )
+    parser.add_argument(
+        "--allow-different-data",
+        action="store_true",
+        help="compare runs that saw different data nevertheless; the tables then say so and there is no verdict",
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the comparison."""
+    from layerroute.analysis.comparison import compare_runs
+    from layerroute.analysis.runs import load_runs
+
+    comparison = compare_runs(
+        load_runs(arguments.runs),
+        baseline=arguments.baseline,
+        allow_different_data=arguments.allow_different_data,
+    )
+    if arguments.json:
+        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    from layerroute.report.terminal import print_comparison
+
+    print_comparison(comparison, Console(file=sys.stdout, highlight=False))
+    return 0

@@ -1,0 +1,58 @@
+"""``layerroute report DIR [RUN ...]``: HTML page, Markdown paper and figures about runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+DESCRIPTION = """\
+Write a report about runs: DIR/report/index.html (opens from disk, needs no network), paper.md, and figures/ with
+figures 1 to 5 as PNG, SVG and PDF and their data as CSV. It is built from result records alone; deleting it and
+running the command again gives the same bytes."""
+EPILOG = """\
+examples:
+  layerroute report runs/demo
+  layerroute report runs/demo --out public/demo
+  layerroute report reports/first runs/baseline-seed42 runs/dynamic-seed42"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        type=Path,
+        help="a study or run directory; or, with RUNs, where the report shall go",
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", type=Path, help="further runs, or directories of runs"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the report (default: DIR/report)")
+    parser.add_argument("--baseline", metavar="ARM", help="arm that the others are held against")
+    parser.add_argument(
+        "--allow-different-data",
+        action="store_true",
+        help="report on runs that saw different data nevertheless; the report then says so and gives no verdict",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report's path and verdict as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build the report and say where it is."""
+    from layerroute.report.build import build_report
+
+    page, comparison = build_report(
+        arguments.directory,
+        arguments.runs,
+        out=arguments.out,
+        baseline=arguments.baseline,
+        allow_different_data=arguments.allow_different_data,
+    )
+    if arguments.json:
+        print(json.dumps({"page": str(page), "verdict": comparison.verdict, "outcome": comparison.outcome}))
+    else:
+        print(comparison.verdict)
+        print(f"Report: {page}")
+    return 0

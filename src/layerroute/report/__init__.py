@@ -1,0 +1,1 @@
+"""Figures, HTML page and Markdown paper, from result records alone. Never imports torch."""

@@ -1,0 +1,208 @@
+"""All figures of a report: drawn, saved with their data, and described by captions that say what one sees."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from layerroute.analysis.arms import Arm
+from layerroute.analysis.comparison import Comparison
+from layerroute.analysis.format import listing, plural
+from layerroute.analysis.routing import path_name
+from layerroute.report.architecture import describe
+from layerroute.report.figures_architecture import (
+    architecture_data,
+    architecture_figure,
+    comparison_figure,
+    flops_data,
+)
+from layerroute.report.figures_routing import routing_data, routing_figure, shown_arms
+from layerroute.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
+from layerroute.report.figures_training import training_data, training_figure
+from layerroute.report.style import FORMATS, figure_style, save_figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureEntry:
+    """A figure of the report. ``absent`` says why it could not be drawn; it is empty for a figure that is there."""
+
+    number: int
+    title: str
+    caption: str
+    absent: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        return f"figure-{self.number}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """File names with suffix, data first."""
+        return (f"{self.name}.csv", *(f"{self.name}.{suffix}" for suffix in FORMATS))
+
+
+def build_figures(comparison: Comparison, folder: Path) -> list[FigureEntry]:
+    """Draw figures 1 to 5 into ``folder`` with their data as CSV, and return what was drawn or why not."""
+    makers: tuple[Callable[[Comparison], tuple[FigureEntry, Figure | None, pd.DataFrame]], ...] = (
+        _architecture,
+        _training,
+        _routing,
+        _comparison,
+        _heatmap,
+    )
+    entries = []
+    with figure_style():
+        for make in makers:
+            entry, figure, data = make(comparison)
+            if figure is not None:
+                save_figure(figure, folder, entry.name)
+                data.to_csv(
+                    folder / f"{entry.name}.csv",
+                    index=False,
+                    lineterminator="\n",
+                    float_format="%.6g",
+                    quoting=csv.QUOTE_MINIMAL,
+                )
+            entries.append(entry)
+    return entries
+
+
+def _seeds(arm: Arm) -> str:
+    return f"n = {plural(len(arm.completed), 'seed')}"
+
+
+def _architecture(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    arm = comparison.subject or next((a for a in comparison.arms if a.kind.routed), comparison.arms[0])
+    title = "Architecture with its routing path" if arm.kind.routed else "Architecture"
+    figure, architecture = architecture_figure(arm), describe(arm)
+    if figure is None or architecture is None:
+        return _absent(1, title, f"the recipe of {arm.label} names no layer pattern.")
+    caption = (
+        f"{arm.label}, from input to output. Blue is Gated DeltaNet, O(n) in the context; orange is softmax "
+        f"attention, O(n²)."
+    )
+    if architecture.router is not None:
+        measured = any(segment.share is not None for segment in architecture.segments)
+        shares = (
+            "Percentages and line widths are each path's share of the validation tokens at the end of "
+            "training "
+            f"(mean, {_seeds(arm)}); in brackets the range over the sites drawn as one."
+            if measured
+            else "No completed run gives the shares of the paths."
+        )
+        where = (
+            "Each routed layer decides from its own input."
+            if architecture.sequential
+            else "The paths are chosen without a learned router."
+            if architecture.control
+            else "One router reads the state once and decides for all routed layers (dashed)."
+        )
+        caption += f" {where} {shares}"
+    caption += " Norms and residual connections are not drawn."
+    return FigureEntry(number=1, title=title, caption=caption), figure, architecture_data([arm])
+
+
+def _training(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Training curves", training_data(comparison)
+    if data.empty:
+        return _absent(2, title, "no run has curves.")
+    seeds = sorted({len(arm.completed) for arm in comparison.arms if arm.completed})
+    spread = (
+        "Lines are means over completed seeds and bands reach from the lowest to the highest seed "
+        f"(n = {listing([str(n) for n in seeds], 'or')} by arm, see the legend)."
+        if seeds and seeds[-1] > 1
+        else "One seed an arm: the lines have no band, and what separates them may be chance."
+    )
+    failed = (
+        " A thin line that ends in a cross is a run that did not complete." if comparison.unfinished else ""
+    )
+    caption = (
+        "Against the training step: cross-entropy on training batches and on validation text (nats per "
+        "token; the star is "
+        "the best validation point, the inset magnifies the end), share of next tokens predicted right (%), "
+        "and the Switch "
+        "load balance loss (1 at an even split, 2 with all tokens on one path). Solid lines are static arms, "
+        "dashed ones "
+        f"learned routers, dotted ones controls. {spread}{failed}"
+    )
+    return FigureEntry(number=2, title=title, caption=caption), training_figure(comparison, data), data
+
+
+def _routing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Routing over time", routing_data(comparison)
+    figure = routing_figure(comparison, data)
+    if figure is None:
+        return _absent(3, title, "no completed run with a learned router has curves of its rates.")
+    arms = shown_arms(comparison, data)
+    cheap, expensive = (path_name(path) for path in arms[0].paths)
+    seeds = listing([f"{arm.label}: {_seeds(arm)}" for arm in arms])
+    several = (
+        " Lines are means and bands reach from the lowest to the highest seed."
+        if any(len(arm.completed) > 1 for arm in arms)
+        else ""
+    )
+    many = (
+        " Where a panel holds several sites, thin orange lines are the single sites."
+        if len(arms[0].sites) > 9
+        else ""
+    )
+    caption = (
+        f"Share of tokens (%) on {cheap} (blue) and {expensive} (orange) against the training step, by "
+        "routed site. Thick "
+        "lines: validation tokens, hard decisions without noise; pale lines: training batches, with the "
+        "estimator's noise. "
+        f"The dotted line is an even split.{several}{many} {seeds}. Controls hold their rate by construction "
+        "and are in the "
+        f"CSV only."
+    )
+    return FigureEntry(number=3, title=title, caption=caption), figure, data
+
+
+def _comparison(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title = "Architectures side by side"
+    left, right = comparison.baseline, comparison.subject
+    if left is None or right is None:
+        return _absent(4, title, "it takes a baseline and a dynamic arm.")
+    figure = comparison_figure(left, right)
+    if figure is None:
+        return _absent(4, title, "a recipe names no layer pattern.")
+    caption = (
+        f"{left.label} and {right.label} with forward FLOPs per token of each mixer, and below of the whole "
+        "model: with "
+        f"every path computed, with each token's chosen path only at the measured rate ({_seeds(right)}), "
+        "and at an even "
+        f"split; in brackets relative to {left.label}. Percentages are shares of the validation tokens."
+    )
+    data = pd.concat([architecture_data([left, right]), flops_data([left, right])], ignore_index=True)
+    return FigureEntry(number=4, title=title, caption=caption), figure, data
+
+
+def _heatmap(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, source = "Where single tokens went", heatmap_source(comparison)
+    if source is None:
+        return _absent(5, title, "no completed run has stored the decisions of single tokens.")
+    arm, run = source
+    routes = run.token_routes
+    assert routes is not None
+    shown = min(len(routes.sentences), SENTENCES_SHOWN)
+    cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
+    caption = (
+        f"{plural(shown, 'validation sentence')}, rows are tokens and columns routed sites (L1 is layer 1), "
+        f"{arm.label}, "
+        f"seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, the "
+        "less sure the "
+        f"router. · is a space, ⏎ a line break."
+    )
+    return FigureEntry(number=5, title=title, caption=caption), heatmap_figure(routes), heatmap_data(routes)
+
+
+def _absent(number: int, title: str, why: str) -> tuple[FigureEntry, None, pd.DataFrame]:
+    return (
+        FigureEntry(number=number, title=title, caption="", absent=f"Not drawn: {why}"),
+        None,
+        pd.DataFrame(),
+    )

@@ -1,0 +1,205 @@
+"""The sentences of the report that depend on the numbers. Each says no more than the seeds and controls carry."""
+
+from layerroute.analysis.arms import Arm
+from layerroute.analysis.comparison import Comparison
+from layerroute.analysis.fairness import machine
+from layerroute.analysis.format import count, duration, listing, plural, signed_percent
+from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome
+
+QUESTION = (
+    "Can a language model choose, token by token and layer by layer, between linear attention (Gated "
+    "DeltaNet, O(n)) "
+    "and softmax attention (O(n²)), and predict text better than one whose layers are assigned statically?"
+)
+
+
+def what_was_run(comparison: Comparison) -> list[tuple[str, str]]:
+    """The facts at the head of the report, as (name, value)."""
+    completed = [run for run in comparison.runs if run.completed]
+    runs = completed or list(comparison.runs)
+    arms = listing([_named(arm) for arm in comparison.arms])
+    seeds = listing([str(seed) for seed in comparison.seeds]) or "none completed"
+    facts = [("Arms", arms), ("Seeds", seeds)]
+    tokens = sorted({run.value("tokens_seen") for run in runs if run.value("tokens_seen") is not None})
+    if tokens:
+        steps = sorted({run.value("metrics", "steps") for run in completed if run.value("metrics", "steps")})
+        in_steps = f" in {listing([f'{step:,}' for step in steps])} steps" if steps else ""
+        facts.append(("Training", f"{listing([count(value) for value in tokens])} tokens a run{in_steps}"))
+    data = sorted(
+        {
+            f"{run.value('data', 'source')}: {count(run.value('data', 'train_tokens'))} training and "
+            f"{count(run.value('data', 'validation_tokens'))} validation tokens, tokenizer "
+            f"{run.value('data', 'tokenizer')} with {run.value('data', 'vocabulary_size'):,} entries"
+            for run in runs
+            if run.value("data", "vocabulary_size") is not None
+        }
+    )
+    if data:
+        facts.append(("Data", "; ".join(data)))
+    facts.append(("Hardware", "; ".join(sorted({machine(run) for run in runs}))))
+    commands = list(dict.fromkeys(str(run.value("command")) for run in runs))
+    facts.append(("Command" if len(commands) == 1 else "First command", commands[0]))
+    seconds = sum(run.value("timing", "train_seconds") or 0 for run in runs)
+    if seconds:
+        facts.append(("Training time", f"{duration(seconds)} in all, {plural(len(runs), 'run')}"))
+    return facts
+
+
+def _named(arm: Arm) -> str:
+    kind = str(arm.kind)
+    return arm.label if kind.lower() in arm.label.lower().replace("_", "-") else f"{arm.label} ({kind})"
+
+
+def abstract_result(comparison: Comparison) -> str:
+    """The result as the abstract gives it."""
+    parts = [comparison.answer]
+    parts += comparison.routing_sentences[:1]
+    parts += comparison.caveats
+    return " ".join(parts)
+
+
+def limitations(comparison: Comparison) -> list[str]:
+    """What limits the results, from the records."""
+    found = []
+    example = next((run for run in comparison.runs if run.completed), comparison.runs[0])
+    fewest = min((len(arm.seeds) for arm in comparison.arms), default=0)
+    if fewest < ENOUGH_SEEDS:
+        found.append(
+            f"Seeds: {plural(fewest, 'completed seed')} in the arm with the fewest; {ENOUGH_SEEDS} are the "
+            "least for a "
+            f"claim."
+        )
+    if comparison.missing:
+        found.append(
+            f"Controls: {listing(comparison.missing)} {'is' if len(comparison.missing) == 1 else 'are'} "
+            "missing."
+        )
+    if comparison.unfinished:
+        runs = listing([f"{run.arm} seed {run.seed} ({run.status})" for run in comparison.unfinished])
+        found.append(f"Runs that did not complete, and are in no mean: {runs}.")
+    scale = _scale(comparison)
+    if scale:
+        found.append(scale)
+    context = example.value("flops", "context_length") or example.value("recipe", "data", "sequence_length")
+    if context:
+        found.append(
+            f"Context: {context:,} tokens. What O(n) saves over O(n²) grows with the context, and is small "
+            "here."
+        )
+    sources = sorted(
+        {str(run.value("data", "source")) for run in comparison.runs if run.value("data", "source")}
+    )
+    if sources:
+        found.append(f"Data: {listing(sources)} only; other texts may route differently.")
+    sequences, length = (
+        example.value("recipe", "train", "evaluation_sequences"),
+        example.value("recipe", "data", "sequence_length"),
+    )
+    if sequences and length:
+        found.append(
+            f"Evaluation: at most {sequences * length:,} validation tokens, the same for every run of an arm."
+        )
+    found.append(
+        "Measure: language-model loss alone separates such models poorly. Recall, retrieval and length "
+        "beyond training are "
+        "not measured here."
+    )
+    rates = sorted({arm.learning_rate for arm in comparison.arms if arm.learning_rate is not None})
+    if len(comparison.arms) > 1:
+        one = (
+            "one learning rate for all arms"
+            if len(rates) == 1
+            else "learning rates fixed by recipe, not the same for all"
+        )
+        found.append(f"Tuning: {one}; the records show no search over a common grid.")
+    if any(arm.mean("flops", "executed_per_token") is None for arm in comparison.arms if arm.completed):
+        found.append("Compute: executed FLOPs were not counted for every arm; FLOPs are then analytic.")
+    if any(arm.kind.routed for arm in comparison.arms):
+        found.append(
+            "Speed: training computes what its estimator needs, for straight-through estimators both paths. "
+            "The FLOPs at "
+            "the measured rate are those of an ideal sparse execution, not a measured saving."
+        )
+    not_causal = [arm.label for arm in comparison.arms if not arm.causal]
+    if not_causal:
+        found.append(f"Causality: decisions of {listing(not_causal)} may depend on later tokens.")
+    if any(run.value("dirty") for run in comparison.runs):
+        found.append("Code: some runs were made with changes that no commit holds.")
+    if len({run.value("revision") for run in comparison.runs}) > 1:
+        found.append("Code: the runs were made with different revisions.")
+    if not comparison.same_data:
+        found.insert(0, "Data differ between the runs: losses are not comparable.")
+    return found
+
+
+def _scale(comparison: Comparison) -> str:
+    parameters = [arm.parameters for arm in comparison.arms if arm.parameters is not None]
+    if not parameters:
+        return ""
+    low, high = count(min(parameters)), count(max(parameters))
+    layers = sorted({len(arm.layer_pattern) for arm in comparison.arms if arm.layer_pattern})
+    size = low if low == high else f"{low} to {high}"
+    depth = f", {listing([str(n) for n in layers], 'or')} layers" if layers else ""
+    return f"Scale: {size} parameters{depth}; larger models may behave differently."
+
+
+def conclusion(comparison: Comparison) -> str:
+    """The conclusion's sentence on what was achieved."""
+    outcome = comparison.outcome
+    if outcome is Outcome.WINS:
+        ours = comparison.primary.subject.label if comparison.primary else ""
+        missing = (
+            f", but {plural(len(comparison.missing), 'control')} "
+            f"{'is' if len(comparison.missing) == 1 else 'are'} missing, "
+            f"so that this cannot yet be credited to routing"
+            if comparison.missing
+            else ""
+        )
+        return f"In these runs {ours} achieved a lower validation loss than static layer assignment{missing}."
+    if outcome is Outcome.LOSES:
+        return (
+            "In these runs routing by token did not achieve what static layer assignment achieves: its loss is "
+            "higher."
+        )
+    if outcome is Outcome.NO_DIFFERENCE:
+        return (
+            "In these runs routing by token achieved no improvement over static layer assignment that exceeds the "
+            "noise."
+        )
+    if outcome is Outcome.ONE_SEED:
+        return (
+            "Whether routing by token improves on static layer assignment is not decided by these runs: one "
+            "seed cannot "
+            "tell."
+        )
+    return "These runs do not compare routing by token with static layer assignment."
+
+
+def takeaways(comparison: Comparison) -> list[str]:
+    """Key points of the conclusion."""
+    found = [comparison.answer, *comparison.routing_sentences]
+    if comparison.bigram:
+        found.append(comparison.bigram)
+    if comparison.missing:
+        found.append(f"Missing controls: {listing(comparison.missing)}.")
+    return found
+
+
+def cost_sentence(comparison: Comparison) -> str:
+    """How the routed arm's compute and time stand against the baseline, in one sentence; empty without both."""
+    subject, baseline = comparison.subject, comparison.baseline
+    if subject is None or baseline is None or not (subject.completed and baseline.completed):
+        return ""
+    parts = []
+    ours, theirs = subject.mean("timing", "train_seconds"), baseline.mean("timing", "train_seconds")
+    if ours and theirs:
+        parts.append(f"{ours / theirs:.2f} times the training time")
+    if subject.parameters and baseline.parameters:
+        parts.append(f"{signed_percent(subject.parameters / baseline.parameters - 1)} parameters")
+    every, used, base = (subject.mean("flops", "forward_per_token"), subject.flops, baseline.flops)
+    if every and used and base:
+        parts.append(
+            f"{signed_percent(every / base - 1)} forward FLOPs per token with every path computed, "
+            f"{signed_percent(used / base - 1)} at the measured rate"
+        )
+    return f"Against {baseline.label}, {subject.label} has {listing(parts)}." if parts else ""

@@ -1,0 +1,205 @@
+"""``layerroute doctor``: what this machine and installation can do, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from layerroute.data import DataConfig
+from layerroute.provenance import provenance
+
+_QUIET_EXTRAS = ("dev",)
+_GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``layerroute doctor``."""
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.epilog = "Exit code 1 if something that layerroute needs is missing or does not fit."
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report; 1 if there is a problem that stands in the way."""
+    report = examine()
+    print(json.dumps(report, indent=2) if arguments.json else _text(report))
+    return 1 if report["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Look at the machine and the installation.
+
+    Returns:
+        A mapping of plain values: ``versions``, ``hardware``, ``torch``, ``devices``, ``precision``, ``gated_delta``,
+        ``extras``, ``cache``, ``disk``; ``problems`` lists, one sentence each, what stands in the way, ``advice`` what
+        would make it faster or more complete.
+    """
+    problems: list[str] = []
+    advice: list[str] = []
+    versions, extras = _requirements(problems)
+    for name, extra in extras.items():
+        if extra["missing"]:
+            advice.append(f"{name}: {', '.join(extra['missing'])} not installed; {extra['install']}")
+    report: dict[str, Any] = {}
+    try:
+        report = _torch(advice)
+    except (ImportError, OSError) as error:
+        # OSError: a shared library of torch's that does not load.
+        problems.append(f"torch cannot be imported ({error}); install it: pip install torch")
+    # After torch, so that the GPU's name is known.
+    source = provenance()
+    return {
+        "versions": {**source["versions"], **versions},
+        "revision": source["revision"],
+        "hardware": source["hardware"],
+        **report,
+        "extras": extras,
+        "cache": _cache(),
+        "disk": {"here_free_gib": _free(Path.cwd()), "cache_free_gib": _free(DataConfig().cache_folder())},
+        "problems": problems,
+        "advice": advice,
+    }
+
+
+def _requirements(problems: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Hold what is installed against what the package declares; return versions and the state of each extra."""
+    versions: dict[str, str] = {}
+    extras: dict[str, Any] = {
+        name: {"missing": [], "install": f"pip install 'layerroute[{name}]'"}
+        for name in importlib.metadata.metadata("layerroute").get_all("Provides-Extra") or []
+        if name not in _QUIET_EXTRAS
+    }
+    for line in importlib.metadata.requires("layerroute") or []:
+        requirement = Requirement(line)
+        installed = _version(requirement.name)
+        fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            if not fits:
+                found = f"version {installed} is installed" if installed else "it is not installed"
+                problems.append(f"layerroute needs {wanted}: {found}; pip install '{wanted}'")
+            if installed:
+                versions[requirement.name] = installed
+            continue
+        for name, extra in extras.items():
+            if requirement.marker.evaluate({"extra": name}):
+                if fits:
+                    versions[requirement.name] = str(installed)
+                else:
+                    extra["missing"].append(requirement.name)
+    return versions, extras
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _torch(advice: list[str]) -> dict[str, Any]:
+    import torch
+
+    from layerroute.ops.gated_delta import backend_report
+    from layerroute.training.precision import choose_precision
+
+    devices: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "memory_gib": round(properties.total_memory / _GIB, 1),
+                "compute_capability": f"{properties.major}.{properties.minor}",
+            }
+        )
+    if len(devices) == 1 and shutil.which("nvidia-smi"):
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is a build for CPUs"
+        advice.append(f"there is an NVIDIA driver, but torch sees no GPU; torch {torch.__version__} {build}")
+    kinds = ["cpu", *(["cuda"] if len(devices) > 1 else [])]
+    precision = {kind: choose_precision("auto", torch.device(kind))._asdict() for kind in kinds}
+    return {
+        "torch": {
+            "version": torch.__version__,
+            "cuda": torch.version.cuda,
+            "threads": torch.get_num_threads(),
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "devices": devices,
+        "precision": precision,
+        "gated_delta": backend_report(),
+    }
+
+
+def _cache() -> dict[str, Any]:
+    folder = DataConfig().cache_folder()
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return {
+        "folder": str(folder),
+        "files": len(files),
+        "gib": round(sum(f.stat().st_size for f in files) / _GIB, 3),
+    }
+
+
+def _free(path: Path) -> float:
+    """Return the GiB that are free where ``path`` is or would be."""
+    existing = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.exists())
+    return round(shutil.disk_usage(existing).free / _GIB, 1)
+
+
+def _text(report: dict[str, Any]) -> str:
+    hardware = report["hardware"]
+    lines = [
+        f"machine      {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB",
+        f"platform     {hardware['platform']}, Python {report['versions']['python']}",
+    ]
+    if "torch" in report:
+        lines += _torch_text(report)
+    cache, disk = report["cache"], report["disk"]
+    lines += [
+        f"cache        {cache['folder']} ({cache['gib']:g} GiB in {cache['files']} files, "
+        f"{disk['cache_free_gib']} GiB free)",
+        f"disk         {disk['here_free_gib']} GiB free here",
+    ]
+    for name, extra in report["extras"].items():
+        state = (
+            f"missing {', '.join(extra['missing'])}: {extra['install']}" if extra["missing"] else "installed"
+        )
+        lines.append(f"extra        {name}: {state}")
+    versions = (f"{name} {version}" for name, version in report["versions"].items() if name != "python")
+    lines.append(f"versions     {', '.join(versions)}")
+    lines += [
+        f"advice       {sentence}"
+        for sentence in report["advice"]
+        if not sentence.startswith(tuple(report["extras"]))
+    ]
+    lines += [f"PROBLEM      {sentence}" for sentence in report["problems"]]
+    lines.append(
+        "All that layerroute needs is here." if not report["problems"] else "See the problems above."
+    )
+    return "\n".join(lines)
+
+
+def _torch_text(report: dict[str, Any]) -> list[str]:
+    torch, gated_delta = report["torch"], report["gated_delta"]
+    build = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU build"
+    lines = [f"torch        {torch['version']} ({build}), {torch['threads']} threads"]
+    for device in report["devices"]:
+        kind = device["device"].partition(":")[0]
+        precision = report["precision"][kind]
+        memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
+        lines.append(
+            f"device       {device['device']}: {device['name']}{memory}; trains in {precision['name']} "
+            f"({precision['reason']}); GDN runs on '{gated_delta['auto'][kind]}'"
+        )
+    for name, backend in gated_delta["backends"].items():
+        lines.append(f"GDN backend  {name}: {'available' if backend['available'] else backend['reason']}")
+    return lines

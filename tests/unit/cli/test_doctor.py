@@ -1,0 +1,108 @@
+"""``layerroute doctor``: tells what is there, what is missing, and says so in its exit code."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerroute.cli.main import main
+
+
+def examine(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    assert main(["doctor", "--json"]) == code
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_json_tells_of_this_very_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    report = examine(capsys)
+    assert report["problems"] == []
+    assert report["torch"]["version"] == torch.__version__
+    assert report["torch"]["threads"] == torch.get_num_threads()
+    assert report["versions"]["transformers"] == importlib.metadata.version("transformers")
+    assert report["versions"]["numpy"] == importlib.metadata.version("numpy")
+    assert report["devices"][0]["device"] == "cpu"
+    assert len(report["devices"]) == 1 + torch.cuda.device_count()
+    assert report["precision"]["cpu"]["name"] in ("fp32", "bf16")
+    assert report["gated_delta"]["backends"]["chunked"]["available"] is True
+    assert report["disk"]["here_free_gib"] > 0
+    assert {"cuda", "quantization", "evaluation", "gguf"} <= set(report["extras"])
+    assert "dev" not in report["extras"]
+
+
+def test_text_has_a_line_for_each_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    heads = [line.split()[0] for line in out.splitlines()]
+    assert {"machine", "platform", "torch", "device", "cache", "disk", "extra", "versions"} <= set(heads)
+    assert "GDN runs on" in out
+    assert out.endswith("All that layerroute needs is here.\n")
+
+
+def test_the_cache_is_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache" / "not" / "yet"))
+    assert examine(capsys)["cache"] == {
+        "folder": str(tmp_path / "cache" / "not" / "yet"),
+        "files": 0,
+        "gib": 0,
+    }
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path))
+    with (tmp_path / "tokens").open("wb") as file:
+        file.truncate(2**30)
+    assert examine(capsys)["cache"] == {"folder": str(tmp_path), "files": 1, "gib": 1.0}
+
+
+def test_a_missing_extra_is_advice_and_a_missing_or_old_need_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.metadata.version
+    state: dict[str, str | None] = {"bitsandbytes": None}
+
+    def version(name: str) -> str:
+        found = state[name] if name in state else real(name)
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    report = examine(capsys)
+    assert report["extras"]["quantization"]["missing"] == ["bitsandbytes"]
+    assert any("pip install 'layerroute[quantization]'" in line for line in report["advice"])
+
+    state.update({"bitsandbytes": "99", "peft": None, "datasets": "1.0"})
+    report = examine(capsys, code=1)
+    assert report["extras"]["quantization"]["missing"] == []
+    assert len(report["problems"]) == 2
+    assert any(
+        line.startswith("layerroute needs peft>=") and "not installed" in line for line in report["problems"]
+    )
+    assert any("version 1.0 is installed" in line for line in report["problems"])
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.count("PROBLEM ") == 2
+
+
+def test_a_torch_that_cannot_be_imported_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "layerroute.ops.gated_delta", raising=False)
+    report = examine(capsys, code=1)
+    assert any("torch cannot be imported" in line for line in report["problems"])
+    assert report["hardware"]["accelerator"] is None
+
+
+def test_a_driver_without_a_gpu_for_torch_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert any("NVIDIA driver" in line for line in examine(capsys)["advice"])

@@ -1,0 +1,204 @@
+"""The house's own rules: which part may import which, what stays free of torch, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import layerroute
+from layerroute.cli.main import COMMANDS
+
+SOURCE = Path(layerroute.__file__).parent
+LONGEST_FILE = 500
+
+LEAVES = {"errors", "provenance", "records"}
+ROUTING = {"routing", "objectives", "ops"}
+MODELS = {"hybrid", "skipping"}
+WORK = {"training", "evaluation", "benchmark"}
+
+ALLOWED: dict[str, set[str]] = {
+    # Names with no part of ours below them.
+    "errors": set(),
+    "provenance": set(),
+    "registration": set(),
+    "records": {"errors", "provenance"},
+    "recipe": {"errors"},
+    "data": {"errors"},
+    # The core: it knows of no model, no data and no run.
+    "routing": {"errors"},
+    "ops": {"errors"},
+    "objectives": {"errors", "routing"},
+    "hybrid": {"errors", *ROUTING},
+    "skipping": {"errors", *ROUTING},
+    # What is done with models. Within this row there is no order; modules must still not import in a circle.
+    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in WORK},
+    "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "analysis", "report"},
+    # Over records alone.
+    "analysis": LEAVES,
+    "report": {*LEAVES, "analysis"},
+}
+
+TORCH_FREE = ["errors", "provenance", "records", "registration", "recipe", "data", "analysis", "report"]
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(modules())
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(tree: ast.AST, *, at_import_only: bool) -> Iterator[str]:
+    """Yield the modules that are imported; with ``at_import_only`` not those that a function imports when it runs."""
+    for node in ast.iter_child_nodes(tree):
+        if is_for_type_checkers(node):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            # `from package import module` imports the module, `from module import name` does not.
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else str(node.module) for name in whole)
+        elif not (at_import_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+            yield from imports(node, at_import_only=at_import_only)
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_part_has_its_place() -> None:
+    found = {part_of(module) for module in MODULES} - {"", "__main__", "cli"}
+    assert found <= set(ALLOWED), f"say in ALLOWED what {sorted(found - set(ALLOWED))} may import"
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part: str) -> None:
+    for module, path in MODULES.items():
+        if part_of(module) != part:
+            continue
+        for imported in imports(parse(path), at_import_only=False):
+            if imported.partition(".")[0] != "layerroute" or part_of(imported) in ("", part):
+                continue
+            assert part_of(imported) in ALLOWED[part], f"{module} imports {imported}: {part} must not know it"
+
+
+def test_no_modules_import_in_a_circle() -> None:
+    graph = {
+        module: {
+            name for name in imports(parse(path), at_import_only=True) if name in MODULES and name != module
+        }
+        for module, path in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > len(graph), "the graph must hold the imports, or it proves nothing"
+    # What a package's own __init__ gathers is not a dependency of the modules inside it.
+    acyclic = {
+        module: {name for name in names if not module.startswith(f"{name}.")}
+        for module, names in graph.items()
+    }
+    graphlib.TopologicalSorter(acyclic).prepare()
+
+
+def test_imports_are_seen_wherever_they_hide() -> None:
+    code = """
+import layerroute.data as d
+from layerroute import hybrid
+from layerroute.errors import UserError
+if TYPE_CHECKING:
+    from layerroute.training import trainer
+class C:
+    def f(self):
+        from layerroute.ops import gated_delta
+"""
+    eager = {"layerroute.data", "layerroute.hybrid", "layerroute.errors"}
+    assert set(imports(ast.parse(code), at_import_only=True)) == eager
+    assert set(imports(ast.parse(code), at_import_only=False)) == {*eager, "layerroute.ops.gated_delta"}
+
+
+def test_nothing_but_the_command_line_prints_or_exits() -> None:
+    for module, path in MODULES.items():
+        if part_of(module) in ("cli", "__main__"):
+            continue
+        called = {ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
+        assert not called & {"print", "sys.exit", "exit", "quit"}, f"{module} should return or raise"
+
+
+@pytest.mark.parametrize("part", TORCH_FREE)
+def test_torch_free_parts_load_without_torch(part: str) -> None:
+    names = [module for module in MODULES if part_of(module) == part]
+    if not names:
+        pytest.skip(f"there is no {part} yet")
+    code = f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n{REPORT}"
+    assert loaded(code) == []
+
+
+def test_the_package_and_its_help_load_without_torch() -> None:
+    assert loaded(f"import sys, layerroute\n{REPORT}") == []
+    code = (
+        "import sys\nfrom layerroute.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    assert loaded(code + REPORT) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_loads_without_torch(command: str) -> None:
+    code = "import sys\nfrom layerroute.cli.main import main\n"
+    assert loaded(f"{code}try: main([{command!r}, '--help'])\nexcept SystemExit: pass\n{REPORT}") == []
+
+
+REPORT = "print('LOADED', [name for name in ('torch', 'transformers') if name in sys.modules])"
+
+
+def loaded(code: str) -> list[str]:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found: list[str] = ast.literal_eval(result.stdout.rpartition("LOADED ")[2])
+    return found
+
+
+def test_the_check_for_torch_can_fail() -> None:
+    assert loaded(f"import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n{REPORT}") == [
+        "torch"
+    ]
+
+
+@pytest.mark.parametrize("name", ["analysis", "report"])
+def test_analysis_and_report_name_torch_nowhere(name: str) -> None:
+    for module, path in MODULES.items():
+        if part_of(module) == name:
+            used = {imported.partition(".")[0] for imported in imports(parse(path), at_import_only=False)}
+            assert not used & {"torch", "transformers"}, module
+
+
+def test_every_command_has_its_module_and_every_module_its_command() -> None:
+    helpers = {"main"}
+    files = {path.stem for path in (SOURCE / "cli").glob("*.py")} - {"__init__", *helpers}
+    commands = {
+        name for name in files if "def run(" in (SOURCE / "cli" / f"{name}.py").read_text(encoding="utf-8")
+    }
+    assert {name: f"layerroute.cli.{name}" for name in commands} == {
+        name: module for name, (module, _) in COMMANDS.items()
+    }
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert max(lengths.values()) > 100
+    assert {module: length for module, length in lengths.items() if length > LONGEST_FILE} == {}

@@ -1,0 +1,69 @@
+# Every target makes the environment first, where it is missing or older than what it is made from.
+
+PYTHON ?= python3
+VENV ?= .venv
+# GPU users: make ... TORCH="torch==2.13.0 --index-url ..." with the build for their CUDA.
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+# Steps of each demo run; the quick form of CI sets it to a few.
+DEMO_STEPS ?=
+RUNS ?= runs
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.layerroute
+DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
+DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
+DEMO_ARMS := static dynamic
+
+.PHONY: help install demo test check format bench constraints clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## make the environment in .venv
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layerroute needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	@# torch alone and pinned first: left to itself, pip may take a newer build and gigabytes of CUDA libraries with it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP) ## train a static and a routed model, compare them, write the report
+	@for arm in $(DEMO_ARMS); do \
+	  $(BIN)/layerroute train recipes/attention_routing/demo/$$arm.yaml --out $(DEMO)/$$arm $(DEMO_OPTIONS) || exit $$?; \
+	done
+	$(BIN)/layerroute compare $(DEMO_ARMS:%=$(DEMO)/%)
+	$(BIN)/layerroute report $(DEMO)
+	@echo "The report: $(DEMO)/report/index.html"
+
+test: $(STAMP) ## run all tests
+	$(BIN)/python -m pytest -n $(JOBS) tests
+
+check: $(STAMP) ## lint, formatting, types, shipped recipes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/layerroute validate > /dev/null
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## prove equality, then measure speed in pairs
+	$(BIN)/layerroute bench gated-delta
+	$(BIN)/layerroute bench train
+
+constraints: $(STAMP) ## pin the versions that are installed now
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep '^torch==' | sed 's/+.*//'; \
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^torch==| @ '; } > constraints.new
+	mv constraints.new constraints.txt
+	@touch $(STAMP)
+
+clean: ## remove what was built and the caches of the tools; runs and the environment stay
+	rm -rf build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,13 +18,13 @@ SMALLEST_CHUNK = 16  # also the block that the inverse starts from
 class Span(NamedTuple):
     """What the tokens of a span are to each other and to the carried state, whatever the values."""
 
-    both: Float[Tensor, "N G 2C K"]  # queries over keys, of unit length if asked for
-    norms: Float[Tensor, "N G 2C 1"] | None  # their inverse lengths, if asked for
+    both: Float[Tensor, "N G 2*C K"]  # queries over keys, of unit length if asked for
+    norms: Float[Tensor, "N G 2*C 1"] | None  # their inverse lengths, if asked for
     rates: Float[Tensor, "N G C 1"]  # β
     pair: Float[Tensor, "N G C C"]  # D
     carried: Float[Tensor, "N G C 1"]  # d
     scores: Float[Tensor, "N G 2 C C"]  # P and A
-    seen: Float[Tensor, "N G 2C K"]  # diag(d) over queries and keys
+    seen: Float[Tensor, "N G 2*C K"]  # diag(d) over queries and keys
     kept: Float[Tensor, "N G C K"]  # diag(e) K
 
 

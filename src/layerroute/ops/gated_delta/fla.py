@@ -125,7 +125,7 @@ def fla_gated_delta_rule(
 
 def document_boundaries(
     document_ids: Int[Tensor, "B T"],
-) -> tuple[Int[Tensor, " N+1"], Int[Tensor, " B"], Int[Tensor, " B"]]:
+) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " B"], Int[Tensor, " B"]]:
     """Lay the rows end to end and tell where each of the N documents begins.
 
     Returns:

@@ -202,3 +202,12 @@ def test_no_file_is_too_long() -> None:
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
     assert max(lengths.values()) > 100
     assert {module: length for module, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_the_map_in_contributing_has_every_part() -> None:
+    if not (SOURCE.parents[1] / "pyproject.toml").is_file():
+        pytest.skip("not a checkout")
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in SOURCE.iterdir():
+        if (path / "__init__.py").is_file():
+            assert f"`src/layerroute/{path.name}/`" in text, f"say in CONTRIBUTING.md what {path.name} is for"

@@ -32,6 +32,7 @@ class OwnContextLayer(LinearAttentionAndFullAttentionLayer):
             self.lazy_initialization(keys, values)
             stored_keys, stored_values, filled = keys, values, member
         else:
+            assert self.keys is not None and self.values is not None
             stored_keys = torch.cat([self.keys, keys], dim=2)
             stored_values = torch.cat([self.values, values], dim=2)
             filled = torch.cat([self.filled(), member], dim=1)
@@ -58,7 +59,7 @@ class OwnContextLayer(LinearAttentionAndFullAttentionLayer):
 
     def reorder_cache(self, beam_idx: Int[Tensor, "B"]) -> None:
         """Reorder rows for beam search."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         if self.lengths is not None:
             self.lengths = self.lengths.index_select(0, beam_idx.to(self.lengths.device))
 
@@ -97,7 +98,7 @@ class CountingGdnLayer(LinearAttentionAndFullAttentionLayer):
 
     def reorder_cache(self, beam_idx: Int[Tensor, "B"]) -> None:
         """Reorder rows for beam search."""
-        LinearAttentionLayer.reorder_cache(self, beam_idx)
+        LinearAttentionLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """There are no keys to repeat; states are repeated with the other layers' (see transformers)."""

@@ -1,13 +1,14 @@
 """Bringing the tokens of one path together, row by row and head by head, and back."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-class Compaction(NamedTuple):
+@dataclass(frozen=True)
+class Compaction:
     """A stable order of the tokens of each row (and head) in which members come first.
 
     Attributes:

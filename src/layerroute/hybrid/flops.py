@@ -6,6 +6,7 @@ is what an executed-FLOP counter sees; these are forward numbers, training is ab
 """
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 from layerroute.hybrid.configuration import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
@@ -88,7 +89,7 @@ def router_flops(config: HybridConfig) -> float:
     if routing.router == "mlp":
         widths = routing.widths or [config.hidden_size // 2, config.hidden_size // 4]
     sizes = [config.hidden_size, *widths, len(config.sites) // routers]
-    return routers * 2.0 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    return routers * 2.0 * sum(a * b for a, b in pairwise(sizes))
 
 
 def forward_flops(config: HybridConfig, context_length: int) -> FlopsReport:

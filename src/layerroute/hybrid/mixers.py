@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from layerroute.hybrid.cache import OwnContextLayer
@@ -76,6 +77,7 @@ class SoftmaxMixer(nn.Module):
         assert isinstance(layer, OwnContextLayer)
         new_key, new_value = key, value
         if layer.lengths is not None:
+            assert layer.keys is not None and layer.values is not None
             seen = layer.filled().transpose(1, 2)[:, :, None, :].expand(-1, -1, mask.shape[2], -1)
             mask = torch.cat([seen, mask], dim=-1)
             key = torch.cat([layer.keys, key], dim=2)
@@ -158,7 +160,7 @@ class GatedDeltaMixer(nn.Module):
         x = self._convolve(x, context, packed, documents)
         query, key, value = x.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
         cache = context.cache
-        state = None if cache is None else cache.layers[self.layer].recurrent_states[0]
+        state = None if cache is None else self._states(cache).recurrent_states[0]
         output, state = gated_delta_rule(
             query,
             key,
@@ -171,6 +173,7 @@ class GatedDeltaMixer(nn.Module):
             normalize_qk=True,
         )
         if cache is not None:
+            assert state is not None
             cache.update_recurrent_state(state, self.layer)
         if packed is not None:
             output = packed.restore(output)
@@ -179,6 +182,11 @@ class GatedDeltaMixer(nn.Module):
         if head_gate is not None:
             output = output * head_gate.unsqueeze(-1).to(output.dtype)
         return self.o_proj(output.flatten(2))
+
+    def _states(self, cache: Cache) -> LinearAttentionLayer:
+        layer = cache.layers[self.layer]
+        assert isinstance(layer, LinearAttentionLayer)
+        return layer
 
     def _convolve(
         self,
@@ -190,7 +198,7 @@ class GatedDeltaMixer(nn.Module):
         """Depthwise causal convolution over this path's own tokens, then SiLU; the last taps go to the cache."""
         batch, time = x.shape[:2]
         cache, weight = context.cache, self.conv_weight.to(x.dtype)
-        past = None if cache is None else cache.layers[self.layer].conv_states[0]
+        past = None if cache is None else self._states(cache).conv_states[0]
         if past is None:
             full = F.pad(x, (0, 0, 0, 0, self.taps, 0))
         else:

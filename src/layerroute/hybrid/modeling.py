@@ -61,6 +61,8 @@ class HybridPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Only functions of `initialization` here: they leave alone what was loaded from a checkpoint.
         std = self.config.initializer_range
+        if getattr(module, "started_by_parent", False):
+            return  # what is drawn once cannot be drawn again
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=std * getattr(module, "init_scale", 1.0))
         elif isinstance(module, nn.RMSNorm):
@@ -69,21 +71,20 @@ class HybridPreTrainedModel(PreTrainedModel):
             for name, value in module.initial_values().items():
                 init.copy_(getattr(module, name), value.to(getattr(module, name).device))
         elif isinstance(module, MLPRouter):
-            for layer in module.layers:
-                init.normal_(
-                    layer.weight, std=0.0 if module.zero_init and layer is module.layers[-1] else 0.02
-                )
+            for layer in module.linears():
+                last = layer is module.linears()[-1]
+                if last and module.zero_init:
+                    init.zeros_(layer.weight)
+                else:
+                    init.normal_(layer.weight, std=0.02)
                 bias = torch.zeros_like(layer.bias)
-                if layer is module.layers[-1]:
+                if last:
                     bias.view(module.sites, -1)[:, -1] = module.initial_bias
                 init.copy_(layer.bias, bias)
         elif isinstance(module, Routing):
             init.constant_(module.temperature, 1.0)
             init.constant_(module.rate, module.config.rate)
-            init.copy_(
-                module.costs,
-                torch.as_tensor(path_costs(self.config), dtype=torch.float32)[: len(module.sites)],
-            )
+            init.copy_(module.costs, torch.tensor(module.initial_costs))
             init.zeros_(module.thresholds.value)
             init.zeros_(module.thresholds.updates)
         elif isinstance(module, LlamaRotaryEmbedding):
@@ -98,7 +99,7 @@ class HybridModel(HybridPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HybridLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config) if config.use_rope else None
+        self.rotary_emb = LlamaRotaryEmbedding(config) if config.use_rope else None  # type: ignore[arg-type]
         self.routing = nn.ModuleDict()
         routed = config.routed_layers
         if routed and config.router_mode == "parallel":
@@ -124,8 +125,9 @@ class HybridModel(HybridPreTrainedModel):
         """The token embedding."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
+        assert isinstance(value, nn.Embedding)
         self.embed_tokens = value
 
     def forward(
@@ -280,7 +282,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> HybridOutput | tuple:
+    ) -> HybridOutput | tuple[Any, ...]:
         """Score tokens and say which path each took.
 
         Args:

@@ -6,17 +6,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
-def _attention(
-    query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return sdpa_flop_count(query_shape, key_shape, value_shape)
+# torch hands a formula the shapes of all arguments and of the result.
+def _attention(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
 
 
-def _product(
-    into_shape: Any, left_shape: Any, right_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
+def _product(_into: Any, left_shape: Any, right_shape: Any, *_: Any, **__: Any) -> int:
     batch, rows, inner = left_shape
-    return 2 * batch * rows * inner * right_shape[-1]
+    return int(2 * batch * rows * inner * right_shape[-1])
 
 
 def flop_counter() -> FlopCounterMode:

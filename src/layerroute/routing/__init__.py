@@ -2,6 +2,7 @@
 
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, Estimate, estimate
+from layerroute.routing.forcing import at_rate, constant, forced, table
 from layerroute.routing.module import Routing, RoutingConfig
 from layerroute.routing.routers import LinearRouter, MLPRouter, build_router
 from layerroute.routing.schedules import Schedule
@@ -15,6 +16,10 @@ __all__ = [
     "Routing",
     "RoutingConfig",
     "Schedule",
+    "at_rate",
     "build_router",
+    "constant",
     "estimate",
+    "forced",
+    "table",
 ]

@@ -43,6 +43,7 @@ def estimate(
     temperature: float | Float[Tensor, ""] = 1.0,
     threshold: Float[Tensor, "R"] | None = None,
     noise: Float[Tensor, "B T R P"] | None = None,
+    forced: Int[Tensor, "B T R"] | None = None,
 ) -> Estimate:
     """Choose a path for every token and site, with a gate that carries gradients to the logits.
 
@@ -64,6 +65,7 @@ def estimate(
         threshold: by site, in logit units: the last path is chosen only if its logit exceeds the others by more
             than this. 0 (default) is argmax. Ties go to the cheaper path.
         noise: from ``training_noise``; ignored at inference. With noise the choice is a sample (Gumbel-max).
+        forced: choices to take in place of the router's own; the gate is then the one for these choices.
 
     Raises:
         UserError: for an unknown name.
@@ -78,11 +80,11 @@ def estimate(
             [logits[..., :-1], logits[..., -1:] - threshold.to(logits.dtype)[:, None]], dim=-1
         )
     if not training:
-        choice = shifted.argmax(dim=-1)
+        choice = shifted.argmax(dim=-1) if forced is None else forced
         return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
 
     perturbed = shifted if noise is None else shifted + noise
-    choice = perturbed.argmax(dim=-1)
+    choice = perturbed.argmax(dim=-1) if forced is None else forced
     hard = F.one_hot(choice, paths).to(logits.dtype)
     if name == "reinforce":
         return Estimate(probabilities, choice, hard)

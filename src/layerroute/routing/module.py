@@ -13,6 +13,7 @@ from layerroute.routing.budget import BUDGETS, Thresholds
 from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, estimate, training_noise
+from layerroute.routing.forcing import Chooser
 from layerroute.routing.routers import ROUTERS, build_router
 
 
@@ -98,6 +99,7 @@ class Routing(nn.Module):
         super().__init__()
         self.config = config
         self.sites, self.paths, self.causal = tuple(sites), tuple(paths), causal
+        self.chooser: Chooser | None = None  # set by `forced`
         if config.control_sites and not all(0 <= site < len(sites) for site in config.control_sites):
             raise UserError(
                 f"routing.control_sites {config.control_sites} must lie in 0..{len(sites) - 1}: "
@@ -115,17 +117,13 @@ class Routing(nn.Module):
                 zero_init=config.zero_init,
             )
         self.thresholds = Thresholds(len(sites), budget=config.budget, step=config.threshold_step)
-        steps = torch.linspace(0, 1, len(paths)).expand(len(sites), -1)
-        cost = steps.clone() if costs is None else torch.as_tensor(costs, dtype=torch.float32)
+        # Plain numbers, since a model may be made without data (on the meta device) and filled in later.
+        row = [index / (len(paths) - 1) for index in range(len(paths))]
+        self.initial_costs = [list(map(float, cost)) for cost in (costs or [row] * len(sites))]
         # Not saved: costs follow from the model's configuration, temperature and rate from the schedule.
-        self.register_buffer("costs", cost, persistent=False)
+        self.register_buffer("costs", torch.tensor(self.initial_costs), persistent=False)
         self.register_buffer("temperature", torch.ones(()), persistent=False)
         self.register_buffer("rate", torch.full((len(sites),), float(config.rate)), persistent=False)
-
-    def reset_buffers(self) -> None:
-        """Restore the buffers that are not saved (transformers materialises models without them)."""
-        self.temperature.fill_(1.0)
-        self.rate.fill_(self.config.rate)
 
     def forward(
         self,
@@ -144,7 +142,9 @@ class Routing(nn.Module):
             token_ids: make the ``random`` control differ between sequences; without them it sees positions only.
         """
         paths = len(self.paths)
-        if self.config.control is not None:
+        forced = None if self.chooser is None else self.chooser(self.sites, positions, token_ids)
+        if self.router is None:
+            assert self.config.control is not None
             keys = positions if token_ids is None else positions + token_ids.long() * 1_000_003
             expensive = control_choice(
                 self.config.control,
@@ -155,7 +155,7 @@ class Routing(nn.Module):
                 seed=self.config.control_seed,
                 sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
             )
-            choice = expensive.long() * (paths - 1)
+            choice = expensive.long() * (paths - 1) if forced is None else forced
             gate = F.one_hot(choice, paths).to(torch.float32)
             probabilities = gate
             if self.config.control == "random":
@@ -163,7 +163,6 @@ class Routing(nn.Module):
                 probabilities[..., -1] = self.rate
                 probabilities[..., 0] = 1 - self.rate
         else:
-            assert self.router is not None
             logits = self.router(hidden)
             noise = None
             if self.training:
@@ -178,6 +177,7 @@ class Routing(nn.Module):
                 temperature=self.temperature,
                 threshold=threshold,
                 noise=noise,
+                forced=forced,
             )
         return RouteDecision(
             probabilities=probabilities,

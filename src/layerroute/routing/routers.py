@@ -1,6 +1,7 @@
 """Networks that look at a hidden state and give one logit for each site and path."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -45,18 +46,22 @@ class MLPRouter(nn.Module):
         self.initial_bias, self.zero_init = initial_bias, zero_init
         outputs = sites * (1 if paths == 2 else paths)
         sizes = [hidden_size, *widths, outputs]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, dtype=torch.float32) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b, dtype=torch.float32) for a, b in pairwise(sizes))
+        for layer in self.linears():
+            layer.started_by_parent = True  # type: ignore[assignment]  # for models that initialise every linear layer by their own rule
         self.reset_parameters()
+
+    def linears(self) -> list[nn.Linear]:
+        """The linear maps, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the starting weights (transformers calls this again when it initialises a model)."""
-        for layer in self.layers:
+        for layer in self.linears():
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        last = self.layers[-1]
+        last = self.linears()[-1]
         if self.zero_init:
             nn.init.zeros_(last.weight)
         last.bias.view(self.sites, -1)[:, -1] = self.initial_bias
@@ -65,7 +70,7 @@ class MLPRouter(nn.Module):
         """Logits of every path at every site."""
         with torch.autocast(hidden.device.type, enabled=False):
             x = hidden.float()
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(self.linears()):
                 x = F.linear(x if index == 0 else F.gelu(x), layer.weight.float(), layer.bias.float())
         logits = x.unflatten(-1, (self.sites, -1))
         return F.pad(logits, (1, 0)) if self.paths == 2 else logits

@@ -1,0 +1,66 @@
+"""Forcing decisions: for parity tests, and for benchmarks whose speed must not depend on a trained router."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from layerroute.routing.controls import hashed_uniform
+
+if TYPE_CHECKING:
+    pass
+
+# (site names, positions (B, T), token ids (B, T) or None) -> choices (B, T, R)
+Chooser = Callable[[tuple[str, ...], Tensor, Tensor | None], Tensor]
+
+
+def constant(path: int) -> Chooser:
+    """Every token takes ``path`` at every site."""
+    return lambda sites, positions, token_ids: positions.new_full((*positions.shape, len(sites)), path)
+
+
+def table(choice: Int[Tensor, "B S R"], sites: tuple[str, ...]) -> Chooser:
+    """Choices looked up by row, position in the sequence and site name.
+
+    A lookup by position gives a token the same choice in a full pass, in any chunking of a cached one, and behind
+    padding. Rows of the batch are those of the table (or all use row 0 of a table with one row).
+    """
+
+    def choose(asked: tuple[str, ...], positions: Tensor, _: Tensor | None) -> Tensor:
+        columns = torch.tensor([sites.index(site) for site in asked], device=positions.device)
+        rows = torch.arange(positions.shape[0], device=positions.device)[:, None] % choice.shape[0]
+        return choice.to(positions.device)[rows, positions][..., columns]
+
+    return choose
+
+
+def at_rate(rate: float, *, paths: int = 2, seed: int = 0) -> Chooser:
+    """Each token takes the last path with probability ``rate``, else the first: a hash of position and site."""
+
+    def choose(sites: tuple[str, ...], positions: Tensor, token_ids: Tensor | None) -> Tensor:
+        keys = positions if token_ids is None else positions + token_ids.long() * 1_000_003
+        return (hashed_uniform(keys, len(sites), seed) < rate).long() * (paths - 1)
+
+    return choose
+
+
+@contextmanager
+def forced(model: nn.Module, chooser: Chooser | int) -> Iterator[None]:
+    """Within the context, all routing modules of ``model`` take the choices of ``chooser`` (or one path for all).
+
+    Estimators still give these choices their gates, so gradients can be compared too.
+    """
+    from layerroute.routing.module import Routing
+
+    modules: list[Routing] = [module for module in model.modules() if isinstance(module, Routing)]
+    before = [module.chooser for module in modules]
+    for module in modules:
+        module.chooser = constant(chooser) if isinstance(chooser, int) else chooser
+    try:
+        yield
+    finally:
+        for module, chosen in zip(modules, before, strict=True):
+            module.chooser = chosen

@@ -1,0 +1,256 @@
+"""Contracts 2 to 6 for the hybrid model, over its routing modes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerroute.errors import UserError
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
+from layerroute.ops.flops import flop_counter
+from layerroute.routing import at_rate, forced, table
+from tests.parity import contracts
+
+VOCABULARY = 61
+MODES = {
+    "parallel": {},
+    "own_context": {"context": "own_context"},
+    "head": {"granularity": "head"},
+    "head_own_context": {"granularity": "head", "context": "own_context"},
+    "sequential": {"router_mode": "sequential", "layer_pattern": ["routed", "softmax", "routed"]},
+    "block": {"routed_unit": "block"},
+    "block_own_context": {"routed_unit": "block", "context": "own_context"},
+    "normalized": {"normalize_paths": True},
+    "grouped_queries": {"num_key_value_heads": 1, "num_attention_heads": 2},
+    "no_rope_wide_values": {"use_rope": False, "gdn_expand_v": 2},
+    "random": {"routing": {"control": "random", "rate": 0.4}},
+    "periodic": {"routing": {"control": "periodic", "rate": 0.4}},
+    "static": {"routing": {"control": "static", "rate": 0.5}},
+    "mlp_threshold": {"routing": {"router": "mlp", "budget": "quantile", "rate": 0.3}},
+    "all_gdn": {"layer_pattern": ["gdn", "gdn"]},
+    "all_softmax": {"layer_pattern": ["softmax", "softmax"]},
+}
+
+
+def build(seed: int = 0, **changes) -> HybridForCausalLM:
+    """A tiny model whose weights are large, so that every part matters to the logits."""
+    torch.manual_seed(seed)
+    settings = {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "vocab_size": VOCABULARY,
+        "initializer_range": 0.3,
+    }
+    model = HybridForCausalLM(HybridConfig(**settings | changes))
+    for routing in model.routings():
+        # Far from a tie, where round-off between two execution orders could tip an argmax.
+        if routing.router is not None:
+            for layer in routing.router.layers:
+                torch.nn.init.normal_(layer.weight, std=1.0)
+    return model.eval()
+
+
+@pytest.fixture(params=MODES, ids=list(MODES))
+def model(request) -> HybridForCausalLM:
+    return build(**MODES[request.param])
+
+
+def test_cached_equals_uncached(model):
+    ids = contracts.tokens(2, 23, VOCABULARY)
+    for cuts in ([7, 8, 12, 13], list(range(1, 23)), [22], [1, 2, 3, 4]):
+        contracts.check_cached_equals_uncached(model, ids, cuts)
+
+
+def test_batched_left_padded_equals_single(model):
+    rows = [contracts.tokens(1, n, VOCABULARY, seed=n)[0] for n in (3, 11, 17)]
+    contracts.check_batched_equals_single(model, rows, cuts=[5, 15, 16])
+
+
+def test_no_decision_or_logit_sees_the_future(model):
+    ids = contracts.tokens(2, 20, VOCABULARY)
+    contracts.check_prefix_invariance(model, ids, 9, VOCABULARY)
+    contracts.check_prefix_invariance(model, ids, 19, VOCABULARY)
+
+
+def test_inference_is_deterministic(model):
+    contracts.check_deterministic(model, contracts.tokens(2, 20, VOCABULARY))
+
+
+def test_greedy_generation_in_a_padded_batch(model):
+    contracts.check_generation(model, [contracts.tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9)])
+
+
+def test_beam_search_and_sampling_run_on_the_cache(model):
+    ids = contracts.tokens(2, 6, VOCABULARY)
+    mask = torch.ones_like(ids)
+    beams = model.generate(
+        ids, attention_mask=mask, max_new_tokens=5, num_beams=3, do_sample=False, pad_token_id=0
+    )
+    uncached = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=5,
+        num_beams=3,
+        do_sample=False,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    assert torch.equal(beams, uncached), "beams must reorder keys, states and own-context lengths"
+    sampled = model.generate(
+        ids, attention_mask=mask, max_new_tokens=5, do_sample=True, top_k=5, pad_token_id=0
+    )
+    assert sampled.shape == (2, 11)
+
+
+def test_packed_documents_equal_separate_ones(model):
+    first, second = contracts.tokens(2, 9, VOCABULARY, 1), contracts.tokens(2, 14, VOCABULARY, 2)
+    ids = torch.cat([first, second], dim=1)
+    documents = torch.cat([torch.zeros_like(first), torch.ones_like(second)], dim=1)
+    config = model.config
+    if config.granularity == "head" and config.context == "own_context":
+        with pytest.raises(UserError, match="granularity"):
+            model(ids, document_ids=documents)
+        return
+    with torch.no_grad():
+        packed = model(ids, document_ids=documents).logits
+        contracts.assert_close(packed[:, :9], model(first).logits, "first document")
+        contracts.assert_close(packed[:, 9:], model(second).logits, "second document")
+
+
+def test_rates_do_not_change_with_padding(model):
+    rows = [contracts.tokens(1, n, VOCABULARY, seed=n)[0] for n in (6, 13)]
+    ids, mask = contracts.left_padded(rows)
+    with torch.no_grad():
+        decision = model(ids, attention_mask=mask).decision
+        if decision is None:
+            return
+        alone = [model(row[None]).decision.counts() for row in rows]
+        assert torch.equal(decision.counts(), alone[0] + alone[1])
+
+
+@pytest.mark.parametrize("path", ["gdn", "softmax"])
+@pytest.mark.parametrize(
+    "mode", ["parallel", "own_context", "head", "sequential", "block", "block_own_context"]
+)
+def test_degenerate_routing_equals_the_pure_model(mode, path):
+    routed = build(**MODES[mode])
+    pattern = [path if kind == "routed" else kind for kind in routed.config.layer_pattern]
+    pure = build(layer_pattern=pattern)
+    state = {}
+    for key, value in routed.state_dict().items():
+        name = key
+        for layer in routed.config.routed_layers:
+            here = f"model.layers.{layer}."
+            if routed.config.routed_unit == "block":
+                name = name.replace(f"{here}paths.{path}.", f"{here}block.")
+            else:
+                name = name.replace(f"{here}paths.{path}.", f"{here}block.mixer.")
+                for shared in ("mixer_norm", "mlp_norm", "mlp"):
+                    name = name.replace(f"{here}{shared}.", f"{here}block.{shared}.")
+        if name in pure.state_dict():
+            state[name] = value
+    pure.load_state_dict(state)
+    ids = contracts.tokens(2, 21, VOCABULARY)
+    with torch.no_grad(), forced(routed, routed.routings()[0].paths.index(path)):
+        contracts.assert_close(routed(ids).logits, pure(ids).logits, f"all {path}")
+    with torch.no_grad(), forced(routed, 1 - routed.routings()[0].paths.index(path)):
+        assert (routed(ids).logits - pure(ids).logits).abs().max() > 0.01, "the other path must differ"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(), mode=st.sampled_from(["parallel", "own_context", "head_own_context", "block_own_context"])
+)
+def test_any_decisions_in_any_chunking(data, mode):
+    model = build(**MODES[mode])
+    sites = tuple(site for routing in model.routings() for site in routing.sites)
+    time = data.draw(st.integers(1, 18))
+    bits = data.draw(st.lists(st.booleans(), min_size=2 * time * len(sites), max_size=2 * time * len(sites)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, time), max_size=4)))
+    choice = torch.tensor(bits).long().view(2, time, len(sites))
+    with forced(model, table(choice, sites)):
+        contracts.check_cached_equals_uncached(model, contracts.tokens(2, time, VOCABULARY), cuts)
+
+
+def test_own_context_differs_from_full_context_and_hides_the_other_path():
+    own, full = build(context="own_context"), build()
+    full.load_state_dict(own.state_dict())
+    ids = contracts.tokens(1, 12, VOCABULARY)
+    choice = torch.zeros(1, 12, 2, dtype=torch.long)
+    choice[:, [3, 7, 11]] = 1
+    with torch.no_grad():
+        for model in (own, full):
+            with forced(model, table(choice, own.routings()[0].sites)):
+                logits = model(ids).logits
+                own_logits = logits if model is own else own_logits
+        assert (logits - own_logits).abs().max() > 0.01
+
+
+def test_own_context_cache_holds_only_its_own_keys():
+    model = build(context="own_context")
+    ids = contracts.tokens(1, 40, VOCABULARY)
+    with torch.no_grad(), forced(model, at_rate(0.25)):
+        out = model(ids, use_cache=True)
+        rates = out.decision.rate()
+    for index, layer in enumerate(model.config.routed_layers):
+        assert out.past_key_values.layers[layer].keys.shape[2] == round(40 * rates[index].item())
+
+
+@pytest.mark.parametrize("mode", ["parallel", "head", "block", "sequential", "own_context", "mlp_threshold"])
+@pytest.mark.parametrize("time", [64, 200])
+def test_executed_flops_agree_with_the_analytic_number(mode, time):
+    model = build(hidden_size=128, num_attention_heads=4, **MODES[mode])
+    with torch.no_grad(), flop_counter() as counter:
+        model(contracts.tokens(2, time, VOCABULARY), use_cache=False)
+    expected = forward_flops(model.config, time).forward_per_token * 2 * time
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("estimator", ["gumbel_st", "sigmoid_st", "selected", "soft"])
+@pytest.mark.parametrize("mode", ["parallel", "own_context", "head_own_context", "sequential", "block"])
+def test_every_parameter_learns(mode, estimator):
+    model = build(**MODES[mode] | {"routing": {"estimator": estimator}}).train()
+    ids = contracts.tokens(2, 30, VOCABULARY)
+    model(ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential", "own_context"])
+def test_gradient_checkpointing_changes_no_gradient(mode):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(**MODES[mode] | {"routing": {"budget": "quantile", "rate": 0.3}}).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        ids = contracts.tokens(2, 30, VOCABULARY)
+        torch.manual_seed(1)
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        gradients[-1]["threshold"] = model.routings()[0].thresholds.value
+    for name, gradient in gradients[0].items():
+        contracts.assert_close(gradients[1][name], gradient, name, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["parallel", "own_context", "head_own_context"])
+def test_batch_rows_that_decide_differently_do_not_touch_each_other(mode):
+    model = build(**MODES[mode])
+    sites = tuple(site for routing in model.routings() for site in routing.sites)
+    ids = contracts.tokens(2, 15, VOCABULARY)
+    choice = torch.stack([torch.zeros(15, len(sites)), torch.ones(15, len(sites))]).long()
+    with torch.no_grad():
+        with forced(model, table(choice, sites)):
+            both = model(ids).logits
+        for row in (0, 1):
+            with forced(model, table(choice[row : row + 1], sites)):
+                contracts.assert_close(both[row], model(ids[row : row + 1]).logits[0], f"row {row}")
+
+
+def test_padding_is_never_counted():
+    model = build(routing={"control": "periodic", "rate": 0.5})
+    rows = [contracts.tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 40)]
+    ids, mask = contracts.left_padded(rows)
+    with torch.no_grad():
+        decision = model(ids, attention_mask=mask).decision
+    assert decision.counts().sum(-1).tolist() == [44, 44]

@@ -186,6 +186,8 @@ def test_extreme_decays_and_rates_stay_finite_and_right(
     else:
         inputs.log_decay.fill_(decay)
     check(inputs, tolerance=1e-11 if dtype == torch.float64 else 2e-5)
+    gradient = run_with_gradients(chunked_gated_delta_rule, inputs)["log_decay"]
+    assert gradient[inputs.log_decay == -1e4].eq(0).all()  # not round-off: nothing is left to change
 
 
 def test_repeated_keys_are_no_trouble() -> None:

@@ -59,7 +59,7 @@ def prepare(
     keys = both[:, :, size:]
     rates = to_chunks(beta.unsqueeze(-1), size, dtype)
     running = to_chunks(log_decay.unsqueeze(-1), size, dtype).clamp_(min=smallest_log(dtype)).cumsum(2)
-    pair = (running - running.mT).clamp_(max=0).exp_().tril_()
+    pair = (running - running.mT).exp_().tril_()  # above the diagonal exp overflows, and is overwritten
     carried = running.exp_()
     if resets is not None:
         documents = to_chunks(resets[..., None, None], size, torch.int32).cumsum(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +13,27 @@ from layerroute import provenance as module
 from layerroute.provenance import provenance
 
 
-def test_provenance_names_revision_and_dirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
-        ).stdout.strip()
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    package = tmp_path / "src" / "layerroute"
+
+def commit_package(top: Path, package: Path) -> None:
     package.mkdir(parents=True)
-    (tmp_path / "recipes").mkdir()
     (package / "provenance.py").write_text("x = 1\n")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-q", "-m", "one")
+    git(top, "init", "-q")
+    git(top, "add", "--force", ".")
+    git(top, "commit", "-q", "-m", "one")
+
+
+def test_provenance_names_revision_and_dirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "src" / "layerroute"
+    commit_package(tmp_path, package)
+    (tmp_path / "recipes").mkdir()
     monkeypatch.setattr(module, "__file__", str(package / "provenance.py"))
-    assert provenance()["revision"] == git("rev-parse", "HEAD")
+    assert provenance()["revision"] == git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("beside the code")
     assert provenance()["dirty"] is False
     (tmp_path / "recipes" / "new.yaml").write_text("name: new\n")
     assert provenance()["dirty"] is True
@@ -37,11 +43,26 @@ def test_provenance_ignores_a_repository_that_merely_holds_the_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / ".venv" / "lib" / "layerroute"
-    package.mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    commit_package(tmp_path, package)
     monkeypatch.setattr(module, "__file__", str(package / "provenance.py"))
-    found = provenance()
-    assert found["revision"] is None or found["dirty"] is False
+    assert provenance()["revision"] is None
+    assert provenance()["dirty"] is None
+
+
+def test_provenance_knows_the_commit_that_was_installed_from_version_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Distribution:
+        def read_text(self, name: str) -> str | None:
+            return (
+                '{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}'
+                if name == "direct_url.json"
+                else None
+            )
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "provenance.py"))
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Distribution())
+    assert (provenance()["revision"], provenance()["dirty"]) == ("abc", False)
 
 
 def test_provenance_imports_no_torch() -> None:

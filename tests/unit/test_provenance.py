@@ -53,6 +53,8 @@ def test_provenance_knows_the_commit_that_was_installed_from_version_control(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Distribution:
+        version = "1"
+
         def read_text(self, name: str) -> str | None:
             return (
                 '{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}'

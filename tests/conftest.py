@@ -27,7 +27,8 @@ CHECKED_PACKAGES = [
 ]
 
 if os.environ.get("LAYERROUTE_NO_TYPECHECK") != "1":
-    import tests.typecheck  # noqa: F401  (the hook looks it up by name)
     from jaxtyping import install_import_hook
+
+    import tests.typecheck  # noqa: F401  (the hook looks it up by name)
 
     install_import_hook(CHECKED_PACKAGES, "tests.typecheck.check")

@@ -7,6 +7,7 @@ never with a number.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -110,6 +111,12 @@ def minimal_detectable_effect(
         return None
     if deviation == 0.0:
         return 0.0
+    return _effect_in_errors(n, power, level) * deviation / math.sqrt(n)
+
+
+@lru_cache
+def _effect_in_errors(n: int, power: float, level: float) -> float:
+    """The effect in standard errors: it depends on the number of differences alone."""
     freedom = n - 1
     critical = float(stats.t.ppf(0.5 + level / 2, freedom))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -119,8 +126,7 @@ def minimal_detectable_effect(
         found = stats.norm.sf(needed - effect) + stats.norm.cdf(-needed - effect)
         return float(found.mean()) - power
 
-    effect = float(optimize.brentq(shortfall, 0.0, 10 * critical + 10))
-    return effect * deviation / math.sqrt(n)
+    return float(optimize.brentq(shortfall, 0.0, 10 * critical + 10))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

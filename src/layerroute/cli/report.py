@@ -41,15 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the report and say where it is."""
+    from rich.console import Console
+
     from layerroute.report.build import build_report
 
-    page, comparison = build_report(
-        arguments.directory,
-        arguments.runs,
-        out=arguments.out,
-        baseline=arguments.baseline,
-        allow_different_data=arguments.allow_different_data,
-    )
+    with Console(stderr=True).status("reading runs") as status:
+        page, comparison = build_report(
+            arguments.directory,
+            arguments.runs,
+            out=arguments.out,
+            baseline=arguments.baseline,
+            allow_different_data=arguments.allow_different_data,
+            progress=status.update,
+        )
     if arguments.json:
         print(json.dumps({"page": str(page), "verdict": comparison.verdict, "outcome": comparison.outcome}))
     else:

@@ -1,7 +1,7 @@
 """Builds a report from runs: figures, HTML page and Markdown paper. The same runs give the same bytes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def build_report(
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     allow_different_data: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[Path, Comparison]:
     """Write the report about the runs in ``directory`` and in ``runs``; return the page's path and what it shows.
 
@@ -44,6 +45,7 @@ def build_report(
         runs: further runs or directories of runs.
         out: folder of the report; default ``directory/report``. An older report there is replaced.
         baseline, allow_different_data: as in `compare_runs`.
+        progress: told in words what is done next.
 
     Raises:
         UserError: no runs; runs that cannot be compared; records of another capability; ``out`` holds something that
@@ -66,7 +68,7 @@ def build_report(
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
     _clear(target)
-    figures = build_figures(comparison, target / FIGURES)
+    figures = build_figures(comparison, target / FIGURES, progress)
     context = report_context(comparison, figures, target / FIGURES)
     templates = environment()
     for name, template in ((PAGE, "index.html.j2"), (PAPER, "paper.md.j2")):

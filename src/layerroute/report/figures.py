@@ -12,6 +12,7 @@ from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing, plural
 from layerroute.analysis.routing import path_name
+from layerroute.analysis.runs import TokenRoutes
 from layerroute.report.architecture import describe
 from layerroute.report.figures_architecture import (
     architecture_data,
@@ -45,8 +46,13 @@ class FigureEntry:
         return (f"{self.name}.csv", *(f"{self.name}.{suffix}" for suffix in FORMATS))
 
 
-def build_figures(comparison: Comparison, folder: Path) -> list[FigureEntry]:
-    """Draw figures 1 to 5 into ``folder`` with their data as CSV, and return what was drawn or why not."""
+def build_figures(
+    comparison: Comparison, folder: Path, progress: Callable[[str], None] = lambda step: None
+) -> list[FigureEntry]:
+    """Draw figures 1 to 5 into ``folder`` with their data as CSV, and return what was drawn or why not.
+
+    ``progress`` is told in words what is drawn next.
+    """
     makers: tuple[Callable[[Comparison], tuple[FigureEntry, Figure | None, pd.DataFrame]], ...] = (
         _architecture,
         _training,
@@ -56,7 +62,8 @@ def build_figures(comparison: Comparison, folder: Path) -> list[FigureEntry]:
     )
     entries = []
     with figure_style():
-        for make in makers:
+        for index, make in enumerate(makers, start=1):
+            progress(f"drawing figure {index} of {len(makers)}")
             entry, figure, data = make(comparison)
             if figure is not None:
                 save_figure(figure, folder, entry.name)
@@ -192,12 +199,21 @@ def _heatmap(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
     cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
     caption = (
         f"{plural(shown, 'validation sentence')}, rows are tokens and columns routed sites (L1 is layer 1), "
-        f"{arm.label}, "
-        f"seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, the "
-        "less sure the "
-        f"router. · is a space, ⏎ a line break."
+        f"{arm.label}, seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, "
+        f"the nearer the router's probability is to 0.5. · is a space, ⏎ a line break.{_threshold_note(routes)}"
     )
     return FigureEntry(number=5, title=title, caption=caption), heatmap_figure(routes), heatmap_data(routes)
+
+
+def _threshold_note(routes: TokenRoutes) -> str:
+    expensive = len(routes.paths) - 1
+    beside = any(
+        (choice == expensive) != (probability > 0.5)
+        for _, choices, probabilities in routes.sentences
+        for row in zip(choices, probabilities, strict=True)
+        for choice, probability in zip(*row, strict=True)
+    )
+    return " Choices are made against a threshold other than 0.5." if beside else ""
 
 
 def _absent(number: int, title: str, why: str) -> tuple[FigureEntry, None, pd.DataFrame]:

@@ -66,7 +66,7 @@ _SETTINGS: dict[str, Any] = {
     "savefig.facecolor": PAPER,
     "svg.fonttype": "path",
     "svg.hashsalt": "layerroute",
-    "pdf.fonttype": 42,
+    "pdf.fonttype": 3,
     "path.simplify": True,
 }
 # Metadata that would say when and by which version a figure was made: left out, so that the same data give the same

@@ -1,0 +1,50 @@
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from layerroute.analysis.comparison import compare_runs
+from layerroute.analysis.runs import load_runs
+from layerroute.report.terminal import print_comparison
+from tests.unit.analysis.record_factory import make_run, sample_study, sites
+
+
+def printed(root: Path, width: int = 80) -> str:
+    stream = io.StringIO()
+    print_comparison(compare_runs(load_runs([root])), Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sample_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_nothing_is_cut_off(study: Path, width: int) -> None:
+    text = printed(study, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    words = text.split()
+    for word in ("4.091", "4.987", "FAILED", "cannot", "leaning", "+7.0%", "2e-3", "dynamic_strong_balance"):
+        assert word in words
+
+
+def test_plain_when_piped(study: Path) -> None:
+    assert "\x1b" not in printed(study)
+
+
+def test_the_verdict_is_last(study: Path) -> None:
+    tail = " ".join(printed(study).split()[-90:])
+    assert "dynamic ends with a lower validation loss than baseline" in tail
+    assert tail.endswith("Not completed, and in no number: periodic seed 42 (failed).")
+
+
+def test_many_heads_and_a_long_name(tmp_path: Path) -> None:
+    name = "an_arm_with_a_name_that_is_longer_than_any_column_should_be_in_80"
+    make_run(tmp_path, name, rates={f"layer{i}.head{j}": 0.5 for i in range(2) for j in range(12)})
+    make_run(tmp_path, "baseline", rates=sites(0.5))
+    text = printed(tmp_path)
+    assert max(map(len, text.splitlines())) <= 80
+    assert name in text.replace("\n", "").replace(" ", "") or name[:20] in text

@@ -1,0 +1,121 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerroute.analysis.comparison import Comparison, compare_runs
+from layerroute.analysis.runs import Run
+from layerroute.report.discussion import discussion
+from layerroute.report.wording import conclusion, cost_sentence, limitations, what_was_run
+from tests.unit.analysis.record_factory import record, sites
+
+SEEDS = (42, 43, 44)
+RATES = {"rates": sites(0.5, 0.45)}
+
+
+def runs(arm: str, loss: float, *seeds: int, **settings: Any) -> list[Run]:
+    return [
+        Run(record(arm, seed, loss=loss + 0.001 * (seed % 2), **settings), Path(f"{arm}{seed}/record.json"))
+        for seed in seeds
+    ]
+
+
+def compare(*groups: list[Run]) -> Comparison:
+    return compare_runs([run for group in groups for run in group])
+
+
+def text_of(comparison: Comparison) -> str:
+    parts = [paragraph for section in discussion(comparison, None) for paragraph in section.paragraphs]
+    return " ".join([*(section.heading for section in discussion(comparison, None)), *parts])
+
+
+def test_a_win_without_controls_is_not_credited_to_routing() -> None:
+    text = text_of(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)))
+    assert "Dynamic routing has the lower loss" in text
+    assert "No control that routes without looking at the token" in text
+    assert "it matters which tokens go there" not in text
+
+
+def test_a_win_over_random_routing_is_said() -> None:
+    text = text_of(
+        compare(
+            runs("baseline", 4.1, *SEEDS),
+            [
+                Run(record("dynamic", s, loss=4.0 + 0.002 * (s % 3), **RATES), Path(f"d{s}/r.json"))
+                for s in SEEDS
+            ],
+            runs("random", 4.2, *SEEDS, control="random", **RATES),
+        )
+    )
+    assert "here it matters which tokens go there" in text
+
+
+def test_a_win_that_random_routing_shares_is_said() -> None:
+    text = text_of(
+        compare(
+            runs("baseline", 4.1, *SEEDS),
+            [
+                Run(record("dynamic", s, loss=4.0 + 0.002 * (s % 3), **RATES), Path(f"d{s}/r.json"))
+                for s in SEEDS
+            ],
+            runs("random", 4.0, *SEEDS, control="random", **RATES),
+        )
+    )
+    assert "it is not shown to be better" in text
+    assert "random (no difference within noise)" in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "seeds", "heading", "end"),
+    [
+        (4.2, SEEDS, "Static assignment has the lower loss", "did not achieve"),
+        (4.1, SEEDS, "Static assignment does as well", "no improvement"),
+        (4.0, (42,), "One seed cannot tell", "one seed cannot tell"),
+        (4.0, SEEDS, "Dynamic routing has the lower loss", "cannot yet be credited"),
+    ],
+)
+def test_branches(loss: float, seeds: tuple[int, ...], heading: str, end: str) -> None:
+    found = compare(runs("baseline", 4.1, *seeds), runs("dynamic", loss, *seeds, **RATES))
+    assert discussion(found, None)[0].heading == heading
+    assert end in conclusion(found)
+
+
+def test_collapse_suggests_what_was_not_tried() -> None:
+    collapsed = {"rates": sites(0.97, 0.5)}
+    found = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.1, 42, **collapsed))
+    assert "routing collapsed at layer1.mixer" in text_of(found)
+    assert "α = 0.05" in text_of(found)
+    strong = runs("dynamic", 4.1, 42, **collapsed)
+    strong[0].record["recipe"]["objective"]["balance_weight"] = 0.05
+    assert "a stronger balance loss" not in text_of(compare(runs("baseline", 4.1, 42), strong))
+
+
+def test_limitations_come_from_the_records() -> None:
+    first = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, learning_rate=2e-3, **RATES))
+    text = " ".join(limitations(first))
+    for part in ("1 completed seed", "256 tokens", "python-stdlib", "4 layers", "not the same for all"):
+        assert part in text
+    assert "uncommitted" not in text
+    assert "executed FLOPs were not counted" not in text
+    second = runs("dynamic", 4.0, *SEEDS, **RATES)
+    for run in second:
+        run.record.update(dirty=True, flops=run.record["flops"] | {"executed_per_token": None})
+    text = " ".join(limitations(compare(runs("baseline", 4.1, *SEEDS), second)))
+    assert "changes that no commit holds" in text
+    assert "executed FLOPs were not counted" in text
+    assert "Seeds:" not in text
+
+
+def test_facts() -> None:
+    facts = dict(what_was_run(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES))))
+    assert facts["Seeds"] == "42, 43 and 44"
+    assert facts["Arms"] == "baseline (static) and dynamic"
+    assert "200 steps" in facts["Training"]
+    assert facts["First command"].startswith("layerroute train")
+    assert "Example CPU" in facts["Hardware"]
+
+
+def test_cost() -> None:
+    found = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, **RATES))
+    assert cost_sentence(found).startswith("Against baseline, dynamic has 1.83 times the training time")
+    assert cost_sentence(compare(runs("baseline", 4.1, 42))) == ""

@@ -1,0 +1,200 @@
+"""What routed layers keep in transformers' caches beyond rectangular keys and values.
+
+``project`` needs nothing: every token writes keys and values. ``evict`` keeps those of tokens that ran only, and
+sequence-level routers keep what they decided from. Both live in the cache's own layers, so that beam search, batch
+selection, cropping and resetting reach them.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from layerroute.errors import UserError
+
+
+class EvictingLayer(DynamicLayer):
+    """Keys and values of those tokens that ran at this layer.
+
+    Slots are filled from the left, in the order of the tokens. Rows of a batch hold different numbers; an empty slot
+    is marked, and nobody sees it. A single row has no empty slot.
+
+    Attributes:
+        slots: (B, S) index in the sequence (padding counted) of the token in each slot, or -1.
+        seen: number of tokens that passed, stored or not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots: Tensor | None = None
+        self.seen = 0
+        self._keep: Tensor | None = None
+
+    def slots_for(self, batch: int, device: torch.device) -> Int[Tensor, "B S"]:
+        """``slots``, also before anything is stored."""
+        return torch.zeros(batch, 0, dtype=torch.long, device=device) if self.slots is None else self.slots
+
+    def expect(self, keep: Bool[Tensor, "B T"]) -> None:
+        """Say which tokens of the coming ``update`` are to be stored."""
+        self._keep = keep
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the expected ones of the new tokens; return the stored ones of before and *all* new ones."""
+        assert self._keep is not None, "`expect` must come first"
+        keep, self._keep = self._keep, None
+        time = key_states.shape[2]
+        index = torch.arange(self.seen, self.seen + time, device=keep.device)
+        keys, values, _ = self.append(key_states, value_states, torch.where(keep, index, -1), time)
+        return keys, values
+
+    def append(
+        self,
+        keys: Float[Tensor, "B G M K"],
+        values: Float[Tensor, "B G M V"],
+        slots: Int[Tensor, "B M"],
+        time: int,
+    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S V"], Int[Tensor, "B S"]]:
+        """Store tokens by their indices (-1: not), of a call with ``time`` new tokens; return all, old ones first."""
+        slots = torch.cat([self.slots_for(slots.shape[0], slots.device), slots], dim=1)
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        else:
+            self.lazy_initialization(keys, values)
+        self.seen += time
+        self._store(keys, values, slots)
+        return keys, values, slots
+
+    def _store(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Keep the filled slots, at the left."""
+        filled = slots >= 0
+        if not bool(filled.all()):
+            order = torch.argsort((~filled).to(torch.uint8), dim=1, stable=True)
+            order = order[:, : int(filled.sum(dim=1).max())]
+            slots = slots.gather(1, order)
+            spread = order[:, None, :, None]
+            keys = keys.gather(2, spread.expand(-1, keys.shape[1], -1, keys.shape[3]))
+            values = values.gather(2, spread.expand(-1, values.shape[1], -1, values.shape[3]))
+        self.keys, self.values, self.slots = keys, values, slots
+
+    def get_seq_length(self) -> int:
+        """Tokens that passed."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if nothing were evicted: layers that evict make their own masks."""
+        return self.seen + query_length, 0
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.slots, self.seen, self._keep = None, 0, None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens, stored or not."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number of tokens to remove, got {tokens_to_remove}")
+        self.seen = max(self.seen + tokens_to_remove, 0)
+        if self.slots is not None:
+            assert self.keys is not None and self.values is not None
+            self._store(self.keys, self.values, torch.where(self.slots < self.seen, self.slots, -1))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow beam search."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        if self.slots is not None:
+            self.slots = self.slots.index_select(0, beam_idx.to(self.slots.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        if self.slots is not None:
+            self.slots = self.slots.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        if self.slots is not None:
+            self.slots = self.slots[indices]
+
+
+def cache_layer(cache: Cache, index: int) -> Any:
+    """The cache's layer ``index``; caches that grow their list of layers lazily are grown."""
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    return cache.layers[index]
+
+
+def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
+    """Layer ``index`` of the cache, made an ``EvictingLayer`` before its first use.
+
+    Raises:
+        UserError: if the cache is not dynamic, or has been filled without eviction.
+    """
+    layer = cache_layer(cache, index)
+    if isinstance(layer, EvictingLayer):
+        return layer
+    plain = type(layer).__name__ in (DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__)
+    if not plain or cache.offloading:
+        raise UserError(
+            f"kv: evict keeps a different number of keys in each layer, which a {type(cache).__name__} of "
+            f"{type(layer).__name__} cannot hold; use a DynamicCache without offloading, or kv: project"
+        )
+    if layer.is_initialized:
+        raise UserError(
+            "this cache was filled without eviction and cannot be continued by a router with kv: evict; "
+            "begin with an empty cache"
+        )
+    evicting = EvictingLayer()
+    cache.layers[index] = evicting
+    if hasattr(layer, "row_state"):
+        row_state(cache, index).update(layer.row_state)
+    return evicting
+
+
+_WITH_ROW_STATE: dict[type[Any], type[Any]] = {}
+
+
+def _with_row_state(cls: type[Any]) -> type[Any]:
+    """The cache layer's class with tensors that belong to the rows of its batch and go where the rows go."""
+    if cls in _WITH_ROW_STATE:
+        return _WITH_ROW_STATE[cls]
+
+    class WithRowState(cls):
+        _layer_type = None  # transformers registers subclasses that have one
+        row_state: dict[str, Tensor]
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(beam_idx)
+            self.row_state = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self.row_state.items()}
+
+        def batch_repeat_interleave(self, repeats: int) -> None:
+            super().batch_repeat_interleave(repeats)
+            self.row_state = {k: v.repeat_interleave(repeats, dim=0) for k, v in self.row_state.items()}
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            super().batch_select_indices(indices)
+            self.row_state = {k: v[indices] for k, v in self.row_state.items()}
+
+        def reset(self) -> None:
+            super().reset()
+            self.row_state = {}
+
+    WithRowState.__name__ = cls.__name__
+    _WITH_ROW_STATE[cls] = WithRowState
+    return WithRowState
+
+
+def row_state(cache: Cache, index: int) -> dict[str, Tensor]:
+    """A place for tensors (batch first) that follow the rows of layer ``index`` of the cache."""
+    layer = cache_layer(cache, index)
+    if not hasattr(layer, "row_state"):
+        layer.__class__ = _with_row_state(type(layer))
+        layer.row_state = {}
+    return layer.row_state

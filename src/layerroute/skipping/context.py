@@ -1,0 +1,149 @@
+"""What all routed layers need to know of one forward call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from layerroute.routing.decision import RouteDecision
+from layerroute.skipping.routes import SiteRoute
+
+
+def _any_mask(mask: Any) -> Any:
+    """One of the masks that hybrid models pass by kind of layer; a mask that is None stands for plain causal."""
+    return next(iter(mask.values())) if isinstance(mask, Mapping) else mask
+
+
+def _is_plain(mask: Any) -> bool:
+    masks = mask.values() if isinstance(mask, Mapping) else [mask]
+    return all(one is None or (isinstance(one, Tensor) and one.ndim == 4) for one in masks)
+
+
+@dataclass(kw_only=True)
+class CallContext:
+    """The tokens of one call, and what has been decided about them so far.
+
+    Attributes:
+        valid: False at padding.
+        positions: position in the sequence or packed document, 0 for the first real token (anything at padding).
+        token_ids: None when the model was given embeddings.
+        past: number of tokens in the cache.
+        padding_mask: over past and new tokens, or None if the caller gave none.
+        position_ids: as the caller gave them, or None.
+        explicit_mask: the caller made the attention masks; they are then the only word on who sees whom.
+        full_layers_only: the caller asked for attention weights, or made masks that are no tensors: only whole layers
+            can serve that.
+        decisions: one a router that has decided.
+        routes: by layer index and unit.
+    """
+
+    valid: Bool[Tensor, "B T"]
+    positions: Int[Tensor, "B T"]
+    token_ids: Int[Tensor, "B T"] | None
+    past: int
+    padding_mask: Bool[Tensor, "B S"] | None
+    position_ids: Int[Tensor, "b T"] | None
+    explicit_mask: bool
+    full_layers_only: bool
+    decisions: list[RouteDecision] = field(default_factory=list)
+    routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "CallContext":
+        """From the arguments of the decoder stack's ``forward``."""
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        tokens: Any = embeds[..., 0] if embeds is not None else ids
+        batch, time = tokens.shape
+        device = tokens.device
+        cache = inputs.get("past_key_values")
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        given = inputs.get("attention_mask")
+        explicit = isinstance(given, Mapping) or (given is not None and getattr(given, "ndim", 0) != 2)
+        mask = None
+        if explicit:
+            valid = _sees_itself(_any_mask(given), past, time, batch, device)
+        elif given is not None:
+            mask = given.to(device=device, dtype=torch.bool)
+            valid = mask[:, past : past + time]
+        else:
+            valid = torch.ones(batch, time, dtype=torch.bool, device=device)
+        position_ids = inputs.get("position_ids")
+        if position_ids is not None:
+            positions = position_ids.expand(batch, -1).clamp_min(0)
+        elif mask is not None:
+            positions = (mask.cumsum(dim=1) - 1)[:, past : past + time].clamp_min(0)
+        else:
+            positions = torch.arange(past, past + time, device=device).expand(batch, -1)
+        return cls(
+            valid=valid,
+            positions=positions,
+            token_ids=ids,
+            past=past,
+            padding_mask=mask,
+            position_ids=position_ids,
+            explicit_mask=explicit,
+            full_layers_only=bool(inputs.get("output_attentions")) or (explicit and not _is_plain(given)),
+        )
+
+    @property
+    def time(self) -> int:
+        """New tokens a row."""
+        return self.valid.shape[1]
+
+    @property
+    def keys(self) -> int:
+        """Tokens a row, those in the cache among them."""
+        return self.past + self.time
+
+    def documents(self, cache: Cache | None) -> Int[Tensor, "B T"] | None:
+        """Ids of packed documents, where transformers would see them.
+
+        It does when position ids start anew within a row, no padding mask is given, and nothing is cached.
+        """
+        if (
+            cache is not None
+            or self.position_ids is None
+            or self.padding_mask is not None
+            or self.explicit_mask
+        ):
+            return None
+        return self._documents
+
+    @cached_property
+    def _documents(self) -> Int[Tensor, "B T"] | None:
+        begins = self.positions.diff(dim=1) != 1
+        if not bool(begins.any()):
+            return None
+        return torch.nn.functional.pad(begins.cumsum(dim=1), (1, 0))
+
+    @cached_property
+    def padding(self) -> tuple[Int[Tensor, "B"] | None, Bool[Tensor, "B S"] | None]:
+        """Padding as the index of the first real token of each row where that says it all, or else as a mask.
+
+        Both None where nothing (that a real token could see) is padded. Reading it synchronises with the device.
+        """
+        mask = self.padding_mask
+        if mask is None:
+            return None, None
+        mask = mask[:, : self.keys]
+        start = mask.to(torch.uint8).argmax(dim=1)
+        last = self.keys - 1 - mask.flip(1).to(torch.uint8).argmax(dim=1)
+        holes = (last - start + 1 != mask.sum(dim=1)) & mask.any(dim=1)
+        shifted, broken = torch.stack([(start > 0).any(), holes.any()]).tolist()
+        if broken:
+            return None, mask
+        return (start, None) if shifted else (None, None)
+
+
+def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:
+    """Real tokens see themselves in a 4D mask, padding does not."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or time == 1 or mask.shape[-1] < past + time:
+        return torch.ones(batch, time, dtype=torch.bool, device=device)
+    own = mask[:, 0, :, past : past + time].diagonal(dim1=1, dim2=2)
+    seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+    return seen.expand(batch, -1)

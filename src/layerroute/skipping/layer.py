@@ -1,0 +1,124 @@
+"""Hooks that tell a model's layers of the decisions, and the layers that carry them out.
+
+The module tree is left as it is: a routed layer keeps its parameters, names and hooks, and its class becomes a
+subclass of its own that knows a second forward (as torch's `parametrize` and FSDP2 do). So adapters attach and save
+under the base's names, quantised projections are called as modules, and whatever looks for a decoder layer finds one.
+
+Routers run in forward pre-hooks, *outside* of gradient checkpointing: a decision is made once, and recomputation in
+backward finds it in the layer's arguments.
+"""
+
+import inspect
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from layerroute.skipping.context import CallContext
+from layerroute.skipping.execution import LayerCall
+from layerroute.skipping.families import Family
+from layerroute.skipping.router import LayerRouter
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A call in flight of one decoder stack; ``context`` is None while routing is disabled."""
+
+    stack: nn.Module
+    router: LayerRouter
+    family: Family | None
+    context: CallContext | None
+    outer: "Frame | None"
+
+
+CURRENT: ContextVar[Frame | None] = ContextVar("layerroute_call", default=None)
+"""The innermost call in flight in this thread."""
+
+
+def begin_call(
+    router: LayerRouter,
+    family: Family | None,
+    stack: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Forward pre-hook of the decoder stack."""
+    context = None
+    if router.enabled:
+        context = CallContext.of({**dict(zip(_parameters(type(stack)), args, strict=False)), **kwargs})
+    CURRENT.set(Frame(stack, router, family, context, CURRENT.get()))
+
+
+def end_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
+    """Forward hook of the decoder stack; also called, without output, when its forward raised."""
+    frame = CURRENT.get()
+    if frame is None or frame.stack is not stack:
+        return
+    CURRENT.set(frame.outer)
+    if frame.context is not None and output is not None:
+        frame.router.finish(frame.context)
+
+
+def enter_layer(
+    index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook of a decoder layer: decide where a router reads here, and hand the layer its route."""
+    frame = CURRENT.get()
+    if frame is None or frame.context is None:
+        return None
+    context, router = frame.context, frame.router
+    names = _parameters(type(layer))
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    hidden = arguments.pop(names[0])
+    if index in router.deciders:
+        router.decide(index, hidden, context, arguments.get("past_key_values"))
+    routes = context.routes.get(index)
+    if routes is None:
+        return None
+    call = LayerCall(
+        family=frame.family,
+        evict=router.config.kv == "evict",
+        routes=routes,
+        skip_paths={unit: router.skip_path(index, unit) for unit in routes},
+        context=context,
+    )
+    # The state is positional, because gradient checkpointing differentiates positional arguments.
+    return (hidden,), {**arguments, "route": call}
+
+
+class RoutedLayer:
+    """Mixin of a decoder layer that carries out a route."""
+
+    def forward(self, hidden_states: Any, *args: Any, route: LayerCall | None = None, **kwargs: Any) -> Any:
+        """The base layer's forward, or the route's execution of it."""
+        plain = super().forward  # type: ignore[misc]
+        if route is None:
+            return plain(hidden_states, *args, **kwargs)
+        return route(self, plain, hidden_states, kwargs)  # type: ignore[arg-type]
+
+
+_ROUTED: dict[type[Any], type[Any]] = {}
+
+
+def routed_class(cls: type[Any]) -> type[Any]:
+    """The subclass of a decoder layer's class that can be routed; it keeps the name that others look for."""
+    if cls not in _ROUTED:
+        _ROUTED[cls] = type(
+            cls.__name__, (RoutedLayer, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        )
+    return _ROUTED[cls]
+
+
+def plain_class(cls: type[Any]) -> type[Any]:
+    """The inverse of ``routed_class``."""
+    return cls.__mro__[cls.__mro__.index(RoutedLayer) + 1] if issubclass(cls, RoutedLayer) else cls
+
+
+_PARAMETERS: dict[type[Any], tuple[str, ...]] = {}
+
+
+def _parameters(cls: type[Any]) -> tuple[str, ...]:
+    if cls not in _PARAMETERS:
+        _PARAMETERS[cls] = tuple(inspect.signature(plain_class(cls).forward).parameters)[1:]
+    return _PARAMETERS[cls]

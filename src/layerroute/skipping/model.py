@@ -1,0 +1,247 @@
+"""Adding a router to a loaded transformers model, and taking it off."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from layerroute.errors import UserError, nearest
+from layerroute.routing.decision import RouteDecision
+from layerroute.routing.forcing import Chooser, at_rate, forced, table
+from layerroute.skipping.configuration import EXECUTIONS, SkipConfig
+from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
+from layerroute.skipping.flops import path_costs
+from layerroute.skipping.layer import (
+    RoutedLayer,
+    begin_call,
+    end_call,
+    enter_layer,
+    plain_class,
+    routed_class,
+)
+from layerroute.skipping.router import LayerRouter
+
+_logger = logging.getLogger(__name__)
+
+ATTRIBUTE = "layerroute"
+"""Name of the router in the model's module tree."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def add_router(model: Model, config: SkipConfig) -> Model:
+    """Let each token of a pretrained causal LM run or skip each decoder layer.
+
+    The model is changed in place and keeps its class, its parameters and their names. ``generate``, ``pipeline``,
+    ``Trainer``, gradient checkpointing, quantised weights and PEFT adapters (added before or after) work on. The
+    router is ``model.layerroute``: its parameters are new and in fp32. PEFT freezes it with the rest of the base
+    (``set_router_trainable`` opens it again), and must not adapt it: name ``target_modules``, or exclude
+    ``.*layerroute.*`` with ``target_modules="all-linear"``.
+
+    ``torch.compile`` works with graph breaks (not with ``fullgraph=True``): decisions are data. Reentrant gradient
+    checkpointing does not carry the router's gradient; transformers' default is the other one.
+
+    Args:
+        model: a transformers causal LM, or a PEFT model of one.
+        config: what may be skipped, and who decides.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: if the model has a router already, its layers cannot be found, or the configuration asks for what
+            its family does not support.
+    """
+    if any(isinstance(module, LayerRouter) for module in model.modules()):
+        raise UserError("the model has a router already; remove_router(model) takes it off")
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    stack, layers = decoder_stack(base)
+    text = base.config.get_text_config()
+    config = config.resolve(len(layers))
+    family = family_of(base, layers)
+    obstacle = None
+    if family is None:
+        obstacle = _unknown_family(base, config)
+    router = LayerRouter(
+        config,
+        text.hidden_size,
+        costs=None if family is None else path_costs(text, config),
+        sparse_obstacle=obstacle,
+    )
+    if router.execution == "sparse" and obstacle is not None:
+        raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
+    _place(router, layers)
+    router.train(model.training)
+    _install(router, family, stack, layers)
+    base.add_module(ATTRIBUTE, router)
+    return model
+
+
+def _unknown_family(model: Any, config: SkipConfig) -> str:
+    kind = model.config.get_text_config().model_type
+    unknown = f"{kind!r} is not a family that layerroute knows ({', '.join(FAMILIES)})"
+    if config.unit != "block" or config.kv != "project":
+        raise UserError(
+            f"{unknown}: only unit: block with kv: project can be routed there, not unit: {config.unit} with kv: "
+            f"{config.kv}"
+        )
+    _logger.warning("%s: its layers are routed in masked execution only, which saves no time", unknown)
+    return f"{unknown}, so its layers can only be masked"
+
+
+def _place(router: LayerRouter, layers: nn.ModuleList) -> None:
+    """Each part of the router onto the device of the layer that uses it."""
+
+    def device(index: int) -> torch.device:
+        return next(layers[index].parameters()).device
+
+    for layer, routing in router.deciders.items():
+        router.routings[routing].to(device(layer))
+    for site, path in router.skip_paths.items():
+        path.to(device(int(site.removeprefix("layer").split("_")[0])))
+
+
+def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layers: nn.ModuleList) -> None:
+    handles = [
+        stack.register_forward_pre_hook(partial(begin_call, router, family), with_kwargs=True),
+        stack.register_forward_hook(end_call, with_kwargs=True, always_call=True),
+    ]
+    for index in {*router.deciders, *(router.config.layers or [])}:
+        hook = partial(enter_layer, index)
+        handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+    for index in router.config.layers or []:
+        with _without_device_hook(layers[index]):
+            layers[index].__class__ = routed_class(type(layers[index]))
+    router.handles = handles
+
+
+@contextmanager
+def _without_device_hook(layer: Any) -> Iterator[None]:
+    """Take accelerate's hook (of a ``device_map``) off and put it back: it binds the forward that it finds."""
+    hook = getattr(layer, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module  # type: ignore[import-untyped]
+
+    remove_hook_from_module(layer)
+    yield
+    add_hook_to_module(layer, hook)
+
+
+def get_router(model: nn.Module) -> LayerRouter:
+    """The router of a routed model (also wrapped by PEFT, DDP or ``torch.compile``).
+
+    Raises:
+        UserError: if there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, LayerRouter):
+            return module
+    raise UserError(f"this {type(model).__name__} has no router; add_router or load_router gives it one")
+
+
+def remove_router(model: Model) -> Model:
+    """Take the router off; the model is what it was."""
+    router = get_router(model)
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    for handle in router.handles:
+        handle.remove()
+    delattr(base, ATTRIBUTE)
+    for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
+        with _without_device_hook(layer):
+            layer.__class__ = plain_class(type(layer))
+    return model
+
+
+@contextmanager
+def router_disabled(model: nn.Module) -> Iterator[None]:
+    """Within the context the model computes bit for bit what it did before the router was added.
+
+    A state of the model (like PEFT's ``disable_adapter``), not of a thread.
+    """
+    router = get_router(model)
+    before, router.enabled = router.enabled, False
+    try:
+        yield
+    finally:
+        router.enabled = before
+
+
+@contextmanager
+def executed(model: nn.Module, execution: str) -> Iterator[None]:
+    """Within the context, execute ``masked``, ``sparse`` or ``auto``, whatever the configuration says."""
+    if execution not in EXECUTIONS:
+        raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
+    router = get_router(model)
+    before, router.execution = router.execution, execution
+    try:
+        yield
+    finally:
+        router.execution = before
+
+
+def last_decision(model: nn.Module) -> RouteDecision:
+    """The decision about the tokens of the last routed forward call, with its graph if it had one.
+
+    Raises:
+        UserError: if no call has been routed yet.
+    """
+    decision = get_router(model).last
+    if decision is None:
+        raise UserError("the model has not decided anything yet: call it with the router enabled first")
+    return decision
+
+
+@contextmanager
+def collect_decisions(model: nn.Module) -> Iterator[list[RouteDecision]]:
+    """Within the context, every call's decision is appended to the list given: ``generate`` makes one a token."""
+    router = get_router(model)
+    collected: list[RouteDecision] = []
+    router.collectors.append(collected)
+    try:
+        yield collected
+    finally:
+        # By identity: two lists of decisions may be equal while both are empty.
+        router.collectors[:] = [one for one in router.collectors if one is not collected]
+
+
+@contextmanager
+def force_decision(
+    model: nn.Module, choice: Int[Tensor, "B S R"] | Chooser | float | int, *, seed: int = 0
+) -> Iterator[None]:
+    """Within the context, decisions are given and not made: for tests and benchmarks.
+
+    Sinks and prefixes are not forced to run. Estimators still gate the choices, so that gradients can be compared.
+
+    Args:
+        choice: (rows, positions, sites) table of 0 (skip) and 1 (run), looked up by position in the sequence, so
+            that a token has the same choice in any chunking; or a callable as ``routing.forcing`` has them; or an
+            int, the path for all; or a float, the share of tokens that run, drawn by hashing position and token.
+        seed: of the draw.
+    """
+    router = get_router(model)
+    chooser: Chooser | int
+    if isinstance(choice, Tensor):
+        if choice.ndim != 3 or choice.shape[-1] != len(router.sites):
+            raise UserError(
+                f"forced choices have the shape (rows, positions, {len(router.sites)} sites), got "
+                f"{tuple(choice.shape)}"
+            )
+        chooser = table(choice.long(), router.sites)
+    elif isinstance(choice, float):
+        chooser = at_rate(choice, seed=seed)
+    else:
+        chooser = choice
+    with forced(router, chooser):
+        yield
+
+
+def set_router_trainable(model: nn.Module, trainable: bool = True) -> None:
+    """Open or freeze the router's parameters (those of routers and skip paths); PEFT freezes them."""
+    get_router(model).requires_grad_(trainable)

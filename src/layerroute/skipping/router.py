@@ -1,0 +1,337 @@
+"""The module that a routed model carries: routers, skip paths and how the model is to be run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
+
+from layerroute.errors import UserError
+from layerroute.routing.decision import RouteDecision
+from layerroute.routing.module import Routing
+from layerroute.skipping.cache import row_state
+from layerroute.skipping.configuration import PATHS, SkipConfig
+from layerroute.skipping.context import CallContext
+from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute, TokenIndex
+from layerroute.skipping.skip_paths import LowRankSkip
+
+SPARSE_ESTIMATORS = ("selected", "reinforce")
+"""Estimators whose gradient needs nothing from the path that was not chosen."""
+
+
+class LayerRouter(nn.Module):
+    """Decides which tokens run at which sites. ``add_router`` puts it into the model as ``layerroute``.
+
+    Args:
+        config: with ``layers`` spelt out (``SkipConfig.resolve``).
+        hidden_size: D.
+        costs: relative cost of (skip, run) at each site.
+        sparse_obstacle: why sparse execution is out of the question for this model, or None.
+
+    Attributes:
+        routings: one ``Routing``, or one a layer (``per_layer``). Thresholds live in them.
+        skip_paths: low-rank skip paths by site name (dots replaced), empty for ``identity``.
+        enabled: False while ``router_disabled``.
+        execution: how to execute, ``config.execution`` unless overridden.
+        last: the decision of the last routed call.
+        collectors: lists that every call's decision is appended to.
+        handles: of the hooks that the router put into the model.
+    """
+
+    def __init__(
+        self,
+        config: SkipConfig,
+        hidden_size: int,
+        *,
+        costs: Sequence[Sequence[float]] | None = None,
+        sparse_obstacle: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.sites, self.sparse_obstacle = config, config.sites(), sparse_obstacle
+        layers, units = config.layers or [], config.units
+        groups = [[layer] for layer in layers] if config.granularity == "per_layer" else [layers]
+        self.routings = nn.ModuleList()
+        for group in groups:
+            sites = [f"layer{layer}.{unit}" for layer in group for unit in units]
+            own = None if costs is None else [costs[self.sites.index(site)] for site in sites]
+            self.routings.append(
+                Routing(
+                    config.routing, hidden_size, sites=sites, paths=PATHS, costs=own, causal=config.causal
+                )
+            )
+        self.deciders: dict[int, int] = (
+            {layer: index for index, layer in enumerate(layers)}
+            if config.reads_at is None
+            else {config.reads_at: 0}
+        )
+        self.skip_paths = nn.ModuleDict()
+        if config.skip_path == "low_rank":
+            self.skip_paths.update({_key(site): LowRankSkip(hidden_size, config.rank) for site in self.sites})
+        self.enabled = True
+        self.execution = config.execution
+        self.last: RouteDecision | None = None
+        self.collectors: list[list[RouteDecision]] = []
+        self.handles: list[RemovableHandle] = []
+
+    def skip_path(self, layer: int, unit: str) -> LowRankSkip | None:
+        """The skip path of a site; None is the identity."""
+        key = _key(f"layer{layer}.{unit}")
+        if key not in self.skip_paths:
+            return None
+        found = self.skip_paths[key]
+        assert isinstance(found, LowRankSkip)
+        return found
+
+    def all_routings(self) -> list[Routing]:
+        """The routing modules, in the order of their sites."""
+        return [routing for routing in self.routings if isinstance(routing, Routing)]
+
+    def set_temperature(self, temperature: float) -> None:
+        """Temperature of the training-time softmax, from the run's schedule."""
+        for routing in self.all_routings():
+            routing.set_temperature(temperature)
+
+    def set_rate(self, rate: float) -> None:
+        """The share of tokens asked to run (controls and budgets follow it at once)."""
+        for routing in self.all_routings():
+            routing.set_rate(rate)
+
+    def observe(self, decision: RouteDecision) -> None:
+        """Let threshold controllers see the (joined) decision of a finished training step."""
+        first = 0
+        for routing in self.all_routings():
+            part = slice(first, first + len(routing.sites))
+            routing.thresholds.update(decision.counts()[part], routing.rate)
+            first = part.stop
+
+    def decide(
+        self, layer: int, hidden: Float[Tensor, "B T D"], context: CallContext, cache: Cache | None
+    ) -> None:
+        """Run the router that reads the input of ``layer``, and lay down the routes of its sites."""
+        routing = self.all_routings()[self.deciders[layer]]
+        if self.config.granularity in ("token", "per_layer") or routing.chooser is not None:
+            decision = routing(
+                hidden, valid=context.valid, positions=context.positions, token_ids=context.token_ids
+            )
+        elif self.config.granularity == "sequence":
+            decision = self._decide_by_prefix(routing, layer, hidden, context, cache)
+        else:
+            decision = self._decide_by_mean(routing, layer, hidden, context, cache)
+        if routing.chooser is None and self.config.sink_tokens:
+            decision = force_run(decision, context.positions < self.config.sink_tokens)
+        context.decisions.append(decision)
+        for (site_layer, unit), route in self._routes(routing, decision, context).items():
+            context.routes.setdefault(site_layer, {})[unit] = route
+
+    def finish(self, context: CallContext) -> None:
+        """Publish the decision of a call that has ended."""
+        if context.decisions:
+            self.last = RouteDecision.join(context.decisions)
+            for collector in self.collectors:
+                collector.append(self.last.detach())
+
+    # Decisions about whole sequences
+
+    def _decide_by_prefix(
+        self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
+    ) -> RouteDecision:
+        """One choice a sequence or document, from the mean of its first tokens, which run."""
+        length = self.config.prefix_tokens
+        batch, time = context.valid.shape
+        documents = context.documents(cache)
+        document = context.positions.new_zeros(batch, time) if documents is None else documents
+        inside = context.valid & (context.positions < length)
+        ids = context.positions if context.token_ids is None else context.token_ids
+        codes = (ids.long() + 1) * (
+            context.positions + 1
+        )  # what identifies a sequence for the random control
+        if cache is None:
+            # Sums by document as one product; documents are few.
+            member = F.one_hot(document).transpose(1, 2) * inside.unsqueeze(1)
+            pooled = (member.to(torch.float32) @ hidden.float()) / length
+            key = (member * codes.unsqueeze(1)).sum(dim=-1)
+        else:
+            states, codes = _remember_prefix(
+                row_state(cache, layer), hidden.float(), codes, inside, context, length
+            )
+            pooled, key = states.sum(dim=1, keepdim=True) / length, codes.sum(dim=1, keepdim=True)
+        count = pooled.shape[1]
+        decides = F.one_hot(document, count) * (context.valid & ~inside).unsqueeze(-1)
+        decision = routing(
+            pooled,
+            valid=decides.any(dim=1),
+            positions=torch.zeros(batch, count, dtype=torch.long, device=hidden.device),
+            token_ids=key,
+        )
+        return force_run(_spread(decision, document, context.valid), inside)
+
+    def _decide_by_mean(
+        self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
+    ) -> RouteDecision:
+        """One choice a sequence, or a batch, from the mean over all its tokens. It sees the future."""
+        batch, time = context.valid.shape
+        held = None if cache is None else row_state(cache, layer)
+        zeros = context.positions.new_zeros(batch, time)
+        if held and context.past:
+            choice = held["choice"].unsqueeze(1)
+            gate = F.one_hot(choice, len(PATHS)).to(torch.float32)
+            decision = RouteDecision(
+                probabilities=held["probabilities"].unsqueeze(1),
+                choice=choice,
+                valid=context.valid.any(dim=1, keepdim=True),
+                sites=routing.sites,
+                paths=routing.paths,
+                costs=routing.costs,
+                gate=gate,
+                causal=routing.causal,
+            )
+            return _spread(decision, zeros, context.valid)
+        weight = context.valid.unsqueeze(-1).float()
+        together = (0, 1) if self.config.granularity == "batch" else (1,)
+        mean = (hidden.float() * weight).sum(dim=together, keepdim=True)
+        mean = mean / weight.sum(dim=together, keepdim=True).clamp_min(1)
+        rows = mean.shape[0]
+        ids = zeros if context.token_ids is None else context.token_ids.long()
+        decision = routing(
+            mean,
+            valid=torch.ones(rows, 1, dtype=torch.bool, device=hidden.device),
+            positions=zeros[:rows, :1],
+            token_ids=((ids + 1) * context.valid).sum(dim=together, keepdim=True).view(rows, 1),
+        )
+        spread = _spread(decision, zeros, context.valid)
+        if held is not None:
+            held["choice"], held["probabilities"] = spread.choice[:, 0], spread.probabilities[:, 0].detach()
+        return spread
+
+    # From decisions to routes
+
+    def _routes(
+        self, routing: Routing, decision: RouteDecision, context: CallContext
+    ) -> Mapping[tuple[int, str], SiteRoute]:
+        gated = decision.gate.requires_grad or (self.training and routing.config.estimator == "soft")
+        threshold = self._sparse_from(routing, context, gated)
+        run = decision.choice == len(PATHS) - 1
+        chosen = run & context.valid.unsqueeze(-1)
+        sites = len(decision.sites)
+        modes = [MASKED] * sites
+        indices: list[Any] = [None] * sites
+        if threshold is not None:
+            total, *counts = torch.cat([context.valid.sum().view(1), chosen.sum(dim=(0, 1))]).tolist()
+            modes = [
+                self._mode(name, count, total, threshold)
+                for name, count in zip(decision.sites, counts, strict=True)
+            ]
+            if SPARSE in modes:
+                flat = chosen.flatten(0, 1).T.nonzero()[:, 1].split(counts)
+                indices = [
+                    TokenIndex.of(own, context.time) if mode == SPARSE else None
+                    for own, mode in zip(flat, modes, strict=True)
+                ]
+        routes = {}
+        for site, name in enumerate(decision.sites):
+            layer, unit = name.removeprefix("layer").split(".")
+            routes[int(layer), unit] = SiteRoute(
+                mode=modes[site],
+                run=run[..., site],
+                run_gate=decision.gate[..., site, -1] if gated else None,
+                skip_gate=decision.gate[..., site, 0] if gated else None,
+                index=indices[site],
+            )
+        return routes
+
+    def _mode(self, site: str, count: int, total: int, threshold: float) -> str:
+        if count == 0:
+            return SKIPPED
+        # A cache with evicted tokens is not one that the plain layer can read, even if all new tokens run.
+        readable = self.config.kv == "project" or site.endswith(".mlp")
+        if count == total and readable:
+            return DENSE
+        return SPARSE if total - count >= threshold * total else MASKED
+
+    def _sparse_from(self, routing: Routing, context: CallContext, gated: bool) -> float | None:
+        """The share of skipping tokens from which a site is executed sparsely; None: never in this call."""
+        profitable = self.config.profitability
+        if self.execution == "masked":
+            return None
+        obstacle = self.sparse_obstacle
+        if obstacle is None and gated and routing.config.estimator not in SPARSE_ESTIMATORS:
+            obstacle = (
+                f"the gradient of routing.estimator {routing.config.estimator!r} needs both paths of every token; "
+                f"only {' and '.join(SPARSE_ESTIMATORS)} train sparsely"
+            )
+        if obstacle is not None and self.execution == "sparse":
+            raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
+        if obstacle is not None or context.full_layers_only:
+            return None
+        if self.execution == "sparse":
+            return 0.0
+        if self.training and torch.is_grad_enabled():
+            return profitable.train
+        return profitable.decode if context.time == 1 else profitable.prefill
+
+    def extra_repr(self) -> str:
+        """What is skipped, in the model's printout."""
+        config = self.config
+        return f"unit={config.unit}, granularity={config.granularity}, kv={config.kv}, layers={config.layers}"
+
+
+def _key(site: str) -> str:
+    return site.replace(".", "_")
+
+
+def force_run(decision: RouteDecision, where: Bool[Tensor, "B T"]) -> RouteDecision:
+    """The decision with all sites running at the tokens ``where``, with certainty and without gradient."""
+    run = len(decision.paths) - 1
+    sure = F.one_hot(torch.tensor(run, device=where.device), len(decision.paths))
+    mask = where[..., None, None]
+    return replace(
+        decision,
+        choice=decision.choice.masked_fill(where.unsqueeze(-1), run),
+        probabilities=torch.where(mask, sure.to(decision.probabilities.dtype), decision.probabilities),
+        gate=torch.where(mask, sure.to(decision.gate.dtype), decision.gate),
+    )
+
+
+def _spread(decision: RouteDecision, group: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> RouteDecision:
+    """A decision about groups of tokens (B or 1, groups), as one about the tokens."""
+    batch = group.shape[0]
+    rows = torch.arange(batch, device=group.device).unsqueeze(1)
+
+    def take(x: Tensor) -> Tensor:
+        return x.expand(batch, *x.shape[1:])[rows, group]
+
+    return replace(
+        decision,
+        choice=take(decision.choice),
+        probabilities=take(decision.probabilities),
+        gate=take(decision.gate),
+        valid=valid,
+    )
+
+
+def _remember_prefix(
+    state: dict[str, Tensor],
+    hidden: Float[Tensor, "B T D"],
+    codes: Int[Tensor, "B T"],
+    inside: Bool[Tensor, "B T"],
+    context: CallContext,
+    length: int,
+) -> tuple[Float[Tensor, "B N D"], Int[Tensor, "B N"]]:
+    """States and codes of the first N tokens of each row, those of earlier calls among them.
+
+    They are kept by position, so that a cropped and continued cache overwrites what it replaces.
+    """
+    batch, _, size = hidden.shape
+    if "states" not in state:
+        state["states"] = hidden.new_zeros(batch, length, size)
+        state["codes"] = codes.new_zeros(batch, length)
+    row, time = inside.nonzero(as_tuple=True)
+    where = (row, context.positions[row, time])
+    state["states"] = state["states"].detach().index_put(where, hidden[row, time])
+    state["codes"] = state["codes"].index_put(where, codes[row, time])
+    return state["states"], state["codes"]

@@ -1,0 +1,77 @@
+"""A decision as one layer carries it out."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+DENSE = "dense"
+"""Every valid token runs: the layer itself is called."""
+SKIPPED = "skipped"
+"""None runs: the layer is not entered, but for keys and values."""
+MASKED = "masked"
+"""Everything is computed, the choice selects."""
+SPARSE = "sparse"
+"""Only tokens that run are computed."""
+
+
+@dataclass(kw_only=True)
+class TokenIndex:
+    """The valid tokens that run at a site, in order of row and time.
+
+    Attributes:
+        flat: index into the B·T tokens.
+        row, time: the same in two parts.
+    """
+
+    flat: Int[Tensor, "N"]
+    row: Int[Tensor, "N"]
+    time: Int[Tensor, "N"]
+
+    @classmethod
+    def of(cls, flat: Int[Tensor, "N"], time: int) -> "TokenIndex":
+        """From flat indices of a batch with ``time`` tokens a row."""
+        return cls(flat=flat, row=flat // time, time=flat % time)
+
+
+@dataclass(kw_only=True)
+class SiteRoute:
+    """What one site does in one call.
+
+    Attributes:
+        mode: ``dense``, ``skipped``, ``masked`` or ``sparse``.
+        run: which tokens run.
+        run_gate, skip_gate: factors of what the two paths add, with the estimator's gradient; None where the choice
+            is hard and carries none.
+        index: the tokens that run; only in ``sparse``.
+    """
+
+    mode: str
+    run: Bool[Tensor, "B T"]
+    run_gate: Float[Tensor, "B T"] | None = None
+    skip_gate: Float[Tensor, "B T"] | None = None
+    index: TokenIndex | None = None
+
+    def combine(self, hidden: Tensor, ran: Tensor, skipped: Tensor) -> Tensor:
+        """(B, T, D) of each token from the path that it takes, both given for all tokens."""
+        if self.run_gate is None or self.skip_gate is None:
+            return torch.where(self.run.unsqueeze(-1), ran, skipped)
+        return hidden + _gated(self.run_gate, ran - hidden) + _gated(self.skip_gate, skipped - hidden)
+
+    def gate_skipped(self, hidden: Tensor, skipped: Tensor) -> Tensor:
+        """(B, T, D) of tokens that skip."""
+        if self.skip_gate is None or skipped is hidden:
+            return skipped
+        return hidden + _gated(self.skip_gate, skipped - hidden)
+
+    def gate_ran(self, hidden: Tensor, ran: Tensor) -> Tensor:
+        """(N, D) of the indexed tokens, which run; ``hidden`` is what they came from."""
+        if self.run_gate is None:
+            return ran
+        assert self.index is not None
+        return hidden + _gated(self.run_gate.flatten()[self.index.flat], ran - hidden)
+
+
+def _gated(gate: Tensor, update: Tensor) -> Tensor:
+    return gate.to(update.dtype).unsqueeze(-1) * update

@@ -1,0 +1,47 @@
+"""What a token that skips gets instead of the layer."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LowRankSkip(nn.Module):
+    """An estimate of the layer's update from its input: (h - mean) A B + bias, added to h.
+
+    It starts as the identity (B and bias are zero). Calibration regresses the layer's update on its input in closed
+    form and cuts the solution to the rank (``set``); training goes on from there. fp32, whatever the model's dtype.
+
+    Args:
+        hidden_size: D.
+        rank: columns of A.
+    """
+
+    mean: Tensor
+
+    def __init__(self, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(hidden_size, dtype=torch.float32))
+        self.down = nn.Parameter(torch.empty(hidden_size, rank, dtype=torch.float32))
+        self.up = nn.Parameter(torch.zeros(rank, hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
+        nn.init.normal_(self.down, std=hidden_size**-0.5)
+
+    @torch.no_grad()
+    def set(
+        self,
+        mean: Float[Tensor, "D"],
+        down: Float[Tensor, "D r"],
+        up: Float[Tensor, "r D"],
+        bias: Float[Tensor, "D"],
+    ) -> None:
+        """Take a calibrated map (its rank must be the module's)."""
+        for target, value in ((self.mean, mean), (self.down, down), (self.up, up), (self.bias, bias)):
+            target.copy_(value)
+
+    def forward(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """The update to add to ``hidden``, in its dtype."""
+        # (h - mean) A = h A - mean A: one small product in place of a pass over h.
+        shift = -(self.mean @ self.down)
+        down, shift, up, bias = (x.to(hidden.dtype) for x in (self.down, shift, self.up, self.bias))
+        return F.linear(F.linear(hidden, down.T, shift), up.T, bias)

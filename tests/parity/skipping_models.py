@@ -1,0 +1,81 @@
+"""Tiny random models of every family, with a router that matters."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from layerroute.skipping import LowRankSkip, SkipConfig, add_router, get_router
+
+VOCABULARY = 61
+LAYERS = 7
+_SHARED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+_MIXED = ["full_attention", "sliding_attention"] * 3 + ["full_attention"]
+FAMILIES: dict[str, dict] = {
+    "llama": {},
+    "mistral": {"sliding_window": 6, "head_dim": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 5, "layer_types": _MIXED},
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "layer_types": _MIXED, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 6, "layer_types": _MIXED, "query_pre_attn_scalar": 8},
+    "phi3": {"sliding_window": None, "resid_pdrop": 0.0},
+    "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 1, 0, 1, 0, 1, 1]},
+    "granite": {"residual_multiplier": 0.7, "attention_multiplier": 0.4},
+}
+DEFAULTS = {"layers": [2, 3, 4, 6], "router_layer": 2, "rank": 4}
+
+
+def plain(family: str = "llama", seed: int = 0, **changes) -> PreTrainedModel:
+    """A model without a router. Its weights are large, so that every part matters to the logits."""
+    torch.manual_seed(seed)
+    attention = changes.pop("attn_implementation", "eager" if family == "gemma2" else "sdpa")
+    config = AutoConfig.for_model(family, **_SHARED | FAMILIES[family] | changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name:
+                value.add_(0.3 * torch.randn_like(value))
+    return model.eval()
+
+
+def routed(family: str = "llama", seed: int = 0, model: dict | None = None, **skip) -> PreTrainedModel:
+    """A routed model; ``skip`` are settings of SkipConfig."""
+    base = plain(family, seed, **(model or {}))
+    add_router(base, SkipConfig(**DEFAULTS | skip))
+    sharpen(base, seed)
+    return base.eval()
+
+
+def sharpen(model: torch.nn.Module, seed: int = 0) -> None:
+    """Give routers decisions far from a tie (round-off must not tip them), and skip paths something to add."""
+    torch.manual_seed(seed + 1)
+    router = get_router(model)
+    with torch.no_grad():
+        for routing in router.all_routings():
+            if routing.router is not None:
+                for layer in routing.router.layers:
+                    torch.nn.init.normal_(layer.weight, std=1.0)
+                    torch.nn.init.zeros_(layer.bias)
+        for path in router.skip_paths.values():
+            assert isinstance(path, LowRankSkip)
+            for value in (path.mean, path.up, path.bias):
+                value.normal_(std=0.5)
+
+
+def random_choice(rows: int, time: int, sites: int, rate: float = 0.5, seed: int = 0) -> torch.Tensor:
+    """A (rows, time, sites) table of decisions."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(rows, time, sites, generator=generator) < rate).long()

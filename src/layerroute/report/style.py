@@ -74,7 +74,7 @@ _SETTINGS: dict[str, Any] = {
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 _OTHERS = ("#2a9d8f", "#8a63b3", "#c2447f", "#7a8a1f", "#8c5a3c", "#4aa3df", "#d1495b", "#5f7a76", "#b08d00")
 

@@ -135,6 +135,15 @@ def test_heatmap_colours_follow_the_choice(comparison: Comparison) -> None:
     assert labels[0] == "<script>"
 
 
+def test_heatmap_shows_the_choice_where_a_threshold_makes_it() -> None:
+    sentence = (("a", "b"), ((1,), (0,)), ((0.3,), (0.6,)))
+    routes = TokenRoutes(sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=(sentence,))
+    with figure_style():
+        figure = heatmap_figure(routes)
+    first, second = np.asarray(figure.axes[0].images[0].get_array())[:, 0]
+    assert first > 0 > second
+
+
 def test_heatmap_data_has_every_token_and_site(comparison: Comparison) -> None:
     source = heatmap_source(comparison)
     assert source is not None

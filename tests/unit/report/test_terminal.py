@@ -31,6 +31,15 @@ def test_nothing_is_cut_off(study: Path, width: int) -> None:
         assert word in words
 
 
+def test_words_are_kept_whole_where_they_fit(study: Path) -> None:
+    words = set(printed(study).split())
+    comparison = compare_runs(load_runs([study]))
+    for name in ("main", "routing", "efficiency"):
+        for row in comparison.tables[name].rows:
+            for cell in row.cells:
+                assert set(cell.text.split()) <= words
+
+
 def test_plain_when_piped(study: Path) -> None:
     assert "\x1b" not in printed(study)
 

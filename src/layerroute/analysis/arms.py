@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 from typing import Any
 
 from layerroute.analysis.format import plural
@@ -20,6 +21,10 @@ _IRRELEVANT = {
     "train.keep_checkpoints",
     "train.save_every",
 }
+
+
+# Settings that say most about what a run is: they are named first where runs must be told apart.
+_TELLING = ("train.max_steps", "train.learning_rate", "model.layer_pattern", "objective.balance_weight")
 
 
 class Kind(StrEnum):
@@ -217,17 +222,31 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
 
 
 def _labels(name: str, configurations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``name`` with the fewest settings that tell the configurations apart, at most two; else with numbers."""
     if len(configurations) == 1:
         return [name]
     keys = sorted({key for configuration in configurations for key in configuration})
+    differing = [key for key in keys if len({_shown(c, key) for c in configurations}) > 1]
+    differing.sort(key=lambda key: (_TELLING.index(key) if key in _TELLING else len(_TELLING), key))
+    chosen: tuple[str, ...] = next(
+        (
+            some
+            for size in (1, 2)
+            for some in combinations(differing, size)
+            if len({tuple(_shown(c, key) for key in some) for c in configurations}) == len(configurations)
+        ),
+        (),
+    )
+    if not chosen:
+        return [f"{name} #{index + 1}" for index in range(len(configurations))]
+    settings = [", ".join(f"{_leaf(key)} {_shown(c, key)}" for key in chosen) for c in configurations]
+    return [f"{name} ({text})" for text in settings]
 
-    def shown(settings: Mapping[str, Any], key: str) -> str:
-        return json.dumps(settings.get(key), sort_keys=True)
 
-    differing = [key for key in keys if len({shown(c, key) for c in configurations}) > 1]
-    labels = []
-    for index, configuration in enumerate(configurations):
-        settings = ", ".join(f"{key.rpartition('.')[2]}={shown(configuration, key)}" for key in differing[:2])
-        label = f"{name} ({settings}{', …' if len(differing) > 2 else ''})"
-        labels.append(label if label not in labels else f"{label} #{index + 1}")
-    return labels
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    value = settings.get(key)
+    return "/".join(map(str, value)) if isinstance(value, list) else json.dumps(value)

@@ -58,6 +58,11 @@ class Comparison:
         return tuple(run for run in self.runs if not run.completed)
 
     @property
+    def unfinished_names(self) -> list[str]:
+        """``arm seed 42 (failed)`` for each of them."""
+        return [f"{arm.label} seed {run.seed} ({run.status})" for arm in self.arms for run in arm.unfinished]
+
+    @property
     def missing(self) -> list[str]:
         """Names of the controls that are missing."""
         return missing_controls(self.controls)
@@ -115,12 +120,11 @@ class Comparison:
         if self.subject is not None and self.missing:
             weight = f", so a difference {CREDIT}" if self.outcome and self.outcome.certain else ""
             found.append(
-                f"{plural(len(self.missing), 'control')} of {len(self.controls)} "
+                f"{plural(len(self.missing), 'control')} of {len(self.controls) - 1} "
                 f"{'is' if len(self.missing) == 1 else 'are'} missing{weight}: {listing(self.missing)}."
             )
         if self.unfinished:
-            runs = listing([f"{run.arm} seed {run.seed} ({run.status})" for run in self.unfinished])
-            found.append(f"Not completed, and in no number: {runs}.")
+            found.append(f"Not completed, and in no number: {listing(self.unfinished_names)}.")
         if not self.same_data:
             found.append("The runs saw different data or tokenizers.")
         not_causal = [arm.label for arm in self.arms if not arm.causal]
@@ -143,7 +147,7 @@ class Comparison:
         if not any(arm.loss for arm in self.arms):
             return f"A bigram model with back-off, fitted on the same training tokens, reaches {shown} nats."
         return (
-            f"Every completed run beats a bigram model with back-off fitted on the same training tokens "
+            "Every completed run beats a bigram model with back-off fitted on the same training tokens "
             f"({shown} nats)."
         )
 
@@ -210,8 +214,8 @@ def compare_runs(
         others = [arm.label for arm in finished if arm is not subject]
         notes += (
             f"The question is asked of {subject.label}; {listing(others)} "
-            f"{'is' if len(others) == 1 else 'are'} "
-            f"shown as {'a variant' if len(others) == 1 else 'variants'}.",
+            f"{'is' if len(others) == 1 else 'are'} shown as "
+            f"{'a variant' if len(others) == 1 else 'variants'}.",
         )
     primary = (subject, chosen) if subject and chosen else None
     secondary = [(subject, arm) for arm in arms if subject and arm not in (subject, chosen)]
@@ -242,8 +246,7 @@ def _check_data(runs: Sequence[Run], allowed: bool) -> bool:
         )
         raise UserError(
             f"the runs saw different data, so their losses cannot be compared: {shown}. Give runs of one "
-            "data set, or "
-            f"--allow-different-data to see the tables nevertheless."
+            "data set, or --allow-different-data to see the tables nevertheless."
         )
     return False
 

@@ -9,6 +9,7 @@ from layerroute.analysis.format import count, percent
 PARAMETER_TOLERANCE = 0.01
 FLOPS_TOLERANCE = 0.02
 RATE_TOLERANCE = 0.02
+CLAIM = "dynamic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlChec
             FLOPS_TOLERANCE,
             "FLOPs per token",
         ),
-        _kinds(arms, "dynamic", "(the claim itself)", {Kind.DYNAMIC}),
+        _kinds(arms, CLAIM, "(the claim itself)", {Kind.DYNAMIC}),
         _same_rate(
             arms, subject, "random at the same rate", "that any sparse mixture does as well", Kind.RANDOM
         ),
@@ -86,8 +87,8 @@ def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlChec
 
 
 def missing_controls(checks: Sequence[ControlCheck]) -> list[str]:
-    """Names of the controls that are not there."""
-    return [check.name for check in checks if check.missing]
+    """Names of the controls that are not there; the dynamic arm itself is none."""
+    return [check.name for check in checks if check.missing and check.name != CLAIM]
 
 
 def _ratio(arm: Arm) -> str | None:
@@ -155,8 +156,8 @@ def _same_rate(arms: Sequence[Arm], subject: Arm | None, name: str, refutes: str
     elif known:
         arm, rate = min(known, key=lambda pair: abs(pair[1] - reference))
         detail = (
-            f"nearest is {arm.label}: rate {percent(rate)}, {subject.label} has {percent(reference)} "
-            f"(at most {100 * RATE_TOLERANCE:.0f} points apart would count)"
+            f"nearest is {arm.label}: rate {percent(rate)}, {subject.label} has {percent(reference)} (at "
+            f"most {100 * RATE_TOLERANCE:.0f} points apart would count)"
         )
     else:
         detail = _unfinished(candidates) or "no such arm"

@@ -4,6 +4,7 @@ A site is balanced when the expensive path takes 40 to 60 % of the tokens, colla
 90 %, and leaning in between.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,6 +14,7 @@ from layerroute.analysis.statistics import Estimate
 
 BALANCED_FROM, BALANCED_TO = 0.40, 0.60
 COLLAPSED_ABOVE = 0.90
+UNDECIDED_ABOVE = 0.95  # share of the largest possible entropy
 
 PATH_NAMES = {"gdn": "GDN", "softmax": "softmax", "run": "run", "skip": "skip"}
 
@@ -39,13 +41,23 @@ def judge_rate(rate: float) -> Balance:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteRouting:
-    """One site of one arm over its completed seeds; ``balances`` is by seed, in the order of the seeds."""
+    """One site of one arm over its completed seeds.
+
+    ``balances`` is by seed, in the order of the seeds. ``doubt`` is the entropy (nats) of the router's probabilities
+    for a single token, averaged over tokens: how unsure it is; None where the record has none.
+    """
 
     site: str
     rates: dict[int, float]
     rate: Estimate
     entropy: Estimate | None
+    doubt: Estimate | None
     balances: tuple[Balance, ...]
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the router hardly prefers a path for any token, so that its hard choices rest on little."""
+        return self.doubt is not None and self.doubt.mean > UNDECIDED_ABOVE * math.log(2)
 
     def interpretation(self, paths: tuple[str, str]) -> str:
         """One or two words for a table; with several seeds that disagree, how many seeds each."""
@@ -71,8 +83,16 @@ def site_routing(arm: Arm) -> list[SiteRouting]:
         rate = arm.estimate("routing", "rate", site)
         if rate is not None:
             balances = tuple(judge_rate(value) for value in rates.values())
-            entropy = arm.estimate("routing", "entropy", site)
-            found.append(SiteRouting(site=site, rates=rates, rate=rate, entropy=entropy, balances=balances))
+            found.append(
+                SiteRouting(
+                    site=site,
+                    rates=rates,
+                    rate=rate,
+                    entropy=arm.estimate("routing", "entropy", site),
+                    doubt=None if arm.kind.control else arm.estimate("routing", "token_entropy", site),
+                    balances=balances,
+                )
+            )
     return found
 
 
@@ -108,8 +128,8 @@ def routing_sentence(arm: Arm) -> str:
         collapsed = [site for site in sites if Balance.COLLAPSED in site.balances]
         targets = sorted({expensive if rate > 0.5 else cheap for s in collapsed for rate in s.rates.values()})
         verdict = (
-            f"routing collapsed (more than 90% on one path) to {listing(targets)} at "
-            f"{len(collapsed)} of {plural(len(sites), 'site')}"
+            f"routing collapsed (more than 90% on one path) to {listing(targets)} at {len(collapsed)} of "
+            f"{plural(len(sites), 'site')}"
         )
     elif all(balance is Balance.BALANCED for balance in balances):
         verdict = "routing stayed balanced (40 to 60%) at every site"

@@ -92,7 +92,7 @@ class Run:
                     break
                 raise UserError(
                     f"{file}, line {index + 1}: not a point of a curve; each line is a JSON object with "
-                    f"'step' and 'split'."
+                    "'step' and 'split'."
                 ) from None
             rows.pop(key, None)
             rows[key] = row
@@ -188,8 +188,7 @@ def _record_files(path: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{path} holds no run: no {RECORD_NAME} at any depth. Give a run's directory as `layerroute "
-            "train` "
-            f"wrote it, or a directory of such."
+            "train` wrote it, or a directory of such."
         )
     return sorted(found)
 

@@ -123,16 +123,13 @@ def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> 
     if any(row.kind == "improvement" for row in rows) and baseline:
         notes.append(
             f"Improvement is (baseline − model) / baseline over the seeds in common with {baseline.label}, "
-            "with the sign "
-            "turned for accuracy: plus is better everywhere. Whether it is more than noise is in the table "
-            "of "
-            f"differences."
+            "with the sign turned for accuracy: plus is better everywhere. Whether it is more than noise is "
+            "in the table of differences."
         )
     if bigram_losses(arms):
         notes.append(
             "The bigram row is a count model with back-off fitted on the same training tokens: a floor that "
-            "any "
-            "trained model should beat."
+            "any trained model should beat."
         )
     return Table(
         name="Table 1",
@@ -190,15 +187,13 @@ def differences(pairs: Sequence[Pair]) -> Table:
             )
         )
     notes = [
-        "Δ is paired by seed, in nats; negative means that the first arm is better. Detectable: the smallest "
-        "true "
-        "difference that these seeds would have found with 80% power."
+        "Δ is paired by seed, in nats; negative means that the first arm is better. Detectable: the "
+        "smallest true difference that these seeds would have found with 80% power."
     ]
     if sum(pair.p_adjusted is not None for pair in pairs) > 1:
         notes.append(
             "The first comparison is the question asked and tested alone; the p values of the others are "
-            "corrected for "
-            "their number (Holm), their intervals are not."
+            "corrected for their number (Holm), their intervals are not."
         )
     return Table(
         name="Table of differences",
@@ -219,6 +214,7 @@ def routing_statistics(arms: Sequence[Arm]) -> Table:
         Column(label=f"{path_name(cheap)} %", numeric=True),
         Column(label=f"{path_name(expensive).capitalize()} %", numeric=True),
         Column(label="Entropy", numeric=True),
+        Column(label="Doubt", numeric=True),
         Column(label="Interpretation"),
     )
     rows = []
@@ -235,16 +231,16 @@ def routing_statistics(arms: Sequence[Arm]) -> Table:
                         _cell(other, 1, 100, "%"),
                         _cell(rate, 1, 100, "%"),
                         _cell(site.entropy, 2),
+                        _cell(site.doubt, 2),
                         Cell(f"{word} ({arm.kind})" if control else word),
                     )
                 )
             )
     notes = [
-        "Shares are of validation tokens, from hard decisions without noise. Entropy is −Σ f·ln f over these "
-        "shares: "
-        f"{number(math.log(2))} is an even split, 0 is one path only. Balanced: 40 to 60%; collapsed: above "
-        "90% on one "
-        "path."
+        "Shares are of validation tokens, from hard decisions without noise. Entropy is −Σ f·ln f over "
+        f"these shares: {number(math.log(2))} is an even split, 0 is one path only. Doubt is the entropy of "
+        f"the router's probabilities for single tokens: 0 is sure of each, {number(math.log(2))} undecided "
+        "on all. Balanced: 40 to 60%; collapsed: above 90% on one path."
     ]
     if any(not arm.causal for arm in arms):
         notes.append(

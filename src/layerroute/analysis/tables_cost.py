@@ -50,11 +50,9 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
     runs = [run for arm in arms for run in arm.completed]
     machines = sorted({machine(run) for run in runs})
     notes = [
-        "Wall time of separate runs, not a paired measurement: other work on the machine counts in it. Where "
-        "both paths "
-        "are computed and one is selected (masked execution), routing saves no time in training; `layerroute "
-        "bench` "
-        "measures speed in pairs."
+        "Wall time of separate runs, not a paired measurement: other work on the machine counts in it. "
+        "Where both paths are computed and one is selected (masked execution), routing saves no time in "
+        "training; `layerroute bench` measures speed in pairs."
     ]
     if len(machines) > 1:
         notes.append(f"DIFFERENT MACHINES, so times are not comparable: {'; '.join(machines)}.")
@@ -115,8 +113,7 @@ def fairness(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Tabl
         rows.append(Row(cells=cells))
     notes = [
         "FLOPs are forward only, per token at the context length given: with every path computed (masked "
-        "execution), with "
-        "each token's chosen path only (at the measured rate), and as counted while running."
+        "execution), with each token's chosen path only (at the measured rate), and as counted while running."
     ]
     if not same_data:
         notes.insert(0, DIFFERENT_DATA)

@@ -79,8 +79,7 @@ class TokenKinds:
             rows=rows,
             notes=(
                 f"{self.tokens} tokens of {self.sentences} validation sentences, one run; bootstrap over "
-                "sentences. "
-                f"Permutation test against decisions shuffled within each sentence: {test}.",
+                f"sentences. Permutation test against decisions shuffled within each sentence: {test}.",
             ),
         )
 

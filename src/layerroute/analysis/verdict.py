@@ -72,14 +72,12 @@ class Pair:
         if outcome is Outcome.OTHER_DATA:
             return (
                 f"{ours} and {theirs} saw different data or tokenizers, so their losses cannot be compared, "
-                "whatever "
-                f"the tables show."
+                "whatever the tables show."
             )
         if estimate is None:
             return (
                 f"{ours} and {theirs} have no completed seed in common, so they cannot be compared pair by "
-                "pair: run "
-                f"both with the same seeds."
+                "pair: run both with the same seeds."
             )
         amount = f"{number(abs(estimate.mean), 4)} nats"
         if outcome is Outcome.ONE_SEED:
@@ -87,10 +85,8 @@ class Pair:
             place = "below" if estimate.mean < 0 else "above" if estimate.mean > 0 else "from"
             return (
                 f"With one seed ({seed}) nobody can tell whether {ours} or {theirs} is better: {ours} ended "
-                f"{amount} "
-                f"{place} {theirs} in validation loss, and that may be chance. At least {ENOUGH_SEEDS} seeds "
-                "are "
-                f"needed."
+                f"{amount} {place} {theirs} in validation loss, and that may be chance. At least "
+                f"{ENOUGH_SEEDS} seeds are needed."
             )
         interval = (
             f"{signed(estimate.mean, 4)} nats, 95% interval {signed(estimate.low, 4)} to "
@@ -104,16 +100,13 @@ class Pair:
         if outcome is Outcome.NO_DIFFERENCE:
             return (
                 f"No difference within noise between {ours} and {theirs} in validation loss ({interval}); a "
-                "true "
-                f"difference below about {number(self.difference.detectable, 4)} nats would probably have "
-                "gone "
-                f"unseen.{few}"
+                f"true difference below about {number(self.difference.detectable, 4)} nats would probably "
+                f"have gone unseen.{few}"
             )
         if outcome is Outcome.NOT_CORRECTED:
             return (
                 f"{ours} and {theirs} differ by {interval}, which is within noise once the number of "
-                "comparisons is "
-                f"allowed for.{few}"
+                f"comparisons is allowed for.{few}"
             )
         verb = "a lower" if outcome is Outcome.WINS else "a higher"
         return f"{ours} ends with {verb} validation loss than {theirs} ({interval}).{few}"

@@ -62,8 +62,7 @@ def build_report(
     if capability != "attention_routing":
         raise UserError(
             f"the report is about attention routing, and these runs are of {capability}: `layerroute "
-            "compare` prints "
-            f"their tables."
+            "compare` prints their tables."
         )
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
@@ -179,8 +178,8 @@ def _markdown_figure(figure: FigureEntry) -> Markdown:
         f"[{word}]({path}.{suffix})" for word, suffix in (("data", "csv"), ("SVG", "svg"), ("PDF", "pdf"))
     )
     return Markdown(
-        f"![Figure {figure.number}: {title}]({path}.png)\n\n"
-        f"*Figure {figure.number}: {title}.* {escape_text(figure.caption)} ({links})"
+        f"![Figure {figure.number}: {title}]({path}.png)\n\n*Figure {figure.number}: {title}.* "
+        f"{escape_text(figure.caption)} ({links})"
     )
 
 
@@ -233,8 +232,7 @@ def _clear(target: Path) -> None:
     if foreign:
         raise UserError(
             f"{target} holds files that are no layerroute report ({listing(sorted(foreign)[:3])}), and "
-            "nothing there is "
-            f"overwritten: give another folder with --out."
+            "nothing there is overwritten: give another folder with --out."
         )
     for file in files:
         if file.is_file():

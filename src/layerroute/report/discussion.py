@@ -1,11 +1,12 @@
 """The discussion: its branch is chosen by the verdict and by how routing fared."""
 
+import math
 from dataclasses import dataclass
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.fairness import unequal
-from layerroute.analysis.format import listing, percent, plural
+from layerroute.analysis.format import listing, number, percent, plural
 from layerroute.analysis.routing import Balance, path_name, site_routing
 from layerroute.analysis.tokens import TokenKinds
 from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome, Pair
@@ -47,19 +48,15 @@ def _verdict_section(comparison: Comparison) -> Section:
         )
         reasons = (
             "Three explanations are open, and these runs do not separate them: the router adds parameters "
-            "and noise that "
-            "outweigh what it wins; deciding by layer is enough, and deciding by token is not needed; the "
-            "balance loss "
-            "keeps the router from the split that would be best."
+            "and noise that outweigh what it wins; deciding by layer is enough, and deciding by token is "
+            "not needed; the balance loss keeps the router from the split that would be best."
         )
         return Section(heading=heading, paragraphs=(pair.sentence(), reasons, *_unequal(pair)))
     if outcome is Outcome.ONE_SEED:
         text = (
             "Runs of one configuration that differ in the seed alone end at different losses. With one seed "
-            f"of {ours} "
-            f"and of {theirs} that spread is unknown, so the difference seen here supports neither the "
-            "hypothesis nor "
-            f"its opposite."
+            f"of {ours} and of {theirs} that spread is unknown, so the difference seen here supports neither "
+            "the hypothesis nor its opposite."
         )
         return Section(heading="One seed cannot tell", paragraphs=(pair.sentence(), text, *_unequal(pair)))
     return Section(heading="The arms cannot be compared", paragraphs=(pair.sentence(),))
@@ -74,8 +71,7 @@ def _unequal(pair: Pair) -> tuple[str, ...]:
         )
     return (
         f"The two arms also differ in what they were given: {pair.subject.label} has {listing(differs)}. Any "
-        "of these can "
-        f"move the loss by itself.",
+        "of these can move the loss by itself.",
     )
 
 
@@ -94,19 +90,18 @@ def _credit(comparison: Comparison, pair: Pair) -> tuple[str, ...]:
     if not against:
         paragraphs.append(
             "No control that routes without looking at the token (random or periodic, at the same rate) is "
-            "among the "
-            "runs. So it is open whether it matters which tokens take softmax attention, or only how many do."
+            "among the runs. So it is open whether it matters which tokens take softmax attention, or only "
+            "how many do."
         )
     if beaten:
         paragraphs.append(
             f"{pair.subject.label} also ends below {listing(beaten)}, which "
-            f"{'sends' if len(beaten) == 1 else 'send'} as "
-            "many tokens to softmax attention without looking at them: here it matters which tokens go "
-            "there."
+            f"{'sends' if len(beaten) == 1 else 'send'} as many tokens to softmax attention without looking "
+            "at them: here it matters which tokens go there."
         )
     if level:
         paragraphs.append(
-            f"Against routing without looking at the token, at the same rate, it is not shown to be better: "
+            "Against routing without looking at the token, at the same rate, it is not shown to be better: "
             f"{listing(level)}. A mixture of both attentions, and not the choice by token, may explain the "
             "result."
         )
@@ -123,8 +118,7 @@ def _patterns_section(subject: Arm, kinds: TokenKinds | None) -> Section:
         if len(sites) > 1 and most.rate.mean - least.rate.mean > 0.05:
             paragraphs.append(
                 f"Sites differ: {most.site} sends {percent(most.rate.mean)} of its tokens to {expensive}, "
-                f"{least.site} "
-                f"{percent(least.rate.mean)}."
+                f"{least.site} {percent(least.rate.mean)}."
             )
     if kinds is None:
         paragraphs.append(
@@ -140,16 +134,14 @@ def _patterns_section(subject: Arm, kinds: TokenKinds | None) -> Section:
         paragraphs.append(
             f"Kinds of tokens take different paths (permutation test, {kinds.p_text}; {kinds.tokens} tokens "
             f"of {plural(kinds.sentences, 'sentence')}, one run): {expensive} takes {percent(first.rate)} of "
-            "the decisions "
-            f"on tokens of the kind “{first.kind}” and {percent(last.rate)} on “{last.kind}”. This describes "
-            "these "
-            f"sentences; it does not say that such tokens need that path."
+            f"the decisions on tokens of the kind “{first.kind}” and {percent(last.rate)} on “{last.kind}”. "
+            "This describes these sentences; it does not say that such tokens need that path."
         )
     else:
         paragraphs.append(
             "Whether a token is punctuation, a number or part of a word is not seen to decide its path "
-            "(permutation test, "
-            f"{kinds.p_text}; {kinds.tokens} tokens of {plural(kinds.sentences, 'sentence')}, one run)."
+            f"(permutation test, {kinds.p_text}; {kinds.tokens} tokens of "
+            f"{plural(kinds.sentences, 'sentence')}, one run)."
         )
     return Section(heading="Routing patterns", paragraphs=tuple(filter(None, paragraphs)))
 
@@ -169,11 +161,21 @@ def _balance_section(subject: Arm) -> Section:
             text += " Whether the loss is what prevented collapse would take a run without it."
         return Section(heading="Load balancing", paragraphs=(text,))
     text = f"{with_weight}, routing collapsed at {listing([site.site for site in collapsed])}."
+    paragraphs = [text]
+    if any(site.undecided for site in collapsed):
+        paragraphs.append(
+            "The router is undecided there: its probabilities stay near one half for nearly every token "
+            f"(entropy {number(max(site.doubt.mean for site in collapsed if site.doubt is not None))} of at "
+            f"most {number(math.log(2))} nats), and the hard choice at inference turns a slight common "
+            "preference into one path for all. With noise, as in training, such a router still splits its "
+            "tokens, and the balance loss, which is 1 as soon as the mean probabilities are even, does not "
+            "see the collapse."
+        )
     tries = ["a slower annealing of the temperature", "a budget held by a threshold instead of a loss"]
     if not weight or weight < 0.05:
         tries.insert(0, "a stronger balance loss (α = 0.05)")
     return Section(
-        heading="Routing collapse", paragraphs=(text, f"Worth trying next: {listing(tries, 'or')}.")
+        heading="Routing collapse", paragraphs=(*paragraphs, f"Worth trying next: {listing(tries, 'or')}.")
     )
 
 

@@ -90,14 +90,13 @@ def _architecture(comparison: Comparison) -> tuple[FigureEntry, Figure | None, p
         return _absent(1, title, f"the recipe of {arm.label} names no layer pattern.")
     caption = (
         f"{arm.label}, from input to output. Blue is Gated DeltaNet, O(n) in the context; orange is softmax "
-        f"attention, O(n²)."
+        "attention, O(n²)."
     )
     if architecture.router is not None:
         measured = any(segment.share is not None for segment in architecture.segments)
         shares = (
             "Percentages and line widths are each path's share of the validation tokens at the end of "
-            "training "
-            f"(mean, {_seeds(arm)}); in brackets the range over the sites drawn as one."
+            f"training (mean, {_seeds(arm)}); in brackets the range over the sites drawn as one."
             if measured
             else "No completed run gives the shares of the paths."
         )
@@ -119,8 +118,8 @@ def _training(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Da
         return _absent(2, title, "no run has curves.")
     seeds = sorted({len(arm.completed) for arm in comparison.arms if arm.completed})
     spread = (
-        "Lines are means over completed seeds and bands reach from the lowest to the highest seed "
-        f"(n = {listing([str(n) for n in seeds], 'or')} by arm, see the legend)."
+        "Lines are means over completed seeds and bands reach from the lowest to the highest seed (n = "
+        f"{listing([str(n) for n in seeds], 'or')} by arm, see the legend)."
         if seeds and seeds[-1] > 1
         else "One seed an arm: the lines have no band, and what separates them may be chance."
     )
@@ -129,12 +128,10 @@ def _training(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Da
     )
     caption = (
         "Against the training step: cross-entropy on training batches and on validation text (nats per "
-        "token; the star is "
-        "the best validation point, the inset magnifies the end), share of next tokens predicted right (%), "
-        "and the Switch "
-        "load balance loss (1 at an even split, 2 with all tokens on one path). Solid lines are static arms, "
-        "dashed ones "
-        f"learned routers, dotted ones controls. {spread}{failed}"
+        "token; the star is the best validation point, the inset magnifies the end), share of next tokens "
+        "predicted right (%), and the Switch load balance loss (1 where shares or probabilities are even, 2 "
+        "with all tokens surely on one path). Solid lines are static arms, dashed ones learned routers, "
+        f"dotted ones controls. {spread}{failed}"
     )
     return FigureEntry(number=2, title=title, caption=caption), training_figure(comparison, data), data
 
@@ -159,12 +156,9 @@ def _routing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
     )
     caption = (
         f"Share of tokens (%) on {cheap} (blue) and {expensive} (orange) against the training step, by "
-        "routed site. Thick "
-        "lines: validation tokens, hard decisions without noise; pale lines: training batches, with the "
-        "estimator's noise. "
-        f"The dotted line is an even split.{several}{many} {seeds}. Controls hold their rate by construction "
-        "and are in the "
-        f"CSV only."
+        "routed site. Thick lines: validation tokens, hard decisions without noise; pale lines: training "
+        f"batches, with the estimator's noise. The dotted line is an even split.{several}{many} {seeds}. "
+        "Controls hold their rate by construction and are in the CSV only."
     )
     return FigureEntry(number=3, title=title, caption=caption), figure, data
 
@@ -179,10 +173,9 @@ def _comparison(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.
         return _absent(4, title, "a recipe names no layer pattern.")
     caption = (
         f"{left.label} and {right.label} with forward FLOPs per token of each mixer, and below of the whole "
-        "model: with "
-        f"every path computed, with each token's chosen path only at the measured rate ({_seeds(right)}), "
-        "and at an even "
-        f"split; in brackets relative to {left.label}. Percentages are shares of the validation tokens."
+        "model: with every path computed, with each token's chosen path only at the measured rate "
+        f"({_seeds(right)}), and at an even split; in brackets relative to {left.label}. Percentages are "
+        "shares of the validation tokens."
     )
     data = pd.concat([architecture_data([left, right]), flops_data([left, right])], ignore_index=True)
     return FigureEntry(number=4, title=title, caption=caption), figure, data
@@ -199,8 +192,9 @@ def _heatmap(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
     cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
     caption = (
         f"{plural(shown, 'validation sentence')}, rows are tokens and columns routed sites (L1 is layer 1), "
-        f"{arm.label}, seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, "
-        f"the nearer the router's probability is to 0.5. · is a space, ⏎ a line break.{_threshold_note(routes)}"
+        f"{arm.label}, seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the "
+        "paler, the nearer the router's probability is to 0.5. · is a space, ⏎ a line "
+        f"break.{_threshold_note(routes)}"
     )
     return FigureEntry(number=5, title=title, caption=caption), heatmap_figure(routes), heatmap_data(routes)
 

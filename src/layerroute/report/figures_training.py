@@ -212,7 +212,7 @@ def _balance_panel(axes: Axes, comparison: Comparison, data: pd.DataFrame) -> No
         )
     axes.axhline(1.0, color=GRID, linewidth=1.0)
     axes.annotate(
-        "1 = even split, 2 = all on one path",
+        "1: even, or an undecided router; 2: all on one path",
         (0.98, 1.0),
         xycoords=("axes fraction", "data"),
         ha="right",

@@ -8,8 +8,8 @@ from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome
 
 QUESTION = (
     "Can a language model choose, token by token and layer by layer, between linear attention (Gated "
-    "DeltaNet, O(n)) "
-    "and softmax attention (O(n²)), and predict text better than one whose layers are assigned statically?"
+    "DeltaNet, O(n)) and softmax attention (O(n²)), and predict text better than one whose layers are "
+    "assigned statically?"
 )
 
 
@@ -66,8 +66,7 @@ def limitations(comparison: Comparison) -> list[str]:
     if fewest < ENOUGH_SEEDS:
         found.append(
             f"Seeds: {plural(fewest, 'completed seed')} in the arm with the fewest; {ENOUGH_SEEDS} are the "
-            "least for a "
-            f"claim."
+            "least for a claim."
         )
     if comparison.missing:
         found.append(
@@ -75,7 +74,7 @@ def limitations(comparison: Comparison) -> list[str]:
             "missing."
         )
     if comparison.unfinished:
-        runs = listing([f"{run.arm} seed {run.seed} ({run.status})" for run in comparison.unfinished])
+        runs = listing(comparison.unfinished_names)
         found.append(f"Runs that did not complete, and are in no mean: {runs}.")
     scale = _scale(comparison)
     if scale:
@@ -101,8 +100,7 @@ def limitations(comparison: Comparison) -> list[str]:
         )
     found.append(
         "Measure: language-model loss alone separates such models poorly. Recall, retrieval and length "
-        "beyond training are "
-        "not measured here."
+        "beyond training are not measured here."
     )
     rates = sorted({arm.learning_rate for arm in comparison.arms if arm.learning_rate is not None})
     if len(comparison.arms) > 1:
@@ -117,8 +115,7 @@ def limitations(comparison: Comparison) -> list[str]:
     if any(arm.kind.routed for arm in comparison.arms):
         found.append(
             "Speed: training computes what its estimator needs, for straight-through estimators both paths. "
-            "The FLOPs at "
-            "the measured rate are those of an ideal sparse execution, not a measured saving."
+            "The FLOPs at the measured rate are those of an ideal sparse execution, not a measured saving."
         )
     not_causal = [arm.label for arm in comparison.arms if not arm.causal]
     if not_causal:
@@ -150,27 +147,26 @@ def conclusion(comparison: Comparison) -> str:
         ours = comparison.primary.subject.label if comparison.primary else ""
         missing = (
             f", but {plural(len(comparison.missing), 'control')} "
-            f"{'is' if len(comparison.missing) == 1 else 'are'} missing, "
-            f"so that this cannot yet be credited to routing"
+            f"{'is' if len(comparison.missing) == 1 else 'are'} missing, so that this cannot yet be credited "
+            "to routing"
             if comparison.missing
             else ""
         )
         return f"In these runs {ours} achieved a lower validation loss than static layer assignment{missing}."
     if outcome is Outcome.LOSES:
         return (
-            "In these runs routing by token did not achieve what static layer assignment achieves: its loss is "
-            "higher."
+            "In these runs routing by token did not achieve what static layer assignment achieves: its loss "
+            "is higher."
         )
     if outcome is Outcome.NO_DIFFERENCE:
         return (
-            "In these runs routing by token achieved no improvement over static layer assignment that exceeds the "
-            "noise."
+            "In these runs routing by token achieved no improvement over static layer assignment that "
+            "exceeds the noise."
         )
     if outcome is Outcome.ONE_SEED:
         return (
             "Whether routing by token improves on static layer assignment is not decided by these runs: one "
-            "seed cannot "
-            "tell."
+            "seed cannot tell."
         )
     return "These runs do not compare routing by token with static layer assignment."
 

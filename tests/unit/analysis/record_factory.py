@@ -80,6 +80,7 @@ def record(
             "expensive_path": "softmax",
             "rate": rates,
             "entropy": {site: entropy(rate) for site, rate in rates.items()},
+            "token_entropy": {site: 0.9 * entropy(rate) for site, rate in rates.items()},
             "mean_rate": sum(rates.values()) / len(rates),
             "balance_loss": None
             if control

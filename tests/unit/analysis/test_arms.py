@@ -60,8 +60,18 @@ def test_seeds_of_one_recipe_are_one_arm() -> None:
 
 def test_one_name_with_two_recipes_is_two_arms() -> None:
     arms, (note,) = group_arms([run("a", 42, steps=200), run("a", 43, steps=29)])
-    assert sorted(found.label for found in arms) == ["a (max_steps=200)", "a (max_steps=29)"]
+    assert sorted(found.label for found in arms) == ["a (max_steps 200)", "a (max_steps 29)"]
     assert "2 recipes" in note
+
+
+def test_two_settings_where_one_does_not_tell_apart() -> None:
+    runs = [run("a", steps=s, learning_rate=lr) for s, lr in ((10, 1e-3), (10, 2e-3), (20, 1e-3))]
+    labels = sorted(found.label for found in group_arms(runs)[0])
+    assert labels == [
+        "a (max_steps 10, learning_rate 0.001)",
+        "a (max_steps 10, learning_rate 0.002)",
+        "a (max_steps 20, learning_rate 0.001)",
+    ]
 
 
 def test_a_seed_twice_is_refused() -> None:
@@ -103,6 +113,15 @@ def test_collapse_is_told_by_seed() -> None:
     assert second.interpretation(found.paths) == "Collapsed to softmax (1/2), Leaning to softmax (1/2)"
     assert collapse_word(found) == "Yes, 1 of 4"
     assert "collapsed" in routing_sentence(found)
+
+
+def test_a_router_that_prefers_nothing_is_undecided() -> None:
+    unsure = record("d", rates=sites(0.97, 0.5))
+    unsure["routing"]["token_entropy"] = {"layer1.mixer": 0.6931, "layer2.mixer": 0.4}
+    found = site_routing(arm(Run(unsure, Path("d/record.json"))))
+    assert [site.undecided for site in found] == [True, False]
+    del unsure["routing"]["token_entropy"]
+    assert not any(site.undecided for site in site_routing(arm(Run(unsure, Path("d/record.json")))))
 
 
 def test_words_of_other_arms() -> None:

@@ -78,5 +78,6 @@ def test_a_static_control_of_the_routed_model_matches_parameters_and_flops() -> 
 def test_without_a_dynamic_arm_nothing_can_be_matched() -> None:
     found = check(a={})
     assert found["dynamic"].missing
+    assert "dynamic" not in missing_controls(list(found.values()))
     assert found["static at equal FLOPs"].missing
     assert not found["static"].missing

@@ -91,6 +91,13 @@ def test_collapse_suggests_what_was_not_tried() -> None:
     assert "a stronger balance loss" not in text_of(compare(runs("baseline", 4.1, 42), strong))
 
 
+def test_collapse_of_an_undecided_router_is_told_apart() -> None:
+    runs_ = runs("dynamic", 4.1, 42, rates=sites(0.97, 0.5))
+    assert "undecided" not in text_of(compare(runs("baseline", 4.1, 42), runs_))
+    runs_[0].record["routing"]["token_entropy"]["layer1.mixer"] = 0.693
+    assert "The router is undecided there" in text_of(compare(runs("baseline", 4.1, 42), runs_))
+
+
 def test_limitations_come_from_the_records() -> None:
     first = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, learning_rate=2e-3, **RATES))
     text = " ".join(limitations(first))

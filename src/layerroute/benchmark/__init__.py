@@ -1,0 +1,1 @@
+"""Benchmarks: prove that two ways to compute the same thing are equal, then measure them in turn."""

@@ -1,0 +1,124 @@
+"""What a benchmark case is made of. A case cannot time anything that it does not also put before the gate."""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from layerroute.benchmark.timing import Arm
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One equality: what was compared, how far apart the two are, and how far they may be.
+
+    ``deviation`` is the largest absolute difference over the largest expected magnitude; what is not finite or has
+    another shape deviates infinitely.
+    """
+
+    what: str
+    deviation: float
+    tolerance: float
+
+    @property
+    def green(self) -> bool:
+        """Whether the two are equal to round-off."""
+        return self.deviation <= self.tolerance
+
+    @classmethod
+    def compare(cls, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> "Check":
+        """Compare two tensors."""
+        deviation = float("inf")
+        if actual.shape == expected.shape:
+            difference = (actual.detach().double() - expected.detach().double()).abs()
+            largest = difference.max() if difference.numel() else difference.sum()
+            scale = expected.detach().double().abs().max() if expected.numel() else torch.ones(())
+            ratio = float(largest / scale.clamp_min(torch.finfo(torch.float64).tiny))
+            deviation = ratio if ratio == ratio else float("inf")
+        return cls(what=what, deviation=deviation, tolerance=tolerance)
+
+
+class RedGate(Exception):
+    """The arms do not compute the same: nothing is timed."""
+
+    def __init__(self, where: str, checks: Sequence[Check]) -> None:
+        worst = max(
+            (check for check in checks if not check.green),
+            key=lambda check: check.deviation / check.tolerance,
+        )
+        self.worst = worst
+        super().__init__(
+            f"{where}: {worst.what} differ by {worst.deviation:.3g} of the largest value, "
+            f"{worst.tolerance:.3g} is allowed; nothing was timed"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A comparison whose tensors and models exist.
+
+    Attributes:
+        gate: computes the equalities that must hold before the arms are timed; never empty.
+        arms: what is timed, by name.
+        facts: figures of an arm that are not measured here, such as its parameters.
+    """
+
+    gate: Callable[[], Sequence[Check]]
+    arms: Mapping[str, Arm]
+    facts: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One row of a benchmark, prepared only when its turn comes.
+
+    Attributes:
+        title: what tells this row from the others, in few words.
+        labels: the same as data.
+        baseline: the arm that the others are held against.
+        tokens: tokens that one call of an arm works through.
+        prepare: makes tensors and models.
+        device: where the arms run.
+    """
+
+    title: str
+    labels: Mapping[str, Value]
+    baseline: str
+    tokens: int
+    prepare: Callable[[], Prepared]
+    device: torch.device
+
+
+class Case(Protocol):
+    """A module of this package that ``cases.CASES`` lists."""
+
+    DESCRIPTION: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the case's own options."""
+
+    def comparisons(self, arguments: argparse.Namespace) -> Sequence[Comparison]:
+        """List the rows, without doing any of their work; raises UserError for options that make no sense."""
+
+
+def checked(comparison: Comparison, prepared: Prepared) -> list[Check]:
+    """Open the gate, or raise ``RedGate``."""
+    checks = list(prepared.gate())
+    if not checks:
+        raise ValueError(f"{comparison.title}: a comparison without a check may not be timed")
+    if not all(check.green for check in checks):
+        raise RedGate(comparison.title, checks)
+    return checks
+
+
+def each_pair(
+    named: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
+) -> Iterator[Check]:
+    """Compare tensors of the same names."""
+    for name, tensor in expected.items():
+        yield Check.compare(name, named[name], tensor, tolerance)

@@ -1,0 +1,31 @@
+"""The benchmark cases by name. A case's module is imported when it is asked for, not before."""
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from layerroute.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from layerroute.benchmark.case import Case
+
+CASES: dict[str, tuple[str, str]] = {
+    "gated-delta": (
+        "layerroute.benchmark.gated_delta",
+        "the gated delta rule against transformers' chunked one and the plain recurrence",
+    ),
+    "train": (
+        "layerroute.benchmark.train",
+        "training steps of a routed model against a static one, from two recipes",
+    ),
+}
+
+
+def load_case(name: str) -> "Case":
+    """Import a case.
+
+    Raises:
+        UserError: there is no such case; the message names the nearest.
+    """
+    if name not in CASES:
+        raise UserError(f"there is no benchmark case {name!r}.{nearest(name, CASES)}")
+    return cast("Case", importlib.import_module(CASES[name][0]))

@@ -1,0 +1,111 @@
+"""Run a case: gate, then paired timing, row by row, into one record."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from layerroute.benchmark.case import Check, Comparison, Prepared, checked
+from layerroute.benchmark.timing import Timings, measure
+from layerroute.records import provenance, utc_now
+
+SCHEMA_VERSION = 1
+
+Record = dict[str, Any]
+
+
+def run_comparisons(
+    case: str,
+    comparisons: Sequence[Comparison],
+    *,
+    repeats: int,
+    command: str,
+    on_row: Callable[[Comparison, str], None] = lambda comparison, stage: None,
+) -> Record:
+    """Gate and time every comparison.
+
+    Args:
+        case: name of the case.
+        comparisons: its rows, at least one.
+        repeats: rounds of paired measurement.
+        command: the command line, for the record.
+        on_row: told of each row's stages: ``prepare``, ``gate``, ``time``, ``done``.
+
+    Returns:
+        ``{"schema": 1, "kind": "benchmark", "case", "rows", "repeats", "device", "threads", "load", "started",
+        "finished", "command", "versions", "revision", "dirty", "hardware"}``. ``load`` holds the 1, 5 and 15 minute
+        load averages of the machine ``before`` and ``after`` (null where the system has none): what is above 0
+        *before* is other people's work, and makes noise.
+
+        A row has ``title``, its labels, ``tokens``, ``baseline``, ``gate`` (a list of ``what``, ``deviation`` and
+        ``tolerance``) and ``arms``. An arm has ``seconds`` (median, quartiles, extremes of a call),
+        ``tokens_per_second`` (at the median), ``speedup`` over the baseline (the same statistics, over the rounds'
+        pairs), ``calls`` per number, and its facts.
+
+    Raises:
+        RedGate: arms that should be equal are not; it names the largest deviation.
+    """
+    load = {"before": _load()}
+    started = utc_now()
+    rows = []
+    for comparison in comparisons:
+        on_row(comparison, "prepare")
+        prepared = comparison.prepare()
+        on_row(comparison, "gate")
+        checks = checked(comparison, prepared)
+        on_row(comparison, "time")
+        timings = measure(prepared.arms, repeats=repeats, synchronize=_synchronize(comparison.device))
+        rows.append(_row(comparison, prepared, checks, timings))
+        on_row(comparison, "done")
+    load["after"] = _load()
+    return {
+        "schema": SCHEMA_VERSION,
+        "kind": "benchmark",
+        "case": case,
+        "command": command,
+        "started": started,
+        "finished": utc_now(),
+        "repeats": repeats,
+        "device": str(comparisons[0].device),
+        "threads": torch.get_num_threads(),
+        "load": load,
+        **provenance(),
+        "rows": rows,
+    }
+
+
+def _row(comparison: Comparison, prepared: Prepared, checks: Sequence[Check], timings: Timings) -> Record:
+    arms = {}
+    for name in prepared.arms:
+        seconds = timings.spread(name)
+        arms[name] = {
+            **prepared.facts.get(name, {}),
+            "seconds": seconds.to_dict(),
+            "tokens_per_second": comparison.tokens / seconds.median,
+            "speedup": timings.speedup(name, comparison.baseline).to_dict(),
+            "calls": timings.calls[name],
+        }
+    gate = [
+        {"what": check.what, "deviation": check.deviation, "tolerance": check.tolerance} for check in checks
+    ]
+    return {
+        "title": comparison.title,
+        **comparison.labels,
+        "tokens": comparison.tokens,
+        "baseline": comparison.baseline,
+        "gate": gate,
+        "arms": arms,
+    }
+
+
+def _synchronize(device: torch.device) -> Callable[[], None]:
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
+def _load() -> list[float] | None:
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except (AttributeError, OSError):
+        return None

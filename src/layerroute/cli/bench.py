@@ -1,0 +1,128 @@
+"""``layerroute bench CASE``: prove that the arms of a case are equal, then measure them in pairs."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerroute.errors import UserError
+
+if TYPE_CHECKING:
+    from layerroute.benchmark.case import Comparison
+
+DESCRIPTION = """\
+Prove that the arms of a case compute the same, then measure them in turn (A B A B ...).
+
+CASE is one of
+{cases}
+
+'layerroute bench CASE --help' shows a case's own options."""
+EPILOG = """\
+exit codes: 0 measured, 1 the equality gate is red and nothing was timed, 2 bad input
+
+examples:
+  layerroute bench gated-delta --sizes 4x1024x8x64 --repeats 9
+  layerroute bench train --json --out train.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the case; what follows it is parsed by the case itself."""
+    from layerroute.benchmark.cases import CASES
+
+    width = max(map(len, CASES))
+    cases = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in CASES.items())
+    parser.description, parser.epilog = DESCRIPTION.format(cases=cases), EPILOG
+    parser.usage = f"{parser.prog} [-h] CASE [options]"
+    parser.add_argument("case", metavar="CASE", help="what to measure")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(parser_class=type(parser))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Gate and measure; 1 if the gate is red."""
+    from layerroute.benchmark.cases import load_case
+
+    case = load_case(arguments.case)
+    parser = arguments.parser_class(
+        prog=f"layerroute bench {arguments.case}",
+        description=case.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    case.add_arguments(parser)
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        help="rounds of paired measurement, at least 3 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the record to this .json file")
+    options = parser.parse_args(arguments.options)
+    if options.repeats < 3:
+        raise UserError(f"--repeats is {options.repeats}; a median with a spread needs at least 3.")
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads is {options.threads}; give at least 1.")
+    if options.out is not None and options.out.suffix != ".json":
+        raise UserError(f"--out {options.out}: give the name of a .json file.")
+    if options.out is not None and options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder; give the name of a .json file.")
+
+    import torch
+
+    from layerroute.benchmark.case import RedGate
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    command = shlex.join(["layerroute", "bench", arguments.case, *arguments.options])
+    try:
+        record = _measure(arguments.case, case, options, command)
+    except RedGate as red:
+        print(f"layerroute: bench {arguments.case}: the equality gate is red: {red}", file=sys.stderr)
+        return 1
+    _show(record, options)
+    return 0
+
+
+def _measure(name: str, case: Any, options: argparse.Namespace, command: str) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from layerroute.benchmark.runner import run_comparisons
+
+    comparisons = case.comparisons(options)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=len(comparisons))
+
+        def on_row(comparison: "Comparison", stage: str) -> None:
+            progress.update(task, description=f"{name}: {comparison.title}: {stage}")
+            if stage == "done":
+                progress.advance(task)
+
+        return run_comparisons(
+            name,
+            comparisons,
+            repeats=options.repeats,
+            command=command,
+            on_row=on_row,
+        )
+
+
+def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from layerroute.benchmark.output import print_table, save
+
+    if options.out is not None:
+        save(options.out, record)
+    if options.json:
+        print(json.dumps(record, indent=2, allow_nan=False))
+        return
+    print_table(record, Console(file=sys.stdout, highlight=False))

@@ -1,0 +1,133 @@
+"""No timing on a red gate; what was measured goes into a record and a table."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from layerroute.benchmark.case import Check, Comparison, Prepared, RedGate
+from layerroute.benchmark.cases import CASES, load_case
+from layerroute.benchmark.output import print_table, save
+from layerroute.benchmark.runner import run_comparisons
+from layerroute.errors import UserError
+
+GREEN = Check(what="outputs", deviation=1e-7, tolerance=1e-5)
+RED = Check(what="gradients of beta", deviation=0.5, tolerance=1e-5)
+
+
+def comparison(checks: list[Check], events: list[str], title: str = "one") -> Comparison:
+    def gate() -> list[Check]:
+        events.append("gate")
+        return checks
+
+    arms = {name: (lambda name=name: events.append(name)) for name in ("old", "new")}
+    return Comparison(
+        title=title,
+        labels={"size": 3},
+        baseline="old",
+        tokens=10,
+        device=torch.device("cpu"),
+        prepare=lambda: Prepared(gate=gate, arms=arms, facts={"new": {"parameters": 7}}),
+    )
+
+
+def run(*comparisons: Comparison) -> dict:
+    return run_comparisons("demo", comparisons, repeats=3, command="layerroute bench demo")
+
+
+def test_a_red_gate_times_nothing_and_names_the_worst() -> None:
+    events: list[str] = []
+    small = Check(what="outputs", deviation=2e-5, tolerance=1e-5)
+    with pytest.raises(RedGate, match=r"^one: gradients of beta differ by 0\.5 .* nothing was timed"):
+        run(comparison([GREEN, small, RED], events))
+    assert events == ["gate"]
+
+
+def test_the_gate_comes_before_every_timing() -> None:
+    events: list[str] = []
+    with pytest.raises(RedGate, match=r"^two:"):
+        run(comparison([GREEN], events), comparison([RED], events, "two"))
+    assert events[0] == "gate" and events[-1] == "gate" and "new" in events[1:-1]
+
+
+def test_a_comparison_without_a_check_is_refused() -> None:
+    events: list[str] = []
+    with pytest.raises(ValueError, match="without a check"):
+        run(comparison([], events))
+    assert events == ["gate"]
+
+
+def test_the_record_holds_what_was_measured_and_where(tmp_path: Path) -> None:
+    record = run(comparison([GREEN], []))
+    assert record["schema"] == 1 and record["kind"] == "benchmark" and record["case"] == "demo"
+    assert record["command"] == "layerroute bench demo"
+    assert {
+        "versions",
+        "revision",
+        "dirty",
+        "hardware",
+        "load",
+        "threads",
+        "device",
+        "started",
+    } <= record.keys()
+    (row,) = record["rows"]
+    assert row["size"] == 3 and row["tokens"] == 10 and row["baseline"] == "old"
+    assert row["gate"] == [{"what": "outputs", "deviation": 1e-7, "tolerance": 1e-5}]
+    new = row["arms"]["new"]
+    assert new["parameters"] == 7
+    assert new["tokens_per_second"] == pytest.approx(10 / new["seconds"]["median"])
+    assert new["seconds"]["minimum"] <= new["seconds"]["median"] <= new["seconds"]["maximum"]
+    assert row["arms"]["old"]["speedup"]["median"] == 1.0
+
+    path = tmp_path / "made" / "demo.json"
+    save(path, record)
+    assert json.loads(path.read_text()) == record
+    assert [entry.name for entry in path.parent.iterdir()] == ["demo.json"]
+
+
+def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "demo.json"
+    save(path, {"good": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        save(path, {"bad": math.nan})
+    assert json.loads(path.read_text()) == {"good": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_table_shows_every_arm() -> None:
+    text = io.StringIO()
+    print_table(run(comparison([GREEN], [])), Console(file=text, width=80))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert ["one"] in lines
+    assert any(line[:1] == ["old"] and line[-1] == "1" for line in lines)
+    assert any(line[:1] == ["new"] and line[-2].endswith("x") for line in lines)
+    assert "largest deviation 1e-07" in text.getvalue()
+
+
+def test_deviation_is_relative_and_nothing_strange_is_equal() -> None:
+    def deviation(actual: list[float], expected: list[float]) -> float:
+        return Check.compare("x", torch.tensor(actual), torch.tensor(expected), 0.1).deviation
+
+    assert deviation([1.0, 10.5], [1.0, 10.0]) == pytest.approx(0.05)
+    assert deviation([0.0], [0.0]) == 0.0
+    assert deviation([1e-3], [0.0]) > 1e6
+    for strange in ([math.nan], [math.inf], [1.0, 1.0]):
+        assert deviation(strange, [1.0]) == math.inf
+    assert not Check.compare("x", torch.tensor([1.0]), torch.tensor([math.nan]), 0.1).green
+
+
+def test_cases_are_known_by_name_and_imported_late() -> None:
+    with pytest.raises(UserError, match=r"'gated_delta'\. Did you mean 'gated-delta'\?"):
+        load_case("gated_delta")
+    for name in CASES:
+        case = load_case(name)
+        assert case.DESCRIPTION and callable(case.add_arguments) and callable(case.comparisons)
+    code = "import sys, layerroute.benchmark.cases, layerroute.cli.bench; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

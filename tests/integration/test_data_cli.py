@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -138,6 +139,30 @@ def test_neither_torch_nor_transformers_is_imported(corpus: Path) -> None:
     arguments = ["data", "prepare", "files", "--paths", str(corpus), "--vocabulary-size", "300"]
     ran = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_progress_with_a_time_to_go_is_drawn_on_a_terminal(corpus: Path) -> None:
+    arguments = ["prepare", "files", "--paths", corpus, "--vocabulary-size", "300"]
+    drawn = on_terminal(arguments)
+    assert all(part in drawn for part in ("reading", "training the", "tokenizing (train)", "0:00:0"))
+    assert on_terminal(arguments) == "", "nothing is built, so nothing is drawn"
+    assert on_terminal([*arguments, "--split-seed", "1", "--no-progress"]) == ""
+
+
+def on_terminal(arguments: Sequence[object]) -> str:
+    """Run with stderr on a pseudo-terminal and return what was drawn there."""
+    outer, inner = os.openpty()
+    command = [sys.executable, "-c", CODE, "data", *map(str, arguments)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=inner, env=environment)
+    os.close(inner)
+    drawn = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while block := os.read(outer, 1 << 16):
+            drawn += block
+    os.close(outer)
+    assert process.wait(60) == 0
+    return drawn.decode()
 
 
 def test_processes_that_prepare_the_same_data_at_once_agree(corpus: Path, cache: Path) -> None:

@@ -58,9 +58,10 @@ def open_or_build(entry: Path, files: tuple[str, ...], build: Callable[[Path], M
         except Timeout:
             _log.warning("another process is preparing the same data; waiting for it")
             lock.acquire()
-        with lock:
-            lock.release()  # one level: acquired above, and held by this block
+        try:
             return _build_locked(entry, files, build)
+        finally:
+            lock.release()
 
 
 def _build_locked(entry: Path, files: tuple[str, ...], build: Callable[[Path], Manifest]) -> Manifest:
@@ -71,9 +72,8 @@ def _build_locked(entry: Path, files: tuple[str, ...], build: Callable[[Path], M
     except DamagedError as damage:
         _log.warning("the token cache %s is damaged (%s); rebuilding it", entry, damage)
     prefix = f".build-{entry.name}-"
-    for left in entry.parent.glob(
-        f"{prefix}*"
-    ):  # of a process that was killed: whoever builds holds the lock
+    # What a killed process left. None of it is in use: whoever builds holds the lock.
+    for left in entry.parent.glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=prefix, dir=entry.parent))
     try:

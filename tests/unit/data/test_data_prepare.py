@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from layerroute.data import (
     prepare_data,
 )
 from layerroute.data import prepare as prepare_module
+from layerroute.data.tokenizer import TokenizerBundle
 from layerroute.errors import UserError
 
 MakeConfig = Callable[..., DataConfig]
@@ -182,6 +183,21 @@ def test_the_tokenizer_has_seen_the_training_documents_alone(
     (corpus / "zz.txt").write_text("zzqzzq " * 2001)
     prepared = prepare_data(config(validation_paths=[str(held_out)]))
     assert [token for token in prepared.tokenizer.get_vocab() if "zq" in token]
+
+
+def test_the_tokenizer_is_trained_on_the_training_side_of_a_split(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    train = prepare_module.train_bpe
+
+    def record(texts: Iterable[str], vocabulary_size: int) -> TokenizerBundle:
+        seen.extend(texts)
+        return train(seen, vocabulary_size)
+
+    monkeypatch.setattr(prepare_module, "train_bpe", record)
+    trained = documents(prepare_data(config()), "train")
+    assert seen == trained
 
 
 def test_validation_paths_replace_the_split_and_never_train(config: MakeConfig, corpus: Path) -> None:

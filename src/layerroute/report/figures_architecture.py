@@ -24,6 +24,7 @@ from layerroute.report.style import (
     SOFTMAX,
     WIDTH,
     blank_axes,
+    clip,
     new_figure,
 )
 
@@ -64,10 +65,17 @@ def comparison_figure(left: Arm, right: Arm) -> Figure | None:
     height = tallest + 0.35 + bars
     figure = new_figure(WIDTH, height)
     axes = blank_axes(figure, (0, 0, 1, 1), WIDTH, height)
+    long = max(len(arm.label) for arm in (left, right)) > 34
     for index, (arm, architecture) in enumerate(zip((left, right), architectures, strict=True)):
         middle = 2.02 + 3.6 * index
         axes.text(
-            middle + 0.1, height - 0.1, arm.label, ha="center", va="top", fontsize=10, fontweight="bold"
+            middle + 0.1,
+            height - 0.1,
+            clip(arm.label, 60 if long else 34),
+            ha="center",
+            va="top",
+            fontsize=6 if long else 10,
+            fontweight="bold",
         )
         column = Column(middle=middle + 0.1, spread=0.72, box=1.28, names=middle - 1.94, small=True)
         gap = (tallest - stack_height(architecture)) / len(architecture.segments)
@@ -120,11 +128,11 @@ def flops_data(arms: list[Arm]) -> pd.DataFrame:
 def _flops_bars(
     figure: Figure, height: float, bars: float, totals: list[tuple[str, dict[str, float]]]
 ) -> None:
-    axes = figure.add_axes((0.33, 0.33 / height, 0.5, (bars - 0.33) / height))
+    axes = figure.add_axes((0.36, 0.33 / height, 0.47, (bars - 0.33) / height))
     labels, values, colors = [], [], []
     for index, (label, uses) in enumerate(totals):
         for use, value in uses.items():
-            labels.append(f"{label}: {use}")
+            labels.append(f"{clip(label, 38 - len(use))}: {use}")
             values.append(value)
             colors.append((GDN, SOFTMAX)[index])
     positions = range(len(values))
@@ -132,7 +140,7 @@ def _flops_bars(
     for position, value in zip(positions, values, strict=True):
         ratio = f" ({value / values[0]:.2f}×)" if position and values[0] else ""
         axes.text(value, position, f" {count(value)}{ratio}", va="center", fontsize=8)
-    axes.set_yticks(list(positions), labels)
+    axes.set_yticks(list(positions), labels, fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.grid(False)

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.routing import path_name
-from layerroute.report.style import GDN, GDN_PALE, INK, PAPER, SOFTMAX, SOFTMAX_PALE, WIDTH, new_figure
+from layerroute.report.style import GDN, GDN_PALE, INK, PAPER, SOFTMAX, SOFTMAX_PALE, WIDTH, clip, new_figure
 
 MOST_PANELS = 9  # sites with a panel of their own; beyond, one panel a layer
 MOST_ARMS = 4
@@ -102,7 +102,7 @@ def routing_figure(comparison: Comparison, data: pd.DataFrame) -> Figure | None:
         before = arm
         row, column = divmod(place, columns)
         axes = figure.add_subplot(grid[row, column])
-        title = name if len(arms) == 1 else f"{arm.label}: {name}"
+        title = name if len(arms) == 1 else f"{clip(arm.label, 60 // columns)}: {name}"
         axes.set_title(title, fontsize=8.5)
         _routing_panel(axes, data[(data["arm"] == arm.label) & data["site"].isin(sites)], arm)
         if column == 0:

@@ -14,7 +14,17 @@ from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.routing import path_name
 from layerroute.analysis.runs import Run, TokenRoutes
-from layerroute.report.style import GDN, GDN_PALE, MUTED, PAPER, SOFTMAX, SOFTMAX_PALE, WIDTH, new_figure
+from layerroute.report.style import (
+    GDN,
+    GDN_PALE,
+    MUTED,
+    PAPER,
+    SOFTMAX,
+    SOFTMAX_PALE,
+    WIDTH,
+    clip,
+    new_figure,
+)
 
 SENTENCES_SHOWN = 12
 TOKENS_SHOWN = 26
@@ -94,7 +104,7 @@ def heatmap_figure(routes: TokenRoutes) -> Figure:
             )
         )
         axes.imshow(strengths, cmap=_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set_yticks(range(kept), [clip(visible(token), 15) for token in tokens[:kept]], fontsize=6.6)
+        axes.set_yticks(range(kept), [token_label(token) for token in tokens[:kept]], fontsize=6.6)
         places, labels = _columns(names)
         axes.set_xticks(places, labels, fontsize=6.6, rotation=90 if upright else 0)
         axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False, pad=2)
@@ -196,11 +206,10 @@ def visible(token: str) -> str:
     return "".join(shown)
 
 
-def clip(text: str, length: int) -> str:
-    """``text`` cut to ``length`` characters; runs of dots (indentation) are shortened first."""
-    if len(text) > length and set(text) == {"·"}:
-        return f"·×{len(text)}"
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def token_label(token: str, length: int = 15) -> str:
+    """A token as the label of a row: drawable, and cut to ``length``; a long indentation as its number of spaces."""
+    text = visible(token)
+    return f"·×{len(text)}" if len(text) > length and set(text) == {"·"} else clip(text, length)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import number
 from layerroute.analysis.tables import bigram_losses
-from layerroute.report.style import GRID, INK, MUTED, PAPER, WIDTH, LineStyle, arm_styles, new_figure
+from layerroute.report.style import GRID, INK, MUTED, PAPER, WIDTH, LineStyle, arm_styles, clip, new_figure
 
 # One panel each: heading, axis label, split, the curve's key or the first that is there of several.
 PANELS = (
@@ -24,7 +24,7 @@ PANELS = (
     ("Load balance loss", "Switch loss (no unit)", "train", ("balance_loss",)),
 )
 _SMOOTHED_FROM = 80
-_COLUMNS = 2
+_COLUMNS, _LABEL_ABREAST = 2, 34
 _BIGRAM: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (6, 2, 1, 2))}
 
 
@@ -64,7 +64,8 @@ def training_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
     """
     arms = [arm for arm in comparison.arms if arm.label in set(data["arm"])]
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    legend = 0.25 + 0.175 * -(-(len(arms) + len(bigram_losses(comparison.arms))) // _COLUMNS)
+    abreast = _COLUMNS if max((len(arm.label) for arm in arms), default=0) <= _LABEL_ABREAST else 1
+    legend = 0.25 + 0.175 * -(-(len(arms) + len(bigram_losses(comparison.arms))) // abreast)
     height = 5.2 + legend
     figure = new_figure(WIDTH, height)
     grid = figure.add_gridspec(
@@ -99,7 +100,7 @@ def training_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
             _fit_completed(axes, panel)
     for axes, panel in insets:
         _inset(axes, panel, arms, styles)
-    _legend(figure, arms, styles, bigram_losses(comparison.arms))
+    _legend(figure, arms, styles, bigram_losses(comparison.arms), abreast)
     return figure
 
 
@@ -223,22 +224,22 @@ def _balance_panel(axes: Axes, comparison: Comparison, data: pd.DataFrame) -> No
         textcoords="offset points",
     )
     top = float(np.nanmax(data["value"])) if len(data) else 1.0
-    axes.set_ylim(-0.06 if static else min(0.95, float(data["value"].min())), max(1.25, 1.06 * top))
+    axes.set_ylim(-0.06 if static else min(0.86, float(data["value"].min())), max(1.25, 1.06 * top))
 
 
 def _legend(
-    figure: Figure, arms: Sequence[Arm], styles: dict[str, LineStyle], bigrams: Sequence[float]
+    figure: Figure, arms: Sequence[Arm], styles: dict[str, LineStyle], bigrams: Sequence[float], columns: int
 ) -> None:
     handles = []
     for arm in arms:
         final = arm.mean("metrics", "validation_loss")
         tail = "not completed" if final is None else f"{number(final)} (n = {len(arm.completed)})"
-        handles.append(Line2D([], [], **styles[arm.label].line(), label=f"{arm.label}  {tail}"))
+        handles.append(Line2D([], [], **styles[arm.label].line(), label=f"{clip(arm.label, 72)}  {tail}"))
     handles += [Line2D([], [], **_BIGRAM, label=f"bigram, back-off  {number(loss)}") for loss in bigrams]
     figure.legend(
         handles=handles,
         loc="lower center",
-        ncols=_COLUMNS,
+        ncols=columns,
         handlelength=3.0,
         columnspacing=1.8,
         labelcolor=INK,

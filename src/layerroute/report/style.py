@@ -146,3 +146,8 @@ def save_figure(figure: Figure, folder: Path, name: str, formats: Iterable[str] 
     folder.mkdir(parents=True, exist_ok=True)
     for suffix in formats:
         figure.savefig(folder / f"{name}.{suffix}", format=suffix, dpi=200, metadata=_METADATA[suffix])
+
+
+def clip(text: str, length: int) -> str:
+    """``text``, or its beginning with an ellipsis, in at most ``length`` characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -8,7 +8,13 @@ import pytest
 from layerroute.analysis.comparison import Comparison, compare_runs
 from layerroute.analysis.runs import TokenRoutes, load_runs
 from layerroute.report.figures_routing import panels_of, routing_data, routing_figure
-from layerroute.report.figures_tokens import clip, heatmap_data, heatmap_figure, heatmap_source, visible
+from layerroute.report.figures_tokens import (
+    heatmap_data,
+    heatmap_figure,
+    heatmap_source,
+    token_label,
+    visible,
+)
 from layerroute.report.figures_training import training_data, training_figure
 from layerroute.report.style import GDN, SOFTMAX, arm_styles, figure_style, save_figure
 from tests.unit.analysis.record_factory import make_run, sites
@@ -171,10 +177,10 @@ def test_visible(token: str, shown: str) -> None:
     assert visible(token) == shown
 
 
-def test_clip() -> None:
-    assert clip("·" * 20, 12) == "·×20"
-    assert clip("abcdefgh", 5) == "abcd…"
-    assert clip("abc", 5) == "abc"
+def test_token_label() -> None:
+    assert token_label(" " * 20, 12) == "·×20"
+    assert token_label("abcdefgh", 5) == "abcd…"
+    assert token_label("abc\n", 5) == "abc⏎"
 
 
 def _save(folder: Path, routes: TokenRoutes) -> dict[str, bytes]:

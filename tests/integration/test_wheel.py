@@ -1,0 +1,82 @@
+"""The wheel, installed alone: it carries all that it needs, recipes and templates included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WHAT_IS_BUILT = ("src", "recipes", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command as a user without our checkout would: nothing of it on the path."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=clean, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build sdist and wheel from a copy of the sources; return the ``bin`` of an environment that has the wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = folder / "sources"
+    sources.mkdir()
+    for name in WHAT_IS_BUILT:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, sources / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+        else:
+            shutil.copy(path, sources / name)
+    # Without isolation, so that nothing is downloaded. The wheel is built from the sdist, which must be complete.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", sources, cwd=folder)
+    shutil.rmtree(sources)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    programs = folder / "venv" / "bin"
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python")
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
+    # The dependencies are borrowed. A folder on the path does not have its .pth files read, so the editable layerroute
+    # of this environment stays out of sight.
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return programs
+
+
+def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
+    out = run(installed / "python", "-c", "import layerroute; print(layerroute.__file__)", cwd=tmp_path)
+    assert Path(out.strip()).is_relative_to(installed.parent)
+    assert run(installed / "layerroute", "--help", cwd=tmp_path).startswith("usage: layerroute")
+    assert run(installed / "layerroute", "--version", cwd=tmp_path).startswith("layerroute ")
+
+
+def test_shipped_recipes_are_found_by_name(installed: Path, tmp_path: Path) -> None:
+    for name in ("attention_routing/dynamic", "recipes/attention_routing/dynamic.yaml"):
+        (entry,) = json.loads(run(installed / "layerroute", "validate", name, "--json", cwd=tmp_path))
+        assert entry["name"] == "dynamic"
+        assert Path(entry["file"]).is_relative_to(installed.parent)
+
+
+def test_every_recipe_of_the_checkout_is_in_it(installed: Path, tmp_path: Path) -> None:
+    entries = json.loads(run(installed / "layerroute", "validate", "--json", cwd=tmp_path))
+    assert len(entries) == len(list((ROOT / "recipes").rglob("*.yaml"))) > 0
+    assert all(entry["valid"] for entry in entries)
+
+
+def test_templates_and_type_marker_are_in_it(installed: Path) -> None:
+    (package,) = (installed.parent / "lib").glob("python*/site-packages/layerroute")
+    for path in (ROOT / "src" / "layerroute" / "report" / "templates").iterdir():
+        assert (package / "report" / "templates" / path.name).is_file(), path.name
+    assert (package / "py.typed").is_file()

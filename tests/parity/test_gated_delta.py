@@ -191,10 +191,10 @@ def test_extreme_decays_and_rates_stay_finite_and_right(
 
 
 def test_repeated_keys_are_no_trouble() -> None:
-    """Formed from powers of A, the inverse would lose 8 digits to these keys."""
+    """Formed from powers of A, the inverse would be off by 2e-8 here, and in fp32 by 4."""
     inputs = make(128, batch=1, state=False)
     inputs.key[:] = inputs.key[:, :1]
-    inputs.beta.fill_(1.0)
+    inputs.beta.fill_(0.97)
     inputs.log_decay.fill_(0.0)
     check(inputs, tolerance=1e-11)
 

@@ -13,8 +13,8 @@ so only R, X and S go chunk by chunk; the rest is batched over a span of chunks 
 pass is written by hand: it keeps the inputs, the inverses and one state a span, and computes the rest again (as
 flash-linear-attention does), because on a CPU fresh memory costs more than these small products.
 
-Every exponent that is used is <= 0. The inverse is put together from blocks and not from powers of A: with repeated
-keys those powers grow like binomial coefficients, while the inverse stays small.
+Every exponent that is used is <= 0. The inverse is put together from blocks and not from powers of A, which grow like
+binomial coefficients where keys repeat: 32 equal keys with β = 0.97 put that inverse off by 4 in fp32.
 
 Under ``torch.compile`` forward and backward are one opaque operator each: traced, the loop over chunks would unroll
 and take minutes to compile for every new length.

@@ -117,8 +117,8 @@ def _routed(axes: Axes, segment: Segment, architecture: Architecture, column: Co
         part = share_of(segment, path)
         width = 1.2 if part is None else 0.6 + 4.4 * part
         _arrow(axes, (middle, split), (x, y - 0.5), width=width, color=EDGE[path])
-        name = "MLP + " if architecture.block else ""
-        _mixer(axes, segment, path, x, y - 0.72, column, prefix=name)
+        tail = " + MLP" if architecture.block else ""
+        _mixer(axes, segment, path, x, y - 0.72, column, tail=tail)
         _arrow(axes, (x, y - 0.94), (middle + side * 0.09, merge), width=width, color=EDGE[path])
         text = "?" if part is None else percent(part)
         if (
@@ -150,17 +150,17 @@ def _routed(axes: Axes, segment: Segment, architecture: Architecture, column: Co
 
 
 def _mixer(
-    axes: Axes, segment: Segment, path: str, x: float, y: float, column: Column, prefix: str = ""
+    axes: Axes, segment: Segment, path: str, x: float, y: float, column: Column, tail: str = ""
 ) -> None:
     title = TITLE.get(path, path)
-    if column.small:
+    if column.small or tail:
         title = {"gdn": "GDN", "softmax": "Softmax"}.get(path, path)
     detail = COMPLEXITY.get(path, "")
     if column.small and path in segment.flops:
         detail = f"{detail} · {count(segment.flops[path], 'FLOP')}"
     _box(axes, x, y, column.box, 0.42, "", FILL.get(path, GREY_PALE), EDGE.get(path, MUTED))
     axes.text(
-        x, y + 0.02, f"{prefix}{title}", ha="center", va="bottom", fontsize=8.2, fontweight="bold", zorder=4
+        x, y + 0.02, f"{title}{tail}", ha="center", va="bottom", fontsize=8.2, fontweight="bold", zorder=4
     )
     axes.text(x, y - 0.03, detail, ha="center", va="top", fontsize=7.2, color=EDGE.get(path, MUTED), zorder=4)
 
@@ -180,9 +180,9 @@ def draw_router(
     if architecture.sequential:
         for index in routed:
             y = places[index][0] - 0.2
-            _box(axes, x, y - 0.16, width, 0.56, f"router of this layer:\n{unit}", PAPER, INK, size=7)
-            _path(axes, [(column.middle, y + 0.12), (x, y + 0.12)], arrow=False)
-            _path(axes, [(x - width / 2, y - 0.1), (column.middle + 0.06, y)], arrow=True)
+            _box(axes, x, y + 0.02, width, 0.56, f"router of this layer:\n{unit}", PAPER, INK, size=7)
+            _path(axes, [(column.middle, y + 0.13), (x - width / 2, y + 0.13)], arrow=True)
+            _path(axes, [(x - width / 2, y), (column.middle + 0.05, y)], arrow=True)
         return
     if architecture.control:
         y = places[routed[0]][0] - 0.2
@@ -224,9 +224,7 @@ def draw_router_mark(
     y = places[routed[0]][0] + 0.02
     if architecture.reads is not None:
         y = places[architecture.reads][1] + 0.02
-    label = (
-        {True: "routers", False: "router"}[architecture.sequential] if not architecture.control else "control"
-    )
+    label = "control" if architecture.control else "routers" if architecture.sequential else "router"
     x = column.middle + 1.0
     _box(axes, x, y, 0.62, 0.22, label, PAPER, INK, size=7)
     _path(axes, [(column.middle, y), (x - 0.31, y)], arrow=True)

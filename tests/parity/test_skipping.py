@@ -281,7 +281,9 @@ class TestOwnDecisions:
 def test_historical_routers_see_the_future_and_say_so(granularity):
     model = routed("llama", granularity=granularity, sink_tokens=0)
     with torch.no_grad():
-        get_router(model).all_routings()[0].router.layers[-1].weight.mul_(0.02)  # probabilities away from 0 and 1
+        get_router(model).all_routings()[0].router.layers[-1].weight.mul_(
+            0.02
+        )  # probabilities away from 0 and 1
     ids = tokens(2, 20, VOCABULARY)
     changed = ids.clone()
     changed[:, 15:] = tokens(2, 5, VOCABULARY, seed=9)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from layerroute.skipping.context import CallContext
@@ -36,6 +37,7 @@ CURRENT: ContextVar[Frame | None] = ContextVar("layerroute_call", default=None)
 """The innermost call in flight in this thread."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def begin_call(
     router: LayerRouter,
     family: Family | None,
@@ -50,6 +52,7 @@ def begin_call(
     CURRENT.set(Frame(stack, router, family, context, CURRENT.get()))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def end_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:  # noqa: ARG001
     """Forward hook of the decoder stack; also called, without output, when its forward raised."""
     frame = CURRENT.get()
@@ -60,6 +63,7 @@ def end_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         frame.router.finish(frame.context)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def enter_layer(
     index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -95,7 +99,7 @@ class RoutedLayer:
         plain = super().forward  # type: ignore[misc]
         if route is None:
             return plain(hidden_states, *args, **kwargs)
-        return route(self, plain, hidden_states, kwargs)  # type: ignore[arg-type]
+        return route(self, plain, hidden_states, kwargs)
 
 
 _ROUTED: dict[type[Any], type[Any]] = {}

@@ -122,16 +122,26 @@ def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layer
 
 @contextmanager
 def _without_device_hook(layer: Any) -> Iterator[None]:
-    """Take accelerate's hook (of a ``device_map``) off and put it back: it binds the forward that it finds."""
-    hook = getattr(layer, "_hf_hook", None)
-    if hook is None:
-        yield
-        return
-    from accelerate.hooks import add_hook_to_module, remove_hook_from_module  # type: ignore[import-untyped]
+    """Take accelerate's hook (of a ``device_map``) off and put it back: it binds the forward that it finds.
 
-    remove_hook_from_module(layer)
+    Raises:
+        UserError: if somebody else has replaced the forward of this one layer.
+    """
+    hook = getattr(layer, "_hf_hook", None)
+    if hook is not None:
+        from accelerate.hooks import add_hook_to_module, remove_hook_from_module  # type: ignore[import-untyped]
+
+        remove_hook_from_module(layer)
+    own = vars(layer).pop("forward", None)
+    if own is not None and getattr(own, "__func__", None) is not type(layer).forward:
+        layer.forward = own
+        raise UserError(
+            f"the forward of a {type(layer).__name__} has been replaced on the object; add the router before whatever "
+            "did that"
+        )
     yield
-    add_hook_to_module(layer, hook)
+    if hook is not None:
+        add_hook_to_module(layer, hook)
 
 
 def get_router(model: nn.Module) -> LayerRouter:

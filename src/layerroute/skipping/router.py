@@ -1,6 +1,7 @@
 """The module that a routed model carries: routers, skip paths and how the model is to be run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -112,8 +113,22 @@ class LayerRouter(nn.Module):
     def decide(
         self, layer: int, hidden: Float[Tensor, "B T D"], context: CallContext, cache: Cache | None
     ) -> None:
-        """Run the router that reads the input of ``layer``, and lay down the routes of its sites."""
+        """Run the router that reads the input of ``layer``, and lay down the routes of its sites.
+
+        A learned router whose parameters are all frozen decides as at inference, also while the model trains: without
+        noise, by its thresholds, and without gradient to the model.
+        """
         routing = self.all_routings()[self.deciders[layer]]
+        frozen = routing.router is not None and not any(p.requires_grad for p in routing.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _in_mode(routing, frozen):
+            decision = self._decide(routing, layer, hidden, context, cache)
+        context.decisions.append(decision)
+        for (site_layer, unit), route in self._routes(routing, decision, context).items():
+            context.routes.setdefault(site_layer, {})[unit] = route
+
+    def _decide(
+        self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
+    ) -> RouteDecision:
         if self.config.granularity in ("token", "per_layer") or routing.chooser is not None:
             decision = routing(
                 hidden, valid=context.valid, positions=context.positions, token_ids=context.token_ids
@@ -124,9 +139,7 @@ class LayerRouter(nn.Module):
             decision = self._decide_by_mean(routing, layer, hidden, context, cache)
         if routing.chooser is None and self.config.sink_tokens:
             decision = force_run(decision, context.positions < self.config.sink_tokens)
-        context.decisions.append(decision)
-        for (site_layer, unit), route in self._routes(routing, decision, context).items():
-            context.routes.setdefault(site_layer, {})[unit] = route
+        return decision
 
     def finish(self, context: CallContext) -> None:
         """Publish the decision of a call that has ended."""
@@ -223,7 +236,7 @@ class LayerRouter(nn.Module):
         if threshold is not None:
             total, *counts = torch.cat([context.valid.sum().view(1), chosen.sum(dim=(0, 1))]).tolist()
             modes = [
-                self._mode(name, count, total, threshold)
+                self._mode(name, count, total, threshold, gated)
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
@@ -244,13 +257,13 @@ class LayerRouter(nn.Module):
             )
         return routes
 
-    def _mode(self, site: str, count: int, total: int, threshold: float) -> str:
+    def _mode(self, site: str, count: int, total: int, threshold: float, gated: bool) -> str:
         if count == 0:
             return SKIPPED
         # A cache with evicted tokens is not one that the plain layer can read, even if all new tokens run.
         readable = self.config.kv == "project" or site.endswith(".mlp")
         if count == total and readable:
-            return DENSE
+            return MASKED if gated else DENSE  # as dear, but the gate gets its gradient
         return SPARSE if total - count >= threshold * total else MASKED
 
     def _sparse_from(self, routing: Routing, context: CallContext, gated: bool) -> float | None:
@@ -278,6 +291,16 @@ class LayerRouter(nn.Module):
         """What is skipped, in the model's printout."""
         config = self.config
         return f"unit={config.unit}, granularity={config.granularity}, kv={config.kv}, layers={config.layers}"
+
+
+@contextmanager
+def _in_mode(routing: Routing, frozen: bool) -> Iterator[None]:
+    before = routing.training
+    routing.training = before and not frozen
+    try:
+        yield
+    finally:
+        routing.training = before
 
 
 def _key(site: str) -> str:

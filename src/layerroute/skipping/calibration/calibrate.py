@@ -1,0 +1,192 @@
+"""A routed model from a pretrained one without gradients, and the table that says what it is worth."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from layerroute.skipping.calibration.allocation import allocate, cost_curve
+from layerroute.skipping.calibration.arms import installed
+from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs
+from layerroute.skipping.calibration.heldout import Score, score
+from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.configuration import SkipConfig
+
+Stage = Callable[[str], Callable[[float], None]]
+"""Given the name of a stage, what is told the share of it that is done."""
+
+
+@dataclass(kw_only=True)
+class Calibration:
+    """What came out.
+
+    Attributes:
+        config: what was asked for.
+        skip: configuration of the router.
+        policy: the routed arm.
+        static: removed layers by method (``influence``, ``greedy``).
+        rounds: per round: mean divergence and cross-entropy on the selection windows, and rates by layer.
+        chosen: index of the round whose policy was taken.
+        arms: policies by name, the routed one among them.
+        seconds: by stage.
+    """
+
+    config: CalibrationConfig
+    skip: SkipConfig
+    policy: Policy
+    static: dict[str, tuple[int, ...]]
+    rounds: list[dict[str, Any]]
+    chosen: int
+    arms: dict[str, Policy]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class _Clock:
+    """Seconds by stage, and progress."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.seconds = stage, dict[str, float]()
+        self._name, self._since = "", time.perf_counter()
+
+    def __call__(self, name: str) -> Callable[[float], None]:
+        self.stop()
+        self._name, self._since = name, time.perf_counter()
+        return self.stage(name)
+
+    def stop(self) -> None:
+        if self._name:
+            passed = time.perf_counter() - self._since
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + passed
+        self._name = ""
+
+
+def _silent(_: str) -> Callable[[float], None]:
+    return lambda share: None
+
+
+@torch.inference_mode()
+def calibrate(
+    model: Any,
+    config: CalibrationConfig,
+    *,
+    statistics: Int[Tensor, "N T"],
+    selection: Int[Tensor, "M T"],
+    stage: Stage = _silent,
+) -> Calibration:
+    """Fit a router and the static and random controls, all in the same way.
+
+    Args:
+        model: a transformers causal LM without a router; it is left as it is.
+        config: what to make.
+        statistics: windows that the fits see.
+        selection: windows on which rates and layers are chosen.
+        stage: for progress.
+
+    Returns:
+        The policies; ``install`` puts one into the model.
+
+    Raises:
+        UserError: if the model cannot be opened at its layers, or layers are out of range.
+    """
+    clock = _Clock(stage)
+    stack = LayerStack(model, config.length)
+    skip = config.skip_config(len(stack.layers))
+    layers = skip.layers or []
+    search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
+    none = dict.fromkeys(layers, 0.0)
+    start = calibrate_in_order(
+        stack, statistics, none, config, fit_all=True, advance=clock("statistics of the full model")
+    )
+    costs, _ = measure_costs(stack, search, start, advance=clock("cost of each layer"))
+    rounds: list[dict[str, Any]] = []
+    policies: list[Policy] = []
+    now = costs
+    for turn in range(config.rounds):
+        rates = allocate({layer: cost_curve(cost) for layer, cost in now.items()}, config.budget)
+        policy = calibrate_in_order(
+            stack, statistics, rates, config, fit_all=turn + 1 < config.rounds,
+            advance=clock(f"fits under routing, round {turn + 1}"),
+        )
+        policies.append(policy)
+        rounds.append({"rates": rates, **_selection_loss(stack, policy, selection)})
+        if turn + 1 < config.rounds:
+            now, _ = measure_costs(
+                stack, search, policy, advance=clock(f"cost of each choice, round {turn + 1}")
+            )
+    chosen = min(range(len(rounds)), key=lambda index: rounds[index]["loss"])
+    count = max(1, round(config.budget * len(layers)))
+    static = {
+        "influence": tuple(sorted(sorted(layers, key=lambda layer: start.sites[layer].influence)[:count])),
+        "greedy": _greedy(stack, search, start, costs, count, clock("greedy choice of layers")),
+    }
+    arms = {"routed": policies[chosen]}
+    for name, removed in static.items():
+        rates = {layer: float(layer in removed) for layer in layers}
+        arms[f"static_{name}"] = calibrate_in_order(
+            stack, statistics, rates, config, advance=clock(f"fits of the static control ({name})")
+        )
+    arms["random"] = calibrate_in_order(
+        stack,
+        statistics,
+        dict.fromkeys(layers, config.budget),
+        config,
+        chooser="random",
+        advance=clock("fits of the random control"),
+    )
+    clock.stop()
+    return Calibration(
+        config=config,
+        skip=skip,
+        policy=policies[chosen],
+        static=static,
+        rounds=rounds,
+        chosen=chosen,
+        arms=arms,
+        seconds=clock.seconds,
+    )
+
+
+def _selection_loss(stack: LayerStack, policy: Policy, ids: Tensor) -> dict[str, float]:
+    losses = stack.losses(replay(stack, policy, stack.embed(ids), ids), ids)
+    return {"loss": float(losses.mean())}
+
+
+def _greedy(
+    stack: LayerStack,
+    search: Search,
+    start: Policy,
+    costs: dict[int, LayerCosts],
+    count: int,
+    advance: Callable[[float], None],
+) -> tuple[int, ...]:
+    calls = 0
+
+    def divergence(removed: tuple[int, ...]) -> float:
+        nonlocal calls
+        calls += 1
+        advance(1 - 1 / (1 + calls / (3 * count)))
+        policy = start.with_rates(dict.fromkeys(removed, 1.0))
+        final = replay(stack, policy, search.embedded, search.ids)
+        return float(search.divergence(stack, final)[~policy.sinks(search.ids)].mean())
+
+    return greedy_layers(divergence, {layer: cost.total for layer, cost in costs.items()}, count)
+
+
+def evaluate_arms(
+    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = _silent
+) -> dict[str, Score]:
+    """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
+    advance = stage("held-out text")
+    scores = {"dense": score(model, heldout)}
+    total = len(calibration.arms) + 1
+    for name, policy in calibration.arms.items():
+        with installed(model, policy, calibration.skip):
+            scores[name] = score(model, heldout)
+        advance(len(scores) / total)
+    return scores

@@ -1,0 +1,107 @@
+"""What calibration is asked for."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from layerroute.errors import UserError, nearest
+from layerroute.skipping.configuration import SkipConfig
+
+GRANULARITIES = ("per_layer", "token")
+TARGETS = ("update", "dense")
+
+
+@dataclass(kw_only=True)
+class CalibrationConfig:
+    """How a router is calibrated.
+
+    Attributes:
+        budget: share of routed compute to skip, between 0 and 1.
+        granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
+            ``router_layer`` layers decides for all: one decision a token, which decodes faster).
+        layers: that may be skipped. Default: from ``router_layer`` to the last but one.
+        router_layer: layers that always run. Default 4.
+        rank: of the low-rank skip paths.
+        sink_tokens: so many first tokens of a sequence always run.
+        length: tokens of a window.
+        tokens_statistics: that the fits see.
+        tokens_selection: on which rates and static layers are chosen.
+        tokens_search: so many of these are used where one layer at a time is changed.
+        tokens_heldout: on which the table is made; nothing is chosen on them.
+        target: what a skip path is to give: ``update``, what the layer would add to the state that it was given, or
+            ``dense``, what leads back to the state of the full model after this layer.
+        refits: how often skip path and predictor are fitted in turn at a layer, to the tokens that skip there.
+        background: weight, in a skip path's fit, of tokens that run against those that skip.
+        rounds: how often costs are measured and rates allocated, each time under the routing of the round before.
+        ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
+        predictor_ridge: the same for predictors.
+        seed: of the places of windows and of the random control.
+    """
+
+    budget: float
+    granularity: str = "per_layer"
+    layers: list[int] | None = None
+    router_layer: int = 4
+    rank: int = 64
+    sink_tokens: int = 1
+    length: int = 256
+    tokens_statistics: int = 16384
+    tokens_selection: int = 4096
+    tokens_search: int = 1024
+    tokens_heldout: int = 8192
+    target: str = "update"
+    refits: int = 2
+    background: float = 0.1
+    rounds: int = 2
+    ridge: float = 1e-3
+    predictor_ridge: float = 1e-3
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.budget) and 0.0 < self.budget < 1.0):
+            raise UserError(
+                f"a skip budget is the share of routed compute to skip, between 0 and 1, got {self.budget}"
+            )
+        for key, valid in (("granularity", GRANULARITIES), ("target", TARGETS)):
+            value = getattr(self, key)
+            if value not in valid:
+                raise UserError(f"calibration.{key}: {value!r} is not known.{nearest(str(value), valid)}")
+        if self.length < 16:
+            raise UserError(f"windows of {self.length} tokens are too short to calibrate on; 16 is the least")
+        for key in ("tokens_statistics", "tokens_selection", "tokens_search", "tokens_heldout"):
+            if getattr(self, key) < self.length:
+                raise UserError(
+                    f"calibration.{key} is {getattr(self, key)}, less than one window of {self.length} tokens"
+                )
+        for key, least in (
+            ("refits", 0),
+            ("rounds", 1),
+            ("rank", 1),
+            ("sink_tokens", 0),
+            ("router_layer", 0),
+        ):
+            if getattr(self, key) < least:
+                raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
+        for key in ("ridge", "predictor_ridge", "background"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"calibration.{key} must be above 0, got {getattr(self, key)}")
+
+    def skip_config(self, num_layers: int) -> SkipConfig:
+        """The router to be made, with its layers spelt out.
+
+        Raises:
+            UserError: if layers are out of range.
+        """
+        config = SkipConfig(
+            layers=self.layers,
+            granularity=self.granularity,
+            router_layer=self.router_layer,
+            rank=self.rank,
+            sink_tokens=self.sink_tokens,
+        )
+        config.routing.router, config.routing.initial_bias = "linear", 0.0
+        return config.resolve(num_layers).with_budget(self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)

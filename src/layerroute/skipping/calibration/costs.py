@@ -1,0 +1,133 @@
+"""What skipping costs, token by token and layer by layer, in the loss and not in the states: forward passes only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from layerroute.skipping.calibration.fits import influence
+from layerroute.skipping.calibration.in_order import Advance, Policy, replay, step
+from layerroute.skipping.calibration.stack import LayerStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The windows on which one layer at a time is changed, and what the full model says about them.
+
+    Attributes:
+        ids: the windows.
+        embedded: input of the first layer.
+        reference: next-token log-probabilities of the full model, (N, T, V).
+    """
+
+    ids: Int[Tensor, "N T"]
+    embedded: Float[Tensor, "N T D"]
+    reference: Float[Tensor, "N T V"]
+
+    @staticmethod
+    def of(stack: LayerStack, ids: Int[Tensor, "N T"]) -> "Search":
+        """Run the full model."""
+        embedded = stack.embed(ids)
+        last = replay(stack, Policy(), embedded, ids)
+        return Search(ids=ids, embedded=embedded, reference=stack.log_probabilities(last, ids))
+
+    def divergence(self, stack: LayerStack, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """KL from the full model's prediction, of the output of the last layer."""
+        return stack.divergence(states, self.ids, self.reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCosts:
+    """At one layer, under the routing of all others.
+
+    Attributes:
+        cost: (n,) by token: how much larger the divergence is if it skips here than if it runs.
+        score: (n,) what the policy orders tokens by, rising.
+    """
+
+    cost: Float[Tensor, "n"]
+    score: Float[Tensor, "n"]
+
+    @property
+    def total(self) -> float:
+        """Mean cost if all tokens skip rather than run."""
+        return float(self.cost.mean())
+
+
+def measure_costs(
+    stack: LayerStack, search: Search, policy: Policy, *, advance: Advance | None = None
+) -> tuple[dict[int, LayerCosts], float]:
+    """Reverse every token's choice at one layer after the other, and see what happens to the prediction.
+
+    The divergence from the full model stands for the loss: its expectation is the rise in cross-entropy under the
+    model's own distribution, and it needs a tenth of the tokens for the same precision, because what is drawn in the
+    text is not part of it. A token is charged with the change of its own prediction (what its choice does to later
+    tokens is charged to these).
+
+    Returns:
+        The costs by layer, and the mean divergence under the policy itself.
+    """
+    inputs: list[Tensor] = []
+    final = replay(stack, policy, search.embedded, search.ids, keep=inputs)
+    base = search.divergence(stack, final)
+    features = None if policy.router_layer is None else inputs[policy.router_layer]
+    counted = ~policy.sinks(search.ids)
+    found: dict[int, LayerCosts] = {}
+    for done, (layer, site) in enumerate(policy.sites.items()):
+        states, skips = step(stack, policy, layer, inputs[layer], features, search.ids, flip=True)
+        last = replay(stack, policy, states, search.ids, first=layer + 1, features=features)
+        reversed_ = search.divergence(stack, last)
+        cost = torch.where(skips, base - reversed_, reversed_ - base)
+        score = _score(stack, policy, layer, inputs[layer], features, counted)
+        found[layer] = LayerCosts(cost=cost[counted], score=score)
+        if advance is not None:
+            advance((done + 1) / len(policy.sites))
+    return found, float(base[counted].mean())
+
+
+def _score(
+    stack: LayerStack,
+    policy: Policy,
+    layer: int,
+    states: Tensor,
+    features: Tensor | None,
+    counted: Bool[Tensor, "N T"],
+) -> Float[Tensor, "n"]:
+    site = policy.sites[layer]
+    if policy.chooser == "oracle":
+        return influence(states, stack.run(layer, states), site.skip)[counted]
+    assert site.predictor is not None
+    read = states if features is None else features
+    return site.predictor(read)[counted]
+
+
+def greedy_layers(
+    divergence_without: Callable[[tuple[int, ...]], float],
+    first: dict[int, float],
+    count: int,
+) -> tuple[int, ...]:
+    """The layers whose removal, one after the other, costs least.
+
+    Lazy: a layer is measured anew only while its cost in an earlier round is below the best of this one. That finds
+    what measuring all would, as long as removing one layer never makes another cheaper to remove.
+
+    Args:
+        divergence_without: the loss without some layers.
+        first: the loss without each layer alone.
+        count: of layers to remove.
+    """
+    removed: tuple[int, ...] = ()
+    known = dict(first)
+    base = 0.0
+    for turn in range(count):
+        fresh: dict[int, float] = dict(known) if turn == 0 else {}
+        while True:
+            best = min(known, key=lambda layer: known[layer])
+            if best in fresh:
+                break
+            known[best] = fresh[best] = divergence_without((*removed, best)) - base
+        removed = (*removed, best)
+        base += known.pop(best)
+    return tuple(sorted(removed))

@@ -1,0 +1,109 @@
+"""What is fitted at a site: a skip path in closed form, and a predictor of how much a token would miss the layer."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from layerroute.skipping.calibration.moments import Moments, explained, reduced_rank, ridge
+
+_FLOOR = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipMap:
+    """h + (h - mean) A B + bias, for tokens that skip. fp32."""
+
+    mean: Float[Tensor, "D"]
+    down: Float[Tensor, "D r"]
+    up: Float[Tensor, "r D"]
+    bias: Float[Tensor, "D"]
+
+    def __call__(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """The states after the skip path."""
+        update = (states.float() - self.mean) @ self.down @ self.up + self.bias
+        return states + update.to(states.dtype)
+
+    @staticmethod
+    def identity(size: int, rank: int, device: torch.device) -> "SkipMap":
+        """A map that changes nothing."""
+        zeros = torch.zeros(size, device=device)
+        return SkipMap(
+            mean=zeros,
+            down=torch.zeros(size, rank, device=device),
+            up=torch.zeros(rank, size, device=device),
+            bias=zeros,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """Linear prediction of a token's log-influence; the token runs where it is above ``threshold``.
+
+    Attributes:
+        weight, bias: of the state that the router reads.
+        threshold: in log-influence.
+        r2: share of the variance of log-influence that it explains, on the tokens it was fitted to.
+    """
+
+    weight: Float[Tensor, "D"]
+    bias: float
+    threshold: float
+    r2: float
+
+    def __call__(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens"]:
+        """Predicted log-influence."""
+        return states.float() @ self.weight + self.bias
+
+
+def fit_skip(
+    states: Float[Tensor, "N D"],
+    target: Float[Tensor, "N D"],
+    *,
+    rank: int,
+    strength: float,
+    weight: Float[Tensor, "N"] | None = None,
+) -> SkipMap:
+    """The best low-rank map from states to ``target`` - states."""
+    moments = Moments().add(states, target - states, weight)
+    down, up = reduced_rank(moments, strength, rank)
+    # The bias is y's mean: the map is of x around its own mean.
+    return SkipMap(mean=moments.x_mean.float(), down=down.float(), up=up.float(), bias=moments.y_mean.float())
+
+
+def influence(
+    states: Float[Tensor, "*tokens D"], target: Float[Tensor, "*tokens D"], skip: SkipMap
+) -> Float[Tensor, "*tokens"]:
+    """What the skip path leaves unexplained of a layer's output, log of |target - skipped|² / |target|².
+
+    With the identity for a skip path this is, up to scale and to the length of the update along the state, the log of
+    the block influence 1 - cos(h_in, h_out).
+    """
+    missed = (target - skip(states)).float().square().sum(dim=-1)
+    return (missed / target.float().square().sum(dim=-1).clamp_min(_FLOOR) + _FLOOR).log()
+
+
+def fit_predictor(
+    features: Float[Tensor, "N D"], log_influence: Float[Tensor, "N"], *, strength: float
+) -> Predictor:
+    """Ridge regression of log-influence on the state; the threshold is to be set."""
+    moments = Moments().add(features, log_influence.unsqueeze(1))
+    slopes = ridge(moments, strength)
+    weight = slopes[:, 0]
+    bias = moments.y_mean[0] - moments.x_mean @ weight
+    return Predictor(weight=weight.float(), bias=float(bias), threshold=0.0, r2=explained(moments, slopes))
+
+
+def lowest(
+    score: Float[Tensor, "N"], may: Bool[Tensor, "N"], share: float
+) -> tuple[Bool[Tensor, "N"], float]:
+    """The tokens of lowest score that make up ``share`` of all N (of those that ``may``), and the cut above them."""
+    count = min(round(share * score.shape[0]), int(may.sum()))
+    ordered = score[may].sort().values
+    if count == 0:
+        return torch.zeros_like(may), float("-inf")
+    if count == ordered.shape[0]:
+        return may.clone(), float("inf")
+    cut = float((ordered[count - 1] + ordered[count]) / 2)
+    return may & (score <= cut), cut

@@ -1,0 +1,81 @@
+"""The table: cross-entropy of arms on held-out text, with intervals by document."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from layerroute.skipping.calibration.stack import CHUNK_TOKENS
+from layerroute.skipping.model import get_router, last_decision
+from layerroute.skipping.router import LayerRouter
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One arm on held-out windows, in inference mode.
+
+    Attributes:
+        losses: (N,) mean cross-entropy in nats of each window.
+        skipped: share of routed compute that was skipped, from hard decisions over all tokens; 0 without a router.
+        skipped_by_layer: the same by layer.
+    """
+
+    losses: Float[Tensor, "N"]
+    skipped: float
+    skipped_by_layer: dict[int, float]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy (all windows have as many tokens)."""
+        return float(self.losses.mean())
+
+
+@torch.inference_mode()
+def score(model: Any, ids: Int[Tensor, "N T"]) -> Score:
+    """Cross-entropy of windows under the model as it stands, with its router if it has one."""
+    routed = any(isinstance(module, LayerRouter) for module in model.modules())
+    step = max(1, CHUNK_TOKENS // ids.shape[1])
+    losses: list[Tensor] = []
+    skipped: Tensor | None = None
+    for first in range(0, len(ids), step):
+        part = ids[first : first + step]
+        logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
+        target = part[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        losses.append(loss.view_as(target).mean(dim=1))
+        if routed:
+            count = last_decision(model).counts()[:, 0]
+            skipped = count if skipped is None else skipped + count
+    by_layer: dict[int, float] = {}
+    if skipped is not None:
+        sites = get_router(model).sites
+        shares = (skipped / ids.numel()).tolist()
+        by_layer = {
+            int(name.removeprefix("layer").split(".")[0]): share for name, share in zip(sites, shares, strict=True)
+        }
+    mean = sum(by_layer.values()) / len(by_layer) if by_layer else 0.0
+    return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Mean of paired differences with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(a: Float[Tensor, "N"], b: Float[Tensor, "N"], *, seed: int = 0, draws: int = DRAWS) -> Difference:
+    """A - b, with the percentile interval of means over documents drawn with replacement."""
+    difference = (a - b).double().cpu()
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(difference), (draws, len(difference)), generator=generator)
+    means = difference[picks].mean(dim=1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Difference(mean=float(difference.mean()), low=low, high=high)

@@ -1,0 +1,257 @@
+"""Calibration in order: each layer is fitted on the states that routing below it really produces."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from layerroute.routing.controls import hashed_uniform
+from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.fits import (
+    Predictor,
+    SkipMap,
+    fit_predictor,
+    fit_skip,
+    influence,
+    lowest,
+)
+from layerroute.skipping.calibration.moments import regular
+from layerroute.skipping.calibration.stack import LayerStack
+
+CHOOSERS = ("predicted", "oracle", "random")
+Advance = Callable[[float], None]
+
+
+@dataclass(kw_only=True)
+class Site:
+    """A layer that may be skipped, as calibrated.
+
+    Attributes:
+        rate: share of tokens that skip.
+        skip: its skip path.
+        predictor: None where rate is 0 or 1 and nothing needs to be predicted.
+        influence: mean of the block influence 1 - cos(h_in, h_out) over the statistics tokens.
+    """
+
+    rate: float
+    skip: SkipMap
+    predictor: Predictor | None = None
+    influence: float = float("nan")
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """Who skips where: calibrated sites by layer.
+
+    Attributes:
+        chooser: ``predicted`` (by the sites' predictors), ``oracle`` (by the true influence, which needs the layer
+            itself) or ``random``; rates of 0 and 1 are the same in all.
+        router_layer: whose input predictors read; None: each its own layer's.
+        sink_tokens: first tokens that always run.
+        seed: of ``random``.
+    """
+
+    sites: dict[int, Site] = field(default_factory=dict)
+    chooser: str = "predicted"
+    router_layer: int | None = None
+    sink_tokens: int = 1
+    seed: int = 0
+
+    def rates(self) -> dict[int, float]:
+        """Shares of skipping tokens by layer."""
+        return {layer: site.rate for layer, site in self.sites.items()}
+
+    def with_rates(self, rates: Mapping[int, float]) -> "Policy":
+        """Other rates for the same fits; predictors' thresholds are not moved."""
+        sites = {layer: replace(site, rate=rates.get(layer, 0.0)) for layer, site in self.sites.items()}
+        return replace(self, sites=sites)
+
+    def sinks(self, ids: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+        """True at the first tokens."""
+        return (torch.arange(ids.shape[1], device=ids.device) < self.sink_tokens).expand_as(ids)
+
+    def skips(
+        self,
+        layer: int,
+        features: Float[Tensor, "N T D"],
+        log_influence: Callable[[], Float[Tensor, "N T"]],
+        ids: Int[Tensor, "N T"],
+    ) -> Bool[Tensor, "N T"]:
+        """Which tokens skip a layer."""
+        site, sinks = self.sites[layer], self.sinks(ids)
+        if site.rate <= 0.0:
+            return torch.zeros_like(sinks)
+        if site.rate >= 1.0:
+            return ~sinks
+        if self.chooser == "random":
+            return random_skips(ids, layer, site.rate, self.seed) & ~sinks
+        if self.chooser == "oracle":
+            found, _ = lowest(log_influence().flatten(), (~sinks).flatten(), site.rate)
+            return found.view_as(sinks)
+        assert site.predictor is not None
+        return (site.predictor(features) <= site.predictor.threshold) & ~sinks
+
+
+def random_skips(ids: Int[Tensor, "N T"], layer: int, rate: float, seed: int) -> Bool[Tensor, "N T"]:
+    """A draw by hashing token, position and layer."""
+    keys = torch.arange(ids.shape[1], device=ids.device) + ids.long() * 1_000_003
+    return hashed_uniform(keys, layer + 1, seed)[..., layer] < rate
+
+
+def calibrate_in_order(
+    stack: LayerStack,
+    ids: Int[Tensor, "N T"],
+    rates: Mapping[int, float],
+    config: CalibrationConfig,
+    *,
+    chooser: str = "predicted",
+    fit_all: bool = False,
+    advance: Advance | None = None,
+) -> Policy:
+    """Fit skip paths and predictors layer by layer, on states that come out of the layers fitted before.
+
+    Args:
+        ids: the statistics windows.
+        rates: share of tokens that are to skip, by layer (those that may be skipped).
+        chooser: ``predicted`` or ``random``; at rates of 0 and 1 there is nothing to choose.
+        fit_all: also fit sites of rate 0, to all tokens (their predictor's threshold then lets all run).
+        advance: told the share done.
+
+    Returns:
+        The policy, with a site for each layer of ``rates``.
+    """
+    shared = config.router_layer if config.granularity == "token" else None
+    policy = Policy(chooser=chooser, router_layer=shared, sink_tokens=config.sink_tokens, seed=config.seed)
+    sinks = policy.sinks(ids).flatten()
+    states = stack.embed(ids)
+    dense, features = states, states
+    last = max(layer for layer, rate in rates.items() if rate > 0 or fit_all)
+    for layer in range(last + 1):
+        if layer == shared:
+            features = states
+        ran = stack.run(layer, states)
+        if config.target == "dense":
+            dense = ran if dense is states else stack.run(layer, dense)
+        rate = rates.get(layer, 0.0)
+        if layer in rates and (rate > 0 or fit_all):
+            target = dense if config.target == "dense" else ran
+            read = features if shared is not None else states
+            site, skip = _fit_site(states, target, read, ids, sinks, rate, layer, policy, config)
+            policy.sites[layer] = site
+            skipped = skip.view(ids.shape).unsqueeze(-1)
+            states = torch.where(skipped, site.skip(states), ran) if rate > 0 else ran
+        else:
+            states = dense if dense is ran else ran
+        if advance is not None:
+            advance((layer + 1) / (last + 1))
+    for layer in rates:
+        if layer not in policy.sites:
+            empty = SkipMap.identity(stack.hidden_size, config.rank, ids.device)
+            policy.sites[layer] = Site(rate=0.0, skip=empty)
+    policy.sites = dict(sorted(policy.sites.items()))
+    return policy
+
+
+def _fit_site(
+    states: Tensor,
+    target: Tensor,
+    features: Tensor,
+    ids: Tensor,
+    sinks: Tensor,
+    rate: float,
+    layer: int,
+    policy: Policy,
+    config: CalibrationConfig,
+) -> tuple[Site, Tensor]:
+    """The site, and which of the (flattened) tokens skip there."""
+    x, y, read = (value.flatten(0, 1) for value in (states, target, features))
+    cosine = torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=-1)
+    rows = regular(x) & regular(y) & ~sinks
+    measured = float(1 - cosine[rows].mean())
+    skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge)
+    if policy.chooser == "random" or rate >= 1.0:
+        chosen = ~sinks
+        if 0.0 < rate < 1.0:
+            chosen = random_skips(ids, layer, rate, policy.seed).flatten() & ~sinks
+        return Site(rate=rate, skip=skip_map, influence=measured), chosen
+    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)
+    for _ in range(config.refits if rate > 0 else 0):
+        weight = torch.where(chosen[rows], 1.0, config.background)
+        skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
+        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)
+    return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
+
+
+def _fit_predictor(
+    x: Tensor,
+    y: Tensor,
+    read: Tensor,
+    rows: Tensor,
+    may: Tensor,
+    rate: float,
+    skip_map: SkipMap,
+    config: CalibrationConfig,
+) -> tuple[Predictor, Tensor]:
+    log_influence = influence(x, y, skip_map)
+    predictor = fit_predictor(read[rows], log_influence[rows], strength=config.predictor_ridge)
+    chosen, cut = lowest(predictor(read), may, rate)
+    return replace(predictor, threshold=cut), chosen
+
+
+@torch.inference_mode()
+def replay(
+    stack: LayerStack,
+    policy: Policy,
+    states: Float[Tensor, "N T D"],
+    ids: Int[Tensor, "N T"],
+    *,
+    first: int = 0,
+    features: Float[Tensor, "N T D"] | None = None,
+    keep: list[Float[Tensor, "N T D"]] | None = None,
+) -> Float[Tensor, "N T D"]:
+    """Run the layers from ``first`` on under a policy.
+
+    Args:
+        states: input of layer ``first``.
+        features: what a token router reads, needed if it has been read below ``first``.
+        keep: every layer's input is appended to it.
+
+    Returns:
+        The output of the last layer.
+    """
+    for layer in range(first, len(stack.layers)):
+        if keep is not None:
+            keep.append(states)
+        if layer == policy.router_layer:
+            features = states
+        states = step(stack, policy, layer, states, features, ids)[0]
+    return states
+
+
+@torch.inference_mode()
+def step(
+    stack: LayerStack,
+    policy: Policy,
+    layer: int,
+    states: Float[Tensor, "N T D"],
+    features: Float[Tensor, "N T D"] | None,
+    ids: Int[Tensor, "N T"],
+    *,
+    flip: bool = False,
+) -> tuple[Float[Tensor, "N T D"], Bool[Tensor, "N T"]]:
+    """One layer under a policy, or with every token's choice reversed; and who skipped under the policy."""
+    site = policy.sites.get(layer)
+    everyone = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
+    if site is None or (site.rate <= 0.0 and not flip):
+        return stack.run(layer, states), everyone
+    sinks = policy.sinks(ids)
+    if site.rate >= 1.0 and not flip and not policy.sink_tokens:
+        return site.skip(states), ~everyone
+    ran = stack.run(layer, states)
+    read = states if policy.router_layer is None else features
+    assert read is not None
+    skips = policy.skips(layer, read, lambda: influence(states, ran, site.skip), ids)
+    taken = (~skips & ~sinks) if flip else skips
+    return torch.where(taken.unsqueeze(-1), site.skip(states), ran), skips

@@ -1,0 +1,151 @@
+"""A causal LM opened at its layers: states of many windows go through one layer at a time.
+
+All of calibration works layer by layer, so that memory holds the states of one layer and not those of all, and a
+change at a layer costs only the layers above it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from layerroute.errors import UserError
+from layerroute.skipping.families import decoder_stack
+from layerroute.skipping.router import LayerRouter
+
+CHUNK_TOKENS = 1024
+"""Tokens that go through a layer at once."""
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: keeps what the model calls it with, and computes nothing."""
+
+    def __init__(self, layer: nn.Module, replacement: Tensor | None = None) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {}
+        self.hidden: Tensor | None = None
+        self.replacement = replacement
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+
+    def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Tensor:
+        if args:
+            raise UserError("layers that are called with positional options cannot be calibrated")
+        self.hidden, self.options = hidden_states, options
+        return hidden_states if self.replacement is None else self.replacement
+
+
+class LayerStack:
+    """Runs embedding, single layers and head of a model on windows of equal length.
+
+    Args:
+        model: a transformers causal LM without a router. It is put into inference mode and otherwise left alone.
+        length: tokens of a window.
+
+    Attributes:
+        layers: the decoder layers.
+        hidden_size: D.
+
+    Raises:
+        UserError: if the model's layers cannot be found, or it has a router already.
+    """
+
+    def __init__(self, model: Any, length: int) -> None:
+        if any(isinstance(module, LayerRouter) for module in model.modules()):
+            raise UserError(
+                "the model has a router already; calibrate the plain model (remove_router takes it off)"
+            )
+        self.model, self.length = model.eval(), length
+        self.stack, layers = decoder_stack(model)
+        self.layers = list(layers)
+        self._name = next(name for name, child in self.stack.named_children() if child is layers)
+        self.hidden_size: int = model.config.get_text_config().hidden_size
+        with torch.inference_mode(), self._recording() as recorders:
+            model(input_ids=torch.zeros(1, length, dtype=torch.long, device=model.device), use_cache=False)
+        self._options = [recorder.options for recorder in recorders]
+
+    @contextmanager
+    def _recording(self, replacement: Tensor | None = None) -> Iterator[list[_Recorder]]:
+        """The layers replaced by recorders, the last of which may put states in."""
+        kept = getattr(self.stack, self._name)
+        last = len(self.layers) - 1
+        recorders = [
+            _Recorder(layer, replacement if index == last else None)
+            for index, layer in enumerate(self.layers)
+        ]
+        setattr(self.stack, self._name, nn.ModuleList(recorders))
+        try:
+            yield recorders
+        finally:
+            setattr(self.stack, self._name, kept)
+
+    def chunks(self, windows: int) -> Iterator[slice]:
+        """Slices of windows that go through the model at once."""
+        step = max(1, CHUNK_TOKENS // self.length)
+        for first in range(0, windows, step):
+            yield slice(first, min(first + step, windows))
+
+    @torch.inference_mode()
+    def embed(self, ids: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
+        """The input of the first layer."""
+        parts = []
+        for chunk in self.chunks(len(ids)):
+            with self._recording() as recorders:
+                self.model(input_ids=ids[chunk], use_cache=False)
+            assert recorders[0].hidden is not None
+            parts.append(recorders[0].hidden)
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def run(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """What a layer makes of the states; every token runs."""
+        parts = []
+        for chunk in self.chunks(len(states)):
+            out = self.layers[layer](states[chunk], **self._options[layer])
+            parts.append(out[0] if isinstance(out, tuple) else out)
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def logits(self, states: Float[Tensor, "n T D"], ids: Int[Tensor, "n T"]) -> Float[Tensor, "n T V"]:
+        """Logits from the output of the last layer."""
+        with self._recording(replacement=states):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"], dtype: torch.dtype = torch.bfloat16
+    ) -> Float[Tensor, "N T V"]:
+        """Log-probabilities of the next token, kept in a small type (they are only compared with)."""
+        parts = [
+            self.logits(states[chunk], ids[chunk]).float().log_softmax(dim=-1).to(dtype)
+            for chunk in self.chunks(len(states))
+        ]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def losses(self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"]) -> Float[Tensor, "N t"]:
+        """Cross-entropy in nats of tokens 1 to T - 1, from the output of the last layer."""
+        parts = []
+        for chunk in self.chunks(len(states)):
+            logits = self.logits(states[chunk], ids[chunk])[:, :-1].float()
+            target = ids[chunk][:, 1:]
+            parts.append(
+                F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
+            )
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def divergence(
+        self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"], reference: Float[Tensor, "N T V"]
+    ) -> Float[Tensor, "N T"]:
+        """KL divergence in nats of each token's next-token distribution from the reference's, KL(reference || it)."""
+        parts = []
+        for chunk in self.chunks(len(states)):
+            target = reference[chunk].float()
+            log = self.logits(states[chunk], ids[chunk]).float().log_softmax(dim=-1)
+            parts.append(torch.sum(target.exp() * (target - log), dim=-1))
+        return torch.cat(parts)

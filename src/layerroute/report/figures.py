@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layerroute.analysis.arms import Arm
+from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing, plural
 from layerroute.analysis.routing import path_name
@@ -154,11 +154,17 @@ def _routing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
         if len(arms[0].sites) > 9
         else ""
     )
+    learned = [arm for arm in comparison.arms if arm.kind is Kind.DYNAMIC and arm.label in set(data["arm"])]
+    part = (
+        f" Shown are {len(arms)} of {len(learned)} arms with a learned router."
+        if len(learned) > len(arms)
+        else ""
+    )
     caption = (
         f"Share of tokens (%) on {cheap} (blue) and {expensive} (orange) against the training step, by "
         "routed site. Thick lines: validation tokens, hard decisions without noise; pale lines: training "
-        f"batches, with the estimator's noise. The dotted line is an even split.{several}{many} {seeds}. "
-        "Controls hold their rate by construction and are in the CSV only."
+        f"batches, with the estimator's noise. The dotted line is an even split.{several}{many}{part} "
+        f"{seeds}. The CSV has all arms; controls hold their rate by construction."
     )
     return FigureEntry(number=3, title=title, caption=caption), figure, data
 

@@ -24,7 +24,7 @@ Time training steps (forward, backward, clipping, AdamW) of the models of two re
 tokens; both paths of a routed layer are computed (masked execution). Before that, each routed model, with every token
 sent to one path, must equal the plain model that has its weights: logits and gradients."""
 
-STATIC, ROUTED = "attention_routing/baseline_cpu", "attention_routing/dynamic_cpu"
+STATIC, ROUTED = "attention_routing/baseline", "attention_routing/dynamic"
 _BATCHES = 4
 _TOLERANCE = 2e-4
 _COMPARED_SEQUENCES = 2

@@ -11,7 +11,7 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.ops.gated_delta import backend_report, dispatch, fla, gated_delta_rule
-from tests.parity.gated_delta_inputs import make, run
+from tests.parity.gated_delta_inputs import Inputs, make, run
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,15 @@ def test_report_tells_what_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend_report()["backends"]["fla"] == {"available": True, "reason": ""}
 
 
+@pytest.mark.parametrize("time", [3, 40])
+def test_shapes_alone_can_be_worked_out(time: int) -> None:
+    """On the meta device, as for counting a large model's FLOPs without its memory."""
+    inputs = make(time, documents=True)
+    inputs = Inputs(**{name: tensor.to("meta") for name, tensor in vars(inputs).items()})
+    output, state = run(gated_delta_rule, inputs)
+    assert output.shape == inputs.value.shape and state.shape == inputs.state.shape
+
+
 @pytest.mark.slow
 def test_compiled_whole_without_unrolling() -> None:
     """One graph for every length, in which the rule is one operator; outside the run-time shape checks."""
@@ -79,14 +88,16 @@ def test_compiled_whole_without_unrolling() -> None:
         def backend(graph, example_inputs):
             def collect(graph, example_inputs):
                 operators.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-                return graph
+                return make_boxed_func(graph)
             return aot_autograd(fw_compiler=collect)(graph, example_inputs)
 
+        from functorch.compile import make_boxed_func
         from torch._dynamo.backends.common import aot_autograd
         compiled = torch.compile(gated_delta_rule, fullgraph=True, backend=backend)
-        for time in (70, 130):
+        for time in (3, 70, 130):
             inputs = make(time, documents=True)
             expected = run_with_gradients(gated_delta_rule, inputs, normalize_qk=True)
+            operators.clear()
             assert_same(run_with_gradients(compiled, inputs, normalize_qk=True), expected, 0.0)
         assert "layerroute.chunked_gated_delta.default" in operators, operators
         assert "layerroute.chunked_gated_delta_backward.default" in operators, operators

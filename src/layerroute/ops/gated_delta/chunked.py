@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from layerroute.ops.gated_delta import chunk_math
-from layerroute.ops.gated_delta.inputs import check_inputs, compute_dtype, document_resets
+from layerroute.ops.gated_delta.inputs import check_inputs, compute_dtype, document_resets, without_autocast
 from layerroute.ops.gated_delta.reference import recurrent_gated_delta_rule
 
 CHUNK = 32
@@ -129,7 +129,7 @@ def _forward(
     inverses = value.new_empty(count, groups, size, size, dtype=dtype)
     state = inputs.initial_state.to(dtype).flatten(0, 1)
     starts = []
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device):
         for first in range(0, count, step):
             tokens = slice(first * size, (first + step) * size)
             span = inputs.prepare(tokens, size, normalize)
@@ -159,7 +159,7 @@ def _backward(
     value, dtype, step = inputs.value, inputs.dtype, inputs.span(size)
     grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs[:5]]
     grad_state = torch.zeros_like(starts[0]) if grad_final is None else grad_final.to(dtype).flatten(0, 1)
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device):
         for index in reversed(range(starts.shape[0])):
             chunks = slice(index * step, (index + 1) * step)
             tokens = slice(chunks.start * size, chunks.stop * size)

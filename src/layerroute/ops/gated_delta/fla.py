@@ -1,7 +1,8 @@
 """The gated delta rule on CUDA by flash-linear-attention's Triton kernels (github.com/fla-org/flash-linear-attention).
 
 Written against fla 0.6 (``chunk_gated_delta_rule``, ``fused_recurrent_gated_delta_rule``); the keyword arguments used
-are those of every release since 0.2.
+are those of 0.4 and later. Its kernels were held against the reference in the Triton interpreter; ``tests/gpu`` does it
+on a GPU.
 """
 
 import importlib.util

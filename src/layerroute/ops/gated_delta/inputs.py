@@ -1,5 +1,7 @@
 """What every backend of the gated delta rule does with its inputs before it computes."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -53,3 +55,10 @@ def document_resets(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     resets = torch.zeros_like(document_ids, dtype=torch.bool)
     resets[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     return resets
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which autocast does not narrow products to half precision, on devices that have autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -4,7 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerroute.ops.gated_delta.inputs import check_inputs, compute_dtype, document_resets, l2_normalize
+from layerroute.ops.gated_delta.inputs import (
+    check_inputs,
+    compute_dtype,
+    document_resets,
+    l2_normalize,
+    without_autocast,
+)
 
 
 def recurrent_gated_delta_rule(
@@ -30,7 +36,7 @@ def recurrent_gated_delta_rule(
     batch, time, heads, key_dim = query.shape
     value_dim = value.shape[-1]
     output_dtype = value.dtype
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         query, key, value, log_decay, beta = (t.to(dtype) for t in (query, key, value, log_decay, beta))
         if normalize_qk:
             query, key = l2_normalize(query), l2_normalize(key)

@@ -38,7 +38,6 @@ demo: $(STAMP) ## train a static and a routed model, compare them, write the rep
 	done
 	$(BIN)/layerroute compare $(DEMO_ARMS:%=$(DEMO)/%)
 	$(BIN)/layerroute report $(DEMO)
-	@echo "The report: $(DEMO)/report/index.html"
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) tests

@@ -8,6 +8,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 DEMO_STEPS ?=
 RUNS ?= runs
 JOBS ?= 2
+TESTS ?= tests
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.layerroute
@@ -40,7 +41,7 @@ demo: $(STAMP) ## train a static and a routed model, compare them, write the rep
 	$(BIN)/layerroute report $(DEMO)
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest -n $(JOBS) tests
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 check: $(STAMP) ## lint, formatting, types, shipped recipes
 	$(BIN)/ruff check .

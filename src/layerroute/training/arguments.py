@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.training.configuration import TrainConfig
 
 _NEVER = 10**9  # steps: the Trainer still evaluates and saves at the last one
@@ -20,8 +22,10 @@ def training_arguments(
     Precision is not among them: ``RoutedTrainer`` makes its own autocast context, the same in training and evaluation.
 
     Raises:
-        UserError: if the batch cannot be divided among processes and accumulation steps.
+        UserError: if the batch cannot be divided among processes and accumulation steps, or a tracker is unknown or
+            not installed.
     """
+    _check_trackers(config.report_to)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     parts = processes * config.gradient_accumulation
     if config.batch_size % parts:
@@ -65,3 +69,13 @@ def training_arguments(
         log_level="error",
         report_to=[name for name in config.report_to if name != "tensorboard"],
     )
+
+
+def _check_trackers(names: list[str]) -> None:
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(
+                f"train.report_to: {name!r} is no tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"train.report_to: {name!r} is not installed here; install it, or leave it out")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -78,16 +79,14 @@ def train_recipe(
         UserError: for input that cannot be used; nothing of an earlier run is touched then.
     """
     quiet_transformers()
-    console = console or Console()
+    console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
     plain = resolved_recipe(recipe)
     find_start(directory, plain, resume)  # before anything is written
     with directory.locked() if _is_main() else nullcontext(), Interruption() as interruption:
         start = find_start(directory, plain, resume)
         if start.kind == "completed":
-            console.print(
-                f"{directory.path} holds this run already, completed; nothing to do.", highlight=False
-            )
+            console.print(f"{directory.path} holds this run already, completed; nothing to do.")
             return 0
         run = _Run(recipe, plain, directory, start, interruption, command, console)
         try:
@@ -96,11 +95,11 @@ def train_recipe(
             run.finish()
         except Interrupted as signal:
             run.end("interrupted", f"interrupted by {signal}")
-            console.print(f"Interrupted. The same command goes on from {run.last_state()}.", highlight=False)
+            console.print(f"Interrupted. The same command goes on from {run.last_state()}.")
             return signal.exit_code
         except TrainingFailed as error:
             run.end("failed", str(error))
-            Console(stderr=True).print(f"layerroute: {error}", highlight=False, markup=False, soft_wrap=True)
+            print(f"layerroute: {error}", file=sys.stderr)
             return 1
         except BaseException as error:
             run.end("failed", f"{type(error).__name__}: {error}")
@@ -180,7 +179,7 @@ class _Run:
         """The training loop, from the start or from a checkpoint."""
         checkpoint = self.start.checkpoint
         if checkpoint is not None:
-            self.console.print(f"Going on from {checkpoint}", highlight=False)
+            self.console.print(f"Going on from {checkpoint}")
         try:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except OSError as error:
@@ -328,7 +327,7 @@ class _Run:
             device=self.device,
             precision=self.precision,
         )
-        self.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        self.console.print("\n".join(lines))
 
     def _print_result(self, evaluation: Evaluation) -> None:
         assert self.record is not None
@@ -342,7 +341,7 @@ class _Run:
         if evaluation.routing is not None:
             rates = ", ".join(f"{site} {rate:.1%}" for site, rate in evaluation.routing.rate.items())
             text += f"\n{evaluation.routing.paths[-1]:<12}{rates}"
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text)
 
 
 def _bring_along(source: Path, directory: RunDirectory) -> None:

@@ -23,8 +23,8 @@ class Interruption:
     """Context manager that catches SIGINT and SIGTERM.
 
     While ``deferred`` is set (the training loop sets it), the first signal is only noted in ``signal_number``, so that
-    the step can be finished and a checkpoint written; a second one raises :class:`Interrupted` at once. Otherwise the
-    first one raises.
+    the step can be finished and a checkpoint written; a second SIGINT raises :class:`Interrupted` at once (a second
+    SIGTERM does not: schedulers send several). Otherwise the first one raises.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,9 @@ class Interruption:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        second = self.signal_number is not None
+        impatient = self.signal_number is not None and number == signal.SIGINT
         self.signal_number = number
-        if second or not self.deferred:
+        if impatient or not self.deferred:
             raise Interrupted(number)
 
 

@@ -12,7 +12,7 @@ class ProgressCallback(TrainerCallback):
     """A moving bar on a terminal; one plain line a curve point where the output is a file or a pipe."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._started, self._first_step = 0.0, 0
@@ -58,12 +58,12 @@ class ProgressCallback(TrainerCallback):
             values = {name.removeprefix("eval_"): value for name, value in logs.items()}
             accuracy = f"accuracy {values['accuracy']:.1%}"
             text = f"{step}  validation loss {values['loss']:.4f}  {accuracy}{rates(values)}"
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text)
         elif "lm_loss" in logs:
             self._last = logs
             if self._bar is None:
                 text = f"{step}  {describe(logs, self.seconds_left(state))}"
-                self.console.print(text, highlight=False, soft_wrap=True)
+                self.console.print(text)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -1,0 +1,147 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerroute.errors import UserError
+from layerroute.training import run_directory
+from layerroute.training.checkpoint import (
+    STATE_NAME,
+    check_resumable,
+    checkpoints,
+    newest_checkpoint,
+    step_of,
+)
+from layerroute.training.run_directory import (
+    RunDirectory,
+    find_start,
+    first_difference,
+    recipe_fingerprint,
+)
+
+RECIPE: dict[str, Any] = {
+    "name": "a",
+    "seed": 1,
+    "data": {"cache_dir": "/x", "source": "files"},
+    "train": {"max_steps": 5},
+}
+
+
+def make_checkpoint(folder: Path, step: int, fingerprint: str = recipe_fingerprint(RECIPE)) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in (
+        "config.json",
+        "optimizer.pt",
+        "scheduler.pt",
+        "trainer_state.json",
+        "model.safetensors",
+        "rng_state.pth",
+    ):
+        (path / name).touch()
+    (path / STATE_NAME).write_text(json.dumps({"fingerprint": fingerprint, "step": step}))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A folder with an interrupted run of RECIPE."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    directory.record.write_text("{}")
+    record = {"run": "a-seed1", "recipe": RECIPE, "status": "interrupted"}
+    monkeypatch.setattr(run_directory, "read_record", lambda path: record)
+    return directory
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        make_checkpoint(tmp_path, step)
+    (make_checkpoint(tmp_path, 300) / "optimizer.pt").unlink()
+    (tmp_path / ".saving" / "checkpoint-400").mkdir(parents=True)
+    (tmp_path / "checkpoint-x").mkdir()
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [9, 20, 100]
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_a_new_run_starts_in_a_new_or_empty_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "new", tmp_path):
+        for resume in ("auto", "never"):
+            assert find_start(RunDirectory(path), RECIPE, resume).kind == "new"
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds no run but other files \(thesis.tex\)"):
+        find_start(RunDirectory(tmp_path), RECIPE, "auto")
+    with pytest.raises(UserError, match="is a file"):
+        find_start(RunDirectory(tmp_path / "thesis.tex"), RECIPE, "auto")
+
+
+def test_another_run_is_told_with_what_differs(run: RunDirectory) -> None:
+    other = {**RECIPE, "train": {"max_steps": 6}}
+    with pytest.raises(UserError, match=r"another run \(a-seed1\): train.max_steps is 5 there and 6 here"):
+        find_start(run, other, "auto")
+    with pytest.raises(UserError, match="another run"):
+        find_start(run, {**RECIPE, "seed": 2}, "auto")
+
+
+def test_where_the_cache_lies_is_no_difference(run: RunDirectory) -> None:
+    moved = {**RECIPE, "data": {**RECIPE["data"], "cache_dir": "/y"}}
+    assert find_start(run, moved, "auto").kind == "new"
+    assert recipe_fingerprint(moved) == recipe_fingerprint(RECIPE)
+    assert recipe_fingerprint({**RECIPE, "seed": 2}) != recipe_fingerprint(RECIPE)
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(run: RunDirectory) -> None:
+    make_checkpoint(run.checkpoints, 3)
+    newest = make_checkpoint(run.checkpoints, 5)
+    start = find_start(run, RECIPE, "auto")
+    assert (start.kind, start.checkpoint) == ("resume", newest)
+    assert (
+        find_start(run, RECIPE, str(run.checkpoints / "checkpoint-3")).checkpoint
+        == run.checkpoints / "checkpoint-3"
+    )
+    with pytest.raises(UserError, match="not empty"):
+        find_start(run, RECIPE, "never")
+
+
+def test_a_completed_run_is_done(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(run.checkpoints, 5)
+    record = {"run": "a-seed1", "recipe": RECIPE, "status": "completed"}
+    monkeypatch.setattr(run_directory, "read_record", lambda path: record)
+    assert find_start(run, RECIPE, "auto").kind == "completed"
+
+
+def test_a_checkpoint_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    fingerprint = recipe_fingerprint(RECIPE)
+    with pytest.raises(UserError, match="there is no checkpoint folder"):
+        check_resumable(tmp_path / "none", fingerprint)
+    other = make_checkpoint(tmp_path, 1, "another")
+    with pytest.raises(UserError, match="another recipe or seed"):
+        check_resumable(other, fingerprint)
+    damaged = make_checkpoint(tmp_path, 2)
+    (damaged / STATE_NAME).write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        check_resumable(damaged, fingerprint)
+    (damaged / "optimizer.pt").unlink()
+    (damaged / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no optimizer.pt, model.safetensors"):
+        check_resumable(damaged, fingerprint)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with directory.locked(), pytest.raises(UserError, match="another process"), directory.locked():
+        pass
+    with directory.locked():
+        pass
+    assert find_start(directory, RECIPE, "never").kind == "new"  # the lock file is no content
+
+
+def test_first_difference_names_a_key_that_is_missing() -> None:
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == "a.c is None there and [2] here"
+    assert first_difference({"a": (1, 2)}, {"a": [1, 2]}) == ""

@@ -4,6 +4,7 @@ from layerroute.skipping.calibration.arms import install, installed
 from layerroute.skipping.calibration.calibrate import Calibration, calibrate, evaluate_arms
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, score
+from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "install",
     "installed",
     "paired_bootstrap",
+    "result_sections",
     "score",
+    "verdict",
 ]

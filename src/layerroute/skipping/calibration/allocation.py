@@ -1,6 +1,7 @@
 """How the budget is shared out among layers: skip where the next token costs least."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -32,7 +33,7 @@ def convex_hull(curve: Float[Tensor, "steps"]) -> Float[Tensor, "steps"]:
             kept.pop()
         kept.append(place)
     hull = list(values)
-    for a, b in zip(kept, kept[1:], strict=False):
+    for a, b in pairwise(kept):
         for place in range(a, b + 1):
             hull[place] = values[a] + (values[b] - values[a]) * (place - a) / (b - a)
     return torch.tensor(hull, dtype=curve.dtype)

@@ -29,7 +29,10 @@ def install(model: Any, policy: Policy, config: SkipConfig, *, adapters: bool = 
     if not adapters:
         config = replace(config, skip_path="identity")
     if policy.chooser == "random":
-        config = replace(config, routing=replace(config.routing, control="random", control_seed=policy.seed))
+        # One router for all layers: routers of single layers would draw the same for each of them.
+        reads = min(config.router_layer, *(config.layers or []))
+        drawn = replace(config.routing, control="random", control_seed=policy.seed)
+        config = replace(config, routing=drawn, granularity="token", router_layer=reads)
     elif policy.chooser != "predicted":
         raise ValueError(f"decisions that are {policy.chooser} cannot be made by a router")
     add_router(model, config)
@@ -68,7 +71,9 @@ def _set_site(routing: Routing, row: int, policy: Policy, layer: int) -> None:
 
 
 @contextmanager
-def installed(model: nn.Module, policy: Policy, config: SkipConfig, *, adapters: bool = True) -> Iterator[Any]:
+def installed(
+    model: nn.Module, policy: Policy, config: SkipConfig, *, adapters: bool = True
+) -> Iterator[Any]:
     """``install`` for the length of a context."""
     yield install(model, policy, config, adapters=adapters)
     remove_router(model)

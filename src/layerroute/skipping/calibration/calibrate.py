@@ -66,7 +66,8 @@ class _Clock:
         self._name = ""
 
 
-def _silent(_: str) -> Callable[[float], None]:
+def silent(_: str) -> Callable[[float], None]:
+    """No progress."""
     return lambda share: None
 
 
@@ -77,7 +78,7 @@ def calibrate(
     *,
     statistics: Int[Tensor, "N T"],
     selection: Int[Tensor, "M T"],
-    stage: Stage = _silent,
+    stage: Stage = silent,
 ) -> Calibration:
     """Fit a router and the static and random controls, all in the same way.
 
@@ -110,7 +111,11 @@ def calibrate(
     for turn in range(config.rounds):
         rates = allocate({layer: cost_curve(cost) for layer, cost in now.items()}, config.budget)
         policy = calibrate_in_order(
-            stack, statistics, rates, config, fit_all=turn + 1 < config.rounds,
+            stack,
+            statistics,
+            rates,
+            config,
+            fit_all=turn + 1 < config.rounds,
             advance=clock(f"fits under routing, round {turn + 1}"),
         )
         policies.append(policy)
@@ -123,7 +128,7 @@ def calibrate(
     count = max(1, round(config.budget * len(layers)))
     static = {
         "influence": tuple(sorted(sorted(layers, key=lambda layer: start.sites[layer].influence)[:count])),
-        "greedy": _greedy(stack, search, start, costs, count, clock("greedy choice of layers")),
+        "greedy": greedy_static(stack, search, start, costs, count, clock("greedy choice of layers")),
     }
     arms = {"routed": policies[chosen]}
     for name, removed in static.items():
@@ -157,14 +162,15 @@ def _selection_loss(stack: LayerStack, policy: Policy, ids: Tensor) -> dict[str,
     return {"loss": float(losses.mean())}
 
 
-def _greedy(
+def greedy_static(
     stack: LayerStack,
     search: Search,
     start: Policy,
     costs: dict[int, LayerCosts],
     count: int,
-    advance: Callable[[float], None],
+    advance: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, ...]:
+    """The layers that greedy pruning takes out, with the skip paths of ``start`` in their place."""
     calls = 0
 
     def divergence(removed: tuple[int, ...]) -> float:
@@ -179,7 +185,7 @@ def _greedy(
 
 
 def evaluate_arms(
-    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = _silent
+    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
 ) -> dict[str, Score]:
     """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
     advance = stage("held-out text")

@@ -75,7 +75,7 @@ def measure_costs(
     features = None if policy.router_layer is None else inputs[policy.router_layer]
     counted = ~policy.sinks(search.ids)
     found: dict[int, LayerCosts] = {}
-    for done, (layer, site) in enumerate(policy.sites.items()):
+    for done, layer in enumerate(policy.sites):
         states, skips = step(stack, policy, layer, inputs[layer], features, search.ids, flip=True)
         last = replay(stack, policy, states, search.ids, first=layer + 1, features=features)
         reversed_ = search.divergence(stack, last)

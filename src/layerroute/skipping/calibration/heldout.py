@@ -56,7 +56,8 @@ def score(model: Any, ids: Int[Tensor, "N T"]) -> Score:
         sites = get_router(model).sites
         shares = (skipped / ids.numel()).tolist()
         by_layer = {
-            int(name.removeprefix("layer").split(".")[0]): share for name, share in zip(sites, shares, strict=True)
+            int(name.removeprefix("layer").split(".")[0]): share
+            for name, share in zip(sites, shares, strict=True)
         }
     mean = sum(by_layer.values()) / len(by_layer) if by_layer else 0.0
     return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer)
@@ -71,7 +72,9 @@ class Difference:
     high: float
 
 
-def paired_bootstrap(a: Float[Tensor, "N"], b: Float[Tensor, "N"], *, seed: int = 0, draws: int = DRAWS) -> Difference:
+def paired_bootstrap(
+    a: Float[Tensor, "N"], b: Float[Tensor, "N"], *, seed: int = 0, draws: int = DRAWS
+) -> Difference:
     """A - b, with the percentile interval of means over documents drawn with replacement."""
     difference = (a - b).double().cpu()
     generator = torch.Generator().manual_seed(seed)

@@ -138,7 +138,9 @@ def calibrate_in_order(
         if layer in rates and (rate > 0 or fit_all):
             target = dense if config.target == "dense" else ran
             read = features if shared is not None else states
-            site, skip = _fit_site(states, target, read, ids, sinks, rate, layer, policy, config)
+            site, skip = _fit_site(
+                states, target, read, ids, sinks, rate, layer, policy, config, predict=fit_all or rate < 1
+            )
             policy.sites[layer] = site
             skipped = skip.view(ids.shape).unsqueeze(-1)
             states = torch.where(skipped, site.skip(states), ran) if rate > 0 else ran
@@ -164,6 +166,8 @@ def _fit_site(
     layer: int,
     policy: Policy,
     config: CalibrationConfig,
+    *,
+    predict: bool,
 ) -> tuple[Site, Tensor]:
     """The site, and which of the (flattened) tokens skip there."""
     x, y, read = (value.flatten(0, 1) for value in (states, target, features))
@@ -171,13 +175,13 @@ def _fit_site(
     rows = regular(x) & regular(y) & ~sinks
     measured = float(1 - cosine[rows].mean())
     skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge)
-    if policy.chooser == "random" or rate >= 1.0:
+    if policy.chooser == "random" or not predict:
         chosen = ~sinks
         if 0.0 < rate < 1.0:
             chosen = random_skips(ids, layer, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
     predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)
-    for _ in range(config.refits if rate > 0 else 0):
+    for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         weight = torch.where(chosen[rows], 1.0, config.background)
         skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
         predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)

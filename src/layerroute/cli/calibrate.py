@@ -1,0 +1,145 @@
+"""A routed model from a pretrained one without gradients: forward passes, minutes on a CPU.
+
+Fits low-rank skip paths and predictors of each layer's influence in closed form, shares the budget out among the
+layers by what skipping costs, writes a router folder, and measures it on held-out text beside static pruning and
+random skipping with skip paths fitted in the same way.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.errors import UserError
+
+EPILOG = """\
+examples:
+  layerroute calibrate smollm2-135m --budget 0.25 --data train/*.jsonl.xz --heldout valid.jsonl.xz --out routers/25
+  layerroute calibrate ./my-llama --budget 0.4 --router token --layers 4-28"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model, budget, text, sizes."""
+    parser.epilog = EPILOG
+    add_input_arguments(parser)
+    parser.add_argument(
+        "--budget",
+        type=float,
+        required=True,
+        metavar="SHARE",
+        help="share of routed compute to skip, between 0 and 1",
+    )
+    parser.add_argument(
+        "--heldout",
+        nargs="+",
+        metavar="FILE",
+        help="text for the table (default: further documents of --data)",
+    )
+    parser.add_argument(
+        "--tokens-heldout",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens for the table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokens-search",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens for changes of one layer at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--router",
+        choices=("per_layer", "token"),
+        default="per_layer",
+        help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the result record to this .json file"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Calibrate; returns the exit code."""
+    if arguments.record is not None and arguments.record.suffix != ".json":
+        raise UserError(f"--record {arguments.record}: give the name of a .json file")
+    config = settings(
+        arguments,
+        budget=arguments.budget,
+        granularity=arguments.router,
+        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
+        tokens_heldout=arguments.tokens_heldout,
+    )
+    from layerroute.benchmark.output import save
+    from layerroute.cli.calibration_table import show_calibration
+    from layerroute.data.progress import stages
+    from layerroute.records import provenance, utc_now
+    from layerroute.skipping import save_router
+    from layerroute.skipping.calibration import calibrate, evaluate_arms, install, result_sections, verdict
+
+    started = utc_now()
+    if arguments.data is None:
+        print(
+            "layerroute: calibrating on Python source text; for a model of prose give prose with --data",
+            file=sys.stderr,
+        )
+    texts = Texts(arguments.data)
+    heldout_texts = texts if arguments.heldout is None else Texts(arguments.heldout)
+    model, tokenizer = open_model(arguments.model, arguments.device)
+    with stages(True) as stage:
+        advance = stage("text")
+        selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)
+        statistics = texts.draw(tokenizer, config.tokens_statistics, config.length, config.seed + 1)
+        heldout = heldout_texts.draw(tokenizer, config.tokens_heldout, config.length, config.seed + 2)
+        advance(1.0)
+        device = model.device
+        calibration = calibrate(
+            model,
+            config,
+            statistics=statistics.ids.to(device),
+            selection=selection.ids.to(device),
+            stage=stage,
+        )
+        scores = evaluate_arms(model, calibration, heldout.ids.to(device), stage=stage)
+    if arguments.out is not None:
+        install(model, calibration.policy, calibration.skip)
+        save_router(model, arguments.out)
+    record = {
+        "schema": 1,
+        "kind": "calibration",
+        "run": f"calibrate-{round(100 * config.budget)}",
+        "capability": "layer_skipping",
+        "model": arguments.model,
+        "command": shlex.join(["layerroute", "calibrate", *sys.argv[2:]]),
+        "started": started,
+        "finished": utc_now(),
+        "recipe": config.to_dict(),
+        "data": {
+            "source": texts.name,
+            "fingerprint": texts.fingerprint,
+            "heldout_source": heldout_texts.name,
+            "heldout_fingerprint": heldout.fingerprint,
+            "windows": {
+                "statistics": len(statistics.ids),
+                "selection": len(selection.ids),
+                "heldout": len(heldout.ids),
+            },
+        },
+        **result_sections(calibration, scores),
+        **provenance(),
+    }
+    if arguments.record is not None:
+        save(arguments.record, record)
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    show_calibration(record, verdict(record["arms"]))
+    if arguments.out is not None:
+        print(f'The router is in {arguments.out}: layerroute generate {arguments.out} "..." --show-routes')
+    return 0

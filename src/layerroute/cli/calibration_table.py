@@ -1,0 +1,95 @@
+"""Tables of calibration and headroom for the terminal."""
+
+import sys
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def console() -> Console:
+    """Of stdout; wide enough for the tables when piped."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> Table:
+    """Text on the left, numbers on the right."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def show_calibration(record: dict[str, Any], verdict: str) -> None:
+    """The arms of a calibration record, and the verdict last."""
+    out, arms = console(), record["arms"]
+    tokens = record["documents"] * record["recipe"]["length"]
+    out.print(
+        f"{record['model']}, budget {record['recipe']['budget']:.0%}: held-out cross-entropy in nats per token "
+        f"({tokens:,} tokens of {record['documents']} documents of {record['data']['heldout_source']})",
+        soft_wrap=True,
+    )
+    rows = []
+    dense = arms["dense"]["loss"]
+    for arm in arms.values():
+        gap = arm["routed_minus_this"]
+        rows.append(
+            [
+                arm["title"],
+                f"{arm['skipped']:.1%}",
+                f"{arm['loss']:.4f}",
+                f"{arm['loss'] - dense:+.4f}",
+                "" if gap is None else f"{gap['mean']:+.4f}",
+                "" if gap is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}",
+            ]
+        )
+    out.print(table(["", "skipped", "cross-entropy", "above full", "routed - this", "95 % interval"], rows))
+    for name, layers in record["static"].items():
+        out.print(f"static prune by {name} takes out layers {', '.join(map(str, layers))}", soft_wrap=True)
+    rates = {layer: site["rate"] for layer, site in record["sites"].items() if site["rate"] > 0}
+    out.print(
+        "routed, share of tokens that skip, by layer: "
+        + ", ".join(f"{layer}: {rate:.0%}" for layer, rate in rates.items()),
+        soft_wrap=True,
+    )
+    out.print(verdict, style="bold", soft_wrap=True)
+    total = sum(record["seconds"].values())
+    out.print(f"{total:.0f} s of calibration", soft_wrap=True)
+
+
+def show_headroom(record: dict[str, Any], verdict: str) -> None:
+    """Oracle, static and random by rate, and the verdict last."""
+    out = console()
+    out.print(
+        f"{record['model']}: cross-entropy in nats per token with oracle decisions ({record['tokens']:,} tokens of "
+        f"{record['documents']} documents; full depth {record['dense']:.4f})",
+        soft_wrap=True,
+    )
+    rows = [
+        [
+            f"{row['budget']:.0%}",
+            f"{row['skipped']:.1%}",
+            f"{row['oracle']:.4f}",
+            f"{row['static_skipped']:.1%}",
+            f"{row['static']:.4f}",
+            f"{row['random']:.4f}",
+            f"{row['gap']['mean']:+.4f}",
+            f"{row['gap']['low']:+.4f} to {row['gap']['high']:+.4f}",
+        ]
+        for row in record["rows"]
+    ]
+    headings = [
+        "budget",
+        "skipped",
+        "oracle",
+        "skipped",
+        "static",
+        "random",
+        "oracle - static",
+        "95 % interval",
+    ]
+    out.print(table(headings, rows))
+    out.print(verdict, style="bold", soft_wrap=True)

@@ -1,0 +1,76 @@
+"""How much per-token routing could win on a model, before anything is trained.
+
+The statistics of `calibrate`, with oracle decisions (each layer's true influence on each token) against static
+pruning and random skipping, all with the same skip paths.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import asdict
+
+from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model, text, sizes, budgets."""
+    add_input_arguments(parser)
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=float,
+        metavar="SHARE",
+        help="shares of routed compute to skip (default: 0.12 0.25 0.4)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure; returns the exit code."""
+    for budget in arguments.budgets or ():
+        if not 0.0 < budget < 1.0:
+            raise UserError(f"--budgets {budget}: a share of compute to skip lies between 0 and 1")
+    config = settings(arguments, budget=0.25, tokens_search=min(1024, arguments.tokens_selection))
+    from layerroute.data.progress import stages
+    from layerroute.records import provenance, utc_now
+    from layerroute.skipping.calibration.headroom import BUDGETS, headroom, verdict
+
+    started = utc_now()
+    texts = Texts(arguments.data)
+    model, tokenizer = open_model(arguments.model, arguments.device)
+    with stages(True) as stage:
+        stage("text")
+        selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)
+        statistics = texts.draw(tokenizer, config.tokens_statistics, config.length, config.seed + 1)
+        dense, rows = headroom(
+            model,
+            config,
+            statistics=statistics.ids.to(model.device),
+            selection=selection.ids.to(model.device),
+            budgets=tuple(arguments.budgets or BUDGETS),
+            stage=stage,
+        )
+    record = {
+        "schema": 1,
+        "kind": "headroom",
+        "model": arguments.model,
+        "command": shlex.join(["layerroute", "headroom", *sys.argv[2:]]),
+        "started": started,
+        "finished": utc_now(),
+        "recipe": config.to_dict(),
+        "data": {"source": texts.name, "fingerprint": texts.fingerprint},
+        "tokens": selection.tokens,
+        "documents": len(selection.ids),
+        "dense": dense,
+        "rows": [asdict(row) for row in rows],
+        "verdict": verdict(rows),
+        **provenance(),
+    }
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    from layerroute.cli.calibration_table import show_headroom
+
+    show_headroom(record, verdict(rows))
+    return 0

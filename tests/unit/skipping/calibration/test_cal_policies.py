@@ -1,0 +1,176 @@
+"""The calibration's own execution is the model's: layer by layer, and under every policy."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from layerroute.errors import UserError
+from layerroute.skipping import SkipConfig, add_router, executed, last_decision
+from layerroute.skipping.calibration import (
+    CalibrationConfig,
+    calibrate,
+    evaluate_arms,
+    installed,
+    paired_bootstrap,
+)
+from layerroute.skipping.calibration.costs import Search, measure_costs
+from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.stack import LayerStack
+from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain
+
+LENGTH = 32
+LAYERS = [2, 3, 4, 5]
+
+
+def ids(windows, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, (windows, LENGTH), generator=generator)
+
+
+def config(**changes):
+    sizes = dict.fromkeys(
+        ("tokens_statistics", "tokens_selection", "tokens_search", "tokens_heldout"), 8 * LENGTH
+    )
+    settings = {"budget": 0.3, "layers": LAYERS, "router_layer": 2, "rank": 4, "length": LENGTH}
+    return CalibrationConfig(**{**settings, **sizes, **changes})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_by_layer_is_the_model(family):
+    model = plain(family)
+    before = model(ids(3)).logits
+    stack = LayerStack(model, LENGTH)
+    states = replay(stack, Policy(), stack.embed(ids(3)), ids(3))
+    torch.testing.assert_close(stack.logits(states, ids(3)), before, rtol=1e-4, atol=1e-4)
+    labels = model(ids(3), labels=ids(3)).loss
+    torch.testing.assert_close(stack.losses(states, ids(3)).mean(), labels, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(ids(3)).logits, before), "the model is left as it was"
+
+
+def test_divergence_is_kl_and_none_of_the_model_from_itself():
+    model = plain()
+    stack = LayerStack(model, LENGTH)
+    states = replay(stack, Policy(), stack.embed(ids(2)), ids(2))
+    reference = stack.log_probabilities(states, ids(2), torch.float32)
+    assert stack.divergence(states, ids(2), reference).abs().max() < 1e-5
+    other = states + 0.3 * torch.randn_like(states)
+    logits = stack.logits(other, ids(2)).log_softmax(-1)
+    expected = torch.nn.functional.kl_div(logits, reference, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(stack.divergence(other, ids(2), reference), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_routed_model_is_refused():
+    model = add_router(plain(), SkipConfig(layers=LAYERS, router_layer=2, rank=4))
+    with pytest.raises(UserError, match="has a router already"):
+        LayerStack(model, LENGTH)
+
+
+@pytest.mark.parametrize("granularity", ["per_layer", "token"])
+@pytest.mark.parametrize("target", ["update", "dense"])
+@pytest.mark.parametrize("chooser", ["predicted", "random"])
+def test_a_policy_installed_gives_the_logits_of_its_replay(granularity, target, chooser):
+    model, asked = plain(), config(granularity=granularity, target=target)
+    stack = LayerStack(model, LENGTH)
+    rates = {2: 0.0, 3: 0.5, 4: 1.0, 5: 0.25}
+    if chooser == "random":
+        rates = dict.fromkeys(LAYERS, 0.3)
+    policy = calibrate_in_order(stack, ids(8), rates, asked, chooser=chooser)
+    text = ids(4, seed=1)
+    expected = (
+        stack.logits(replay(stack, policy, stack.embed(text), text), text) if chooser != "random" else None
+    )
+    with installed(model, policy, asked.skip_config(7)), torch.no_grad():
+        with executed(model, "masked"):
+            masked = model(text).logits
+        served = 1 - last_decision(model).rate()
+        with executed(model, "sparse"):
+            sparse = model(text).logits
+    torch.testing.assert_close(sparse, masked, rtol=1e-4, atol=1e-4)
+    if expected is not None:
+        torch.testing.assert_close(masked, expected, rtol=1e-4, atol=1e-4)
+        assert served[0] == 0 and served[2] == pytest.approx(1 - 1 / LENGTH)
+    else:
+        assert len(set(served.tolist())) > 1, "layers must not draw alike"
+
+
+@pytest.mark.parametrize("granularity", ["per_layer", "token"])
+def test_in_order_fits_serve_their_rates_where_they_were_fitted(granularity):
+    model, asked = plain(), config(granularity=granularity)
+    stack = LayerStack(model, LENGTH)
+    rates = {2: 0.1, 3: 0.5, 4: 0.8, 5: 0.25}
+    text = ids(16)
+    policy = calibrate_in_order(stack, text, rates, asked)
+    with installed(model, policy, asked.skip_config(7)), torch.no_grad():
+        model(text)
+        served = 1 - last_decision(model).rate()
+    torch.testing.assert_close(served, torch.tensor(list(rates.values())), atol=0.003, rtol=0)
+
+
+def test_the_cost_of_a_layer_is_what_reversing_it_changes():
+    model, asked = plain(), config()
+    stack = LayerStack(model, LENGTH)
+    policy = calibrate_in_order(stack, ids(8), {2: 0.0, 3: 0.5, 4: 1.0, 5: 0.25}, asked, fit_all=True)
+    search = Search.of(stack, ids(4, seed=2))
+    costs, base = measure_costs(stack, search, policy)
+
+    def divergence(rates):
+        other = policy.with_rates({**policy.rates(), **rates})
+        return search.divergence(stack, replay(stack, other, search.embedded, search.ids))[:, 1:].flatten()
+
+    assert base == pytest.approx(float(divergence({}).mean()), rel=1e-4)
+    torch.testing.assert_close(
+        costs[4].cost, divergence({4: 1.0}) - divergence({4: 0.0}), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        costs[2].cost, divergence({2: 1.0}) - divergence({2: 0.0}), rtol=1e-3, atol=1e-4
+    )
+    assert costs[3].cost.shape == costs[3].score.shape == (4 * (LENGTH - 1),)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    """A model whose layer 4 does nothing at all."""
+    model = plain()
+    with torch.no_grad():
+        model.model.layers[4].self_attn.o_proj.weight.zero_()
+        model.model.layers[4].mlp.down_proj.weight.zero_()
+    before = model(ids(2)).logits
+    calibration = calibrate(model, config(budget=0.25), statistics=ids(24), selection=ids(8, seed=3))
+    assert torch.equal(model(ids(2)).logits, before)
+    return model, calibration
+
+
+def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
+    model, calibration = outcome
+    assert calibration.static == {"influence": (4,), "greedy": (4,)}
+    assert calibration.policy.sites[4].rate == 1.0
+    scores = evaluate_arms(model, calibration, ids(8, seed=4))
+    for name in ("routed", "static_influence", "static_greedy"):
+        assert scores[name].loss == pytest.approx(scores["dense"].loss, abs=2e-3)
+        assert scores[name].skipped == pytest.approx(0.25 * (1 - 1 / LENGTH), abs=1e-3)
+    assert scores["dense"].skipped == 0
+    assert (scores["random"].losses - scores["dense"].losses).abs().mean() > 0.02
+    assert scores["random"].skipped == pytest.approx(0.25, abs=0.05)
+
+
+def test_policies_that_need_an_oracle_cannot_be_installed(outcome):
+    model, calibration = outcome
+    with (
+        pytest.raises(ValueError, match="oracle"),
+        installed(model, replace(calibration.policy, chooser="oracle"), calibration.skip),
+    ):
+        pass
+
+
+def test_the_paired_interval_covers_what_it_should():
+    torch.manual_seed(0)
+    noise = torch.randn(60)
+    clear = paired_bootstrap(noise - 0.1, noise + 0.01 * torch.randn(60))
+    assert clear.low < clear.mean < clear.high < -0.05
+    covered = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        found = paired_bootstrap(torch.randn(40), torch.zeros(40), draws=500)
+        covered += found.low <= 0 <= found.high
+    assert 50 <= covered <= 60

@@ -13,14 +13,18 @@ from layerroute.skipping.model import (
     router_disabled,
     set_router_trainable,
 )
+from layerroute.skipping.pretrained import SMOLLM2, load_pretrained
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.skip_paths import LowRankSkip
+from layerroute.skipping.storage import RouterDescription, load_routed, load_router, read_router, save_router
 
 __all__ = [
     "FAMILIES",
+    "SMOLLM2",
     "LayerRouter",
     "LowRankSkip",
     "Profitability",
+    "RouterDescription",
     "SkipConfig",
     "add_router",
     "collect_decisions",
@@ -28,7 +32,12 @@ __all__ = [
     "force_decision",
     "get_router",
     "last_decision",
+    "load_pretrained",
+    "load_routed",
+    "load_router",
+    "read_router",
     "remove_router",
     "router_disabled",
+    "save_router",
     "set_router_trainable",
 ]

@@ -41,9 +41,8 @@ class LayerCall:
     skip_paths: Mapping[str, LowRankSkip | None]
     context: CallContext
 
-    @torch.compiler.disable(
-        recursive=False
-    )  # what it does depends on data; the modules that it calls are compiled
+    # What it does depends on data; the modules that it calls are compiled one by one.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def __call__(
         self, layer: nn.Module, plain: Callable[..., Any], hidden: Tensor, options: dict[str, Any]
     ) -> Any:

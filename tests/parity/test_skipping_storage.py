@@ -1,0 +1,217 @@
+"""A router folder gives back the model that was saved, onto the base that it was made for, and nothing less."""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from layerroute.errors import UserError
+from layerroute.routing import RoutingConfig
+from layerroute.skipping import (
+    get_router,
+    last_decision,
+    load_routed,
+    load_router,
+    read_router,
+    router_disabled,
+    save_router,
+    set_router_trainable,
+)
+from layerroute.skipping.fingerprint import fingerprint
+from tests.parity.contracts import tokens
+from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain, routed
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+def with_adapter(model):
+    torch.manual_seed(5)
+    model = peft.get_peft_model(model, peft.LoraConfig(**LORA)).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip(family, tmp_path):
+    model = routed(
+        family, granularity="per_layer", routing=RoutingConfig(router="linear", budget="quantile", rate=0.6)
+    )
+    with torch.no_grad():
+        for routing in get_router(model).all_routings():
+            routing.thresholds.value.fill_(0.7)
+    ids = tokens(2, 11, VOCABULARY)
+    expected = logits(model, ids)
+    choice = last_decision(model).choice
+    save_router(model, tmp_path / "router", notes={"budget": 0.4})
+    assert {path.name for path in (tmp_path / "router").iterdir()} == {"router.json", "router.safetensors"}
+    again = load_router(plain(family), tmp_path / "router")
+    assert torch.equal(logits(again, ids), expected)
+    assert torch.equal(last_decision(again).choice, choice)
+    assert get_router(again).config == get_router(model).config
+    assert read_router(tmp_path / "router").notes == {"budget": 0.4}
+    assert not any(p.requires_grad for p in get_router(again).parameters())
+    with router_disabled(again):
+        assert torch.equal(logits(again, ids), plain(family)(ids).logits)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_round_trip_with_an_adapter(trainable, tmp_path):
+    model = with_adapter(routed("llama"))
+    ids = tokens(2, 11, VOCABULARY)
+    expected = logits(model, ids)
+    save_router(model, tmp_path)
+    base = plain("llama")
+    again = load_router(base, tmp_path, trainable=trainable)
+    assert again is base and type(again) is type(plain("llama")), "the model keeps its class"
+    assert (logits(again.eval(), ids) - expected).abs().max() < 1e-5
+    opened = {name for name, p in again.named_parameters() if p.requires_grad}
+    assert any("lora" in name for name in opened) == trainable
+    assert any("layerroute" in name for name in opened) == trainable
+    # What was loaded in this form saves again.
+    save_router(again, tmp_path / "second")
+    third = load_router(plain("llama"), tmp_path / "second")
+    assert (logits(third, ids) - expected).abs().max() < 1e-5
+
+
+def test_a_trained_model_is_what_its_folder_says(tmp_path):
+    model = with_adapter(routed("llama"))
+    set_router_trainable(model)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    ids = tokens(4, 12, VOCABULARY)
+    for _ in range(3):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    expected = logits(model.eval(), ids)
+    save_router(model, tmp_path)
+    assert (logits(load_router(plain("llama"), tmp_path), ids) - expected).abs().max() < 1e-5
+
+
+def test_another_base_is_refused(tmp_path):
+    save_router(routed("llama"), tmp_path)
+    with pytest.raises(UserError, match="embeddings or norms are not that base's"):
+        load_router(plain("llama", seed=1), tmp_path)
+    with pytest.raises(UserError, match="architecture"):
+        load_router(plain("llama", intermediate_size=40), tmp_path)
+    with pytest.raises(UserError, match="architecture"):
+        load_router(plain("qwen3"), tmp_path)
+    tuned = plain("llama")
+    with torch.no_grad():
+        tuned.model.layers[3].mlp.up_proj.weight.mul_(1.01)
+    with pytest.raises(UserError, match="projection weights"):
+        load_router(tuned, tmp_path)
+    assert "layerroute" not in dict(tuned.named_modules())
+    merged = with_adapter(plain("llama")).merge_and_unload()
+    with pytest.raises(UserError, match="projection weights"):
+        load_router(merged, tmp_path)
+    with pytest.raises(UserError, match="plain base"):
+        load_router(with_adapter(plain("llama")), tmp_path)
+
+
+def test_fingerprints_see_the_base_alone():
+    base = fingerprint(plain("llama"))
+    assert fingerprint(routed("llama")) == base
+    assert fingerprint(with_adapter(routed("llama")).get_base_model()) == base
+    assert fingerprint(with_adapter(plain("llama"))) == base
+    assert fingerprint(plain("llama").to(torch.bfloat16)) == base, "whatever dtype it is loaded in"
+    assert fingerprint(plain("llama", seed=1)) != base
+    quantised = plain("llama")
+    projection = quantised.model.layers[0].mlp.up_proj
+    projection.weight = torch.nn.Parameter(projection.weight.detach().char(), requires_grad=False)
+    found = fingerprint(quantised)
+    assert found["projections"] is None
+    assert (found["config"], found["fixed"]) == (base["config"], base["fixed"])
+
+
+def test_a_base_on_the_meta_device_has_no_fingerprint():
+    with pytest.raises(UserError, match="not in memory"):
+        fingerprint(plain("llama").to("meta"))
+
+
+def test_missing_and_damaged_parts_are_errors(tmp_path):
+    folder = tmp_path / "router"
+    with pytest.raises(UserError, match=r"no router\.json"):
+        load_router(plain("llama"), folder)
+    with pytest.raises(UserError, match="no router"):
+        save_router(plain("llama"), folder)
+    save_router(with_adapter(routed("llama")), folder)
+
+    def damaged(name: str, content: bytes | None, message: str) -> None:
+        kept = (folder / name).read_bytes()
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+        model = plain("llama")
+        with pytest.raises(UserError, match=message):
+            load_router(model, folder)
+        assert "layerroute" not in dict(model.named_modules()), "nothing is left half-done"
+        (folder / name).write_bytes(kept)
+
+    damaged("router.safetensors", None, r"router\.safetensors is missing")
+    damaged("router.safetensors", b"not a safetensors file", "damaged")
+    damaged("adapter/adapter_model.safetensors", None, r"adapter/adapter_model\.safetensors is missing")
+    damaged("adapter/adapter_config.json", None, r"adapter/adapter_config\.json is missing")
+    damaged("router.json", b"{", "damaged")
+    damaged("router.json", b"{}", "damaged")
+    description = json.loads((folder / "router.json").read_text())
+    damaged("router.json", json.dumps(description | {"format": 2}).encode(), "format 2")
+    wrong = json.loads(json.dumps(description))
+    wrong["skip"]["rank"] = 5
+    damaged("router.json", json.dumps(wrong).encode(), "does not fit")
+    wrong["skip"]["ranks"] = 5
+    damaged("router.json", json.dumps(wrong).encode(), "Did you mean 'rank'")
+    load_router(plain("llama"), folder)
+
+
+def test_keys_are_those_that_the_router_was_made_with(tmp_path):
+    save_router(routed("llama", kv="project"), tmp_path)
+    with pytest.raises(UserError, match="does not serve with kv: evict"):
+        load_router(plain("llama"), tmp_path, kv="evict")
+    load_router(plain("llama"), tmp_path, kv="project")
+
+
+def test_execution_may_be_chosen_at_load(tmp_path):
+    save_router(routed("llama"), tmp_path)
+    assert get_router(load_router(plain("llama"), tmp_path, execution="masked")).execution == "masked"
+
+
+def test_only_routers_and_skip_paths_are_in_the_folder(tmp_path):
+    save_router(routed("llama"), tmp_path)
+    names = set(load_file(tmp_path / "router.safetensors"))
+    assert all(name.startswith(("routings.", "skip_paths.")) for name in names)
+
+
+def test_a_folder_loads_with_the_base_that_it_names(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    base = tmp_path / "base"
+    plain("llama").save_pretrained(base)
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    ).save_pretrained(base)
+    from transformers import AutoModelForCausalLM
+
+    from layerroute.skipping import SkipConfig, add_router
+    from tests.parity.skipping_models import DEFAULTS, sharpen
+
+    model = add_router(AutoModelForCausalLM.from_pretrained(base), SkipConfig(**DEFAULTS)).eval()
+    sharpen(model)
+    save_router(model, tmp_path / "router")
+    again, tokenizer = load_routed(tmp_path / "router")
+    ids = tokens(1, 9, VOCABULARY)
+    assert torch.equal(logits(again, ids), logits(model, ids))
+    assert len(tokenizer) == 1
+    half, _ = load_routed(tmp_path / "router", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16

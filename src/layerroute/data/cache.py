@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,12 @@ def _build_locked(entry: Path, files: tuple[str, ...], build: Callable[[Path], M
         pass
     except DamagedError as damage:
         _log.warning("the token cache %s is damaged (%s); rebuilding it", entry, damage)
-    prefix = f".build-{entry.name}-"
-    # What a killed process left. None of it is in use: whoever builds holds the lock.
-    for left in entry.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=entry.parent))
+    # The lock is held, so what is there already is of a process that was killed.
+    aside = entry.parent / f".build-{entry.name}"
     try:
+        shutil.rmtree(aside, ignore_errors=True)
         fresh = aside / "fresh"
-        fresh.mkdir()
+        fresh.mkdir(parents=True)
         _seal(fresh, files, build(fresh))
         if entry.exists():
             os.rename(entry, aside / "old")

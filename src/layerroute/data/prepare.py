@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.data.cache import DamagedError, Manifest, open_or_build, read_entry
+from layerroute.data.cache import DamagedError, Manifest, file_sha256, open_or_build, read_entry
 from layerroute.data.configuration import BPE, DataConfig
-from layerroute.data.progress import Advance, Stage, stages
+from layerroute.data.progress import Stage, stages
 from layerroute.data.sequence import TokenSequence, open_tokens
 from layerroute.data.sources import Source, make_source, make_validation_source
 from layerroute.data.split import split_by_digest, without
@@ -133,77 +134,56 @@ class _Plan:
         self.config = config
         self.source: Source = make_source(config)
         self.validation_source: Source | None = make_validation_source(config)
-        self.fingerprint = self.source.fingerprint()
+        self.key = self._key()
+        self.entry = config.cache_folder() / "tokens" / self.key
+
+    def _key(self) -> str:
+        """Return the entry's name: a digest of all that decides on what it holds, of the sources as they are now."""
+        config = self.config
         identity = {
             "format": _FORMAT,
-            "source": self.fingerprint,
+            "source": self.source.fingerprint(),
             "validation": self.validation_source.fingerprint() if self.validation_source else None,
             "split": None if self.validation_source else [config.validation_share, config.split_seed],
             "tokenizer": tokenizer_fingerprint(config.tokenizer, config.vocabulary_size),
             "limits": [config.max_documents, config.max_characters],
         }
-        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-        self.entry = config.cache_folder() / "tokens" / self.key
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
 
     def build(self, folder: Path, stage: Stage) -> Manifest:
         """Write the files of the entry into ``folder`` and return its manifest."""
         config = self.config
         with contextlib.ExitStack() as stack:
-            spool = stack.enter_context(Spool(folder, seed=config.split_seed))
-            fill(
-                spool,
-                self.source,
-                stage("reading documents"),
-                max_documents=config.max_documents,
-                max_characters=config.max_characters,
-            )
-            if len(spool) == 0:
-                raise UserError(f"{self.source.describe()} holds no text; give a source that does")
-            if self.validation_source is None:
-                described = self.source.describe()
-                validates = split_by_digest(spool.digests, config.validation_share, described)
-                spools = {"train": (spool, ~validates), "validation": (spool, validates)}
-            else:
-                held_out = stack.enter_context(Spool(folder, seed=config.split_seed))
-                fill(held_out, self.validation_source, stage("reading validation documents"))
-                trains = without(spool.digests, held_out.digests)
-                if not trains.any():
-                    raise UserError(
-                        f"every document of {self.source.describe()} is also one of data.validation_paths; "
-                        "give training documents of their own"
-                    )
-                spools = {"train": (spool, trains), "validation": (held_out, _all(held_out))}
-
+            parts = self._read(stack, folder, stage)
+            spool, trains = parts["train"]
             if config.tokenizer == BPE:
-                advance = stage("training the tokenizer")
-                bundle = train_bpe(spool.texts(spools["train"][1], advance), config.vocabulary_size)
+                texts = spool.texts(trains, stage("training the tokenizer"))
+                bundle = train_bpe(texts, config.vocabulary_size)
             else:
                 bundle = load_pretrained(config.tokenizer)
             bundle.save(folder)
             dtype = "uint16" if bundle.vocabulary_size <= _LARGEST_UINT16_VOCABULARY else "uint32"
-            counts = {
-                name: _write_tokens(
-                    folder / f"{name}.bin", bundle, *spools[name], dtype, stage(f"tokenizing ({name})")
+            counts, digests = {}, {}
+            for name, (documents, selected) in parts.items():
+                counts[name], digests[name] = _write_tokens(
+                    folder / f"{name}.bin",
+                    bundle,
+                    documents.texts(selected, stage(f"tokenizing ({name})")),
+                    dtype,
                 )
-                for name in _SPLITS
+            source = {
+                "description": self.source.describe(),
+                "content_sha256": spool.content_sha256(),
+                "also_in_validation": int((~trains).sum()) if self.validation_source else 0,
             }
-            content = spool.content_sha256()
-            dropped = len(spool) - int(spools["train"][1].sum()) if self.validation_source else 0
-        digests = {name: digest for name, (_, digest) in counts.items()}
-        tokenizer = hashlib.sha256(folder.joinpath(TOKENIZER_FILE).read_bytes()).hexdigest()
+        tokenizer = file_sha256(folder / TOKENIZER_FILE)
+        content = json.dumps([digests, tokenizer, dtype], sort_keys=True)
         name = f"bpe-{config.vocabulary_size}" if config.tokenizer == BPE else _name(config.tokenizer)
         return {
             "format": _FORMAT,
             "key": self.key,
-            "fingerprint": hashlib.sha256(
-                json.dumps([digests, tokenizer, dtype], sort_keys=True).encode()
-            ).hexdigest(),
-            "source": {
-                "description": self.source.describe(),
-                "fingerprint": self.fingerprint,
-                "content_sha256": content,
-                "also_in_validation": dropped,
-            },
+            "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+            "source": source,
             "tokenizer": {
                 "name": f"{name} ({tokenizer[:12]})",
                 "sha256": tokenizer,
@@ -212,24 +192,50 @@ class _Plan:
                 "end_of_text_id": bundle.end_of_text_id,
             },
             "dtype": dtype,
-            **{name: count for name, (count, _) in counts.items()},
+            **counts,
         }
+
+    def _read(
+        self, stack: contextlib.ExitStack, folder: Path, stage: Stage
+    ) -> dict[str, tuple[Spool, NDArray[np.bool_]]]:
+        """Read the sources once; return, by split, the documents and which of them are the split's."""
+        config = self.config
+        described = self.source.describe()
+        spool = stack.enter_context(Spool(folder, seed=config.split_seed))
+        limits = {"max_documents": config.max_documents, "max_characters": config.max_characters}
+        fill(spool, self.source, stage("reading documents"), **limits)
+        if len(spool) == 0:
+            raise UserError(f"{described} holds no text; give a source that does")
+        if self.validation_source is None:
+            validates = split_by_digest(spool.digests, config.validation_share, described)
+            parts = {"train": (spool, ~validates), "validation": (spool, validates)}
+        else:
+            held_out = stack.enter_context(Spool(folder, seed=config.split_seed))
+            fill(held_out, self.validation_source, stage("reading validation documents"))
+            trains = without(spool.digests, held_out.digests)
+            if not trains.any():
+                raise UserError(
+                    f"every document of {described} is also one of data.validation_paths; give training documents "
+                    "of their own"
+                )
+            everything = np.ones(len(held_out), dtype=np.bool_)
+            parts = {"train": (spool, trains), "validation": (held_out, everything)}
+        if self._key() != self.key:
+            raise UserError(
+                "the data changed while they were read; wait until whatever writes them is done, and start again"
+            )
+        return parts
 
 
 def _write_tokens(
-    path: Path,
-    bundle: TokenizerBundle,
-    spool: Spool,
-    selected: NDArray[np.bool_],
-    dtype: str,
-    advance: Advance,
+    path: Path, bundle: TokenizerBundle, texts: Iterable[str], dtype: str
 ) -> tuple[dict[str, int], str]:
-    """Write the tokens of the selected documents; return the counts, and the SHA-256 of what was written."""
+    """Write the packed tokens of ``texts``; return the counts, and the SHA-256 of what was written."""
     digest = hashlib.sha256()
     tokens = documents = 0
     layout = np.dtype(dtype).newbyteorder("<")
     with path.open("wb") as file:
-        for ids, ended in encode_documents(bundle, spool.texts(selected, advance)):
+        for ids, ended in encode_documents(bundle, texts):
             data = ids.astype(layout).tobytes()
             file.write(data)
             digest.update(data)
@@ -249,10 +255,6 @@ def _open(config: DataConfig, entry: Path, manifest: Manifest) -> PreparedData:
         for name, shown in zip(_SPLITS, ("training", "validation"), strict=True)
     )
     return PreparedData(config, entry, manifest, train, validation)
-
-
-def _all(spool: Spool) -> NDArray[np.bool_]:
-    return np.ones(len(spool), dtype=np.bool_)
 
 
 def _name(tokenizer: str) -> str:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +259,25 @@ def test_it_describes_itself_for_the_record(config: MakeConfig) -> None:
     assert json.loads(json.dumps(described)) == described
     assert prepared.end_of_text == prepared.tokenizer.eos_token_id
     assert prepared.train.sequence_length == 16
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_cached(
+    config: MakeConfig, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the new text would be found under the old text's name for ever."""
+    read = prepare_module.fill
+
+    def write_meanwhile(*arguments: Any, **named: Any) -> None:
+        (corpus / "29.txt").write_text("new")
+        read(*arguments, **named)
+
+    monkeypatch.setattr(prepare_module, "fill", write_meanwhile)
+    with pytest.raises(UserError, match="changed while they were read"):
+        prepare_data(config())
+    assert list_prepared(config().cache_folder()) == []
+    monkeypatch.setattr(prepare_module, "fill", read)
+    prepared = prepare_data(config())
+    assert "new" in documents(prepared, "train") + documents(prepared, "validation")
 
 
 def test_installed_source_is_data_too(tmp_path: Path) -> None:

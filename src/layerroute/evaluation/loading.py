@@ -70,8 +70,9 @@ def load_model(
     if precision is None:
         trained = (record or {}).get("precision")
         precision = trained if trained in ("bf16", "fp32") else "fp32"
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what does not fit is told below, in one line
     try:
         loaded: Any = HybridForCausalLM.from_pretrained(
             folder,
@@ -79,6 +80,7 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
@@ -86,12 +88,15 @@ def load_model(
             f"the weights in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
     model, info = loaded
-    wrong = sorted([*info["missing_keys"], *info["unexpected_keys"]])
-    if wrong or info["mismatched_keys"]:
-        named = ", ".join(wrong[:3]) or str(info["mismatched_keys"][:1])
+    wrong = sorted(
+        [*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])]
+    )
+    if wrong:
+        named = ", ".join(wrong[:3])
         raise UserError(
             f"the weights in {folder} do not fit its config.json: missing, unknown or misshapen: {named}"
         )

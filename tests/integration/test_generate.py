@@ -1,0 +1,277 @@
+"""generate, inspect and evaluate on a trained checkpoint, through the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerroute.cli.main import main
+from layerroute.evaluation.generation import IncrementalDecoder, Piece, generate
+from layerroute.evaluation.loading import load_model
+from layerroute.records import read_record
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_text_comes_without_colours_from_a_pipe_and_figures_go_to_stderr(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", finished_run, "The router", "--max-new-tokens", 8, "--show-routes") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("The router")
+    assert len(captured.out.strip()) > len("The router")
+    assert "\x1b" not in captured.out
+    assert re.search(
+        r"\[8 new tokens; .* tokens/s .* softmax: layer1.mixer \d+%, layer2.mixer \d+%\]", captured.err
+    )
+
+
+def test_colours_follow_the_share_of_softmax_sites(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layerroute.cli.colours import route_colour
+
+    assert (route_colour(0.0), route_colour(1.0)) == ("#2f6fb7", "#e07b1a")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert run("generate", finished_run, "The router", "--max-new-tokens", 8, "--show-routes") == 0
+    coloured = capsys.readouterr().out
+    result = generate(load_model(finished_run), "The router", max_new_tokens=8)
+    shares = {sum(row) / len(row) for row in result.choice}
+    for share in shares:
+        red, green, blue = (int(route_colour(share)[i : i + 2], 16) for i in (1, 3, 5))
+        assert f"38;2;{red};{green};{blue}m" in coloured
+    assert ESCAPE.sub("", coloured).strip() == ("The router" + result.text).strip()
+    assert run("generate", finished_run, "The router", "--max-new-tokens", 8) == 0
+    assert "38;2;" not in capsys.readouterr().out
+
+
+def test_streamed_text_and_routes_are_those_of_one_forward_pass(finished_run: Path) -> None:
+    loaded = load_model(finished_run)
+    pieces: list[Piece] = []
+    result = generate(loaded, "The router learns über", max_new_tokens=12, show=pieces.append)
+    assert "".join(piece.text for piece in pieces) == "The router learns über" + result.text
+    assert "".join(piece.text for piece in pieces if piece.prompt) == "The router learns über"
+    ids = loaded.tokenizer(result.prompt, add_special_tokens=False)["input_ids"]
+    assert result.prompt_tokens == len(ids)
+    full = loaded.model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    with torch.no_grad():
+        decision = loaded.model(full[:, :-1], use_cache=False).decision
+    assert result.choice == decision.choice[0].tolist()
+    flat = [p for row in result.probability for p in row]
+    assert flat == pytest.approx(decision.probabilities[0, :, :, 1].flatten().tolist(), abs=1e-5)
+    assert result.statistics is not None
+    assert list(result.statistics.rate.values()) == pytest.approx(decision.rate().tolist())
+    assert pieces[-1].share is None  # the last token was never read
+    assert all(piece.share is not None for piece in pieces[:-1])
+
+
+def test_sampling_follows_the_seed(finished_run: Path) -> None:
+    loaded = load_model(finished_run)
+    settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.5}
+    one, same, other = (generate(loaded, "A token", seed=seed, **settings).text for seed in (1, 1, 2))
+    assert one == same != other
+    greedy = generate(loaded, "A token", max_new_tokens=16).text
+    assert generate(loaded, "A token", seed=5, top_k=1, **settings).text == greedy
+
+
+def test_an_empty_prompt_begins_a_document(finished_run: Path) -> None:
+    assert generate(load_model(finished_run), "", max_new_tokens=3).prompt_tokens == 1
+
+
+def test_half_a_character_is_held_back(finished_run: Path) -> None:
+    tokenizer = load_model(finished_run).tokenizer
+    text = "naïve 数据 🙂!"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    decoder = IncrementalDecoder(tokenizer)
+    parts = [decoder.add(token, last=index == len(ids) - 1) for index, token in enumerate(ids)]
+    assert "".join(parts) == text
+    assert "�" not in "".join(parts)
+    assert "" in parts  # the bytes of 数 came one by one
+
+
+def test_json_holds_tokens_routes_and_speed(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", finished_run, "The router", "--max-new-tokens", 4, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["prompt"] == "The router"
+    assert len(content["tokens"]) - content["prompt_tokens"] == 4
+    assert len(content["routing"]["choice"]) == len(content["tokens"]) - 1
+    assert content["tokens_per_second"] > 0
+
+
+def test_the_prompt_can_come_from_stdin(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("A cheap path"))
+    assert run("generate", finished_run, "-", "--max-new-tokens", 1) == 0
+    assert capsys.readouterr().out.startswith("A cheap path")
+
+
+def test_inspect_writes_a_page_that_shows_text_as_text(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = 'The <script>alert("x")</script> & a token\nreads.'
+    assert run("inspect", finished_run, "--text", text, "--out", tmp_path / "a") == 0
+    out = capsys.readouterr().out
+    assert text in out
+    assert "layer1.mixer: " in out
+    page = (tmp_path / "a" / "routes.html").read_text()
+    assert "<script>alert" not in page
+    shown = "".join(re.findall(r'<span class="tok"[^>]*>([^<]*)<i', page))
+    assert "&lt;" in shown
+    import html
+
+    assert html.unescape(shown) == text.replace("\n", "⏎")
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
+    assert (tmp_path / "a" / "routes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_reads_files_and_prints_json(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("The router reads a token. " * 30)
+    assert run("inspect", finished_run, "--file", file, "--json", "--max-tokens", 50) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["sentences"][0]["tokens"]) == 50
+    assert set(content["rate"]) == set(content["sites"])
+    assert run("inspect", finished_run, "--file", file, "--out", tmp_path / "b", "--max-tokens", 50) == 0
+    assert "The first 50 of" in capsys.readouterr().out
+
+
+def test_evaluate_finds_the_figures_of_the_record_bit_by_bit(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for _ in range(2):
+        assert run("evaluate", finished_run / "last", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    for result in found:
+        result.pop("seconds")
+    assert found[0] == found[1]
+    record = read_record(finished_run)
+    assert found[0]["loss"] == record["metrics"]["validation_loss"]
+    assert found[0]["accuracy"] == record["metrics"]["validation_accuracy"]
+    assert found[0]["routing"]["rate"] == record["routing"]["rate"]
+    assert run("evaluate", finished_run, "--json") == 0  # the folder of a run means its best model
+    assert json.loads(capsys.readouterr().out)["loss"] == record["metrics"]["best_validation_loss"]
+
+
+def test_evaluate_scores_any_text_file(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("The router reads a token. A path learns quickly.")
+    assert run("evaluate", finished_run, "--data", file) == 0
+    out = capsys.readouterr().out
+    assert "perplexity" in out
+    assert "layer2.mixer" in out
+
+
+@pytest.fixture
+def copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A saved model that may be damaged."""
+    return Path(shutil.copytree(finished_run / "best", tmp_path / "model"))
+
+
+def spoil_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+
+
+def spoil_shapes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64, "head_dim": 32}))
+
+
+def spoil_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layer_pattern": ["gdn", "routed", "softmax"]}))
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+DAMAGES = {
+    "another architecture ('llama')": spoil_architecture,
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "as a pickle only": pickle_only,
+    "cannot be loaded": lambda folder: (folder / "model.safetensors").write_bytes(b"\x00" * 100),
+    "is damaged": lambda folder: (folder / "config.json").write_text("{"),
+    "no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+    "do not fit": spoil_shapes,
+    "do not fit its config.json": spoil_layers,
+    "holds no model": lambda folder: (folder / "config.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "inspect"])
+@pytest.mark.parametrize("told", DAMAGES)
+def test_a_checkpoint_that_cannot_be_used_is_told_and_nothing_takes_its_place(
+    copy: Path, told: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DAMAGES[told](copy)
+    more = {"generate": ["text"], "evaluate": ["--data", __file__], "inspect": ["--text", "text"]}[command]
+    assert run(command, copy, *more) == 2
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("layerroute: error:")]
+    assert told in line
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "nowhere", "text"], "there is no checkpoint nowhere"),
+        (["generate", __file__, "text"], "is a file"),
+        (["generate", "RUN", "text", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["generate", "RUN", "text", "--temperature", "-1"], "--temperature is -1.0"),
+        (["generate", "RUN", "text", "--top-k", "5"], "--temperature above 0"),
+        (["evaluate", "RUN", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["evaluate", "RUN", "--sequence-length", "1"], "--sequence-length is 1"),
+        (["inspect", "RUN"], "--text --file"),
+        (["inspect", "RUN", "--file", "nowhere.txt"], "nowhere.txt"),
+        (["inspect", "RUN", "--text", ""], "the text is empty"),
+        (["inspect", "RUN", "--text", "a", "--max-tokens", "0"], "--max-tokens is 0"),
+    ],
+)
+def test_bad_input_is_one_line(
+    finished_run: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*[finished_run if word == "RUN" else word for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_model_alone_has_no_validation_data(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", copy) == 2
+    assert "give text with --data" in capsys.readouterr().err
+
+
+def test_a_model_without_routes_generates_but_has_nothing_to_inspect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.tiny import write_recipe
+
+    recipe = write_recipe(tmp_path, model={"layer_pattern": ["gdn", "softmax"]}, train={"max_steps": 1})
+    assert run("train", recipe, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    assert run("generate", tmp_path / "run", "a token", "--max-new-tokens", 2, "--show-routes") == 0
+    assert "softmax:" not in capsys.readouterr().err
+    assert run("inspect", tmp_path / "run", "--text", "a token") == 2
+    assert "no routes to inspect" in capsys.readouterr().err

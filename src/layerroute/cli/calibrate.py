@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.cli.calibration_table import show_calibration
     from layerroute.data.progress import stages
     from layerroute.records import provenance, utc_now
-    from layerroute.skipping import save_router
     from layerroute.skipping.calibration import calibrate, evaluate_arms, install, result_sections, verdict
+    from layerroute.skipping.storage import save_router
 
     started = utc_now()
     if arguments.data is None:

@@ -133,9 +133,11 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
         UserError: if there is no such model, or the tokenizer has ids for which the model has no embedding.
     """
     import torch
+    from transformers.utils import logging
 
     from layerroute.skipping.pretrained import load_pretrained
 
+    logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise UserError("--device cuda: torch sees no CUDA device here; use cpu")

@@ -19,23 +19,27 @@ class Search:
     Attributes:
         ids: the windows.
         embedded: input of the first layer.
-        reference: next-token log-probabilities of the full model, (N, T, V).
+        reference: next-token probabilities of the full model, (N, T, V).
+        entropy: of the full model's prediction, (N, T).
     """
 
     ids: Int[Tensor, "N T"]
     embedded: Float[Tensor, "N T D"]
     reference: Float[Tensor, "N T V"]
+    entropy: Float[Tensor, "N T"]
 
     @staticmethod
     def of(stack: LayerStack, ids: Int[Tensor, "N T"]) -> "Search":
         """Run the full model."""
         embedded = stack.embed(ids)
         last = replay(stack, Policy(), embedded, ids)
-        return Search(ids=ids, embedded=embedded, reference=stack.log_probabilities(last, ids))
+        reference = stack.probabilities(last, ids)
+        entropy = stack.cross_entropies(last, ids, reference)
+        return Search(ids=ids, embedded=embedded, reference=reference, entropy=entropy)
 
     def divergence(self, stack: LayerStack, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
         """KL from the full model's prediction, of the output of the last layer."""
-        return stack.divergence(states, self.ids, self.reference)
+        return stack.cross_entropies(states, self.ids, self.reference) - self.entropy
 
 
 @dataclass(frozen=True, kw_only=True)

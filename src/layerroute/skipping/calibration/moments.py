@@ -41,10 +41,9 @@ class Moments:
         if self._centre is None:
             self._centre = x.mean(dim=0), y.mean(dim=0)
             size, out = x.shape[1], y.shape[1]
-            double = {"dtype": torch.float64, "device": x.device}
-            self._x, self._y = torch.zeros(size, **double), torch.zeros(out, **double)
-            self._xx, self._xy = torch.zeros(size, size, **double), torch.zeros(size, out, **double)
-            self._yy = torch.zeros(out, **double)
+            self._x, self._y = x.new_zeros(size).double(), x.new_zeros(out).double()
+            self._xx, self._xy = x.new_zeros(size, size).double(), x.new_zeros(size, out).double()
+            self._yy = x.new_zeros(out).double()
         x, y = x - self._centre[0], y - self._centre[1]
         weighted = x if weight is None else x * weight.unsqueeze(1)
         y_weighted = y if weight is None else y * weight.unsqueeze(1)

@@ -116,15 +116,13 @@ class LayerStack:
             return self.model(input_ids=ids, use_cache=False).logits
 
     @torch.inference_mode()
-    def log_probabilities(
-        self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"], dtype: torch.dtype = torch.bfloat16
+    def probabilities(
+        self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"]
     ) -> Float[Tensor, "N T V"]:
-        """Log-probabilities of the next token, kept in a small type (they are only compared with)."""
-        parts = [
-            self.logits(states[chunk], ids[chunk]).float().log_softmax(dim=-1).to(dtype)
-            for chunk in self.chunks(len(states))
-        ]
-        return torch.cat(parts)
+        """Probabilities of the next token, fp32, from the output of the last layer."""
+        return torch.cat(
+            [self.logits(states[i], ids[i]).float().softmax(dim=-1) for i in self.chunks(len(states))]
+        )
 
     @torch.inference_mode()
     def losses(self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"]) -> Float[Tensor, "N t"]:
@@ -139,13 +137,19 @@ class LayerStack:
         return torch.cat(parts)
 
     @torch.inference_mode()
-    def divergence(
+    def cross_entropies(
         self, states: Float[Tensor, "N T D"], ids: Int[Tensor, "N T"], reference: Float[Tensor, "N T V"]
     ) -> Float[Tensor, "N T"]:
-        """KL divergence in nats of each token's next-token distribution from the reference's, KL(reference || it)."""
+        """Cross-entropy in nats of each token's next-token distribution against the reference's probabilities.
+
+        Less the reference's entropy it is KL(reference || it). This form passes over the vocabulary twice, not five
+        times: on a CPU that is half of the cost of a search.
+        """
         parts = []
-        for chunk in self.chunks(len(states)):
-            target = reference[chunk].float()
-            log = self.logits(states[chunk], ids[chunk]).float().log_softmax(dim=-1)
-            parts.append(torch.sum(target.exp() * (target - log), dim=-1))
+        # The head's rows are many times longer than a layer's: fewer at once stay in the processor's cache.
+        for window in range(len(states)):
+            part = slice(window, window + 1)
+            logits = self.logits(states[part], ids[part]).float()
+            inner = torch.linalg.vecdot(reference[part], logits, dim=-1)
+            parts.append(logits.logsumexp(dim=-1) - inner)
         return torch.cat(parts)

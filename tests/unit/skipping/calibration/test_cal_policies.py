@@ -51,13 +51,13 @@ def test_layer_by_layer_is_the_model(family):
 def test_divergence_is_kl_and_none_of_the_model_from_itself():
     model = plain()
     stack = LayerStack(model, LENGTH)
-    states = replay(stack, Policy(), stack.embed(ids(2)), ids(2))
-    reference = stack.log_probabilities(states, ids(2), torch.float32)
-    assert stack.divergence(states, ids(2), reference).abs().max() < 1e-5
+    search = Search.of(stack, ids(2))
+    states = replay(stack, Policy(), search.embedded, ids(2))
+    assert search.divergence(stack, states).abs().max() < 1e-5
     other = states + 0.3 * torch.randn_like(states)
-    logits = stack.logits(other, ids(2)).log_softmax(-1)
-    expected = torch.nn.functional.kl_div(logits, reference, log_target=True, reduction="none").sum(-1)
-    torch.testing.assert_close(stack.divergence(other, ids(2), reference), expected, rtol=1e-4, atol=1e-5)
+    logs = [stack.logits(x, ids(2)).log_softmax(-1) for x in (other, states)]
+    expected = torch.nn.functional.kl_div(*logs, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(search.divergence(stack, other), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_routed_model_is_refused():

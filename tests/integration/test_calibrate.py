@@ -1,0 +1,138 @@
+"""`layerroute calibrate` and `headroom` as users meet them, on a tiny model with a tokenizer of its own."""
+
+import json
+import random
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.skipping import executed, last_decision
+from layerroute.skipping.storage import load_routed
+
+SIZES = ["--length", "32", "--tokens-statistics", "768", "--tokens-selection", "256", "--rank", "4"]
+LAYERS = ["--layers", "2-5", "--router-layer", "2"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model folder and two text files."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    draw = random.Random(0)
+    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model"
+    words = sentence.split()
+    for name, count in (("train", 70), ("heldout", 12)):
+        lines = [json.dumps({"text": " ".join(draw.choices(words, k=90))}) for _ in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(folder / "train.jsonl")], vocab_size=290, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def calibrate(files, *more):
+    data = ["--data", str(files / "train.jsonl"), "--heldout", str(files / "heldout.jsonl")]
+    sizes = [*SIZES, "--tokens-heldout", "320", *LAYERS]
+    return main(["calibrate", str(files / "model"), *data, *sizes, *more])
+
+
+@pytest.mark.parametrize("router", ["per_layer", "token"])
+def test_calibrate_writes_a_router_that_serves_what_the_record_says(files, tmp_path, capsys, router):
+    out, record_file = tmp_path / "router", tmp_path / "record.json"
+    assert (
+        calibrate(
+            files, "--budget", "0.4", "--router", router, "--out", str(out), "--record", str(record_file)
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    record = json.loads(record_file.read_text())
+    assert record["kind"] == "calibration" and record["hardware"]["cpu"] and record["documents"] == 10
+    for arm in record["arms"].values():
+        assert arm["title"] in printed and f"{arm['loss']:.4f}" in printed
+    assert list(record["arms"]) == ["dense", "routed", "static_influence", "static_greedy", "random"]
+    assert len(record["static"]["greedy"]) == 2
+    assert sum(site["rate"] for site in record["sites"].values()) / 4 == pytest.approx(0.4)
+
+    model, tokenizer = load_routed(out)
+    ids = tokenizer("the router reads a state and decides which tokens run", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        with executed(model, "masked"):
+            masked = model(ids).logits
+        with executed(model, "sparse"):
+            sparse = model(ids).logits
+    torch.testing.assert_close(sparse, masked, rtol=1e-4, atol=1e-4)
+    assert 0 < last_decision(model).mean_rate() < 1
+    text = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert text.shape[1] == ids.shape[1] + 5
+
+
+def test_two_calibrations_are_the_same(files, capsys):
+    losses = []
+    for _ in range(2):
+        assert calibrate(files, "--budget", "0.3", "--json") == 0
+        losses.append(
+            {name: arm["loss"] for name, arm in json.loads(capsys.readouterr().out)["arms"].items()}
+        )
+    assert losses[0] == losses[1]
+
+
+def test_headroom_tells_before_anything_is_calibrated(files, capsys):
+    data = ["--data", str(files / "train.jsonl")]
+    assert (
+        main(["headroom", str(files / "model"), *data, *SIZES, *LAYERS, "--budgets", "0.25", "0.5", "--json"])
+        == 0
+    )
+    record = json.loads(capsys.readouterr().out)
+    assert [row["budget"] for row in record["rows"]] == [0.25, 0.5]
+    for row in record["rows"]:
+        assert row["skipped"] == pytest.approx(row["budget"], abs=0.02)
+        assert row["gap"]["mean"] == pytest.approx(row["oracle"] - row["static"], abs=1e-5)
+    assert record["verdict"].startswith("Per-token routing")
+    assert main(["headroom", str(files / "model"), *data, *SIZES, *LAYERS, "--budgets", "0.25"]) == 0
+    assert "oracle - static" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "1.5"], "between 0 and 1"),
+        (["--budget", "0.25", "--layers", "2-9"], "out of range"),
+        (["--budget", "0.25", "--layers", "two"], "--layers two: give layers like"),
+        (["--budget", "0.25", "--layers", "0-3"], None),
+        (["--budget", "0.25", "--rank", "0"], "rank"),
+        (["--budget", "0.25", "--tokens-heldout", "31"], "less than one window"),
+        (["--budget", "0.25", "--tokens-heldout", "64000"], "has 12 documents"),
+        (["--budget", "0.25", "--record", "record.txt"], "give the name of a .json file"),
+        (["--budget", "0.25", "--data", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_line(files, capsys, words, message):
+    if message is None:
+        words, message = [*words, "--router", "token"], "raise the layers"
+    assert calibrate(files, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.strip().count("\n") == 0
+
+
+def test_a_model_that_is_not_there_is_one_line(files, capsys):
+    assert (
+        main(["calibrate", str(files / "none"), "--budget", "0.25", "--data", str(files / "train.jsonl")])
+        == 2
+    )
+    assert "none" in capsys.readouterr().err

@@ -30,11 +30,11 @@ def machine_line(record: dict[str, Any]) -> str:
     """What ran where, in one line."""
     hardware, versions = record["hardware"], record["versions"]
     device = hardware["accelerator"] if record["device"].startswith("cuda") else hardware["cpu"]
-    load = record["load"]["before"]
+    load, unit = record["load"]["before"], "CPU seconds" if record["clock"] == "cpu" else "wall time"
     return (
         f"{record['case']} on {device}, {hardware['cores']} cores, {record['threads']} threads, "
         f"torch {versions.get('torch')}, transformers {versions.get('transformers')}; "
-        f"{record['repeats']} rounds, load before {'unknown' if load is None else load[0]}"
+        f"{record['repeats']} rounds of {unit}, load before {'unknown' if load is None else load[0]}"
     )
 
 

@@ -1,6 +1,7 @@
 """Run a case: gate, then paired timing, row by row, into one record."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +16,19 @@ SCHEMA_VERSION = 1
 
 Record = dict[str, Any]
 
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    # CPU seconds of this process over all its threads: what other processes do hardly shows, nor do idle threads.
+    "cpu": time.process_time,
+}
+
 
 def run_comparisons(
     case: str,
     comparisons: Sequence[Comparison],
     *,
     repeats: int,
+    clock: str = "wall",
     command: str,
     on_row: Callable[[Comparison, str], None] = lambda comparison, stage: None,
 ) -> Record:
@@ -30,11 +38,12 @@ def run_comparisons(
         case: name of the case.
         comparisons: its rows, at least one.
         repeats: rounds of paired measurement.
+        clock: a key of ``CLOCKS``.
         command: the command line, for the record.
         on_row: told of each row's stages: ``prepare``, ``gate``, ``time``, ``done``.
 
     Returns:
-        ``{"schema": 1, "kind": "benchmark", "case", "rows", "repeats", "device", "threads", "load", "started",
+        ``{"schema": 1, "kind": "benchmark", "case", "rows", "repeats", "clock", "device", "threads", "load", "started",
         "finished", "command", "versions", "revision", "dirty", "hardware"}``. ``load`` holds the 1, 5 and 15 minute
         load averages of the machine ``before`` and ``after`` (null where the system has none): what is above 0
         *before* is other people's work, and makes noise.
@@ -56,7 +65,9 @@ def run_comparisons(
         on_row(comparison, "gate")
         checks = checked(comparison, prepared)
         on_row(comparison, "time")
-        timings = measure(prepared.arms, repeats=repeats, synchronize=_synchronize(comparison.device))
+        timings = measure(
+            prepared.arms, repeats=repeats, synchronize=_synchronize(comparison.device), clock=CLOCKS[clock]
+        )
         rows.append(_row(comparison, prepared, checks, timings))
         on_row(comparison, "done")
     load["after"] = _load()
@@ -68,6 +79,7 @@ def run_comparisons(
         "started": started,
         "finished": utc_now(),
         "repeats": repeats,
+        "clock": clock,
         "device": str(comparisons[0].device),
         "threads": torch.get_num_threads(),
         "load": load,

@@ -61,6 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     parser.add_argument(
         "--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)"
     )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="wall (default), or cpu: CPU seconds of all threads, for a machine that others use too",
+    )
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the record to this .json file")
     options = parser.parse_args(arguments.options)
@@ -110,6 +116,7 @@ def _measure(name: str, case: Any, options: argparse.Namespace, command: str) ->
             name,
             comparisons,
             repeats=options.repeats,
+            clock=options.clock,
             command=command,
             on_row=on_row,
         )

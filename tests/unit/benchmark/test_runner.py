@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,18 @@ def test_the_record_holds_what_was_measured_and_where(tmp_path: Path) -> None:
     save(path, record)
     assert json.loads(path.read_text()) == record
     assert [entry.name for entry in path.parent.iterdir()] == ["demo.json"]
+
+
+def test_cpu_seconds_do_not_count_waiting() -> None:
+    one = comparison([GREEN], [])
+    waiting = {"old": lambda: time.sleep(0.03), "new": lambda: time.sleep(0.03)}
+    one = replace(one, prepare=lambda: Prepared(gate=lambda: [GREEN], arms=waiting))
+    seconds = {}
+    for clock in ("wall", "cpu"):
+        record = run_comparisons("demo", [one], repeats=3, clock=clock, command="")
+        assert record["clock"] == clock
+        seconds[clock] = record["rows"][0]["arms"]["old"]["seconds"]["median"]
+    assert seconds["cpu"] < 0.01 < 0.03 <= seconds["wall"]
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

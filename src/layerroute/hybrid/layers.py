@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from layerroute.hybrid.configuration import PATHS, HybridConfig
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
+from layerroute.hybrid.norm import RMSNorm
 
 MIXERS: dict[str, type[GatedDeltaMixer] | type[SoftmaxMixer]] = {
     "gdn": GatedDeltaMixer,
@@ -36,9 +37,9 @@ class PlainBlock(nn.Module):
 
     def __init__(self, config: HybridConfig, layer: int, kind: str) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = MIXERS[kind](config, layer)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
     def forward(
@@ -68,13 +69,13 @@ class HybridLayer(GradientCheckpointingLayer):
         if config.routed_unit == "block":
             self.paths = nn.ModuleDict({path: PlainBlock(config, layer, path) for path in PATHS})
         else:
-            self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.paths = nn.ModuleDict({path: MIXERS[path](config, layer) for path in PATHS})
-            self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = GatedMLP(config)
         self.path_norms: nn.ModuleDict | None = None
         if config.normalize_paths:
-            norms = {path: nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for path in PATHS}
+            norms = {path: RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for path in PATHS}
             self.path_norms = nn.ModuleDict(norms)
 
     def forward(

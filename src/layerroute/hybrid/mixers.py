@@ -17,6 +17,7 @@ from layerroute.hybrid.cache import OwnContextLayer
 from layerroute.hybrid.compaction import Compaction
 from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
 
 
@@ -109,7 +110,7 @@ class GatedDeltaMixer(nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(self.heads, 2 * self.key_dim + self.value_dim, self.taps))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
-        self.norm = nn.RMSNorm(self.value_dim, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(self.value_dim, eps=config.rms_norm_eps)
         with torch.no_grad():
             for name, value in self.initial_values().items():
                 getattr(self, name).copy_(value)

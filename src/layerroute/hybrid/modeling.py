@@ -20,6 +20,7 @@ from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.flops import path_costs
 from layerroute.hybrid.layers import HybridLayer
 from layerroute.hybrid.mixers import GatedDeltaMixer
+from layerroute.hybrid.norm import RMSNorm
 from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.module import Routing
@@ -98,7 +99,7 @@ class HybridModel(HybridPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HybridLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config) if config.use_rope else None  # type: ignore[arg-type]
         self.routing = nn.ModuleDict()
         routed = config.routed_layers

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,12 @@ from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.sensitivity import cost_weights, probe
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.configuration import SkipConfig
+
+PROBE_RATE = 0.25
+"""Share of layers that random skipping disturbs when sensitivity is measured."""
 
 Stage = Callable[[str], Callable[[float], None]]
 """Given the name of a stage, what is told the share of it that is done."""
@@ -101,25 +105,38 @@ def calibrate(
     layers = skip.layers or []
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
     none = dict.fromkeys(layers, 0.0)
+    final: list[Tensor] = []
     start = calibrate_in_order(
-        stack, statistics, none, config, fit_all=True, advance=clock("statistics of the full model")
+        stack,
+        statistics,
+        none,
+        config,
+        fit_all=True,
+        final=final,
+        advance=clock("statistics of the full model"),
     )
     costs, _ = measure_costs(stack, search, start, advance=clock("cost of each layer"))
+    chance = replace(start, chooser="random").with_rates(dict.fromkeys(layers, PROBE_RATE))
+    sensitivity = probe(stack, chance, statistics, final.pop(), advance=clock("sensitivity of predictions"))
+    known = probe(stack, chance, search.ids, search.final)[~start.sinks(search.ids)]
     rounds: list[dict[str, Any]] = []
     policies: list[Policy] = []
     now = costs
     for turn in range(config.rounds):
         rates = allocate({layer: cost_curve(cost) for layer, cost in now.items()}, config.budget)
+        weights = cost_weights(now, known)
         policy = calibrate_in_order(
             stack,
             statistics,
             rates,
             config,
+            sensitivity=sensitivity,
+            weights=weights,
             fit_all=turn + 1 < config.rounds,
             advance=clock(f"fits under routing, round {turn + 1}"),
         )
         policies.append(policy)
-        rounds.append({"rates": rates, **_selection_loss(stack, policy, selection)})
+        rounds.append({"rates": rates, "weights": weights, **_selection_loss(stack, policy, selection)})
         if turn + 1 < config.rounds:
             now, _ = measure_costs(
                 stack, search, policy, advance=clock(f"cost of each choice, round {turn + 1}")

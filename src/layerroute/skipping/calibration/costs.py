@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.skipping.calibration.fits import influence
@@ -21,12 +21,14 @@ class Search:
         embedded: input of the first layer.
         reference: next-token probabilities of the full model, (N, T, V).
         entropy: of the full model's prediction, (N, T).
+        final: output of the full model's last layer.
     """
 
     ids: Int[Tensor, "N T"]
     embedded: Float[Tensor, "N T D"]
     reference: Float[Tensor, "N T V"]
     entropy: Float[Tensor, "N T"]
+    final: Float[Tensor, "N T D"]
 
     @staticmethod
     def of(stack: LayerStack, ids: Int[Tensor, "N T"]) -> "Search":
@@ -35,7 +37,7 @@ class Search:
         last = replay(stack, Policy(), embedded, ids)
         reference = stack.probabilities(last, ids)
         entropy = stack.cross_entropies(last, ids, reference)
-        return Search(ids=ids, embedded=embedded, reference=reference, entropy=entropy)
+        return Search(ids=ids, embedded=embedded, reference=reference, entropy=entropy, final=last)
 
     def divergence(self, stack: LayerStack, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
         """KL from the full model's prediction, of the output of the last layer."""
@@ -49,10 +51,12 @@ class LayerCosts:
     Attributes:
         cost: (n,) by token: how much larger the divergence is if it skips here than if it runs.
         score: (n,) what the policy orders tokens by, rising.
+        influence: (n,) the layer's true log-influence.
     """
 
     cost: Float[Tensor, "n"]
     score: Float[Tensor, "n"]
+    influence: Float[Tensor, "n"]
 
     @property
     def total(self) -> float:
@@ -84,27 +88,17 @@ def measure_costs(
         last = replay(stack, policy, states, search.ids, first=layer + 1, features=features)
         reversed_ = search.divergence(stack, last)
         cost = torch.where(skips, base - reversed_, reversed_ - base)
-        score = _score(stack, policy, layer, inputs[layer], features, counted)
-        found[layer] = LayerCosts(cost=cost[counted], score=score)
+        ran = stack.run(layer, inputs[layer])
+        measured = influence(inputs[layer], ran, policy.sites[layer].skip)[counted]
+        predictor = policy.sites[layer].predictor
+        if policy.chooser == "oracle" or predictor is None:
+            score = measured
+        else:
+            score = predictor(inputs[layer] if features is None else features)[counted]
+        found[layer] = LayerCosts(cost=cost[counted], score=score, influence=measured)
         if advance is not None:
             advance((done + 1) / len(policy.sites))
     return found, float(base[counted].mean())
-
-
-def _score(
-    stack: LayerStack,
-    policy: Policy,
-    layer: int,
-    states: Tensor,
-    features: Tensor | None,
-    counted: Bool[Tensor, "N T"],
-) -> Float[Tensor, "n"]:
-    site = policy.sites[layer]
-    if policy.chooser == "oracle":
-        return influence(states, stack.run(layer, states), site.skip)[counted]
-    assert site.predictor is not None
-    read = states if features is None else features
-    return site.predictor(read)[counted]
 
 
 def greedy_layers(

@@ -107,7 +107,10 @@ def calibrate_in_order(
     config: CalibrationConfig,
     *,
     chooser: str = "predicted",
+    sensitivity: Float[Tensor, "N T"] | None = None,
+    weights: Mapping[int, tuple[float, float]] | None = None,
     fit_all: bool = False,
+    final: list[Float[Tensor, "N T D"]] | None = None,
     advance: Advance | None = None,
 ) -> Policy:
     """Fit skip paths and predictors layer by layer, on states that come out of the layers fitted before.
@@ -116,7 +119,10 @@ def calibrate_in_order(
         ids: the statistics windows.
         rates: share of tokens that are to skip, by layer (those that may be skipped).
         chooser: ``predicted`` or ``random``; at rates of 0 and 1 there is nothing to choose.
+        sensitivity: of the tokens' predictions (see ``sensitivity.probe``); with ``weights``, by layer, of
+            log-influence and sensitivity in what predictors predict. Default: influence alone.
         fit_all: also fit sites of rate 0, to all tokens (their predictor's threshold then lets all run).
+        final: the output of the last layer is appended to it.
         advance: told the share done.
 
     Returns:
@@ -138,8 +144,19 @@ def calibrate_in_order(
         if layer in rates and (rate > 0 or fit_all):
             target = dense if config.target == "dense" else ran
             read = features if shared is not None else states
+            own, common = (1.0, 0.0) if weights is None else weights[layer]
+            offset = None if sensitivity is None else common * sensitivity.flatten()
             site, skip = _fit_site(
-                states, target, read, ids, sinks, rate, layer, policy, config, predict=fit_all or rate < 1
+                states,
+                target,
+                read,
+                ids,
+                sinks,
+                rate,
+                layer,
+                policy,
+                config,
+                _Wanted(own=own, offset=offset, predict=fit_all or rate < 1),
             )
             policy.sites[layer] = site
             skipped = skip.view(ids.shape).unsqueeze(-1)
@@ -148,12 +165,25 @@ def calibrate_in_order(
             states = dense if dense is ran else ran
         if advance is not None:
             advance((layer + 1) / (last + 1))
+    if final is not None:
+        for layer in range(last + 1, len(stack.layers)):
+            states = stack.run(layer, states)
+        final.append(states)
     for layer in rates:
         if layer not in policy.sites:
             empty = SkipMap.identity(stack.hidden_size, config.rank, ids.device)
             policy.sites[layer] = Site(rate=0.0, skip=empty)
     policy.sites = dict(sorted(policy.sites.items()))
     return policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What a site's predictor is to predict: ``own`` times log-influence, plus ``offset`` by token, if at all."""
+
+    own: float
+    offset: Tensor | None
+    predict: bool
 
 
 def _fit_site(
@@ -166,8 +196,7 @@ def _fit_site(
     layer: int,
     policy: Policy,
     config: CalibrationConfig,
-    *,
-    predict: bool,
+    wanted: "_Wanted",
 ) -> tuple[Site, Tensor]:
     """The site, and which of the (flattened) tokens skip there."""
     x, y, read = (value.flatten(0, 1) for value in (states, target, features))
@@ -175,16 +204,16 @@ def _fit_site(
     rows = regular(x) & regular(y) & ~sinks
     measured = float(1 - cosine[rows].mean())
     skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge)
-    if policy.chooser == "random" or not predict:
+    if policy.chooser == "random" or not wanted.predict:
         chosen = ~sinks
         if 0.0 < rate < 1.0:
             chosen = random_skips(ids, layer, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
-    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)
+    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         weight = torch.where(chosen[rows], 1.0, config.background)
         skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
-        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config)
+        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config, wanted)
     return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
 
 
@@ -197,9 +226,12 @@ def _fit_predictor(
     rate: float,
     skip_map: SkipMap,
     config: CalibrationConfig,
+    wanted: "_Wanted",
 ) -> tuple[Predictor, Tensor]:
-    log_influence = influence(x, y, skip_map)
-    predictor = fit_predictor(read[rows], log_influence[rows], strength=config.predictor_ridge)
+    score = wanted.own * influence(x, y, skip_map)
+    if wanted.offset is not None:
+        score = score + wanted.offset
+    predictor = fit_predictor(read[rows], score[rows], strength=config.predictor_ridge)
     chosen, cut = lowest(predictor(read), may, rate)
     return replace(predictor, threshold=cut), chosen
 

@@ -9,7 +9,7 @@ from layerroute.skipping.calibration.costs import LayerCosts, greedy_layers
 
 def test_a_cost_curve_counts_the_cheapest_tokens_by_score_first():
     score = torch.arange(80.0).flip(0)
-    costs = LayerCosts(cost=torch.arange(80.0), score=score)
+    costs = LayerCosts(cost=torch.arange(80.0), score=score, influence=score)
     curve = cost_curve(costs)
     assert len(curve) == STEPS + 1 and curve[0] == 0
     assert curve[1] == pytest.approx((79 + 78) / 80) and curve[-1] == pytest.approx(79 * 40 / 80)

@@ -80,6 +80,23 @@ def test_calibrate_writes_a_router_that_serves_what_the_record_says(files, tmp_p
     assert 0 < last_decision(model).mean_rate() < 1
     text = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert text.shape[1] == ids.shape[1] + 5
+    check_commands_on_router_folder(files, out, record, capsys)
+
+
+def check_commands_on_router_folder(files, out, record, capsys):
+    """`evaluate` and `generate` open a router folder, and the routes are those of the router."""
+    data = ["--data", str(files / "heldout.jsonl"), "--sequence-length", "32", "--json"]
+    assert main(["evaluate", str(out), *data]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert evaluated["routing"]["paths"] == ["skip", "run"]
+    assert 1 - evaluated["routing"]["mean_rate"] == pytest.approx(
+        record["arms"]["routed"]["skipped"], abs=0.1
+    )
+    assert evaluated["loss"] == pytest.approx(record["arms"]["routed"]["loss"], abs=0.2)
+    assert main(["generate", str(out), "the router reads", "--max-new-tokens", "4", "--json"]) == 0
+    generated = json.loads(capsys.readouterr().out)
+    assert generated["routing"]["sites"] == evaluated["routing"]["sites"]
+    assert len(generated["routing"]["choice"]) == len(generated["tokens"]) - 1
 
 
 def test_two_calibrations_are_the_same(files, capsys):

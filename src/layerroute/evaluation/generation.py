@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 
@@ -122,7 +123,7 @@ class _RouteStreamer(BaseStreamer):
     @torch.no_grad()
     def observe(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """The forward hook."""
-        decision = getattr(output, "decision", None)
+        decision = decision_of(module, output)
         if decision is not None:
             self.routing.add(decision)
             self.choice += decision.choice[0].tolist()
@@ -159,7 +160,7 @@ def generate(
         seed: of the draw.
         show: called with every piece of text, prompt included, as soon as its route is known.
     """
-    tokenizer, model = loaded.tokenizer, loaded.model
+    tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
     if ids.shape[1] == 0:  # nothing to read: begin a document
         ids = torch.tensor([[tokenizer.eos_token_id]])
@@ -172,7 +173,7 @@ def generate(
     try:
         with torch.no_grad(), loaded.in_precision():
             ids = ids.to(loaded.device)
-            model.generate(  # type: ignore[misc]
+            model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,

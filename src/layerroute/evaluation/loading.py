@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.records import RECORD_NAME, read_record
+from layerroute.skipping.storage import DESCRIPTION, load_routed
 from layerroute.training.configuration import Device, Precision
 from layerroute.training.precision import autocast, choose_device, choose_precision
 
@@ -32,8 +33,8 @@ class LoadedModel:
         precision: ``bf16`` or ``fp32``: that of the training, so that its figures are found again.
     """
 
-    model: HybridForCausalLM
-    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     path: Path
     record: dict[str, Any] | None
     precision: str
@@ -51,17 +52,19 @@ class LoadedModel:
 def load_model(
     path: str | Path, *, device: Device = "auto", precision: Precision | None = None
 ) -> LoadedModel:
-    """Load a checkpoint that `layerroute train` saved.
+    """Load a checkpoint that `layerroute train` saved, or a router folder onto the base that it names.
 
     Args:
-        path: a folder with a saved model (``best``, ``last``, ``checkpoints/checkpoint-N``), or the folder of a run,
-            whose best model is taken.
+        path: a router folder, a folder with a saved model (``best``, ``last``, ``checkpoints/checkpoint-N``), or
+            the folder of a run, whose best model is taken.
         precision: default: that of the training run if its record is there, else fp32.
 
     Raises:
         UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, no
             tokenizer. Nothing else is ever loaded in its place.
     """
+    if (Path(path) / DESCRIPTION).is_file():
+        return _load_router(Path(path), choose_device(device), precision)
     folder = _model_folder(Path(path))
     config = _read_config(folder)
     _check_weights(folder)
@@ -110,6 +113,23 @@ def load_model(
         path=folder,
         record=record,
         precision=choose_precision(precision, target).name,
+    )
+
+
+def _load_router(path: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, tokenizer = load_routed(path, dtype=torch.float32)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return LoadedModel(
+        model=model.eval().to(target),
+        tokenizer=tokenizer,
+        path=path,
+        record=None,
+        precision=choose_precision(precision or "fp32", target).name,
     )
 
 

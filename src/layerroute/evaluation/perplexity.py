@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.objectives import shift_labels, token_cross_entropy
 from layerroute.objectives.language_model import IGNORE
@@ -83,7 +84,7 @@ def evaluate(
             total += token_cross_entropy(output.logits, targets).double().sum()
             correct += ((output.logits.argmax(dim=-1) == targets) & real).sum()
             count += real.sum()
-            decision = getattr(output, "decision", None)
+            decision = decision_of(model, output)
             if decision is not None:
                 routing.add(decision)
             if on_batch is not None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from layerroute.evaluation.decisions import decision_of
+
 SHORTEST, LONGEST = 8, 40
 
 
@@ -78,7 +80,7 @@ def routes_of(
             output = model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
     finally:
         model.train(was_training)
-    decision = getattr(output, "decision", None)
+    decision = decision_of(model, output)
     if decision is None:
         return None
     probability = decision.probabilities[..., -1].float().cpu()

@@ -188,15 +188,20 @@ def greedy_static(
     advance: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, ...]:
     """The layers that greedy pruning takes out, with the skip paths of ``start`` in their place."""
+    inputs: list[Tensor] = []
+    replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
+    counted = ~start.sinks(search.ids)
     calls = 0
 
     def divergence(removed: tuple[int, ...]) -> float:
         nonlocal calls
         calls += 1
         advance(1 - 1 / (1 + calls / (3 * count)))
+        first = min(removed)  # below it the model is the full one
         policy = start.with_rates(dict.fromkeys(removed, 1.0))
-        final = replay(stack, policy, search.embedded, search.ids)
-        return float(search.divergence(stack, final)[~policy.sinks(search.ids)].mean())
+        features = None if start.router_layer is None else inputs[start.router_layer]
+        final = replay(stack, policy, inputs[first], search.ids, first=first, features=features)
+        return float(search.divergence(stack, final)[counted].mean())
 
     return greedy_layers(divergence, {layer: cost.total for layer, cost in costs.items()}, count)
 

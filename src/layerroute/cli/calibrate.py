@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
     )
     parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="measure costs again under the routing found, N - 1 times (default: %(default)s)",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
     )
     parser.add_argument(
@@ -75,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         granularity=arguments.router,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
+        rounds=arguments.rounds,
     )
     from layerroute.benchmark.output import save
     from layerroute.cli.calibration_table import show_calibration

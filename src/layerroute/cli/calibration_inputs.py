@@ -45,14 +45,14 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens-statistics",
         type=int,
-        default=16384,
+        default=8192,
         metavar="N",
         help="tokens to fit on (default: %(default)s)",
     )
     parser.add_argument(
         "--tokens-selection",
         type=int,
-        default=4096,
+        default=2048,
         metavar="N",
         help="tokens to choose rates and layers on (default: %(default)s)",
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
 from layerroute.skipping.calibration.arms import installed
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs
+from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs, rescored
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.sensitivity import cost_weights, probe
@@ -119,12 +119,22 @@ def calibrate(
     chance = replace(start, chooser="random").with_rates(dict.fromkeys(layers, PROBE_RATE))
     sensitivity = probe(stack, chance, statistics, final.pop(), advance=clock("sensitivity of predictions"))
     known = probe(stack, chance, search.ids, search.final)[~start.sinks(search.ids)]
+    weights = cost_weights(costs, known)
+    knowing = calibrate_in_order(
+        stack,
+        statistics,
+        none,
+        config,
+        sensitivity=sensitivity,
+        weights=weights,
+        fit_all=True,
+        advance=clock("predictors of the cost"),
+    )
+    now = rescored(stack, search, knowing, costs)
     rounds: list[dict[str, Any]] = []
     policies: list[Policy] = []
-    now = costs
     for turn in range(config.rounds):
         rates = allocate({layer: cost_curve(cost) for layer, cost in now.items()}, config.budget)
-        weights = cost_weights(now, known)
         policy = calibrate_in_order(
             stack,
             statistics,
@@ -136,7 +146,7 @@ def calibrate(
             advance=clock(f"fits under routing, round {turn + 1}"),
         )
         policies.append(policy)
-        rounds.append({"rates": rates, "weights": weights, **_selection_loss(stack, policy, selection)})
+        rounds.append({"rates": rates, **_selection_loss(stack, policy, selection)})
         if turn + 1 < config.rounds:
             now, _ = measure_costs(
                 stack, search, policy, advance=clock(f"cost of each choice, round {turn + 1}")

@@ -32,7 +32,8 @@ class CalibrationConfig:
             ``dense``, what leads back to the state of the full model after this layer.
         refits: how often skip path and predictor are fitted in turn at a layer, to the tokens that skip there.
         background: weight, in a skip path's fit, of tokens that run against those that skip.
-        rounds: how often costs are measured and rates allocated, each time under the routing of the round before.
+        rounds: how often rates are allocated: first by costs under the full model, then under the routing of the
+            round before.
         ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
         predictor_ridge: the same for predictors.
         seed: of the places of windows and of the random control.
@@ -45,14 +46,14 @@ class CalibrationConfig:
     rank: int = 64
     sink_tokens: int = 1
     length: int = 256
-    tokens_statistics: int = 16384
-    tokens_selection: int = 4096
+    tokens_statistics: int = 8192
+    tokens_selection: int = 2048
     tokens_search: int = 1024
     tokens_heldout: int = 8192
     target: str = "update"
     refits: int = 2
     background: float = 0.1
-    rounds: int = 2
+    rounds: int = 1
     ridge: float = 1e-3
     predictor_ridge: float = 1e-3
     seed: int = 42

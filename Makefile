@@ -10,6 +10,9 @@ RUNS ?= runs
 JOBS ?= 2
 TESTS ?= tests
 
+# Threads that wait asleep, not spinning: on a machine that others use too, spinning made training 40 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.layerroute
 DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)

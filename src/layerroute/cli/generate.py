@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 
+from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError
 
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
+    wait_patiently()
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
     if arguments.temperature < 0:

@@ -80,10 +80,9 @@ def evaluate(
                 targets = targets.masked_fill(mask == 0, IGNORE)
             with precision():
                 output = model(**inputs, use_cache=False)
-            real = targets != IGNORE
             total += token_cross_entropy(output.logits, targets).double().sum()
-            correct += ((output.logits.argmax(dim=-1) == targets) & real).sum()
-            count += real.sum()
+            correct += (output.logits.argmax(dim=-1) == targets).sum()  # no prediction equals IGNORE
+            count += (targets != IGNORE).sum()
             decision = decision_of(model, output)
             if decision is not None:
                 routing.add(decision)

@@ -46,6 +46,7 @@ def test_a_two_dimensional_norm_or_decay_is_left_alone() -> None:
             self.A_log = nn.Parameter(torch.ones(2, 2))
             self.q_norm = nn.Linear(2, 2, bias=False)
             self.other = GroupNorm2d()
+            self.scale = nn.Parameter(torch.ones(2))
             self.proj = nn.Linear(2, 2)
 
     assert decay_parameter_names(Mixer()) == ["proj.weight"]

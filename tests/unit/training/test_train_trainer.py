@@ -111,7 +111,9 @@ def test_accumulated_micro_batches_are_one_batch(make_trainer, make_model, tmp_p
     )
     for trainer in (one, two):
         trainer.train()
-    assert [p["lm_loss"] for p in points(two)] == pytest.approx([p["lm_loss"] for p in points(one)], rel=1e-5)
+    # The norm too: AdamW and clipping hide a gradient that is too long by a factor.
+    for name in ("lm_loss", "gradient_norm"):
+        assert [p[name] for p in points(two)] == pytest.approx([p[name] for p in points(one)], rel=1e-4), name
     for name, value in weights(one).items():
         assert torch.allclose(value, weights(two)[name], atol=1e-5), name
     assert one.meter.tokens == two.meter.tokens == 4 * 4 * 8

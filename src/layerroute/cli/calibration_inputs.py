@@ -1,6 +1,7 @@
 """What `calibrate` and `headroom` share: their arguments, the model that they open and the text that they read."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,10 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     found: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UserError(f"--layers {text}: give layers like 4-28 or 4,6,8")
-        found.update(range(int(first), int(last or first) + 1))
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)
 
 

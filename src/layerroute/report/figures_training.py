@@ -156,7 +156,8 @@ def _fit_completed(axes: Axes, data: pd.DataFrame) -> None:
 def _inset(axes: Axes, data: pd.DataFrame, arms: Sequence[Arm], styles: dict[str, LineStyle]) -> None:
     """The end of the curves, magnified: where arms that differ by hundredths part.
 
-    Left out where too few points would be in it, or where a completed run's curve goes through the corner it takes.
+    The axis is made taller where a completed run's curve would go through the corner it takes; it is left out where
+    that would flatten the curves too much, or where too few points would be in it.
     """
     completed = data[data["status"] == "completed"]
     last = completed["step"].max() if len(completed) else 0
@@ -165,9 +166,14 @@ def _inset(axes: Axes, data: pd.DataFrame, arms: Sequence[Arm], styles: dict[str
         return
     low, high = late["value"].min(), late["value"].max()
     bottom, top = axes.get_ylim()
-    middle = completed[completed["step"] >= 0.4 * last]["value"].max()
-    if high <= low or (middle - bottom) / (top - bottom) > 0.42:
+    # Curves are drawn from point to point: the one before the corner counts too.
+    before = completed[completed["step"] <= 0.36 * last]["step"].max()
+    entering = completed[completed["step"] >= (before if pd.notna(before) else 0)]["value"].max()
+    needed = (entering - bottom) / 0.4
+    if high <= low or needed > 1.6 * (top - bottom):
         return
+    if needed > top - bottom:
+        axes.set_ylim(bottom, bottom + needed)
     # Other lines must not run through the labels of the magnified axes.
     axes.add_patch(
         Rectangle(

@@ -78,6 +78,23 @@ def test_streamed_text_and_routes_are_those_of_one_forward_pass(finished_run: Pa
     assert all(piece.share is not None for piece in pieces[:-1])
 
 
+def test_text_is_shown_as_soon_as_its_route_is_known(finished_run: Path) -> None:
+    loaded = load_model(finished_run)
+    passes = 0
+
+    def count(*arguments: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    shown: list[tuple[bool, int]] = []
+    handle = loaded.model.register_forward_hook(count)
+    generate(loaded, "The", max_new_tokens=4, show=lambda piece: shown.append((piece.prompt, passes)))
+    handle.remove()
+    assert {at for prompt, at in shown if prompt} == {1}  # the prompt after its own pass
+    # A new token after the pass that read it; the last one, which none reads, at the end.
+    assert [at for prompt, at in shown if not prompt] == [2, 3, 4, 4]
+
+
 def test_sampling_follows_the_seed(finished_run: Path) -> None:
     loaded = load_model(finished_run)
     settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.5}
@@ -100,6 +117,9 @@ def test_half_a_character_is_held_back(finished_run: Path) -> None:
     assert "".join(parts) == text
     assert "�" not in "".join(parts)
     assert "" in parts  # the bytes of 数 came one by one
+    cut = IncrementalDecoder(tokenizer)
+    first = tokenizer("数", add_special_tokens=False)["input_ids"][0]
+    assert cut.add(first, last=True) == "�"  # nothing more will come
 
 
 def test_json_holds_tokens_routes_and_speed(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

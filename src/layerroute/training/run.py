@@ -44,7 +44,7 @@ from layerroute.training.run_record import (
     routing_section,
     static_sections,
 )
-from layerroute.training.saving import quiet_transformers, save_model
+from layerroute.training.saving import quiet_transformers, recover_model, save_model
 from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
 from layerroute.training.summary import describe_data, describe_model, describe_training
 from layerroute.training.trainer import RoutedTrainer
@@ -188,7 +188,6 @@ class _Run:
                 f"the run can go on from {self.last_state()}"
             ) from error
         finally:
-            self.interruption.deferred = False
             self.curves.close()
             self.progress.close()
         if self.interruption.signal_number is not None:
@@ -257,6 +256,8 @@ class _Run:
     def _claim_directory(self) -> None:
         if not _is_main():
             return
+        for saved in (self.directory.best, self.directory.last):
+            recover_model(saved)
         checkpoint = self.start.checkpoint
         if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
             _bring_along(checkpoint.resolve().parents[1], self.directory)

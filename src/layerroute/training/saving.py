@@ -16,14 +16,31 @@ def quiet_transformers() -> None:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer to ``path``, replacing what is there in one move.
 
-    They are written aside first, so that a write that fails leaves the old model as it was.
+    They are written aside first, so that a write that fails leaves the old model as it was; what a process that was
+    killed left half-way is first brought to an end, as ``recover_model`` does.
     """
-    aside, old = path.with_name(f".{path.name}.saving"), path.with_name(f".{path.name}.old")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    recover_model(path)
+    aside, old = _aside(path)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     if path.exists():
         os.replace(path, old)
     os.replace(aside, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_model(path: Path) -> None:
+    """Bring a replacement that a killed process began to its end, or undo it; afterwards only ``path`` is left."""
+    aside, old = _aside(path)
+    if not path.exists():
+        # The old model is moved away only when the new one is whole.
+        if old.exists() and aside.exists():
+            os.replace(aside, path)
+        elif old.exists():
+            os.replace(old, path)
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _aside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.saving"), path.with_name(f".{path.name}.old")

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "hybrid": {"errors", *ROUTING},
     "skipping": {"errors", *ROUTING},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
-    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in WORK},
+    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in sorted(WORK)},
     "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "analysis", "report"},
     # Over records alone.
     "analysis": LEAVES,

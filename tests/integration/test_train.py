@@ -75,6 +75,7 @@ ROUTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_a_run_in_two_parts_is_the_run_in_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,13 +124,14 @@ def test_a_run_killed_after_its_last_checkpoint_is_only_finished(
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_but_steps(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, train={"max_steps": 400, "save_every": 5})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "layerroute", "train", str(recipe), "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-10"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
@@ -146,7 +148,7 @@ def test_a_killed_process_loses_nothing_but_steps(tmp_path: Path) -> None:
         if line.startswith("step") and len(seen) > 3:
             process.send_signal(signal.SIGINT)
             break
-    rest, errors = process.communicate(timeout=120)
+    rest, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     text = "".join(seen) + rest
     assert "Going on from" in text

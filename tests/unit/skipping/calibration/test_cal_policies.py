@@ -136,7 +136,9 @@ def outcome():
         model.model.layers[4].self_attn.o_proj.weight.zero_()
         model.model.layers[4].mlp.down_proj.weight.zero_()
     before = model(ids(2)).logits
-    calibration = calibrate(model, config(budget=0.25, rounds=2), statistics=ids(24), selection=ids(8, seed=3))
+    calibration = calibrate(
+        model, config(budget=0.25, rounds=2), statistics=ids(24), selection=ids(8, seed=3)
+    )
     assert torch.equal(model(ids(2)).logits, before)
     return model, calibration
 

@@ -12,7 +12,7 @@ from layerroute.training.callbacks import (
     ProgressCallback,
     RecordCallback,
 )
-from layerroute.training.callbacks.progress import describe, duration, rates
+from layerroute.training.callbacks.wording import describe, duration, rates
 
 
 def state(step: int, **more) -> SimpleNamespace:

@@ -145,9 +145,12 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
     target = "cuda" if device != "cpu" and cuda else "cpu"
     # On a CPU bf16 is no faster, and on many far slower.
     model, tokenizer = load_pretrained(name, dtype=torch.float32 if target == "cpu" else "auto")
-    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    rows = embeddings.num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: they do not fit"
         )
-    return model.to(target), tokenizer
+    model.to(torch.device(target))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    return model, tokenizer

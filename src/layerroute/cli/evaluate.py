@@ -8,7 +8,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
-    wait_patiently()
     for name in ("sequence_length", "sequences", "batch_size"):
         value = getattr(arguments, name)
         least = 2 if name == "sequence_length" else 1

@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 
-from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError
 
 
@@ -39,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
-    wait_patiently()
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
     if arguments.temperature < 0:

@@ -4,7 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError
 
 
@@ -28,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns the exit code."""
-    wait_patiently()
     if arguments.max_tokens < 1:
         raise UserError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1")
     text = arguments.text if arguments.file is None else _read(arguments.file)

@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from layerroute import __version__
+from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -108,6 +109,7 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}.{nearest(name, COMMANDS)}")
 
+    wait_patiently()  # before any command imports torch
     module_name, line = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(

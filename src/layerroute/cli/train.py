@@ -14,7 +14,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from layerroute.cli.threads import wait_patiently
 from layerroute.recipe import load_recipe
 
 ACCEPTS_OVERRIDES = True
@@ -42,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
-    wait_patiently()
     overrides = dict(arguments.overrides)
     if arguments.seed is not None:
         overrides["seed"] = str(arguments.seed)

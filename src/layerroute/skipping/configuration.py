@@ -24,16 +24,18 @@ def _default_routing() -> RoutingConfig:
 class Profitability:
     """From which share of skipped tokens at a site ``auto`` takes sparse execution there.
 
-    `layerroute bench calibrate` measures these on a machine; the defaults were measured on a small CPU.
+    A site that every token skips is never entered, and one that no token skips is the layer itself, whatever these
+    say. The defaults were measured on a small CPU; another machine may have other values.
 
     Attributes:
         prefill: of a call with more than one new token a row.
-        decode: of a call with one new token a row. 0: as soon as one row skips.
+        decode: of a call with one new token a row. There a layer's weights are read whether one row runs or all do, so
+            that little is won where rows differ.
         train: of a training call (only estimators whose gradient needs the chosen path alone are ever sparse).
     """
 
     prefill: float = 0.08
-    decode: float = 0.0
+    decode: float = 0.5
     train: float = 0.08
 
     def __post_init__(self) -> None:

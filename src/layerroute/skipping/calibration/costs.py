@@ -70,7 +70,7 @@ def measure_costs(
     """Reverse every token's choice at one layer after the other, and see what happens to the prediction.
 
     The divergence from the full model stands for the loss: its expectation is the rise in cross-entropy under the
-    model's own distribution, and it needs a tenth of the tokens for the same precision, because what is drawn in the
+    model's own distribution, and it is far less noisy than the loss itself, because what is drawn in the
     text is not part of it. A token is charged with the change of its own prediction (what its choice does to later
     tokens is charged to these).
 

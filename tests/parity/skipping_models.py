@@ -14,7 +14,7 @@ _SHARED = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 512,
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "bos_token_id": 1,

@@ -1,5 +1,7 @@
 """What sparse execution runs, and that its gradients are those of masked execution."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from layerroute.errors import UserError
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import Profitability, executed, force_decision, get_router, last_decision
-from layerroute.skipping.execution import LayerCall
+from layerroute.skipping.router import LayerRouter
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
 from tests.parity.skipping_models import FAMILIES, VOCABULARY, random_choice, routed
 
@@ -90,9 +92,51 @@ def test_decoding_enters_no_layer_that_nobody_runs():
                 past = model(ids[:, :8], use_cache=True).past_key_values
                 with Seen(model, 3) as counts:
                     model(ids[:, 8:], past_key_values=past)
+                    if not expected:
+                        assert counts == {}, "not even keys are projected before somebody reads them"
+                    assert past.get_seq_length(3) == 9
+                    assert past.layers[3].keys.shape == past.layers[3].values.shape == (2, 2, 9, 8)
             assert {counts[name] for name in ("mlp", "self_attn.o_proj") if name in counts} == expected
             assert counts["self_attn.k_proj"] == counts["self_attn.v_proj"] == 2
-            assert past.get_seq_length(3) == 9, "keys of tokens that skip are in the cache"
+
+
+def test_keys_that_wait_are_those_of_the_layer():
+    """Whenever they are read, and in copies, keys of skipping tokens are what masked execution wrote."""
+    model = routed("llama")
+    ids = tokens(2, 12, VOCABULARY)
+    choice = torch.ones(2, 12, 4, dtype=torch.long)
+    choice[:, 4:, 1], choice[:, 10, 1], choice[:, 5:9, 2] = 0, 1, 0
+    caches = []
+    with torch.no_grad(), force_decision(model, choice):
+        for execution, look in (("masked", False), ("auto", False), ("auto", True)):
+            with executed(model, execution):
+                past = model(ids[:, :4], use_cache=True).past_key_values
+                for time in range(4, 12):
+                    model(ids[:, time : time + 1], past_key_values=past)
+                    if look:
+                        past = copy.deepcopy(past)
+                        past.reorder_cache(torch.tensor([1, 0]))
+                        past.reorder_cache(torch.tensor([1, 0]))
+            caches.append(past)
+    for past in caches[1:]:
+        for layer in range(7):
+            assert past.get_seq_length(layer) == 12
+            assert_close(past.layers[layer].keys, caches[0].layers[layer].keys, f"keys of layer {layer}")
+            assert_close(
+                past.layers[layer].values, caches[0].layers[layer].values, f"values of layer {layer}"
+            )
+
+
+def test_keys_do_not_wait_for_ever():
+    model = routed("llama")
+    choice = torch.zeros(1, 600, 4, dtype=torch.long)
+    with torch.no_grad(), force_decision(model, choice):
+        past = model(tokens(1, 200, VOCABULARY), use_cache=True).past_key_values
+        layer = past.layers[3]
+        assert len(layer._waiting) == 1
+        past.get_seq_length(3)
+        model(tokens(1, 70, VOCABULARY), past_key_values=past)
+        assert layer._waiting == [] and layer._keys.shape[2] == past.get_seq_length(3) == 270
 
 
 def test_evicted_tokens_leave_no_keys():
@@ -147,17 +191,18 @@ def test_executed_flops_fall_with_the_rate():
 def modes(model, ids, **kwargs) -> list[str]:
     """How each routed layer was executed in a call."""
     seen = []
-    original = LayerCall.__call__
+    original = LayerRouter._routes
 
     def record(self, *args):
-        seen.extend(route.mode for route in self.routes.values())
-        return original(self, *args)
+        routes = original(self, *args)
+        seen.extend(route.mode for route in routes.values())
+        return routes
 
-    LayerCall.__call__ = record
+    LayerRouter._routes = record
     try:
         model(ids, **kwargs)
     finally:
-        LayerCall.__call__ = original
+        LayerRouter._routes = original
     return seen
 
 

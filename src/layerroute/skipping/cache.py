@@ -1,10 +1,11 @@
 """What routed layers keep in transformers' caches beyond rectangular keys and values.
 
-``project`` needs nothing: every token writes keys and values. ``evict`` keeps those of tokens that ran only, and
-sequence-level routers keep what they decided from. Both live in the cache's own layers, so that beam search, batch
-selection, cropping and resetting reach them.
+``project`` needs nothing: every token writes keys and values, if only when somebody reads them. ``evict`` keeps those
+of tokens that ran only, and sequence-level routers keep what they decided from. All live in the cache's own layers, so
+that beam search, batch selection, cropping and resetting reach them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,6 +124,105 @@ class EvictingLayer(DynamicLayer):
             self.slots = self.slots[indices]
 
 
+# Hidden states, cosine and sine of their rotary embedding -> keys and values
+Projection = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+MOST_DEFERRED = 256
+"""Tokens whose keys may wait: as many hidden states are held in each layer."""
+
+
+class DeferringLayer(DynamicLayer):
+    """Keys and values that are projected when they are first read.
+
+    While decoding, a token that skips a layer needs nothing of it but its keys and values, and those not before another
+    token runs there. So its hidden state is kept, and the projection's weights are read once for all tokens that wait.
+    Whoever reads ``keys`` or ``values`` finds them complete.
+    """
+
+    _keys: Tensor | None
+    _values: Tensor | None
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._project: Projection | None = None
+        super().__init__()
+
+    @classmethod
+    def taking_over(cls, layer: DynamicLayer) -> "DeferringLayer":
+        """A layer with what a plain one holds."""
+        new = cls()
+        for name, value in vars(layer).items():
+            setattr(new, name, value)
+        return new
+
+    def defer(self, hidden: Float[Tensor, "B T D"], cos: Tensor, sin: Tensor, project: Projection) -> None:
+        """Have ``hidden``'s keys and values projected later."""
+        self._waiting.append((hidden, cos, sin))
+        self._project = project
+        if self._count() >= MOST_DEFERRED:
+            self.settle()
+
+    def _count(self) -> int:
+        return sum(hidden.shape[1] for hidden, _, _ in self._waiting)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Project what waits."""
+        if not self._waiting:
+            return
+        assert self._project is not None
+        waiting, self._waiting = self._waiting, []
+        hidden, cos, sin = (
+            parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*waiting, strict=True)
+        )
+        super().update(*self._project(hidden, cos, sin))
+
+    @property
+    def keys(self) -> Tensor | None:
+        """All keys."""
+        self.settle()
+        return self._keys
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        self._keys = value
+
+    @property
+    def values(self) -> Tensor | None:
+        """All values."""
+        self.settle()
+        return self._values
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        self._values = value
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ever, behind what waits."""
+        self.settle()
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        """Tokens, those that wait among them."""
+        held = (
+            self._keys.shape[-2]
+            if self.is_initialized and self._keys is not None and self._keys.numel()
+            else 0
+        )
+        return held + self._count()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._waiting, self._project = [], None
+        super().reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: complete, and without a way to the model."""
+        self.settle()
+        return {**vars(self), "_project": None}
+
+
 def cache_layer(cache: Cache, index: int) -> Any:
     """The cache's layer ``index``; caches that grow their list of layers lazily are grown."""
     if cache.layer_class_to_replicate is not None:
@@ -156,6 +256,18 @@ def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
     if hasattr(layer, "row_state"):
         row_state(cache, index).update(layer.row_state)
     return evicting
+
+
+def deferring_layer(cache: Cache, index: int) -> DeferringLayer | None:
+    """Layer ``index`` of the cache, made a ``DeferringLayer``; None if it is of a kind that cannot wait."""
+    layer = cache_layer(cache, index)
+    if isinstance(layer, DeferringLayer):
+        return layer
+    if type(layer) is not DynamicLayer or cache.offloading:
+        return None
+    deferring = DeferringLayer.taking_over(layer)
+    cache.layers[index] = deferring
+    return deferring
 
 
 _WITH_ROW_STATE: dict[type[Any], type[Any]] = {}

@@ -6,6 +6,7 @@ With h the layer's input, F what running gives and S what skipping gives, a toke
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
 from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
-from layerroute.skipping.cache import evicting_layer
+from layerroute.skipping.cache import deferring_layer, evicting_layer
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.families import Family
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
@@ -31,14 +32,14 @@ class LayerCall:
         family: names of the layer's parts; None where only whole blocks can be masked.
         evict: whether skipping tokens leave no keys and values.
         routes: by unit.
-        skip_paths: by unit; None is the identity.
+        skip_path: of a unit; None is the identity.
         context: of the call.
     """
 
     family: Family | None
     evict: bool
     routes: Mapping[str, SiteRoute]
-    skip_paths: Mapping[str, LowRankSkip | None]
+    skip_path: Callable[[str], LowRankSkip | None]
     context: CallContext
 
     # What it does depends on data; the modules that it calls are compiled one by one.
@@ -54,8 +55,6 @@ class LayerCall:
             hidden: (B, T, D) its input.
             options: the keyword arguments that the model gave it.
         """
-        if all(route.mode == DENSE for route in self.routes.values()):
-            return plain(hidden, **options)
         if "block" in self.routes:
             return self._block(layer, plain, hidden, options)
         assert self.family is not None
@@ -63,7 +62,7 @@ class LayerCall:
         return self._mlp(layer, hidden)
 
     def _skip(self, unit: str, hidden: Tensor) -> Tensor:
-        path = self.skip_paths[unit]
+        path = self.skip_path(unit)
         return hidden if path is None else hidden + path(hidden)
 
     # Whole blocks
@@ -118,7 +117,7 @@ class LayerCall:
             return route.gate_skipped(hidden, self._skip("mlp", hidden))
         if route is not None and route.mode == SPARSE:
             assert route.index is not None
-            gathered = hidden.flatten(0, 1)[route.index.flat]
+            gathered = hidden.flatten(0, 1).index_select(0, route.index.flat)
             return self._scatter("mlp", hidden, gathered, gathered + self.family.mlp_update(layer, gathered))
         ran = hidden + self.family.mlp_update(layer, hidden)
         if route is None or route.mode == DENSE:
@@ -147,9 +146,11 @@ class LayerCall:
         """The tokens that run, and what attention adds to them."""
         index, family = route.index, self.family
         assert index is not None and family is not None
-        gathered = hidden.flatten(0, 1)[index.flat]
+        gathered = hidden.flatten(0, 1).index_select(0, index.flat)
         cos, sin = options["position_embeddings"]
-        own = tuple(x.expand(hidden.shape[0], -1, -1)[index.row, index.time] for x in (cos, sin))
+        # Rows share their rotary embedding where the model made it for one of them.
+        at = index.time if cos.shape[0] == 1 else index.flat
+        own = tuple(x.flatten(0, 1).index_select(0, at) for x in (cos, sin))
         if self.evict:
             states = family.attention_input(layer, gathered)
             key, value, raw = family.keys_values(
@@ -160,10 +161,10 @@ class LayerCall:
             keys, values, spans, visible = self._evicted(layer, route, key[0], value[0], options)
         else:
             every = family.attention_input(layer, hidden)
-            states = every.flatten(0, 1)[index.flat]
+            states = every.flatten(0, 1).index_select(0, index.flat)
             keys, values, raw, spans, visible = self._projected(layer, route, every, cos, sin, options)
             if raw is not None:
-                raw = raw.flatten(0, 1)[index.flat]
+                raw = raw.flatten(0, 1).index_select(0, index.flat)
         attention = family.attention_of(layer)
         attended = attend_spans(
             family.queries(layer, states, own[0], own[1], raw),
@@ -228,9 +229,14 @@ class LayerCall:
         if self.evict:
             evicting_layer(cache, index).seen += self.context.time
             return
-        states = self.family.attention_input(layer, hidden)
-        key, value, _ = self.family.keys_values(layer, states, *options["position_embeddings"])
-        cache.update(key.transpose(1, 2), value.transpose(1, 2), index)
+        project = partial(_keys_values, self.family, layer)
+        cos, sin = options["position_embeddings"]
+        if not torch.is_grad_enabled():
+            deferring = deferring_layer(cache, index)
+            if deferring is not None:
+                deferring.defer(hidden, cos, sin, project)
+                return
+        cache.update(*project(hidden, cos, sin), index)
 
     # Eviction
 
@@ -310,6 +316,14 @@ class LayerCall:
                 visible = visible & seen.gather(2, slots.clamp_min(0)[:, None, :].expand(-1, time, -1))
         own = slots[:, None, :] == index[None, :, None]
         return {**options, "attention_mask": _for_layer(visible | own, attention, options)}
+
+
+def _keys_values(
+    family: Family, layer: nn.Module, hidden: Float[Tensor, "B T D"], cos: Tensor, sin: Tensor
+) -> tuple[Float[Tensor, "B G T K"], Float[Tensor, "B G T V"]]:
+    """What a layer's cache holds of tokens, from the layer's input."""
+    key, value, _ = family.keys_values(layer, family.attention_input(layer, hidden), cos, sin)
+    return key.transpose(1, 2), value.transpose(1, 2)
 
 
 def _visible_slots(

@@ -11,6 +11,7 @@ backward finds it in the layer's arguments.
 import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from layerroute.skipping.context import CallContext
 from layerroute.skipping.execution import LayerCall
 from layerroute.skipping.families import Family
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.routes import DENSE
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,23 @@ def enter_layer(
         return None
     context, router = frame.context, frame.router
     names = _parameters(type(layer))
-    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-    hidden = arguments.pop(names[0])
+    if len(args) > 1 or names[0] in kwargs:  # transformers passes the state first and all else by name
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        args = (kwargs.pop(names[0]),)
     if index in router.deciders:
-        router.decide(index, hidden, context, arguments.get("past_key_values"))
+        router.decide(index, args[0], context, kwargs.get("past_key_values"))
     routes = context.routes.get(index)
-    if routes is None:
+    if routes is None or all(route.mode == DENSE for route in routes.values()):
         return None
     call = LayerCall(
         family=frame.family,
         evict=router.config.kv == "evict",
         routes=routes,
-        skip_paths={unit: router.skip_path(index, unit) for unit in routes},
+        skip_path=partial(router.skip_path, index),
         context=context,
     )
-    # The state is positional, because gradient checkpointing differentiates positional arguments.
-    return (hidden,), {**arguments, "route": call}
+    # The state stays positional: gradient checkpointing differentiates positional arguments.
+    return args, {**kwargs, "route": call}
 
 
 class RoutedLayer:

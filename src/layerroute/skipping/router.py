@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import cache as memoize
 
 import torch
 import torch.nn.functional as F
@@ -81,10 +81,9 @@ class LayerRouter(nn.Module):
 
     def skip_path(self, layer: int, unit: str) -> LowRankSkip | None:
         """The skip path of a site; None is the identity."""
-        key = _key(f"layer{layer}.{unit}")
-        if key not in self.skip_paths:
+        if self.config.skip_path == "identity":
             return None
-        found = self.skip_paths[key]
+        found = self.skip_paths[_key(f"layer{layer}.{unit}")]
         assert isinstance(found, LowRankSkip)
         return found
 
@@ -226,14 +225,14 @@ class LayerRouter(nn.Module):
     def _routes(
         self, routing: Routing, decision: RouteDecision, context: CallContext
     ) -> Mapping[tuple[int, str], SiteRoute]:
+        """By layer and unit. What ``modes`` depend on comes from the device in one synchronisation."""
         gated = decision.gate.requires_grad or (self.training and routing.config.estimator == "soft")
         threshold = self._sparse_from(routing, context, gated)
-        run = decision.choice == len(PATHS) - 1
-        chosen = run & context.valid.unsqueeze(-1)
         sites = len(decision.sites)
         modes = [MASKED] * sites
-        indices: list[Any] = [None] * sites
+        indices: list[TokenIndex | None] = [None] * sites
         if threshold is not None:
+            chosen = (decision.choice == len(PATHS) - 1) & context.valid.unsqueeze(-1)
             total, *counts = torch.cat([context.valid.sum().view(1), chosen.sum(dim=(0, 1))]).tolist()
             modes = [
                 self._mode(name, count, total, threshold, gated)
@@ -245,17 +244,12 @@ class LayerRouter(nn.Module):
                     TokenIndex.of(own, context.time) if mode == SPARSE else None
                     for own, mode in zip(flat, modes, strict=True)
                 ]
-        routes = {}
-        for site, name in enumerate(decision.sites):
-            layer, unit = name.removeprefix("layer").split(".")
-            routes[int(layer), unit] = SiteRoute(
-                mode=modes[site],
-                run=run[..., site],
-                run_gate=decision.gate[..., site, -1] if gated else None,
-                skip_gate=decision.gate[..., site, 0] if gated else None,
-                index=indices[site],
+        return {
+            _layer_and_unit(name): SiteRoute(
+                mode=mode, decision=decision, site=site, gated=gated, index=index
             )
-        return routes
+            for site, (name, mode, index) in enumerate(zip(decision.sites, modes, indices, strict=True))
+        }
 
     def _mode(self, site: str, count: int, total: int, threshold: float, gated: bool) -> str:
         if count == 0:
@@ -301,6 +295,12 @@ def _in_mode(routing: Routing, frozen: bool) -> Iterator[None]:
         yield
     finally:
         routing.training = before
+
+
+@memoize
+def _layer_and_unit(site: str) -> tuple[int, str]:
+    layer, unit = site.removeprefix("layer").split(".")
+    return int(layer), unit
 
 
 def _key(site: str) -> str:

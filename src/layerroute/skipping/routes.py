@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from layerroute.routing.decision import RouteDecision
+
 DENSE = "dense"
 """Every valid token runs: the layer itself is called."""
 SKIPPED = "skipped"
@@ -41,33 +43,47 @@ class SiteRoute:
 
     Attributes:
         mode: ``dense``, ``skipped``, ``masked`` or ``sparse``.
-        run: which tokens run.
-        run_gate, skip_gate: factors of what the two paths add, with the estimator's gradient; None where the choice
-            is hard and carries none.
+        decision: that the site is part of, and ``site``, its index there.
+        gated: whether gates carry a gradient (or are soft); else the choice alone counts.
         index: the tokens that run; only in ``sparse``.
     """
 
     mode: str
-    run: Bool[Tensor, "B T"]
-    run_gate: Float[Tensor, "B T"] | None = None
-    skip_gate: Float[Tensor, "B T"] | None = None
+    decision: RouteDecision
+    site: int
+    gated: bool
     index: TokenIndex | None = None
+
+    @property
+    def run(self) -> Bool[Tensor, "B T"]:
+        """Which tokens run."""
+        return self.decision.choice[..., self.site] == len(self.decision.paths) - 1
+
+    @property
+    def run_gate(self) -> Float[Tensor, "B T"]:
+        """Factor of what running adds."""
+        return self.decision.gate[..., self.site, -1]
+
+    @property
+    def skip_gate(self) -> Float[Tensor, "B T"]:
+        """Factor of what skipping adds."""
+        return self.decision.gate[..., self.site, 0]
 
     def combine(self, hidden: Tensor, ran: Tensor, skipped: Tensor) -> Tensor:
         """(B, T, D) of each token from the path that it takes, both given for all tokens."""
-        if self.run_gate is None or self.skip_gate is None:
+        if not self.gated:
             return torch.where(self.run.unsqueeze(-1), ran, skipped)
         return hidden + _gated(self.run_gate, ran - hidden) + _gated(self.skip_gate, skipped - hidden)
 
     def gate_skipped(self, hidden: Tensor, skipped: Tensor) -> Tensor:
         """(B, T, D) of tokens that skip."""
-        if self.skip_gate is None or skipped is hidden:
+        if not self.gated or skipped is hidden:
             return skipped
         return hidden + _gated(self.skip_gate, skipped - hidden)
 
     def gate_ran(self, hidden: Tensor, ran: Tensor) -> Tensor:
         """(N, D) of the indexed tokens, which run; ``hidden`` is what they came from."""
-        if self.run_gate is None:
+        if not self.gated:
             return ran
         assert self.index is not None
         return hidden + _gated(self.run_gate.flatten()[self.index.flat], ran - hidden)

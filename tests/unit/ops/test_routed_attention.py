@@ -64,6 +64,22 @@ def test_gathered_equals_reference_in_outputs_and_gradients(name, time):
             torch.testing.assert_close(gathered, reference, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5, 6], [1, 4], [0, 2, 3, 6], [5]])
+def test_one_query_a_row(rows):
+    """As in decoding, where rows without a query are in the batch too."""
+    torch.manual_seed(0)
+    key, value = torch.randn(7, 20, GROUPS, KEY), torch.randn(7, 20, GROUPS, VALUE)
+    row = torch.tensor(rows)
+    query = torch.randn(len(rows), HEADS, KEY)
+    for options in ({}, {"key_start": torch.tensor([0, 3, 0, 19, 7, 2, 5])}, {"window": 4}):
+        for position in (torch.full_like(row, 19), 19 - row, torch.full_like(row, 11)):
+            results = [
+                routed_attention(query, key, value, row=row, position=position, **options, backend=backend)
+                for backend in ("reference", "gathered")
+            ]
+            torch.testing.assert_close(*results)
+
+
 def test_all_queries_equal_causal_attention():
     query, key, value, where = inputs(50, 1.0)
     out = routed_attention(query, key, value, **where, backend="reference").view(BATCH, 50, HEADS, VALUE)

@@ -78,8 +78,11 @@ def gathered_routed_attention(
     if count == 0:
         return query.new_empty(0, heads, value.shape[-1])
     keys, values = key.transpose(1, 2), value.transpose(1, 2)  # (B, G, S, K)
+    blocks = (plan or BlockPlan(spans)).blocks
+    if 1 < count == len({block.row for block in blocks}) and visible is None and softcap is None:
+        return _one_a_row(query, keys, values, spans, blocks, scale=scale, dropout=dropout)
     outputs = []
-    for row, first, last, start, stop, same_start, nonempty in (plan or BlockPlan(spans)).blocks:
+    for row, first, last, start, stop, same_start, nonempty in blocks:
         if stop <= start:
             outputs.append(query.new_zeros(last - first, heads, value.shape[-1]))
             continue
@@ -103,6 +106,48 @@ def gathered_routed_attention(
             out = torch.where(mask.any(dim=-1)[:, None], out, 0.0)
         outputs.append(out.squeeze(0).transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _one_a_row(
+    query: Float[Tensor, "N H K"],
+    key: Float[Tensor, "B G S K"],
+    value: Float[Tensor, "B G S V"],
+    spans: Intervals,
+    blocks: list[Block],
+    *,
+    scale: float,
+    dropout: float,
+) -> Float[Tensor, "N H V"]:
+    """At most one query a row, as in decoding: one call for all rows, those without a query among them.
+
+    To read the keys of a row in vain costs less than to copy those of the others, unless most rows have no query.
+    """
+    batch, count = key.shape[0], query.shape[0]
+    start, stop = min(block.start for block in blocks), max(block.stop for block in blocks)
+    key, value = key[:, :, start:stop], value[:, :, start:stop]
+    together = 3 * count >= batch
+    if together and count < batch:
+        query = query.new_zeros(batch, *query.shape[1:]).index_copy(0, spans.row, query)
+    elif not together:
+        key, value = key.index_select(0, spans.row), value.index_select(0, spans.row)
+    mask = None
+    if any(block.start != start or block.stop != stop for block in blocks):
+        index = torch.arange(start, stop, device=query.device)
+        mask = (index >= spans.start[:, None]) & (index < spans.stop[:, None])
+        if together and count < batch:
+            mask = mask.new_ones(batch, stop - start).index_copy(0, spans.row, mask)
+        mask = mask[:, None, None, :]
+    # The heads that share a key stand in the place of its queries: no key is repeated, whatever the kernel.
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    out = out.flatten(1, 2)
+    if together and count < batch:
+        out = out.index_select(0, spans.row)
+    return (
+        out
+        if all(block.nonempty for block in blocks)
+        else torch.where((spans.stop > spans.start)[:, None, None], out, 0.0)
+    )
 
 
 def _attend(

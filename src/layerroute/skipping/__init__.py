@@ -2,6 +2,7 @@
 
 from layerroute.skipping.configuration import Profitability, SkipConfig
 from layerroute.skipping.families import FAMILIES
+from layerroute.skipping.flops import SkipFlops, forward_flops
 from layerroute.skipping.model import (
     add_router,
     collect_decisions,
@@ -26,10 +27,12 @@ __all__ = [
     "Profitability",
     "RouterDescription",
     "SkipConfig",
+    "SkipFlops",
     "add_router",
     "collect_decisions",
     "executed",
     "force_decision",
+    "forward_flops",
     "get_router",
     "last_decision",
     "load_pretrained",

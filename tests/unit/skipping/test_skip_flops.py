@@ -1,0 +1,78 @@
+"""Analytic FLOPs against those that PyTorch counts."""
+
+import pytest
+import torch
+
+from layerroute.ops.flops import flop_counter
+from layerroute.routing import RoutingConfig
+from layerroute.skipping import executed, force_decision, forward_flops, get_router
+from layerroute.skipping.flops import layer_flops, path_costs
+from tests.parity.contracts import tokens
+from tests.parity.skipping_models import VOCABULARY, routed
+
+UNITS = [
+    ("block", "project"),
+    ("block", "evict"),
+    ("attention", "project"),
+    ("mlp", "project"),
+    ("attention+mlp", "evict"),
+]
+
+
+def count(model, ids, execution, choice) -> float:
+    with (
+        torch.no_grad(),
+        executed(model, execution),
+        force_decision(model, choice),
+        flop_counter() as counter,
+    ):
+        model(ids, use_cache=False)
+    return counter.get_total_flops() / ids.numel()
+
+
+@pytest.mark.parametrize(("unit", "kv"), UNITS)
+@pytest.mark.parametrize("granularity", ["token", "per_layer"])
+def test_analytic_equals_counted_within_two_percent(unit, kv, granularity):
+    size = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = routed("llama", model=size, unit=unit, kv=kv, granularity=granularity)
+    ids = tokens(2, 400, VOCABULARY)
+    sites = len(get_router(model).sites)
+    flops = forward_flops(model.config, get_router(model).config, 400)
+    generator = torch.Generator().manual_seed(0)
+    for rate in (0.25, 0.5, 0.75):
+        # Exactly that share of each row and site, spread at random.
+        order = torch.rand(2, 400, sites, generator=generator).argsort(dim=1).argsort(dim=1)
+        choice = (order < rate * 400).long()
+        counted = count(model, ids, "sparse", choice)
+        assert counted == pytest.approx(flops.sparse_per_token([rate] * sites), rel=0.02)
+        assert count(model, ids, "masked", choice) == pytest.approx(flops.forward_per_token, rel=0.02)
+    everyone = torch.ones(2, 400, sites, dtype=torch.long)
+    if kv == "project":
+        assert count(model, ids, "sparse", everyone) == pytest.approx(
+            flops.sparse_per_token([1.0] * sites), rel=0.02
+        )
+    nobody = torch.zeros(2, 400, sites, dtype=torch.long)
+    assert count(model, ids, "sparse", nobody) == pytest.approx(
+        flops.sparse_per_token([0.0] * sites), rel=0.02
+    )
+
+
+def test_costs_of_decisions_are_those_of_the_layer():
+    model = routed("llama", skip_path="identity")
+    config = get_router(model).config
+    layer = layer_flops(model.config, 1024)
+    assert path_costs(model.config, config) == [[layer.keys, layer.total]] * 4
+    from layerroute.skipping import last_decision
+
+    with torch.no_grad(), force_decision(model, 0.5):
+        model(tokens(2, 40, VOCABULARY))
+    decision = last_decision(model)
+    assert torch.allclose(decision.costs[:, 1], torch.tensor(layer.total))
+    assert decision.cost_weighted_rate() == pytest.approx(float(decision.mean_rate()), rel=1e-5)
+
+
+def test_controls_need_no_router_flops():
+    learned = routed("llama")
+    control = routed("llama", routing=RoutingConfig(control="random", rate=0.5))
+    assert forward_flops(learned.config, get_router(learned).config, 64).router > 0
+    assert forward_flops(control.config, get_router(control).config, 64).router == 0

@@ -11,6 +11,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: with more threads than cores each test takes several times as long.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+if os.environ.get("CI"):
+    # A run of CI says something about a commit: the same examples each time. Elsewhere hypothesis explores.
+    from hypothesis import settings
+
+    settings.register_profile("ci", derandomize=True, deadline=None)
+    settings.load_profile("ci")
+
 CHECKED_PACKAGES = [
     "layerroute.routing",
     "layerroute.objectives",

@@ -126,4 +126,5 @@ def parse(text: str, where: str) -> Any:
 
 def dump(tree: Any) -> str:
     """Return ``tree`` as YAML that :func:`parse` reads back to the same values."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    # Escaped beyond ASCII: PyYAML writes some line breaks of Unicode (U+0085) as they are, and reads them as spaces.
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerroute.recipe.yaml_reader import dump, parse
@@ -58,6 +58,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example({"\x85": "\u2028", "é": "\u2029 \x85"})
 def test_what_is_dumped_reads_back(value: Any) -> None:
     assert parse(dump(value), "here") == value
 

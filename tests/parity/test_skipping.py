@@ -15,6 +15,7 @@ from layerroute.skipping import (
     remove_router,
     router_disabled,
 )
+from layerroute.skipping.routes import TokenIndex
 from tests.parity import contracts
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
 from tests.parity.skipping_models import FAMILIES, LAYERS, VOCABULARY, plain, random_choice, routed
@@ -146,6 +147,32 @@ def test_static_cache_equals_no_cache(family, unit):
             result = torch.cat(pieces, dim=1)
             for row, real in enumerate(mask.bool()):
                 assert_close(result[row][real], expected[row][real], f"static cache, {execution}, row {row}")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_generation_with_a_static_cache(family):
+    """transformers then makes the attention masks itself, in four dimensions."""
+    model = routed(family)
+    ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9)])
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options)
+    for execution in ("masked", "sparse", "auto"):
+        with executed(model, execution):
+            assert torch.equal(model.generate(ids, cache_implementation="static", **options), expected)
+
+
+def test_blocks_planned_on_the_host_are_those_of_the_device(monkeypatch):
+    """On another device than the CPU, blocks are planned from copies of the indices."""
+    original = TokenIndex.of
+    monkeypatch.setattr(TokenIndex, "of", lambda flat, on_host, time: original(flat, on_host.clone(), time))
+    for unit, kv in FORMS:
+        model = routed("mistral", unit=unit, kv=kv)
+        ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 13)])
+        with force_decision(model, random_choice(2, 14, sites(model), seed=3)):
+            expected = logits(model, ids, "masked", attention_mask=mask)
+            result = logits(model, ids, "sparse", attention_mask=mask)
+        for row, real in enumerate(mask.bool()):
+            assert_close(result[row][real], expected[row][real], f"row {row}, {unit}, {kv}")
 
 
 @pytest.mark.parametrize("kv", ["project", "evict"])

@@ -287,33 +287,47 @@ def test_other_estimators_train_masked_and_say_so(estimator):
     assert any(found[name].abs().max() > 0 for name in router)
 
 
-def test_the_gate_follows_the_formula():
-    """d loss / d gate is what the two paths differ in, for tokens that run and tokens that skip."""
+@pytest.mark.parametrize("kv", ["project", "evict"])
+def test_the_gate_follows_the_formula(kv):
+    """d loss / d gate is what each path would add, for tokens that run and for tokens that skip."""
     model = routed(
-        "llama", layers=[6], routing=RoutingConfig(router="linear", estimator="sigmoid_st"), sink_tokens=0
+        "llama",
+        layers=[6],
+        routing=RoutingConfig(router="linear", estimator="sigmoid_st"),
+        sink_tokens=0,
+        kv=kv,
     )
     model.train()
-    ids = tokens(1, 6, VOCABULARY)
+    ids = tokens(1, 8, VOCABULARY)
+    layer = model.model.layers[6]
+
+    def states(choice):
+        """The layer's input and output where these tokens run."""
+        seen = {}
+        handle = layer.register_forward_hook(
+            lambda module, args, output: seen.update(before=args[0], after=output)
+        )
+        with force_decision(model, choice.view(1, 8, 1)), executed(model, "masked"), torch.no_grad():
+            model(ids, use_cache=False)
+        handle.remove()
+        return seen["before"][0], seen["after"][0]
+
     out = model(ids, use_cache=False)
     decision = last_decision(model)
-    (gradient,) = torch.autograd.grad(out.logits.sum(), decision.gate, retain_graph=True)
-    states = {}
-    for path in (0, 1):
-        with force_decision(model, path), torch.no_grad():
-            states[path] = model(ids, use_cache=False, output_hidden_states=True).hidden_states
-    before = states[0][-2]  # the input of the last layer; the last entry is after the final norm
-    layer = model.model.layers[6]
+    (gradient,) = torch.autograd.grad(out.logits.sum(), decision.gate)
+    choice = decision.choice[0, :, 0]
+    assert 0 < choice.sum() < 8
+    before, after = states(choice)
+    ran = after.clone()
+    for time in (choice == 0).nonzero()[:, 0]:
+        alone = choice.clone()
+        alone[time] = 1
+        ran[time] = states(alone)[1][time]
     skipped = before + get_router(model).skip_path(6, "block")(before)
-    grabbed = {}
-    handle = layer.register_forward_hook(lambda module, args, output: grabbed.update(out=output))
-    with force_decision(model, 1), torch.no_grad():
-        model(ids, use_cache=False)
-    handle.remove()
-    ran = grabbed["out"]
-    chosen = torch.where(decision.choice[..., :1] == 1, ran, skipped).detach().requires_grad_()
+    chosen = after.clone().requires_grad_()
     (upstream,) = torch.autograd.grad(model.lm_head(model.model.norm(chosen)).sum(), chosen)
-    assert_close(gradient[0, :, 0, 1], (upstream * (ran - before)).sum(-1)[0], "run gate")
-    assert_close(gradient[0, :, 0, 0], (upstream * (skipped - before)).sum(-1)[0], "skip gate")
+    assert_close(gradient[0, :, 0, 1], (upstream * (ran - before)).sum(-1), "run gate")
+    assert_close(gradient[0, :, 0, 0], (upstream * (skipped - before)).sum(-1), "skip gate")
 
 
 def test_rows_that_decide_differently_are_exact_in_decode():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -122,22 +122,31 @@ class CallContext:
         return torch.nn.functional.pad(begins.cumsum(dim=1), (1, 0))
 
     @cached_property
-    def padding(self) -> tuple[Int[Tensor, "B"] | None, Bool[Tensor, "B S"] | None]:
-        """Padding as the index of the first real token of each row where that says it all, or else as a mask.
-
-        Both None where nothing (that a real token could see) is padded. Reading it synchronises with the device.
-        """
-        mask = self.padding_mask
-        if mask is None:
-            return None, None
-        mask = mask[:, : self.keys]
+    def padding(self) -> "Padding":
+        """Who is padding, of past and new tokens. Reading it the first time copies the mask to the CPU."""
+        if self.padding_mask is None:
+            return Padding()
+        mask = self.padding_mask[:, : self.keys].cpu()
         start = mask.to(torch.uint8).argmax(dim=1)
         last = self.keys - 1 - mask.flip(1).to(torch.uint8).argmax(dim=1)
-        holes = (last - start + 1 != mask.sum(dim=1)) & mask.any(dim=1)
-        shifted, broken = torch.stack([(start > 0).any(), holes.any()]).tolist()
-        if broken:
-            return None, mask
-        return (start, None) if shifted else (None, None)
+        if bool(((last - start + 1 != mask.sum(dim=1)) & mask.any(dim=1)).any()):
+            return Padding(holes=self.padding_mask[:, : self.keys])
+        if not bool((start > 0).any()):
+            return Padding()
+        return Padding(start=start.to(self.valid.device), start_on_host=start)
+
+
+class Padding(NamedTuple):
+    """Padding that a real token could see: in front of the rows, or anywhere. All None where there is none.
+
+    Attributes:
+        start: index of the first real token of each row, where that says it all; ``start_on_host`` on the CPU.
+        holes: else, the mask itself (False is padding).
+    """
+
+    start: Int[Tensor, "B"] | None = None
+    start_on_host: Int[Tensor, "B"] | None = None
+    holes: Bool[Tensor, "B S"] | None = None
 
 
 def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:

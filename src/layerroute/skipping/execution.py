@@ -7,7 +7,7 @@ With h the layer's input, F what running gives and S what skipping gives, a toke
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
-from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
+from layerroute.ops.routed_attention import BlockPlan, Intervals, attend_spans, intervals
 from layerroute.skipping.cache import deferring_layer, evicting_layer
-from layerroute.skipping.context import CallContext
+from layerroute.skipping.context import CallContext, Padding
 from layerroute.skipping.families import Family
-from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
+from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute, TokenIndex
 from layerroute.skipping.skip_paths import LowRankSkip
+
+
+class Sight(NamedTuple):
+    """What gathered queries see: their intervals of keys, any further restriction, and their blocks if planned."""
+
+    spans: Intervals
+    visible: Bool[Tensor, "N S"] | None = None
+    plan: BlockPlan | None = None
 
 
 @dataclass(kw_only=True)
@@ -158,11 +166,11 @@ class LayerCall:
             )
             if raw is not None:
                 raw = raw[0]
-            keys, values, spans, visible = self._evicted(layer, route, key[0], value[0], options)
+            keys, values, sight = self._evicted(layer, route, key[0], value[0], options)
         else:
             every = family.attention_input(layer, hidden)
             states = every.flatten(0, 1).index_select(0, index.flat)
-            keys, values, raw, spans, visible = self._projected(layer, route, every, cos, sin, options)
+            keys, values, raw, sight = self._projected(layer, route, every, cos, sin, options)
             if raw is not None:
                 raw = raw.flatten(0, 1).index_select(0, index.flat)
         attention = family.attention_of(layer)
@@ -170,8 +178,9 @@ class LayerCall:
             family.queries(layer, states, own[0], own[1], raw),
             keys,
             values,
-            spans,
-            visible=visible,
+            sight.spans,
+            visible=sight.visible,
+            plan=sight.plan,
             scale=attention.scaling,
             softcap=None if family.softcap is None else getattr(attention, family.softcap),
             dropout=attention.attention_dropout if layer.training else 0.0,
@@ -187,7 +196,7 @@ class LayerCall:
         cos: Tensor,
         sin: Tensor,
         options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor, Tensor | None, Intervals, Bool[Tensor, "N S"] | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Sight]:
         """Keys and values of all tokens, cached ones first, and which of them the indexed tokens see."""
         assert self.family is not None and route.index is not None
         index, context = route.index, self.context
@@ -204,20 +213,30 @@ class LayerCall:
             visible = given.expand(states.shape[0], -1, -1)[index.row, index.time, : key.shape[1]]
             everything = torch.full_like(index.row, key.shape[1])
             spans = Intervals(row=index.row, start=torch.zeros_like(index.row), stop=everything)
-            return key, value, raw, spans, visible
+            return key, value, raw, Sight(spans, visible)
         # Among masks of the caller's own, a layer without one is plain causal.
-        start, holes = (None, None) if context.explicit_mask else context.padding
-        spans = intervals(
-            index.row,
-            index.time + (context.past - offset),
-            key_start=None if start is None else (start - offset).clamp_min(0),
-            window=self.family.window(attention),
-            documents=context.documents(cache),
-        )
-        if holes is None:
-            return key, value, raw, spans, None
-        held = F.pad(holes[:, offset:], (0, max(0, key.shape[1] - holes.shape[1] + offset)))
-        return key, value, raw, spans, held[index.row]
+        padding = Padding() if context.explicit_mask else context.padding
+        window, documents = self.family.window(attention), context.documents(cache)
+
+        def see(tokens: TokenIndex, start: Tensor | None, ids: Tensor | None) -> Intervals:
+            return intervals(
+                tokens.row,
+                tokens.time + (context.past - offset),
+                key_start=None if start is None else (start - offset).clamp_min(0),
+                window=window,
+                documents=ids,
+            )
+
+        spans = see(index, padding.start, documents)
+        plan = None
+        if index.host is not None and index.host is not index:
+            ids = None if documents is None else documents.cpu()
+            plan = BlockPlan(see(index.host, padding.start_on_host, ids))
+        if padding.holes is None:
+            return key, value, raw, Sight(spans, None, plan)
+        beyond = max(0, key.shape[1] - padding.holes.shape[1] + offset)
+        held = F.pad(padding.holes[:, offset:], (0, beyond))
+        return key, value, raw, Sight(spans, held[index.row], plan)
 
     def _write_keys(self, layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> None:
         """Keys and values of a call in which nobody runs here: for later tokens, if there can be any."""
@@ -247,16 +266,18 @@ class LayerCall:
         key: Float[Tensor, "N G K"],
         value: Float[Tensor, "N G V"],
         options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor, Intervals, Bool[Tensor, "N S"] | None]:
+    ) -> tuple[Tensor, Tensor, Sight]:
         """Keys and values of the tokens that ran here, in this call and before, and which of them each sees."""
         assert self.family is not None and route.index is not None
         index, context = route.index, self.context
         batch = context.valid.shape[0]
         cache: Cache | None = options.get("past_key_values")
         attention = self.family.attention_of(layer)
-        count = torch.bincount(index.row, minlength=batch)
-        rank = torch.arange(index.row.shape[0], device=key.device) - (count.cumsum(0) - count)[index.row]
-        width = int(count.max())
+        assert index.host is not None
+        on_host = torch.bincount(index.host.row, minlength=batch)
+        width = int(on_host.max())
+        first = (on_host.cumsum(0) - on_host).to(key.device)
+        rank = torch.arange(index.row.shape[0], device=key.device) - first[index.row]
         where = (index.row, rank)
         keys = key.new_zeros(batch, width, *key.shape[1:]).index_put(where, key)
         values = value.new_zeros(batch, width, *value.shape[1:]).index_put(where, value)
@@ -274,7 +295,7 @@ class LayerCall:
         window = self.family.window(attention)
         given = _as_visible(options.get("attention_mask")) if context.explicit_mask else None
         if batch == 1 and window is None and given is None:
-            return keys, values, spans, None
+            return keys, values, Sight(spans)
         own = slots[index.row]
         visible = own >= 0
         if window is not None:
@@ -282,13 +303,12 @@ class LayerCall:
         if given is not None:
             seen = given.expand(batch, -1, -1)[index.row, index.time]
             visible = visible & seen.gather(1, own.clamp_min(0))
-        return keys, values, spans, visible
+        return keys, values, Sight(spans, visible)
 
     def _expect_eviction(self, layer: nn.Module, route: SiteRoute, options: dict[str, Any]) -> dict[str, Any]:
         """The layer's options with a mask that hides evicted tokens, and its cache told whom to keep.
 
-        Every token sees itself, run or not: what a skipping token computes is not used, but an empty softmax would
-        be NaN, and NaN spreads in backward.
+        Every token sees itself, run or not: what it would compute if it ran is what its gate's gradient is made of.
         """
         context = self.context
         assert self.family is not None

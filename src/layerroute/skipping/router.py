@@ -233,17 +233,15 @@ class LayerRouter(nn.Module):
         indices: list[TokenIndex | None] = [None] * sites
         if threshold is not None:
             chosen = (decision.choice == len(PATHS) - 1) & context.valid.unsqueeze(-1)
-            total, *counts = torch.cat([context.valid.sum().view(1), chosen.sum(dim=(0, 1))]).tolist()
+            here = torch.cat([chosen, context.valid.unsqueeze(-1)], dim=-1).flatten(0, 1).T
+            on_host = here.cpu()  # the call's one synchronisation, for a router that decides once
+            *counts, total = on_host.sum(dim=1).tolist()
             modes = [
                 self._mode(name, count, total, threshold, gated)
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
-                flat = chosen.flatten(0, 1).T.nonzero()[:, 1].split(counts)
-                indices = [
-                    TokenIndex.of(own, context.time) if mode == SPARSE else None
-                    for own, mode in zip(flat, modes, strict=True)
-                ]
+                indices = _token_indices(on_host[:-1], counts, modes, context.time, here.device)
         return {
             _layer_and_unit(name): SiteRoute(
                 mode=mode, decision=decision, site=site, gated=gated, index=index
@@ -318,6 +316,19 @@ def force_run(decision: RouteDecision, where: Bool[Tensor, "B T"]) -> RouteDecis
         probabilities=torch.where(mask, sure.to(decision.probabilities.dtype), decision.probabilities),
         gate=torch.where(mask, sure.to(decision.gate.dtype), decision.gate),
     )
+
+
+def _token_indices(
+    chosen: Bool[Tensor, "R N"], counts: Sequence[int], modes: Sequence[str], time: int, device: torch.device
+) -> list[TokenIndex | None]:
+    """The tokens that run at each sparse site; ``chosen`` is on the CPU."""
+    on_host = chosen.nonzero()[:, 1]
+    hosts = on_host.split(list(counts))
+    heres = hosts if device.type == "cpu" else on_host.to(device, non_blocking=True).split(list(counts))
+    return [
+        TokenIndex.of(here, host, time) if mode == SPARSE else None
+        for here, host, mode in zip(heres, hosts, modes, strict=True)
+    ]
 
 
 def _spread(decision: RouteDecision, group: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> RouteDecision:

@@ -25,16 +25,20 @@ class TokenIndex:
     Attributes:
         flat: index into the B·T tokens.
         row, time: the same in two parts.
+        host: the same on the CPU (itself, if it is there), where blocks are planned without asking the device.
     """
 
     flat: Int[Tensor, "N"]
     row: Int[Tensor, "N"]
     time: Int[Tensor, "N"]
+    host: "TokenIndex | None" = None
 
     @classmethod
-    def of(cls, flat: Int[Tensor, "N"], time: int) -> "TokenIndex":
-        """From flat indices of a batch with ``time`` tokens a row."""
-        return cls(flat=flat, row=flat // time, time=flat % time)
+    def of(cls, flat: Int[Tensor, "N"], on_host: Int[Tensor, "N"], time: int) -> "TokenIndex":
+        """From flat indices of a batch with ``time`` tokens a row, and their copy on the CPU."""
+        here = cls(flat=flat, row=flat // time, time=flat % time)
+        here.host = here if flat is on_host else cls(flat=on_host, row=on_host // time, time=on_host % time)
+        return here
 
 
 @dataclass(kw_only=True)

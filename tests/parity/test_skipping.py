@@ -343,6 +343,26 @@ def test_sequence_router_lets_the_prefix_run_and_then_decides_once():
     assert len({tuple(row) for row in choice[:, 4].tolist()}) > 1, "sequences are told apart"
 
 
+def test_what_a_sequence_router_remembers_goes_where_its_row_goes():
+    """Rows of the cache change places before the prefix is complete, as in beam search."""
+    model = routed("llama", granularity="sequence", prefix_tokens=6)
+    ids = tokens(4, 12, VOCABULARY)
+    order = torch.tensor([2, 0, 0, 3])
+    moved = torch.cat([ids[order, :4], ids[:, 4:]], dim=1)
+    expected = logits(model, moved, "masked")
+    assert len({tuple(row) for row in last_decision(model).choice[:, 8].tolist()}) > 1
+    with torch.no_grad():
+        for change in ("reorder_cache", "batch_select_indices"):
+            past = model(ids[:, :4], use_cache=True).past_key_values
+            getattr(past, change)(order)
+            assert_close(model(moved[:, 4:], past_key_values=past).logits, expected[:, 4:], change)
+        past = model(ids[:2, :4], use_cache=True).past_key_values
+        past.batch_repeat_interleave(2)
+        twice = torch.cat([ids[:2, :4].repeat_interleave(2, 0), ids[:, 4:]], dim=1)
+        result = model(twice[:, 4:], past_key_values=past).logits
+    assert_close(result, logits(model, twice, "masked")[:, 4:], "batch_repeat_interleave")
+
+
 def test_sinks_always_run():
     for sinks in (0, 3):
         model = routed("llama", sink_tokens=sinks)

@@ -17,7 +17,7 @@ from layerroute.cli.main import COMMANDS
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
-LEAVES = {"errors", "provenance", "records"}
+LEAVES = {"errors", "precision", "provenance", "records"}
 ROUTING = {"routing", "objectives", "ops"}
 MODELS = {"hybrid", "skipping"}
 WORK = {"training", "evaluation", "benchmark"}
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     # Names with no part of ours below them.
     "errors": set(),
     "provenance": set(),
+    "precision": {"errors"},
     "registration": set(),
     "records": {"errors", "provenance"},
     "recipe": {"errors"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"errors"},
     "objectives": {"errors", "routing"},
     "hybrid": {"errors", *ROUTING},
-    "skipping": {"errors", *ROUTING},
+    "skipping": {"errors", "precision", *ROUTING},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
     **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in sorted(WORK)},
     "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "analysis", "report"},
@@ -44,7 +45,17 @@ ALLOWED: dict[str, set[str]] = {
     "report": {*LEAVES, "analysis"},
 }
 
-TORCH_FREE = ["errors", "provenance", "records", "registration", "recipe", "data", "analysis", "report"]
+TORCH_FREE = [
+    "errors",
+    "precision",
+    "provenance",
+    "records",
+    "registration",
+    "recipe",
+    "data",
+    "analysis",
+    "report",
+]
 
 
 def modules() -> Iterator[tuple[str, Path]]:

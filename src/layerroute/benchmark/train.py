@@ -12,12 +12,12 @@ from layerroute.benchmark.twins import plain_twin
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.hybrid.configuration import PATHS
+from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
 from layerroute.routing import forced
 from layerroute.training.models import Vocabulary, build_model, model_config, model_figures
 from layerroute.training.objective import training_loss
 from layerroute.training.optimization import decay_parameter_names
-from layerroute.training.precision import autocast, choose_device, choose_precision
 
 DESCRIPTION = """\
 Time training steps (forward, backward, clipping, AdamW) of the models of two recipes on the same batches of random

@@ -108,7 +108,7 @@ def _torch(advice: list[str]) -> dict[str, Any]:
     import torch
 
     from layerroute.ops.gated_delta import backend_report
-    from layerroute.training.precision import choose_precision
+    from layerroute.precision import choose_precision
 
     devices: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
     for index in range(torch.cuda.device_count()):

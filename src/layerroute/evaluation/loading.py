@@ -14,10 +14,9 @@ from transformers.utils import logging
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
 from layerroute.skipping.storage import DESCRIPTION, load_routed
-from layerroute.training.configuration import Device, Precision
-from layerroute.training.precision import autocast, choose_device, choose_precision
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -2,12 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 from layerroute.errors import UserError
-
-Precision = Literal["auto", "bf16", "fp32"]
-Device = Literal["auto", "cpu", "cuda"]
+from layerroute.precision import Device, Precision
 
 
 def _require(condition: bool, message: str) -> None:

@@ -21,6 +21,7 @@ from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes
+from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
 from layerroute.training.arguments import training_arguments
@@ -35,7 +36,6 @@ from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.errors import TrainingFailed
 from layerroute.training.memory import estimate_memory
 from layerroute.training.models import Vocabulary, build_model, model_config, model_figures, resolved_recipe
-from layerroute.training.precision import autocast, choose_device, choose_precision
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint
 from layerroute.training.run_record import (
     RunRecord,

@@ -6,10 +6,10 @@ import torch
 
 from layerroute.hybrid import HybridConfig
 from layerroute.ops.gated_delta import backend_report
+from layerroute.precision import ChosenPrecision
 from layerroute.training.configuration import TrainConfig
 from layerroute.training.memory import MemoryEstimate
 from layerroute.training.models import ModelFigures
-from layerroute.training.precision import ChosenPrecision
 
 
 def describe_model(config: HybridConfig, figures: ModelFigures) -> list[str]:

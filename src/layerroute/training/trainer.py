@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
+from layerroute.precision import autocast
 from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.checkpoint import STATE_NAME, checkpoints, newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
@@ -22,7 +23,6 @@ from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
 from layerroute.training.objective import training_loss
 from layerroute.training.optimization import decay_parameter_names, learning_rate_factor
-from layerroute.training.precision import autocast
 from layerroute.training.windows import TrainingWindows, collate
 
 

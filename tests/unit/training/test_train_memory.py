@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from layerroute.precision import autocast
 from layerroute.training.memory import estimate_memory
-from layerroute.training.precision import autocast
 
 
 def saved_bytes(model, ids) -> int:

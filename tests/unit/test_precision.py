@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from layerroute import precision
 from layerroute.errors import UserError
-from layerroute.training import precision
-from layerroute.training.precision import autocast, choose_device, choose_precision, cpu_flags
+from layerroute.precision import autocast, choose_device, choose_precision, cpu_flags
 
 CPU = torch.device("cpu")
 

@@ -1,15 +1,20 @@
-"""Which precision and which device a run uses, and why."""
+"""Which precision and which device a run uses, and why. torch is imported when first needed."""
+
+from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from layerroute.errors import UserError
-from layerroute.training.configuration import Device, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class ChosenPrecision(NamedTuple):
@@ -25,6 +30,8 @@ def choose_device(requested: Device) -> torch.device:
     Raises:
         UserError: if CUDA is asked for and not there.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if requested == "cuda" and not available:
         raise UserError("train.device is 'cuda', but torch finds no GPU; use train.device auto or cpu")
@@ -57,6 +64,8 @@ def choose_precision(requested: Precision, device: torch.device) -> ChosenPrecis
     if requested == "fp32":
         return ChosenPrecision("fp32", "as asked")
     if device.type == "cuda":
+        import torch
+
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         if requested == "bf16" and not native:
             raise UserError("train.precision is 'bf16', but this GPU has no bfloat16; use fp32 or auto")
@@ -76,5 +85,7 @@ def choose_precision(requested: Precision, device: torch.device) -> ChosenPrecis
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """The context in which a model computes at ``precision``, in training as in evaluation."""
     if precision == "bf16":
+        import torch
+
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

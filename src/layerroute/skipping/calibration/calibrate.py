@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
 from layerroute.skipping.calibration.arms import installed
 from layerroute.skipping.calibration.configuration import CalibrationConfig
@@ -100,7 +101,8 @@ def calibrate(
         UserError: if the model cannot be opened at its layers, or layers are out of range.
     """
     clock = _Clock(stage)
-    stack = LayerStack(model, config.length)
+    precision = choose_precision(config.precision, model.device).name
+    stack = LayerStack(model, config.length, precision)
     skip = config.skip_config(len(stack.layers))
     layers = skip.layers or []
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
@@ -221,10 +223,11 @@ def evaluate_arms(
 ) -> dict[str, Score]:
     """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
     advance = stage("held-out text")
-    scores = {"dense": score(model, heldout)}
+    precision = choose_precision(calibration.config.precision, model.device).name
+    scores = {"dense": score(model, heldout, precision=precision)}
     total = len(calibration.arms) + 1
     for name, policy in calibration.arms.items():
         with installed(model, policy, calibration.skip):
-            scores[name] = score(model, heldout)
+            scores[name] = score(model, heldout, precision=precision)
         advance(len(scores) / total)
     return scores

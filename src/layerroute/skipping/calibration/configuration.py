@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from layerroute.errors import UserError, nearest
+from layerroute.precision import Precision
 from layerroute.skipping.configuration import SkipConfig
 
 GRANULARITIES = ("per_layer", "token")
@@ -36,6 +37,8 @@ class CalibrationConfig:
             round before.
         ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
         predictor_ridge: the same for predictors.
+        precision: of the layers' and the head's products: ``auto`` (default) is bfloat16 where the machine has units
+            for it. Statistics and fits are fp32 and fp64 always.
         seed: of the places of windows and of the random control.
     """
 
@@ -56,6 +59,7 @@ class CalibrationConfig:
     rounds: int = 1
     ridge: float = 1e-3
     predictor_ridge: float = 1e-3
+    precision: Precision = "auto"
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
 from layerroute.skipping.calibration.calibrate import Stage, greedy_static, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
@@ -65,7 +66,7 @@ def headroom(
     Returns:
         The full model's cross-entropy, and a row a budget.
     """
-    stack = LayerStack(model, config.length)
+    stack = LayerStack(model, config.length, choose_precision(config.precision, model.device).name)
     layers = config.skip_config(len(stack.layers)).layers or []
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
     embedded = stack.embed(selection)

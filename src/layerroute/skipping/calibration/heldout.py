@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerroute.precision import autocast
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.model import get_router, last_decision
 from layerroute.skipping.router import LayerRouter
@@ -36,7 +37,7 @@ class Score:
 
 
 @torch.inference_mode()
-def score(model: Any, ids: Int[Tensor, "N T"]) -> Score:
+def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Score:
     """Cross-entropy of windows under the model as it stands, with its router if it has one."""
     routed = any(isinstance(module, LayerRouter) for module in model.modules())
     step = max(1, CHUNK_TOKENS // ids.shape[1])
@@ -44,7 +45,8 @@ def score(model: Any, ids: Int[Tensor, "N T"]) -> Score:
     skipped: Tensor | None = None
     for first in range(0, len(ids), step):
         part = ids[first : first + step]
-        logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
+        with autocast(precision, part.device):
+            logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
         target = part[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         losses.append(loss.view_as(target).mean(dim=1))

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from layerroute.errors import UserError
+from layerroute.precision import autocast
 from layerroute.skipping.families import decoder_stack
 from layerroute.skipping.router import LayerRouter
 
@@ -45,6 +46,7 @@ class LayerStack:
     Args:
         model: a transformers causal LM without a router. It is put into inference mode and otherwise left alone.
         length: tokens of a window.
+        precision: ``bf16`` (layers and head under autocast; states stay in the model's dtype) or ``fp32``.
 
     Attributes:
         layers: the decoder layers.
@@ -54,12 +56,12 @@ class LayerStack:
         UserError: if the model's layers cannot be found, or it has a router already.
     """
 
-    def __init__(self, model: Any, length: int) -> None:
+    def __init__(self, model: Any, length: int, precision: str = "fp32") -> None:
         if any(isinstance(module, LayerRouter) for module in model.modules()):
             raise UserError(
                 "the model has a router already; calibrate the plain model (remove_router takes it off)"
             )
-        self.model, self.length = model.eval(), length
+        self.model, self.length, self.precision = model.eval(), length, precision
         self.stack, layers = decoder_stack(model)
         self.layers = list(layers)
         self._name = next(name for name, child in self.stack.named_children() if child is layers)
@@ -105,14 +107,15 @@ class LayerStack:
         """What a layer makes of the states; every token runs."""
         parts = []
         for chunk in self.chunks(len(states)):
-            out = self.layers[layer](states[chunk], **self._options[layer])
+            with autocast(self.precision, states.device):
+                out = self.layers[layer](states[chunk], **self._options[layer])
             parts.append(out[0] if isinstance(out, tuple) else out)
         return torch.cat(parts)
 
     @torch.inference_mode()
     def logits(self, states: Float[Tensor, "n T D"], ids: Int[Tensor, "n T"]) -> Float[Tensor, "n T V"]:
         """Logits from the output of the last layer."""
-        with self._recording(replacement=states):
+        with self._recording(replacement=states), autocast(self.precision, states.device):
             return self.model(input_ids=ids, use_cache=False).logits
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ from layerroute.errors import UserError, nearest
 from layerroute.records import RECORD_NAME, Record, read_record
 
 COMPLETED = "completed"
-_NOT_SEARCHED = {"checkpoints", "best", "last", "tensorboard", "report"}
+_NOT_SEARCHED = {"checkpoints", "best", "last", "tensorboard", "report", "search"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.errors import UserError
-from layerroute.recipe import Recipe, find_recipe, load_recipe, recipe_to_dict, shipped_recipes
+from layerroute.recipe import (
+    Recipe,
+    find_recipe,
+    is_study,
+    load_recipe,
+    recipe_to_dict,
+    shipped_recipes,
+    shipped_studies,
+)
 
 ACCEPTS_OVERRIDES = True
 
@@ -21,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes",
         nargs="*",
         metavar="RECIPE",
-        help="recipe, folder of recipes, or name of a shipped one; none: all that come with layerroute",
+        help="recipe or study, folder of such, or name of a shipped one; none: all that come with layerroute",
     )
     parser.add_argument("--json", action="store_true", help="print the resolved recipes as JSON")
     parser.epilog = (
@@ -35,16 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([entry for _, entry in results], indent=2))
     for recipe, entry in results:
-        if recipe is None:
+        if not entry["valid"]:
             print(f"layerroute: error: {entry['error']}", file=sys.stderr)
         elif not arguments.json:
-            print(_summary(recipe, entry["file"]))
-    return 2 if any(recipe is None for recipe, _ in results) else 0
+            print(_study_summary(entry) if recipe is None else _summary(recipe, entry["file"]))
+    return 0 if all(entry["valid"] for _, entry in results) else 2
 
 
 def _expand(recipes: list[str]) -> list[str]:
     if not recipes:
-        return list(shipped_recipes())
+        return [*shipped_recipes(), *shipped_studies()]
     paths: list[str] = []
     for text in recipes:
         inside = sorted(str(path) for path in Path(text).rglob("*.yaml")) if Path(text).is_dir() else [text]
@@ -57,10 +65,40 @@ def _expand(recipes: list[str]) -> list[str]:
 def _check(path: str, overrides: Mapping[str, str]) -> tuple[Recipe | None, dict[str, Any]]:
     try:
         file = str(find_recipe(path))
+        if is_study(Path(file)):
+            return None, _check_study(file, overrides)
         recipe = load_recipe(file, overrides)
     except UserError as error:
         return None, {"file": path, "valid": False, "error": " ".join(str(error).split())}
     return recipe, {"file": file, "valid": True, **_figures(recipe), "recipe": recipe_to_dict(recipe)}
+
+
+def _check_study(file: str, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Every run that can be planned is, so that each arm's recipe is held to its types with all that the study sets."""
+    from layerroute.studies.configuration import load_study
+    from layerroute.studies.plan import Plan
+
+    study = load_study(file, overrides)
+    plan = Plan(study)
+    plan.first_runs()
+    for name in plan.variants:
+        plan.recipe(name, study.config.seeds[0], {})
+    return {
+        "file": file,
+        "valid": True,
+        "study": study.config.name,
+        "arms": list(plan.variants),
+        "seeds": study.config.seeds,
+        "runs": plan.size(),
+    }
+
+
+def _study_summary(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{entry['study']}  ({entry['file']})\n"
+        f"  study of {', '.join(entry['arms'])}\n"
+        f"  seeds {', '.join(map(str, entry['seeds']))}: {entry['runs']} runs in all"
+    )
 
 
 def _figures(recipe: Recipe) -> dict[str, Any]:

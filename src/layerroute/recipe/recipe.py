@@ -79,6 +79,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     """
     file = find_recipe(path)
     layers = _read_with_bases(file)
+    if "arms" in layers[-1][1]:
+        raise UserError(f"{file} is a study of several arms: run it with `layerroute study`.")
     own = layers[-1][1]
     layers.append((_COMMAND_LINE, _override_tree(overrides or {})))
     merged: dict[str, Any] = {}

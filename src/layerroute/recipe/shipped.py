@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerroute.errors import UserError, nearest
+from layerroute.recipe import yaml_reader
 
 SUFFIX = ".yaml"
 
@@ -22,10 +23,27 @@ def shipped_folder() -> Path:
 
 
 def shipped_recipes() -> Iterator[str]:
-    """Yield the names of all shipped recipes (``attention_routing/dynamic``), in order."""
+    """Yield the names of all shipped recipes (``attention_routing/dynamic``), in order; studies are not among them."""
+    return (name for name, study in _shipped() if not study)
+
+
+def shipped_studies() -> Iterator[str]:
+    """Yield the names of all shipped studies, in order."""
+    return (name for name, study in _shipped() if study)
+
+
+def is_study(file: Path) -> bool:
+    """Whether a YAML file names arms, as studies do and recipes do not. False where it cannot be read."""
+    try:
+        return "arms" in yaml_reader.read_mapping(file)
+    except UserError:
+        return False
+
+
+def _shipped() -> Iterator[tuple[str, bool]]:
     folder = shipped_folder()
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        yield path.relative_to(folder).with_suffix("").as_posix()
+        yield path.relative_to(folder).with_suffix("").as_posix(), is_study(path)
 
 
 def find_recipe(path: str | os.PathLike[str], *, shipped: bool = True) -> Path:
@@ -66,4 +84,4 @@ def _not_found(text: str, shipped: bool) -> str:
         return f"there is no recipe {text}.{nearest(folder.name, beside)}"
     if not shipped:
         return f"there is no recipe {text}; paths are relative to the file that names them."
-    return f"there is no recipe {text}.{nearest(text, shipped_recipes())}"
+    return f"there is no recipe {text}.{nearest(text, (name for name, _ in _shipped()))}"

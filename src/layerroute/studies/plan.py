@@ -1,0 +1,163 @@
+"""From a study file to the runs that it asks for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from layerroute.errors import UserError
+from layerroute.recipe import Recipe, find_recipe, load_recipe
+from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
+from layerroute.training.models import resolved_recipe
+from layerroute.training.run_directory import recipe_fingerprint
+
+RUNS, SEARCH = "runs", "search"
+"""Folders of a study: what is reported, and the trials by which each arm chose its settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An arm of the study: a recipe with its overrides. Arms of a grid sweep are variants of one arm."""
+
+    name: str
+    file: Path
+    overrides: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run.
+
+    Attributes:
+        key: its folder below the study's: ``runs/dynamic-seed1``.
+        settings: what ``tune`` or a sampler chose, by dotted key.
+        fingerprint: of the resolved recipe.
+    """
+
+    key: str
+    variant: str
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str
+
+    def directory(self, out: Path) -> Path:
+        """The run's folder."""
+        return out / self.key
+
+
+class Plan:
+    """All that follows from the study file alone.
+
+    Raises:
+        UserError: a recipe cannot be read, an override does not fit it, or two arms have one name.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.config = study, study.config
+        self._trial_runs: dict[str, list[PlannedRun]] = {}
+        variants = list(_variants(study))
+        self.variants = {variant.name: variant for variant in variants}
+        if len(self.variants) < len(variants):
+            names = [variant.name for variant in variants]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise UserError(f"{study.file}: two arms are named {twice[0]!r}; give one of them another 'name'")
+
+    @property
+    def sampled(self) -> bool:
+        """Whether an Optuna sampler chooses what is run."""
+        return self.config.sweep is not None and self.config.sweep.sampler != "grid"
+
+    def recipe(self, variant: str, seed: int, settings: Mapping[str, Any], name: str | None = None) -> Recipe:
+        """The recipe of one run; ``name`` defaults to the variant's."""
+        chosen = self.variants[variant]
+        overrides = {**chosen.overrides, **settings, "name": name or variant, "seed": seed}
+        return load_recipe(chosen.file, overrides)
+
+    def trial_runs(self, variant: str) -> list[PlannedRun]:
+        """The runs in which an arm chooses its settings; empty without ``tune``."""
+        tune = self.config.tune
+        if tune is None:
+            return []
+        if variant not in self._trial_runs:
+            self._trial_runs[variant] = [
+                self._run(f"{SEARCH}/{variant}-{short(point)}", variant, seed, {**tune.overrides, **point})
+                for point in grid(tune.grid)
+                for seed in tune.seeds
+            ]
+        return self._trial_runs[variant]
+
+    def final_runs(self, variant: str, settings: Mapping[str, Any]) -> list[PlannedRun]:
+        """The arm's runs with the settings that it chose, one a seed."""
+        return [self._run(f"{RUNS}/{variant}", variant, seed, settings) for seed in self.config.seeds]
+
+    def first_runs(self) -> list[PlannedRun]:
+        """What can be begun at once, interleaved so that all arms come on evenly."""
+        if self.sampled:
+            return []
+        each = [
+            self.trial_runs(name) if self.config.tune else self.final_runs(name, {}) for name in self.variants
+        ]
+        return [run for rank in itertools.zip_longest(*each) for run in rank if run is not None]
+
+    def size(self) -> int:
+        """Number of runs, those included that wait for a choice."""
+        finals = len(self.variants) * len(self.config.seeds)
+        if self.sampled:
+            assert self.config.sweep is not None and self.config.sweep.trials is not None
+            return finals * self.config.sweep.trials
+        return finals + sum(len(self.trial_runs(name)) for name in self.variants)
+
+    def _run(self, prefix: str, variant: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
+        recipe = self.recipe(variant, seed, settings)
+        return PlannedRun(
+            key=f"{prefix}-seed{seed}",
+            variant=variant,
+            seed=seed,
+            settings=dict(settings),
+            fingerprint=fingerprint(recipe),
+        )
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What tells a run from another one of the same name."""
+    return recipe_fingerprint(resolved_recipe(recipe))
+
+
+def grid(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination, the last key varying fastest."""
+    for combination in itertools.product(*values.values()):
+        yield dict(zip(values, combination, strict=True))
+
+
+def _variants(study: Study) -> Iterator[Variant]:
+    config = study.config
+    for arm in config.arms:
+        given = ArmConfig(recipe=arm) if isinstance(arm, str) else arm
+        file = _recipe_file(study.file, given.recipe)
+        shared = {**config.overrides, **given.overrides}
+        name = given.name or load_recipe(file, shared).name
+        for point in _sweep_points(config):
+            yield Variant(
+                name=f"{name}-{short(point)}" if point else name, file=file, overrides={**shared, **point}
+            )
+
+
+def _sweep_points(config: StudyConfig) -> Iterator[dict[str, Any]]:
+    if config.sweep is None or config.sweep.sampler != "grid":
+        yield {}
+        return
+    lists = {key: values for key, values in config.sweep.keys.items() if isinstance(values, list)}
+    yield from grid(lists)
+
+
+def _recipe_file(study: Path, recipe: str) -> Path:
+    beside = study.parent / recipe
+    if beside.exists() or beside.with_name(f"{beside.name}.yaml").exists():
+        return find_recipe(beside, shipped=False)
+    try:
+        return find_recipe(recipe)
+    except UserError as error:
+        raise UserError(f"{study}: arms: {error}") from None

@@ -1,0 +1,173 @@
+"""A study at work: its plan, its boards, and what follows once runs are over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState
+from layerroute.studies.plan import RUNS, Plan, PlannedRun, fingerprint
+from layerroute.studies.sampling import draw, make_sampler
+
+DATABASE = "study.db"
+
+
+class Session:
+    """Plan and boards of a study in one folder.
+
+    A study whose points are planned has one board; a sampled one has a board for each arm, so that each arm gets the
+    same number of trials.
+
+    Args:
+        out: folder of the study.
+        storage: URL; default a SQLite file in ``out``.
+        heartbeat, grace: seconds, see :class:`Board`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        storage: str | None = None,
+        *,
+        heartbeat: int = HEARTBEAT,
+        grace: int = GRACE,
+    ) -> None:
+        self.plan, self.out = plan, out
+        self.storage = storage or f"sqlite:///{(out / DATABASE).absolute()}"
+        config, sweep = plan.config, plan.config.sweep
+        make = partial(
+            Board,
+            self.storage,
+            directions=list(config.objectives.values()),
+            retries=config.retries,
+            heartbeat=heartbeat,
+            grace=grace,
+        )
+        if plan.sampled:
+            assert sweep is not None
+            self.boards = {
+                name: make(f"{config.name}/{name}", sampler=partial(make_sampler, sweep))
+                for name in plan.variants
+            }
+        else:
+            self.boards = {"": make(config.name)}
+        self._put: set[str] = set()
+
+    def begin(self, *, again: bool = False) -> None:
+        """Put on the boards what is not there yet; ``again`` also what failed."""
+        for name, board in self.boards.items():
+            board.put(
+                self._samples(name) if name else [_entry(run) for run in self.plan.first_runs()], again=again
+            )
+        self.advance(again=again)
+
+    def advance(self, *, again: bool = False) -> None:
+        """Put the runs on the board whose settings have been chosen by now, and let runs of dead workers wait again."""
+        for board in self.boards.values():
+            board.reap()
+        if self.plan.config.tune is None:
+            return
+        states = self.states()
+        for name in self.plan.variants:
+            settings = self.chosen(name, states)
+            if settings is not None and (again or name not in self._put):
+                self.boards[""].put(
+                    [_entry(run) for run in self.plan.final_runs(name, settings)], again=again
+                )
+                self._put.add(name)
+
+    def states(self) -> dict[str, RunState]:
+        """Every run on the boards by key."""
+        return {key: state for board in self.boards.values() for key, state in board.states().items()}
+
+    def chosen(self, variant: str, states: Mapping[str, RunState]) -> dict[str, Any] | None:
+        """The settings that an arm's trials speak for; None before they are over, or where none of them completed.
+
+        The mean of the first objective over the seeds of ``tune`` decides, and only settings count with which every
+        seed completed; the first of equals wins.
+        """
+        tune = self.plan.config.tune
+        assert tune is not None
+        scores: dict[str, list[float]] = {}
+        settings: dict[str, dict[str, Any]] = {}
+        for run in self.plan.trial_runs(variant):
+            state = states.get(run.key)
+            if state is None or not state.over:
+                return None
+            point = {key: run.settings[key] for key in tune.grid}
+            name = json.dumps(point, sort_keys=True)
+            settings[name] = point
+            if state.values is not None:
+                scores.setdefault(name, []).append(state.values[0])
+        complete = {name: fmean(values) for name, values in scores.items() if len(values) == len(tune.seeds)}
+        if not complete:
+            return None
+        sign = 1 if next(iter(self.plan.config.objectives.values())) == "minimize" else -1
+        return settings[min(complete, key=lambda name: sign * complete[name])]
+
+    def claim(self) -> tuple[Board, Claim] | None:
+        """Take the next run, arms in turn."""
+        for board in sorted(self.boards.values(), key=_begun):
+            claim = board.claim()
+            if claim is not None:
+                return board, claim
+        return None
+
+    def over(self) -> bool:
+        """Whether nothing waits, runs, or will follow."""
+        return all(state.over for state in self.states().values())
+
+    def runs_of(self, claim: Claim) -> list[PlannedRun]:
+        """What a claim means: one run, or one for each seed of a sampled point."""
+        attributes = claim.attributes
+        if not self.plan.sampled:
+            return [
+                PlannedRun(
+                    key=claim.key,
+                    variant=attributes["variant"],
+                    seed=attributes["seed"],
+                    settings=attributes["settings"],
+                    fingerprint=attributes["fingerprint"],
+                )
+            ]
+        sweep = self.plan.config.sweep
+        assert sweep is not None
+        settings = draw(claim.trial, sweep.keys)
+        return [
+            PlannedRun(
+                key=f"{claim.key}-seed{seed}",
+                variant=attributes["variant"],
+                seed=seed,
+                settings=settings,
+                fingerprint=attributes["fingerprint"],
+            )
+            for seed in self.plan.config.seeds
+        ]
+
+    def _samples(self, variant: str) -> list[dict[str, Any]]:
+        sweep = self.plan.config.sweep
+        assert sweep is not None and sweep.trials is not None
+        mark = fingerprint(self.plan.recipe(variant, self.plan.config.seeds[0], {}))
+        return [
+            {"run": f"{RUNS}/{variant}-t{number:03d}", "variant": variant, "fingerprint": mark}
+            for number in range(sweep.trials)
+        ]
+
+
+def _entry(run: PlannedRun) -> dict[str, Any]:
+    return {
+        "run": run.key,
+        "variant": run.variant,
+        "seed": run.seed,
+        "settings": dict(run.settings),
+        "fingerprint": run.fingerprint,
+    }
+
+
+def _begun(board: Board) -> int:
+    return sum(state.status != "waiting" for state in board.states().values())

@@ -1,0 +1,82 @@
+"""Study files: what they may say, and one line for what they may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from layerroute.errors import UserError
+from layerroute.recipe import load_recipe
+from layerroute.studies.configuration import RangeConfig, load_study, short
+
+
+def write(folder: Path, **content: Any) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({"arms": ["a.yaml"], "seeds": [1, 2], **content}), encoding="utf-8")
+    return path
+
+
+def test_a_study_has_defaults(tmp_path: Path) -> None:
+    config = load_study(write(tmp_path)).config
+    assert (config.name, config.arms, config.seeds, config.retries) == ("study", ["a.yaml"], [1, 2], 2)
+    assert list(config.objectives) == ["metrics.validation_loss", "flops.executed_per_token"]
+
+
+def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
+    arm = {"recipe": "b.yaml", "name": "b2", "overrides": {"train.max_steps": 3}}
+    keys = {
+        "train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "model.layer_pattern": [["gdn"], ["softmax"]],
+    }
+    study = write(tmp_path, arms=["a.yaml", arm], sweep={"keys": keys, "sampler": "tpe", "trials": 5})
+    config = load_study(study, {"train.batch_size": "4"}).config
+    assert config.arms[1].name == "b2"  # type: ignore[union-attr]
+    assert config.overrides == {"train.batch_size": "4"}
+    assert config.sweep is not None
+    assert config.sweep.keys["train.learning_rate"] == RangeConfig(low=1e-4, high=1e-2, log=True)
+    assert config.sweep.keys["model.layer_pattern"] == [["gdn"], ["softmax"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"armz": []}, "armz is not a key of studies. Did you mean 'arms'?"),
+        ({"arms": []}, "arms is empty"),
+        ({"seeds": [1, 1]}, "a seed twice"),
+        ({"seeds": "1"}, "seeds is '1'; it must be a list"),
+        ({"tune": {"grid": {"train.learning_rate": [1e-3]}, "seeds": [2]}}, "share [2]"),
+        ({"tune": {"grid": {}, "seeds": [3]}}, "tune.grid is empty"),
+        ({"sweep": {"keys": {"a.b": {"low": 0, "high": 1}}}}, "is a range, and sampler 'grid' needs values"),
+        ({"sweep": {"keys": {"a.b": {"low": 0, "high": 1, "log": True}}, "sampler": "tpe"}}, "above 0"),
+        ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpe"}}, "needs a number of trials"),
+        ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpi"}}, "Did you mean 'tpe'?"),
+        ({"overrides": {"seed": 3}}, "seed is the study's own"),
+        ({"objectives": {"metrics.validation_loss": "down"}}, "'minimize' or 'maximize'"),
+        ({"name": "a b"}, "letters, digits"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_told(tmp_path: Path, content: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_study(write(tmp_path, **content))
+    assert words in str(error.value)
+    assert str(tmp_path / "study.yaml") in str(error.value)
+
+
+def test_recipes_and_studies_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run it with `layerroute study`"):
+        load_recipe(write(tmp_path))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("capability: attention_routing\n", encoding="utf-8")
+    with pytest.raises(UserError, match="it has no 'arms'"):
+        load_study(recipe)
+
+
+def test_values_make_names() -> None:
+    assert short({"model.routing.rate": 0.25, "train.learning_rate": 1e-3}) == "rate0.25-learning_rate0.001"
+    assert (
+        short({"model.layer_pattern": ["gdn", "routed"], "train.x": True}) == "layer_patterngdn_routed-xtrue"
+    )

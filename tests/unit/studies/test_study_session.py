@@ -1,0 +1,237 @@
+"""Which runs a study plans, claims, repeats and chooses. Nothing is trained here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from layerroute.errors import UserError
+from layerroute.studies import board as board_module
+from layerroute.studies.board import Board, Claim
+from layerroute.studies.configuration import load_study
+from layerroute.studies.identity import known_dead, worker_name
+from layerroute.studies.plan import Plan
+from layerroute.studies.session import Session
+
+MakeSession = Callable[..., Session]
+TUNE = {"grid": {"train.learning_rate": [1e-3, 2e-3, 4e-3]}, "seeds": [8, 9]}
+
+
+def take(session: Session) -> tuple[Board, Claim]:
+    taken = session.claim()
+    assert taken is not None
+    return taken
+
+
+def test_arms_times_seeds(make_session: MakeSession) -> None:
+    session = make_session(overrides={"train.max_steps": 3})
+    session.begin()
+    session.begin()  # twice is once
+    assert list(session.states()) == [
+        f"runs/{arm}-seed{seed}" for seed in (1, 2) for arm in ("routed", "static")
+    ]
+    recipe = session.plan.recipe("static", 2, {})
+    assert (recipe.name, recipe.seed, recipe.train.max_steps) == ("static", 2, 3)
+
+
+def test_a_grid_makes_arms(make_session: MakeSession) -> None:
+    keys = {"model.routing.rate": [0.1, 0.25], "train.batch_size": [4, 8]}
+    plan = make_session(arms=["routed.yaml"], sweep={"keys": keys}).plan
+    assert list(plan.variants) == [f"routed-rate{r}-batch_size{b}" for r in (0.1, 0.25) for b in (4, 8)]
+    recipe = plan.recipe("routed-rate0.25-batch_size4", 1, {})
+    assert (recipe.model["routing"]["rate"], recipe.train.batch_size) == (0.25, 4)
+    assert plan.size() == 8
+
+
+def test_two_arms_of_one_name_are_refused(make_session: MakeSession) -> None:
+    with pytest.raises(UserError, match="two arms are named 'routed'"):
+        make_session(arms=["routed.yaml", "routed.yaml"])
+
+
+def test_an_arm_that_does_not_exist_is_told(make_session: MakeSession) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        make_session(arms=["nowhere.yaml"])
+
+
+def test_a_run_is_claimed_once_by_many(make_session: MakeSession, tmp_path: Path) -> None:
+    session = make_session(seeds=list(range(6)))
+    session.begin()
+    claimed: list[str] = []
+
+    def work() -> None:
+        own = Session(session.plan, session.out)  # a connection of its own, as another process has
+        while taken := own.claim():
+            claimed.append(taken[1].key)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(session.states())
+    assert len(claimed) == 12
+
+
+def test_results_failures_and_returns_are_told_apart(make_session: MakeSession) -> None:
+    session = make_session()
+    session.begin()
+    board, first = take(session)
+    board.complete(first, [1.5, 100.0])
+    board, second = take(session)
+    board.fail(second, "it diverged")
+    board, third = take(session)
+    board.release(third)
+    states = session.states()
+    assert states[first.key].values == (1.5, 100.0)
+    assert (states[second.key].status, states[second.key].error) == ("failed", "it diverged")
+    assert (states[third.key].status, states[third.key].attempts) == ("waiting", 0)
+    session.begin()  # a failure stays what it is
+    assert session.states()[second.key].status == "failed"
+    session.begin(again=True)
+    assert session.states()[second.key].status == "waiting"
+    assert not session.over()
+
+
+def test_the_run_of_a_dead_worker_waits_again_as_often_as_allowed(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_module, "_TO_SIGN", board_module.timedelta(0))
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    session = make_session(arms=["static.yaml"], seeds=[1], retries=1)
+    session.begin()
+    for attempt in (1, 2):
+        _, claim = take(session)
+        assert session.states()[claim.key].attempts == attempt
+        session.advance()
+        assert session.states()[claim.key].status == "running", "a living worker keeps its run"
+        claim.trial.set_user_attr("worker", worker_name().replace(f":{os.getpid()}:", f":{ended.pid}:"))
+        session.advance()
+    state = session.states()[claim.key]
+    assert (state.status, state.attempts) == ("failed", 2)
+    assert state.error == "its worker died, 2 times in all"
+
+
+def test_a_worker_elsewhere_is_given_up_when_its_heart_stops(make_session: MakeSession) -> None:
+    session = make_session(arms=["static.yaml"], seeds=[1], heartbeat=1, grace=1)
+    session.begin()
+    board, claim = take(session)
+    claim.trial.set_user_attr("worker", "elsewhere:1:x")
+    with board.alive(claim):
+        time.sleep(2.2)
+        session.advance()
+        assert session.states()[claim.key].status == "running"
+    time.sleep(2.2)
+    session.advance()
+    assert session.states()[claim.key].status == "waiting"
+    board.complete(claim, [1.0, 1.0])  # it lived after all: the run is another's now, and nothing breaks
+    assert session.states()[claim.key].status == "waiting"
+
+
+def test_the_living_are_not_known_dead() -> None:
+    assert not known_dead(worker_name())
+    assert not known_dead("elsewhere:1:x")
+    assert not known_dead("")
+    assert known_dead(worker_name() + "0"), "the same number, started at another time, is another process"
+
+
+def test_every_arm_chooses_on_the_same_grid_and_runs_with_its_choice(make_session: MakeSession) -> None:
+    session = make_session(tune=TUNE)
+    session.begin()
+    assert len(session.states()) == 2 * 3 * 2
+    best = {"routed": 4e-3, "static": 1e-3}
+    while taken := session.claim():
+        board, claim = taken
+        rate = claim.attributes["settings"]["train.learning_rate"]
+        if claim.attributes["variant"] == "static" and rate == 2e-3 and claim.attributes["seed"] == 9:
+            board.fail(claim, "diverged")
+        else:
+            loss = abs(rate - best[claim.attributes["variant"]]) if claim.attributes["seed"] == 8 else 0.0
+            board.complete(claim, [loss, 5.0])
+    assert session.over()
+    session.advance()
+    assert not session.over()
+    finals = {key: state for key, state in session.states().items() if key.startswith("runs/")}
+    assert list(finals) == [f"runs/{arm}-seed{seed}" for arm in ("routed", "static") for seed in (1, 2)]
+    for key, state in finals.items():
+        arm = key.removeprefix("runs/").partition("-")[0]
+        assert state.attributes["settings"] == {"train.learning_rate": best[arm]}
+    assert len(finals) + 12 == session.plan.size()
+
+
+def test_settings_with_which_a_seed_failed_are_not_chosen(make_session: MakeSession) -> None:
+    session = make_session(arms=["static.yaml"], tune=TUNE)
+    session.begin()
+    while taken := session.claim():
+        board, claim = taken
+        rate, seed = claim.attributes["settings"]["train.learning_rate"], claim.attributes["seed"]
+        if rate == 4e-3 and seed == 8:
+            board.fail(claim, "diverged")
+        else:
+            board.complete(claim, [1.0 - 100 * rate, 5.0])
+    assert session.chosen("static", session.states()) == {"train.learning_rate": 2e-3}
+
+
+def test_a_changed_study_is_refused(make_session: MakeSession) -> None:
+    make_session().begin()
+    with pytest.raises(UserError, match="changed since it was begun"):
+        make_session(overrides={"train.max_steps": 4}).begin()
+
+
+def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSession) -> None:
+    keys = {
+        "train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "train.batch_size": {"low": 4, "high": 8},
+        "model.hidden_size": [32, 64],
+    }
+    session = make_session(sweep={"keys": keys, "sampler": "nsga2", "trials": 4})
+    session.begin()
+    drawn = {}
+    while taken := session.claim():
+        board, claim = taken
+        runs = session.runs_of(claim)
+        assert [run.seed for run in runs] == [1, 2]
+        assert runs[0].settings == runs[1].settings
+        recipe = session.plan.recipe(runs[0].variant, 1, runs[0].settings)
+        assert 1e-4 <= recipe.train.learning_rate <= 1e-2
+        assert 4 <= recipe.train.batch_size <= 8
+        drawn[claim.key] = tuple(runs[0].settings.values())
+        board.complete(claim, [1.0, 1.0])
+    assert sorted(drawn) == [f"runs/{arm}-t{n:03d}" for arm in ("routed", "static") for n in range(4)]
+    # A sampler knows nothing at first: both arms get the same points, which makes them pairs.
+    assert len(set(drawn.values())) == 4
+    assert all(drawn[f"runs/routed-t{n:03d}"] == drawn[f"runs/static-t{n:03d}"] for n in range(4))
+
+
+def test_a_storage_that_is_none_is_told(make_session: MakeSession, tmp_path: Path) -> None:
+    plan = make_session().plan
+    for url, words in (
+        ("nonsense", "is no URL of a database"),
+        ("sqlite:///:memory:", "in memory"),
+        ("postgresql://nobody:secret@127.0.0.1:9/none", "cannot open"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            Session(plan, tmp_path / "out", url)
+        assert "secret" not in str(error.value)
+    make_session().begin()
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        yaml.safe_dump(
+            {
+                "name": "study",
+                "arms": ["static.yaml"],
+                "seeds": [1],
+                "objectives": {"metrics.steps": "maximize"},
+            }
+        )
+    )
+    with pytest.raises(UserError, match="has other objectives"):
+        Session(Plan(load_study(other)), tmp_path / "out")

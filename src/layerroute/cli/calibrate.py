@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of routed compute to skip, between 0 and 1",
     )
     parser.add_argument(
+        "--also",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="further budgets that the same router is to serve, by thresholds alone",
+    )
+    parser.add_argument(
         "--heldout",
         nargs="+",
         metavar="FILE",
@@ -40,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens-heldout",
         type=int,
-        default=8192,
+        default=16384,
         metavar="N",
         help="tokens for the table (default: %(default)s)",
     )
     parser.add_argument(
         "--tokens-search",
         type=int,
-        default=1024,
+        default=1536,
         metavar="N",
         help="tokens for changes of one layer at a time (default: %(default)s)",
     )
@@ -68,17 +76,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
     )
     parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="also write the controls as router folders, to DIR/controls (static, random, periodic, early exit)",
+    )
+    parser.add_argument(
         "--record", type=Path, metavar="FILE", help="write the result record to this .json file"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate; returns the exit code."""
+    if arguments.controls and arguments.out is None:
+        raise UserError("--controls needs --out: the folder to write them to")
     if arguments.record is not None and arguments.record.suffix != ".json":
         raise UserError(f"--record {arguments.record}: give the name of a .json file")
     config = settings(
         arguments,
         budget=arguments.budget,
+        also=arguments.also,
         granularity=arguments.router,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
@@ -88,8 +104,15 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.cli.calibration_table import show_calibration
     from layerroute.data.progress import stages
     from layerroute.records import provenance, utc_now
-    from layerroute.skipping.calibration import calibrate, evaluate_arms, install, result_sections, verdict
-    from layerroute.skipping.storage import save_router
+    from layerroute.skipping.calibration import (
+        CONTROLS,
+        TABLE,
+        calibrate,
+        evaluate_arms,
+        result_sections,
+        save_calibration,
+        verdict,
+    )
 
     started = utc_now()
     if arguments.data is None:
@@ -112,12 +135,14 @@ def run(arguments: argparse.Namespace) -> int:
             config,
             statistics=statistics.ids.to(device),
             selection=selection.ids.to(device),
+            controls=CONTROLS if arguments.controls else TABLE,
             stage=stage,
         )
         scores = evaluate_arms(model, calibration, heldout.ids.to(device), stage=stage)
     if arguments.out is not None:
-        install(model, calibration.policy, calibration.skip)
-        save_router(model, arguments.out)
+        save_calibration(
+            model, calibration, statistics.ids.to(device), arguments.out, controls=arguments.controls
+        )
     record = {
         "schema": 1,
         "kind": "calibration",

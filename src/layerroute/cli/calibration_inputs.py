@@ -46,7 +46,7 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens-statistics",
         type=int,
-        default=8192,
+        default=12288,
         metavar="N",
         help="tokens to fit on (default: %(default)s)",
     )

@@ -104,9 +104,12 @@ class HybridModel(HybridPreTrainedModel):
         self.routing = nn.ModuleDict()
         routed = config.routed_layers
         if routed and config.router_mode == "parallel":
-            self.routing["parallel"] = self._make_routing(config, config.sites)
+            self.routing["parallel"] = self._make_routing(config, 0, len(config.sites))
+        first = 0
         for layer in routed if config.router_mode == "sequential" else ():
-            self.routing[f"layer{layer}"] = self._make_routing(config, config.sites_of(layer))
+            count = len(config.sites_of(layer))
+            self.routing[f"layer{layer}"] = self._make_routing(config, first, count)
+            first += count
         self.router_layer = (
             config.router_layer if config.router_layer is not None else (routed[0] - 1 if routed else -1)
         )
@@ -118,9 +121,17 @@ class HybridModel(HybridPreTrainedModel):
         self.post_init()
 
     @staticmethod
-    def _make_routing(config: HybridConfig, sites: list[str]) -> Routing:
-        costs = path_costs(config)[: len(sites)]
-        return Routing(config.routing_config, config.hidden_size, sites=sites, paths=PATHS, costs=costs)
+    def _make_routing(config: HybridConfig, first: int, count: int) -> Routing:
+        part = slice(first, first + count)
+        return Routing(
+            config.routing_config,
+            config.hidden_size,
+            sites=config.sites[part],
+            paths=PATHS,
+            costs=path_costs(config)[part],
+            first=first,
+            total=len(config.sites),
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""

@@ -77,17 +77,20 @@ class Thresholds(nn.Module):
         valid: Bool[Tensor, "B T"],
         rate: Float[Tensor, "R"],
         *,
-        training: bool,
+        cut: bool,
+        track: bool = True,
         noise: Float[Tensor, "B T R P"] | None = None,
     ) -> Float[Tensor, "R"]:
-        """The thresholds to use on this batch; in training ``quantile`` also moves its running mean.
+        """The thresholds to use on this batch: the saved ones, or with ``cut`` its own quantile.
 
-        The batch is cut where its choices are made, on the noisy logits; the running mean follows the noise-free
-        ones, because inference has no noise.
+        The batch is cut where its choices are made, on the noisy logits; the running mean, which moves with ``track``,
+        follows the noise-free ones, because inference has no noise.
         """
-        if not (training and self.budget == "quantile"):
+        if not cut:
             return self.value.clone()
         clean = quantile_threshold(margins(logits), valid, rate)
+        if not track:
+            return clean
         mean = all_reduced(clean)
         if mean is not clean:
             mean = mean / dist.get_world_size()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerroute.errors import UserError, nearest
 
-CONTROLS = ("random", "periodic", "static")
+CONTROLS = ("random", "periodic", "static", "stochastic")
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -19,35 +19,50 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 33) & 0x7FFFFFFF)
 
 
-def hashed_uniform(keys: Int[Tensor, "B T"], sites: int, seed: int) -> Float[Tensor, "B T R"]:
-    """Numbers in [0, 1) that depend on (key, site, seed) alone: the same in any batch, chunk or order."""
-    site = torch.arange(1, sites + 1, device=keys.device) * 0x14057B7EF767814F
+def hashed_uniform(
+    keys: Int[Tensor, "B T"], sites: int, seed: int, *, first: int = 0
+) -> Float[Tensor, "B T R"]:
+    """Numbers in [0, 1) that depend on (key, site, seed) alone: the same in any batch, chunk or order.
+
+    Args:
+        sites: R, counted from site ``first`` of the model.
+    """
+    site = torch.arange(first + 1, first + sites + 1, device=keys.device) * 0x14057B7EF767814F
     stream = torch.tensor(seed + 1, device=keys.device) * 0x5851F42D4C957F2D  # a tensor, so that it wraps
     mixed = _mix(_mix(keys.long().unsqueeze(-1) + stream) + site)
     return ((mixed >> 20) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
 
 
 def random_choice(
-    keys: Int[Tensor, "B T"], rate: Float[Tensor, "R"], *, training: bool, seed: int
+    keys: Int[Tensor, "B T"], rate: Float[Tensor, "R"], *, training: bool, seed: int, first: int = 0
 ) -> Bool[Tensor, "B T R"]:
     """True with probability ``rate``, independently for every token and site.
 
     In training the draw is fresh. At inference it is a hash of ``keys`` (token id and position), so that the
     control is deterministic, and cached equals uncached.
+
+    Args:
+        first: number of the first of these sites among all of the model's, so that no two sites draw alike.
     """
     if training:
         return torch.rand(*keys.shape, rate.numel(), device=keys.device) < rate
-    return hashed_uniform(keys, rate.numel(), seed) < rate
+    return hashed_uniform(keys, rate.numel(), seed, first=first) < rate
 
 
-def periodic_choice(positions: Int[Tensor, "B T"], rate: Float[Tensor, "R"]) -> Bool[Tensor, "B T R"]:
+def periodic_choice(
+    positions: Int[Tensor, "B T"], rate: Float[Tensor, "R"], *, first: int = 0, total: int | None = None
+) -> Bool[Tensor, "B T R"]:
     """True at evenly spaced positions, a share ``rate`` of them; sites are shifted against each other.
+
+    Args:
+        first, total: number of the first of these sites, among so many of the model's. Default: these are all.
 
     With rate 1/4 site 0 takes positions 3, 7, 11, …; the shift makes the next site take others, so that a token
     that is cheap at one site is not cheap at all.
     """
     sites = rate.numel()
-    shift = torch.arange(sites, device=positions.device, dtype=torch.float64) / max(sites, 1)
+    shift = torch.arange(first, first + sites, device=positions.device, dtype=torch.float64)
+    shift = shift / max(total or sites, 1)
     phase = positions.unsqueeze(-1).double() * rate.double() + shift
     return torch.floor(phase + rate.double()) > torch.floor(phase)
 
@@ -69,11 +84,14 @@ def control_choice(
     training: bool,
     seed: int = 0,
     sites: tuple[int, ...] | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> Bool[Tensor, "B T R"]:
     """Which tokens take the expensive path under the control ``name``.
 
     Args:
-        name: ``random``, ``periodic`` or ``static``.
+        name: ``random``, ``periodic``, ``static``, or ``stochastic``: random in training, everything expensive at
+            inference (stochastic depth, Huang et al. 2016, where a unit is dropped in training only).
         positions: position of each token in its sequence, 0 for the first real token.
         keys: what identifies a token for ``random`` (see ``random_choice``).
         rate: by site.
@@ -81,17 +99,24 @@ def control_choice(
         seed: of ``random`` at inference.
         sites: for ``static``: indices of the sites where every token takes the expensive path. Default
             ``static_sites`` at the mean rate; what that gives is a multiple of 1/R.
+        first, total: number of the first of these sites, among so many of the model's (a model may have a routing
+            module for each site). Default: these are all.
 
     Raises:
         UserError: for an unknown name.
     """
     if name == "random":
-        return random_choice(keys, rate, training=training, seed=seed)
+        return random_choice(keys, rate, training=training, seed=seed, first=first)
+    if name == "stochastic":
+        if not training:
+            return torch.ones(*keys.shape, rate.numel(), dtype=torch.bool, device=keys.device)
+        return random_choice(keys, rate, training=True, seed=seed, first=first)
     if name == "periodic":
-        return periodic_choice(positions, rate)
+        return periodic_choice(positions, rate, first=first, total=total)
     if name == "static":
-        chosen = static_sites(rate.numel(), float(rate.mean())) if sites is None else sites
-        row = torch.zeros(rate.numel(), dtype=torch.bool, device=positions.device)
+        everywhere = total or rate.numel()
+        chosen = static_sites(everywhere, float(rate.mean())) if sites is None else sites
+        row = torch.zeros(everywhere, dtype=torch.bool, device=positions.device)
         row[list(chosen)] = True
-        return row.expand(*positions.shape, -1)
+        return row[first : first + rate.numel()].expand(*positions.shape, -1)
     raise UserError(f"unknown control {name!r}.{nearest(name, CONTROLS)}")

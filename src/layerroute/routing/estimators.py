@@ -3,11 +3,11 @@
 All are deterministic at inference: the choice is the argmax of the thresholded logits and the gate its one-hot.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerroute.errors import UserError, nearest
@@ -97,3 +97,27 @@ def estimate(
     if name == "soft":
         return Estimate(probabilities, choice, soft)
     return Estimate(probabilities, choice, hard + (soft - soft.detach()))
+
+
+class _CentredGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, valid: Tensor) -> Tensor:
+        ctx.save_for_backward(valid)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (valid,) = ctx.saved_tensors
+        weight = valid[..., None, None].to(grad.dtype)
+        common = (grad * weight).sum(dim=(0, 1)) / weight.sum().clamp_min(1)
+        return (grad - common) * weight, None
+
+
+def centred_gradient(
+    logits: Float[Tensor, "B T R P"], valid: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T R P"]:
+    """The logits themselves; on the way back their gradient loses its mean over valid tokens, by site and path.
+
+    What is left says which tokens should run rather than others, and nothing about how many.
+    """
+    return _CentredGradient.apply(logits, valid)

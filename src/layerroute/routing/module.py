@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from layerroute.errors import UserError, nearest
-from layerroute.routing.budget import BUDGETS, Thresholds
+from layerroute.routing.budget import BUDGETS, Thresholds, margins
 from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.estimators import ESTIMATORS, estimate, training_noise
+from layerroute.routing.estimators import ESTIMATORS, centred_gradient, estimate, training_noise
 from layerroute.routing.forcing import Chooser
 from layerroute.routing.routers import ROUTERS, build_router
 
@@ -28,9 +28,12 @@ class RoutingConfig:
         zero_init: start the router's last layer at zero weights.
         estimator: ``gumbel_st`` (default), ``sigmoid_st``, ``selected``, ``soft`` or ``reinforce``.
         exploration: ``selected`` chooses with Gumbel noise in training.
-        control: None for a learned router, or ``random``, ``periodic``, ``static``: the decisions then come from
-            the control at ``rate``, and the router has no parameters.
-        control_sites: for ``static``: the site indices at which all tokens take the expensive path.
+        centre_gradient: take the part that all tokens have in common out of the gradient of each site's logits. It
+            raises or lowers them all together, and so outruns any threshold; the budget is not its business.
+        control: None for a learned router, or ``random``, ``periodic``, ``static``, ``stochastic``: the decisions
+            then come from the control at ``rate``, and the router has no parameters.
+        control_sites: for ``static``: the indices, among all of the model's sites, of those where all tokens take the
+            expensive path.
         control_seed: of ``random`` at inference.
         budget: ``none`` (default), ``controller`` or ``quantile``: see ``budget.Thresholds``.
         rate: share of tokens asked to take the expensive path, in [0, 1]; used by controls and budgets.
@@ -43,6 +46,7 @@ class RoutingConfig:
     zero_init: bool = False
     estimator: str = "gumbel_st"
     exploration: bool = True
+    centre_gradient: bool = False
     control: str | None = None
     control_sites: list[int] | None = None
     control_seed: int = 0
@@ -72,6 +76,8 @@ class Routing(nn.Module):
     """Decides, token by token, which path to take at each of R sites.
 
     ``temperature`` and ``rate`` are runtime state set by the training schedule; thresholds are saved buffers.
+    ``cutting`` makes inference cut each batch at its own quantile too; what is appended to ``seen`` (a list, or None)
+    are the margins of valid tokens, (N, R): ``calibrated_thresholds`` sets both.
 
     Args:
         config: how decisions are made.
@@ -80,6 +86,8 @@ class Routing(nn.Module):
         paths: names of the paths, cheapest first.
         costs: relative cost of each path at each site, nested (R, P); default 0 for the first path, 1 for the last.
         causal: recorded in the decisions.
+        first, total: number of the first of these sites, among so many of the model's, where it has more routing
+            modules than this one. Default: these are all.
     """
 
     temperature: Tensor
@@ -95,15 +103,20 @@ class Routing(nn.Module):
         paths: Sequence[str],
         costs: Sequence[Sequence[float]] | None = None,
         causal: bool = True,
+        first: int = 0,
+        total: int | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.first, self.total = config, first, total
+        self.cutting = False
+        self.seen: list[Tensor] | None = None
         self.sites, self.paths, self.causal = tuple(sites), tuple(paths), causal
         self.chooser: Chooser | None = None  # set by `forced`
-        if config.control_sites and not all(0 <= site < len(sites) for site in config.control_sites):
+        everywhere = total or len(sites)
+        if config.control_sites and not all(0 <= site < everywhere for site in config.control_sites):
             raise UserError(
-                f"routing.control_sites {config.control_sites} must lie in 0..{len(sites) - 1}: "
-                f"the model has {len(sites)} sites"
+                f"routing.control_sites {config.control_sites} must lie in 0..{everywhere - 1}: "
+                f"the model has {everywhere} sites"
             )
         self.router = None
         if config.control is None:
@@ -154,6 +167,8 @@ class Routing(nn.Module):
                 training=self.training,
                 seed=self.config.control_seed,
                 sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
+                first=self.first,
+                total=self.total,
             )
             choice = expensive.long() * (paths - 1) if forced is None else forced
             gate = F.one_hot(choice, paths).to(torch.float32)
@@ -164,11 +179,20 @@ class Routing(nn.Module):
                 probabilities[..., 0] = 1 - self.rate
         else:
             logits = self.router(hidden)
+            if self.config.centre_gradient and logits.requires_grad:
+                logits = centred_gradient(logits, valid)
+            if self.seen is not None:
+                self.seen.append(margins(logits.detach())[valid])
             noise = None
             if self.training:
                 noise = training_noise(self.config.estimator, logits, exploration=self.config.exploration)
             threshold = self.thresholds.for_batch(
-                logits, valid, self.rate, training=self.training, noise=noise
+                logits,
+                valid,
+                self.rate,
+                cut=self.cutting or (self.training and self.config.budget == "quantile"),
+                track=self.training,
+                noise=noise,
             )
             probabilities, choice, gate = estimate(
                 self.config.estimator,

@@ -75,6 +75,9 @@ class SkipConfig:
         kv: ``project`` (default): a skipped token still writes this layer's keys and values, from the layer's
             input. ``evict``: it writes none, and later tokens cannot see it there.
         sink_tokens: so many first tokens of each sequence always run (attention sinks).
+        budgets: for a router that serves several budgets (or sites at rates of their own): by budget, written as a
+            number, the share of tokens that run at each site, in the order of ``sites``. Made by calibration; its
+            thresholds are in the router's weights. Default: none, all sites at ``routing.rate``.
         execution: ``auto`` (default), ``masked`` (the reference: everything is computed) or ``sparse``.
         profitability: thresholds of ``auto``.
 
@@ -92,6 +95,7 @@ class SkipConfig:
     rank: int = 64
     kv: str = "project"
     sink_tokens: int = 1
+    budgets: dict[str, list[float]] | None = None
     execution: str = "auto"
     profitability: Profitability = field(default_factory=Profitability)
 
@@ -114,6 +118,22 @@ class SkipConfig:
             raise UserError("skip.kv: evict has no effect on unit mlp, which writes no keys; use project")
         if self.layers is not None:
             self._check_layers(self.layers)
+        if self.budgets is not None:
+            self._check_budgets(self.budgets)
+
+    def _check_budgets(self, budgets: dict[str, list[float]]) -> None:
+        sites = len(self.layers or []) * len(self.units)
+        for name, rates in budgets.items():
+            try:
+                valid = 0.0 < float(name) < 1.0
+            except ValueError:
+                valid = False
+            if not valid:
+                raise UserError(f"skip.budgets: {name!r} is no budget, a number between 0 and 1")
+            if len(rates) != sites or not all(0.0 <= rate <= 1.0 for rate in rates):
+                raise UserError(
+                    f"skip.budgets: budget {name} needs {sites} shares from 0 to 1, one a site of skip.layers"
+                )
 
     def _check_layers(self, layers: list[int]) -> None:
         if not layers:

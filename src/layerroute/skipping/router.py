@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 from layerroute.errors import UserError
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.module import Routing
+from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.cache import row_state
 from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
@@ -37,6 +38,7 @@ class LayerRouter(nn.Module):
     Attributes:
         routings: one ``Routing``, or one a layer (``per_layer``). Thresholds live in them.
         skip_paths: low-rank skip paths by site name (dots replaced), empty for ``identity``.
+        budgets: rates and thresholds by budget, for a configuration with ``budgets``; else None.
         enabled: False while ``router_disabled``.
         execution: how to execute, ``config.execution`` unless overridden.
         last: the decision of the last routed call.
@@ -62,9 +64,19 @@ class LayerRouter(nn.Module):
             own = None if costs is None else [costs[self.sites.index(site)] for site in sites]
             self.routings.append(
                 Routing(
-                    config.routing, hidden_size, sites=sites, paths=PATHS, costs=own, causal=config.causal
+                    config.routing,
+                    hidden_size,
+                    sites=sites,
+                    paths=PATHS,
+                    costs=own,
+                    causal=config.causal,
+                    first=self.sites.index(sites[0]),
+                    total=len(self.sites),
                 )
             )
+        self.budgets = None if not config.budgets else Budgets(config.budgets)
+        if self.budgets is not None:
+            self.set_budget(config.budget if self.budgets.holds(config.budget) else self.budgets.known[0])
         self.deciders: dict[int, int] = (
             {layer: index for index, layer in enumerate(layers)}
             if config.reads_at is None
@@ -97,9 +109,46 @@ class LayerRouter(nn.Module):
             routing.set_temperature(temperature)
 
     def set_rate(self, rate: float) -> None:
-        """The share of tokens asked to run (controls and budgets follow it at once)."""
+        """The share of tokens asked to run (controls and budgets follow it at once).
+
+        Where sites have rates of their own, those are moved in proportion towards running everywhere, or away from it.
+        """
+        if self.budgets is not None:
+            self._set_rates(self.budgets.scaled(rate))
+            return
         for routing in self.all_routings():
             routing.set_rate(rate)
+
+    def set_budget(self, budget: float) -> None:
+        """Serve another budget: the share of routed compute to skip.
+
+        Raises:
+            UserError: unless the router was calibrated for several budgets, and this one is not outside of them.
+        """
+        if self.budgets is None:
+            raise UserError(
+                "this router serves one budget; calibrate or train one with several to choose per call"
+            )
+        rates, thresholds = self.budgets.choose(budget)
+        self._set_rates(rates)
+        first = 0
+        for routing in self.all_routings():
+            part = slice(first, first + len(routing.sites))
+            routing.thresholds.value.copy_(thresholds[part])
+            first = part.stop
+
+    def store_thresholds(self) -> None:
+        """Keep the present thresholds as those of the present budget."""
+        if self.budgets is not None:
+            values = [routing.thresholds.value.cpu() for routing in self.all_routings()]
+            self.budgets.store(torch.cat(values))
+
+    def _set_rates(self, rates: Float[Tensor, "R"]) -> None:
+        first = 0
+        for routing in self.all_routings():
+            part = slice(first, first + len(routing.sites))
+            routing.rate.copy_(rates[part])
+            first = part.stop
 
     def observe(self, decision: RouteDecision) -> None:
         """Let threshold controllers see the (joined) decision of a finished training step."""
@@ -115,7 +164,8 @@ class LayerRouter(nn.Module):
         """Run the router that reads the input of ``layer``, and lay down the routes of its sites.
 
         A learned router whose parameters are all frozen decides as at inference, also while the model trains: without
-        noise, by its thresholds, and without gradient to the model.
+        noise, by its thresholds, and without gradient to the model. With ``routing.budget: quantile`` each training
+        batch is cut at its own quantile all the same: adapters move the states that a frozen router reads.
         """
         routing = self.all_routings()[self.deciders[layer]]
         frozen = routing.router is not None and not any(p.requires_grad for p in routing.parameters())
@@ -287,12 +337,13 @@ class LayerRouter(nn.Module):
 
 @contextmanager
 def _in_mode(routing: Routing, frozen: bool) -> Iterator[None]:
-    before = routing.training
+    before, cutting = routing.training, routing.cutting
     routing.training = before and not frozen
+    routing.cutting = cutting or (before and frozen and routing.config.budget == "quantile")
     try:
         yield
     finally:
-        routing.training = before
+        routing.training, routing.cutting = before, cutting
 
 
 @memoize

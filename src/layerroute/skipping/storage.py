@@ -169,6 +169,8 @@ def load_router(
             f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder anew"
         )
     router.load_state_dict(weights)
+    if router.budgets is not None:
+        router.set_budget(router.budgets.current)
     if execution is not None:
         router.execution = execution
     if description.adapter:

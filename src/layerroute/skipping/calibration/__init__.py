@@ -1,25 +1,32 @@
 """Calibration: a routed model from a pretrained one with forward passes alone."""
 
-from layerroute.skipping.calibration.arms import install, installed
-from layerroute.skipping.calibration.calibrate import Calibration, calibrate, evaluate_arms
+from layerroute.skipping.calibration.arms import evaluate_arms, install, install_for_budgets, installed
+from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.folders import arm_folder, cached_calibration, save_calibration
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, score
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 
 __all__ = [
+    "CONTROLS",
+    "TABLE",
     "Calibration",
     "CalibrationConfig",
     "Difference",
     "Score",
     "Windows",
+    "arm_folder",
+    "cached_calibration",
     "calibrate",
     "draw_windows",
     "evaluate_arms",
     "install",
+    "install_for_budgets",
     "installed",
     "paired_bootstrap",
     "result_sections",
+    "save_calibration",
     "score",
     "verdict",
 ]

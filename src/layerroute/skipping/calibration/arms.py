@@ -6,10 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
+from layerroute.precision import autocast, choose_precision
+from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.routing.module import Routing
+from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
+from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy
+from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router, remove_router
 
@@ -17,24 +23,30 @@ ALWAYS = 10.0
 """Logit of a site at which all tokens take the same path: certain to 1 in 20,000, and still trainable."""
 
 
-def install(model: Any, policy: Policy, config: SkipConfig, *, adapters: bool = True) -> Any:
+def install(
+    model: Any,
+    policy: Policy,
+    config: SkipConfig,
+    *,
+    adapters: bool = True,
+    budgets: dict[str, list[float]] | None = None,
+) -> Any:
     """Add a router that decides as the policy does; returns the model.
+
+    The routed arm and the early exit become learned routers, all other arms the controls that they are.
 
     Args:
         model: without a router.
         policy: its sites are the layers of ``config`` (in any order).
         config: with its layers spelt out.
         adapters: False: tokens that skip keep their state.
+        budgets: of the routed arm: shares that run by budget and site. Default: the policy's own.
     """
+    config = _arm_config(policy, config)
     if not adapters:
         config = replace(config, skip_path="identity")
-    if policy.chooser == "random":
-        # One router for all layers: routers of single layers would draw the same for each of them.
-        reads = min(config.router_layer, *(config.layers or []))
-        drawn = replace(config.routing, control="random", control_seed=policy.seed)
-        config = replace(config, routing=drawn, granularity="token", router_layer=reads)
-    elif policy.chooser != "predicted":
-        raise ValueError(f"decisions that are {policy.chooser} cannot be made by a router")
+    if budgets is not None:
+        config = replace(config, budgets=budgets)
     add_router(model, config)
     router = get_router(model)
     layers = config.layers or []
@@ -46,28 +58,83 @@ def install(model: Any, policy: Policy, config: SkipConfig, *, adapters: bool = 
     routings = router.all_routings()
     for index, layer in enumerate(layers):
         routing, row = (routings[index], 0) if config.granularity == "per_layer" else (routings[0], index)
+        if routing.router is None:
+            continue
         _set_site(routing, row, policy, layer)
     model.eval()
     return model
 
 
+def _arm_config(policy: Policy, config: SkipConfig) -> SkipConfig:
+    layers = config.layers or []
+    running = [1.0 - policy.sites[layer].rate for layer in layers]
+    control: str | None = None
+    if policy.chooser in ("random", "periodic"):
+        control = policy.chooser
+    elif policy.chooser != "predicted":
+        raise ValueError(f"decisions that are {policy.chooser} cannot be made by a router")
+    elif all(rate in (0.0, 1.0) for rate in running):
+        control = "static"
+    if control is None:
+        if policy.router_layer is not None:
+            config = replace(config, granularity="token", router_layer=policy.router_layer)
+        return replace(config, budgets={f"{config.budget:g}": running})
+    kept = [index for index, rate in enumerate(running) if rate == 1.0] if control == "static" else None
+    routing = replace(
+        config.routing, control=control, control_seed=policy.seed, control_sites=kept, budget="none"
+    )
+    return replace(
+        config, routing=routing, granularity="token", router_layer=min(config.router_layer, *layers)
+    )
+
+
 @torch.no_grad()
 def _set_site(routing: Routing, row: int, policy: Policy, layer: int) -> None:
     site = policy.sites[layer]
-    if routing.router is None:
-        routing.rate[row] = 1.0 - site.rate
-        return
+    assert routing.router is not None
     linear = routing.router.linears()[-1]
     linear.weight[row] = 0.0
-    if site.rate <= 0.0:
-        linear.bias[row] = ALWAYS
-    elif site.rate >= 1.0:
-        linear.bias[row] = -ALWAYS
+    if site.predictor is None:
+        linear.bias[row] = ALWAYS if site.rate <= 0.0 else -ALWAYS
+    elif site.rate in (0.0, 1.0):  # other budgets have other rates: their thresholds are still to be set
+        linear.weight[row] = site.predictor.weight
+        linear.bias[row] = site.predictor.bias
     else:
-        assert site.predictor is not None
         # The cut is part of the bias, so that a router whose thresholds are 0 serves the budget.
         linear.weight[row] = site.predictor.weight
         linear.bias[row] = site.predictor.bias - site.predictor.threshold
+
+
+def install_for_budgets(model: Any, calibration: Calibration, statistics: Int[Tensor, "N T"]) -> Any:
+    """Add the routed arm's router, with a table of all its budgets; returns the model.
+
+    Skip paths and predictors are those of the main budget; at the others the sites' rates are their own, and the
+    thresholds are quantiles over the statistics windows, of states that routing at this budget produces.
+    """
+    config, policy = calibration.skip, calibration.policy
+    layers = config.layers or []
+    by_budget = {calibration.config.budget: policy.rates(), **calibration.rates}
+    table = {
+        f"{budget:g}": [1.0 - rates[layer] for layer in layers] for budget, rates in sorted(by_budget.items())
+    }
+    install(model, policy, config, budgets=table)
+    if not calibration.rates:
+        return model
+    router = get_router(model)
+    precision = choose_precision(calibration.config.precision, model.device).name
+    step = max(1, CHUNK_TOKENS // statistics.shape[1])
+
+    def forward() -> None:
+        for part in statistics.split(step):
+            with autocast(precision, part.device):
+                model(input_ids=part, use_cache=False, logits_to_keep=1)
+
+    for budget in map(float, table):
+        router.set_budget(budget)
+        calibrate_thresholds(router.all_routings(), forward)
+        router.store_thresholds()
+    router.set_budget(calibration.config.budget)
+    return model
 
 
 @contextmanager
@@ -77,3 +144,18 @@ def installed(
     """``install`` for the length of a context."""
     yield install(model, policy, config, adapters=adapters)
     remove_router(model)
+
+
+def evaluate_arms(
+    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
+) -> dict[str, Score]:
+    """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
+    advance = stage("held-out text")
+    precision = choose_precision(calibration.config.precision, model.device).name
+    scores = {"dense": score(model, heldout, precision=precision)}
+    total = len(calibration.arms) + 1
+    for name, policy in calibration.arms.items():
+        with installed(model, policy, calibration.skip):
+            scores[name] = score(model, heldout, precision=precision)
+        advance(len(scores) / total)
+    return scores

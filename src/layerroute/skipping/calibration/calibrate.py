@@ -1,7 +1,7 @@
 """A routed model from a pretrained one without gradients, and the table that says what it is worth."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
-from layerroute.skipping.calibration.arms import installed
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs, rescored
-from layerroute.skipping.calibration.heldout import Score, score
+from layerroute.skipping.calibration.controls import fit_controls
+from layerroute.skipping.calibration.costs import Search, measure_costs, rescored
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.sensitivity import cost_weights, probe
 from layerroute.skipping.calibration.stack import LayerStack
@@ -22,6 +21,12 @@ from layerroute.skipping.configuration import SkipConfig
 
 PROBE_RATE = 0.25
 """Share of layers that random skipping disturbs when sensitivity is measured."""
+
+CONTROLS = ("static_influence", "static_greedy", "random", "periodic", "early_exit")
+"""What cannot be as clever as routing: see ``controls.fit_controls``."""
+
+TABLE = ("static_influence", "static_greedy", "random")
+"""The controls of the command's table."""
 
 Stage = Callable[[str], Callable[[float], None]]
 """Given the name of a stage, what is told the share of it that is done."""
@@ -39,6 +44,7 @@ class Calibration:
         rounds: per round: mean divergence and cross-entropy on the selection windows, and rates by layer.
         chosen: index of the round whose policy was taken.
         arms: policies by name, the routed one among them.
+        rates: of ``config.also``: by budget, the share of tokens that skip by layer.
         seconds: by stage.
     """
 
@@ -49,6 +55,7 @@ class Calibration:
     rounds: list[dict[str, Any]]
     chosen: int
     arms: dict[str, Policy]
+    rates: dict[float, dict[int, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,6 +90,7 @@ def calibrate(
     *,
     statistics: Int[Tensor, "N T"],
     selection: Int[Tensor, "M T"],
+    controls: Sequence[str] = TABLE,
     stage: Stage = silent,
 ) -> Calibration:
     """Fit a router and the static and random controls, all in the same way.
@@ -92,6 +100,7 @@ def calibrate(
         config: what to make.
         statistics: windows that the fits see.
         selection: windows on which rates and layers are chosen.
+        controls: which of ``CONTROLS`` to fit beside it.
         stage: for progress.
 
     Returns:
@@ -144,7 +153,7 @@ def calibrate(
             config,
             sensitivity=sensitivity,
             weights=weights,
-            fit_all=turn + 1 < config.rounds,
+            fit_all=turn + 1 < config.rounds or bool(config.also),
             advance=clock(f"fits under routing, round {turn + 1}"),
         )
         policies.append(policy)
@@ -154,24 +163,17 @@ def calibrate(
                 stack, search, policy, advance=clock(f"cost of each choice, round {turn + 1}")
             )
     chosen = min(range(len(rounds)), key=lambda index: rounds[index]["loss"])
-    count = max(1, round(config.budget * len(layers)))
-    static = {
-        "influence": tuple(sorted(sorted(layers, key=lambda layer: start.sites[layer].influence)[:count])),
-        "greedy": greedy_static(stack, search, start, costs, count, clock("greedy choice of layers")),
-    }
-    arms = {"routed": policies[chosen]}
-    for name, removed in static.items():
-        rates = {layer: float(layer in removed) for layer in layers}
-        arms[f"static_{name}"] = calibrate_in_order(
-            stack, statistics, rates, config, advance=clock(f"fits of the static control ({name})")
-        )
-    arms["random"] = calibrate_in_order(
+    curves = {layer: cost_curve(cost) for layer, cost in now.items()}
+    arms, static = fit_controls(
         stack,
+        search,
         statistics,
-        dict.fromkeys(layers, config.budget),
+        controls,
         config,
-        chooser="random",
-        advance=clock("fits of the random control"),
+        start=start,
+        costs=costs,
+        sensitivity=sensitivity,
+        clock=clock,
     )
     clock.stop()
     return Calibration(
@@ -179,9 +181,10 @@ def calibrate(
         skip=skip,
         policy=policies[chosen],
         static=static,
+        rates={budget: allocate(curves, budget) for budget in config.also},
         rounds=rounds,
         chosen=chosen,
-        arms=arms,
+        arms={"routed": policies[chosen], **arms},
         seconds=clock.seconds,
     )
 
@@ -189,45 +192,3 @@ def calibrate(
 def _selection_loss(stack: LayerStack, policy: Policy, ids: Tensor) -> dict[str, float]:
     losses = stack.losses(replay(stack, policy, stack.embed(ids), ids), ids)
     return {"loss": float(losses.mean())}
-
-
-def greedy_static(
-    stack: LayerStack,
-    search: Search,
-    start: Policy,
-    costs: dict[int, LayerCosts],
-    count: int,
-    advance: Callable[[float], None] = lambda share: None,
-) -> tuple[int, ...]:
-    """The layers that greedy pruning takes out, with the skip paths of ``start`` in their place."""
-    inputs: list[Tensor] = []
-    replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
-    counted = ~start.sinks(search.ids)
-    calls = 0
-
-    def divergence(removed: tuple[int, ...]) -> float:
-        nonlocal calls
-        calls += 1
-        advance(1 - 1 / (1 + calls / (3 * count)))
-        first = min(removed)  # below it the model is the full one
-        policy = start.with_rates(dict.fromkeys(removed, 1.0))
-        features = None if start.router_layer is None else inputs[start.router_layer]
-        final = replay(stack, policy, inputs[first], search.ids, first=first, features=features)
-        return float(search.divergence(stack, final)[counted].mean())
-
-    return greedy_layers(divergence, {layer: cost.total for layer, cost in costs.items()}, count)
-
-
-def evaluate_arms(
-    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
-) -> dict[str, Score]:
-    """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
-    advance = stage("held-out text")
-    precision = choose_precision(calibration.config.precision, model.device).name
-    scores = {"dense": score(model, heldout, precision=precision)}
-    total = len(calibration.arms) + 1
-    for name, policy in calibration.arms.items():
-        with installed(model, policy, calibration.skip):
-            scores[name] = score(model, heldout, precision=precision)
-        advance(len(scores) / total)
-    return scores

@@ -1,7 +1,7 @@
 """What calibration is asked for."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from layerroute.errors import UserError, nearest
@@ -18,6 +18,8 @@ class CalibrationConfig:
 
     Attributes:
         budget: share of routed compute to skip, between 0 and 1.
+        also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
+            thresholds alone.
         granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
             ``router_layer`` layers decides for all: one decision a token, which decodes faster).
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
@@ -43,16 +45,17 @@ class CalibrationConfig:
     """
 
     budget: float
+    also: list[float] = field(default_factory=list)
     granularity: str = "per_layer"
     layers: list[int] | None = None
     router_layer: int = 4
     rank: int = 64
     sink_tokens: int = 1
     length: int = 256
-    tokens_statistics: int = 8192
+    tokens_statistics: int = 12288
     tokens_selection: int = 2048
-    tokens_search: int = 1024
-    tokens_heldout: int = 8192
+    tokens_search: int = 1536
+    tokens_heldout: int = 16384
     target: str = "update"
     refits: int = 2
     background: float = 0.1
@@ -63,10 +66,11 @@ class CalibrationConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.budget) and 0.0 < self.budget < 1.0):
-            raise UserError(
-                f"a skip budget is the share of routed compute to skip, between 0 and 1, got {self.budget}"
-            )
+        for budget in (self.budget, *self.also):
+            if not (math.isfinite(budget) and 0.0 < budget < 1.0):
+                raise UserError(
+                    f"a skip budget is the share of routed compute to skip, between 0 and 1, got {budget}"
+                )
         for key, valid in (("granularity", GRANULARITIES), ("target", TARGETS)):
             value = getattr(self, key)
             if value not in valid:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
-from layerroute.skipping.calibration.calibrate import Stage, greedy_static, silent
+from layerroute.skipping.calibration.calibrate import Stage, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.controls import greedy_static
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.heldout import Difference, paired_bootstrap
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step

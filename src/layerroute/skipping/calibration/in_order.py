@@ -20,7 +20,7 @@ from layerroute.skipping.calibration.fits import (
 from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import LayerStack
 
-CHOOSERS = ("predicted", "oracle", "random")
+CHOOSERS = ("predicted", "oracle", "random", "periodic")
 Advance = Callable[[float], None]
 
 
@@ -47,7 +47,8 @@ class Policy:
 
     Attributes:
         chooser: ``predicted`` (by the sites' predictors), ``oracle`` (by the true influence, which needs the layer
-            itself) or ``random``; rates of 0 and 1 are the same in all.
+            itself), ``random`` or ``periodic`` (which only a router carries out); rates of 0 and 1 are the same in
+            all.
         router_layer: whose input predictors read; None: each its own layer's.
         sink_tokens: first tokens that always run.
         seed: of ``random``.

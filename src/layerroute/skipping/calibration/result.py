@@ -9,6 +9,8 @@ CONTROLS = {
     "static_influence": "static prune, block influence",
     "static_greedy": "static prune, greedy by loss",
     "random": "random",
+    "periodic": "periodic",
+    "early_exit": "early exit",
 }
 TITLES = {"dense": "full depth", "routed": "routed per token", **CONTROLS}
 

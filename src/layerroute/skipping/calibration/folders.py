@@ -1,0 +1,99 @@
+"""Calibrations on disk: a router folder for the routed arm, one for each control, and a cache of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+import layerroute
+from layerroute.skipping.calibration.arms import install, install_for_budgets
+from layerroute.skipping.calibration.calibrate import CONTROLS, Calibration, Stage, calibrate, silent
+from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.fingerprint import fingerprint
+from layerroute.skipping.model import remove_router
+from layerroute.skipping.pretrained import cache_folder
+from layerroute.skipping.storage import save_router
+
+CONTROLS_FOLDER = "controls"
+
+
+def arm_folder(folder: Path, arm: str) -> Path:
+    """Where an arm of a saved calibration is: the folder itself for ``routed``."""
+    return folder if arm == "routed" else folder / CONTROLS_FOLDER / arm
+
+
+def save_calibration(
+    model: Any,
+    calibration: Calibration,
+    statistics: Int[Tensor, "N T"],
+    folder: Path,
+    *,
+    controls: bool = True,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write the routed arm as a router folder, and with ``controls`` each control as one in ``controls/``.
+
+    Args:
+        model: the plain base; it is left as it is.
+        statistics: the windows that the calibration saw (thresholds of further budgets are set on them).
+        notes: kept in the folders.
+    """
+    notes = {"calibration": calibration.config.to_dict(), **(notes or {})}
+    for name, policy in calibration.arms.items():
+        if name == "routed":
+            install_for_budgets(model, calibration, statistics)
+        elif controls:
+            install(model, policy, calibration.skip)
+        else:
+            continue
+        save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
+        remove_router(model)
+
+
+def cached_calibration(
+    model: Any,
+    config: CalibrationConfig,
+    *,
+    statistics: Int[Tensor, "N T"],
+    selection: Int[Tensor, "M T"],
+    stage: Stage = silent,
+) -> Path:
+    """The folder of a calibration with all its controls, made now if it is not in the cache.
+
+    It is in the cache if the same version of this package calibrated the same weights, on the same tokens, with the
+    same settings.
+    """
+    key = {
+        "layerroute": layerroute.__version__,
+        "config": config.to_dict(),
+        "base": fingerprint(model),
+        "tokens": [_digest(statistics), _digest(selection)],
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = cache_folder() / "calibrations" / name
+    if all((arm_folder(folder, arm) / "router.json").is_file() for arm in ("routed", *CONTROLS)):
+        return folder
+    found = calibrate(
+        model, config, statistics=statistics, selection=selection, controls=CONTROLS, stage=stage
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".calibrating-") as work:
+        made = Path(work) / "made"
+        save_calibration(model, found, statistics, made)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not (folder / "router.json").is_file():  # else another process was faster
+                raise
+    return folder
+
+
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()

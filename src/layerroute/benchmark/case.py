@@ -59,6 +59,24 @@ class RedGate(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The arm that does what no routing can beat: work left out for good.
+
+    Attributes:
+        arm: its name.
+        factor: what the limit saves over the baseline is multiplied by this, where the arm could not leave out exactly
+            the share in question (6 of 25 layers for 25 % of them: 6.25 / 6).
+    """
+
+    arm: str
+    factor: float = 1.0
+
+    def seconds(self, own: float, baseline: float) -> float:
+        """What the limit would take at exactly the share in question."""
+        return baseline - self.factor * (baseline - own)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A comparison whose tensors and models exist.
 
@@ -66,11 +84,15 @@ class Prepared:
         gate: computes the equalities that must hold before the arms are timed; never empty.
         arms: what is timed, by name.
         facts: figures of an arm that are not measured here, such as its parameters.
+        count: more figures of the arms, for which they must run (FLOPs, memory); called once the gate is open.
+        limit: the arm of which the others reach a share; None if there is none.
     """
 
     gate: Callable[[], Sequence[Check]]
     arms: Mapping[str, Arm]
     facts: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    count: Callable[[], Mapping[str, Mapping[str, Value]]] | None = None
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,14 @@ CASES: dict[str, tuple[str, str]] = {
         "layerroute.benchmark.gated_delta",
         "the gated delta rule against transformers' chunked one and the plain recurrence",
     ),
+    "prefill": (
+        "layerroute.benchmark.prefill",
+        "reading prompts: dense, masked, sparse, and the same model with layers removed",
+    ),
+    "decode": (
+        "layerroute.benchmark.decode",
+        "decoding token by token: dense, masked, sparse, and the same model with layers removed",
+    ),
     "train": (
         "layerroute.benchmark.train",
         "training steps of a routed model against a static one, from two recipes",

@@ -39,32 +39,62 @@ def machine_line(record: dict[str, Any]) -> str:
 
 
 def print_table(record: dict[str, Any], console: Console) -> None:
-    """One line for each arm of each row: time of a call, tokens per second, speed-up over the row's baseline."""
+    """One line for each arm of each row: time of a call, tokens per second, speed-up over the row's baseline.
+
+    Where the arms have been counted, also the share of the structural limit that is reached, executed FLOPs a token,
+    the peak memory of a call and the bytes of keys and values; and a line for each row in which sparse does not pay.
+    """
     console.print(machine_line(record), soft_wrap=True)
+    arms = [arm for row in record["rows"] for arm in row["arms"].values()]
+    facts = [one for one in _FACTS if any(one[0] in arm for arm in arms)]
+    limited = any("share_of_limit" in arm for arm in arms)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
-    for heading in ("ms", "quartiles", "tokens/s", "speed-up", "quartiles"):
+    table.add_column("", overflow="fold", min_width=20)
+    # Counted arms have more columns than a terminal; the quartiles of the times are in the record.
+    headings = ["ms", *(["quartiles"] if not facts else []), "tokens/s", "speed-up", "quartiles"]
+    headings += ["of limit"] * limited + [heading for _, heading, _ in facts]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in record["rows"]:
         table.add_row(row["title"])
         for name, arm in row["arms"].items():
             seconds, speedup = arm["seconds"], arm["speedup"]
             own = name != row["baseline"]
-            table.add_row(
-                f"  {name}",
+            cells = [
                 _number(seconds["median"] * 1e3),
-                f"{_number(seconds['q1'] * 1e3)}-{_number(seconds['q3'] * 1e3)}",
+                *([] if facts else [f"{_number(seconds['q1'] * 1e3)}-{_number(seconds['q3'] * 1e3)}"]),
                 f"{arm['tokens_per_second']:,.0f}",
                 f"{speedup['median']:.2f}x" if own else "1",
                 f"{speedup['q1']:.2f}-{speedup['q3']:.2f}" if own else "",
-            )
+            ]
+            if limited:
+                known = "share_of_limit" in arm and name not in (row["baseline"], row["limit"]["arm"])
+                cells.append(f"{arm['share_of_limit']['median']:.0%}" if known else "")
+            cells += [_number(arm[key] / scale) if key in arm else "" for key, _, scale in facts]
+            table.add_row(f"  {name}", *cells)
     console.print(table)
+    for row in record["rows"]:
+        sparse = row["arms"].get("sparse")
+        if sparse is not None and sparse["speedup"]["median"] < 1.0:
+            console.print(
+                f"{row['title']}: routing does not pay here; sparse is {sparse['speedup']['median']:.2f}x as fast as "
+                f"{row['baseline']}.",
+                soft_wrap=True,
+            )
     deviations = [check["deviation"] for row in record["rows"] for check in row["gate"]]
     console.print(
         f"Speed-up: over {' and '.join(sorted({row['baseline'] for row in record['rows']}))}, pair by pair. "
         f"Equality gate passed: {len(deviations)} comparisons, largest deviation {max(deviations):.2g}.",
         soft_wrap=True,
     )
+
+
+# Fact of an arm, its heading, and what it is divided by
+_FACTS = (
+    ("executed_flops_per_token", "MFLOP/tok", 1e6),
+    ("peak_bytes", "peak MB", 1e6),
+    ("kv_bytes", "KV MB", 1e6),
+)
 
 
 def _number(value: float) -> str:

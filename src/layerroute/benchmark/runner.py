@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from layerroute.benchmark.case import Check, Comparison, Prepared, checked
+from layerroute.benchmark.case import Check, Comparison, Prepared, Value, checked
 from layerroute.benchmark.timing import Timings, measure
 from layerroute.records import provenance, utc_now
 
@@ -51,7 +51,7 @@ def run_comparisons(
         A row has ``title``, its labels, ``tokens``, ``baseline``, ``gate`` (a list of ``what``, ``deviation`` and
         ``tolerance``) and ``arms``. An arm has ``seconds`` (median, quartiles, extremes of a call),
         ``tokens_per_second`` (at the median), ``speedup`` over the baseline (the same statistics, over the rounds'
-        pairs), ``calls`` per number, and its facts.
+        pairs), ``calls`` per number, and its facts; where the row has a structural limit, also ``share_of_limit``.
 
     Raises:
         RedGate: arms that should be equal are not; it names the largest deviation.
@@ -64,11 +64,12 @@ def run_comparisons(
         prepared = comparison.prepare()
         on_row(comparison, "gate")
         checks = checked(comparison, prepared)
+        counted = {} if prepared.count is None else prepared.count()
         on_row(comparison, "time")
         timings = measure(
             prepared.arms, repeats=repeats, synchronize=_synchronize(comparison.device), clock=CLOCKS[clock]
         )
-        rows.append(_row(comparison, prepared, checks, timings))
+        rows.append(_row(comparison, prepared, checks, timings, counted))
         on_row(comparison, "done")
     load["after"] = _load()
     return {
@@ -88,17 +89,28 @@ def run_comparisons(
     }
 
 
-def _row(comparison: Comparison, prepared: Prepared, checks: Sequence[Check], timings: Timings) -> Record:
-    arms = {}
+def _row(
+    comparison: Comparison,
+    prepared: Prepared,
+    checks: Sequence[Check],
+    timings: Timings,
+    counted: Mapping[str, Mapping[str, Value]],
+) -> Record:
+    arms: dict[str, Record] = {}
+    limit, baseline = prepared.limit, comparison.baseline
     for name in prepared.arms:
         seconds = timings.spread(name)
         arms[name] = {
             **prepared.facts.get(name, {}),
+            **counted.get(name, {}),
             "seconds": seconds.to_dict(),
             "tokens_per_second": comparison.tokens / seconds.median,
-            "speedup": timings.speedup(name, comparison.baseline).to_dict(),
+            "speedup": timings.speedup(name, baseline).to_dict(),
             "calls": timings.calls[name],
         }
+        if limit is not None:
+            share = timings.share_of(name, baseline, limit.arm, limit.seconds)
+            arms[name]["share_of_limit"] = share.to_dict()
     gate = [
         {"what": check.what, "deviation": check.deviation, "tolerance": check.tolerance} for check in checks
     ]
@@ -109,6 +121,7 @@ def _row(comparison: Comparison, prepared: Prepared, checks: Sequence[Check], ti
         "baseline": comparison.baseline,
         "gate": gate,
         "arms": arms,
+        **({} if limit is None else {"limit": {"arm": limit.arm, "factor": limit.factor}}),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 Arm = Callable[[], object]
+_WARM = 2.0  # seconds of untimed work after which an arm is warm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,16 @@ class Timings:
         pairs = zip(self.seconds[baseline], self.seconds[arm], strict=True)
         return Spread.of([base / own for base, own in pairs])
 
+    def share_of(
+        self, arm: str, baseline: str, limit: str, adjust: Callable[[float, float], float]
+    ) -> Spread:
+        """Which share of the limit's speed an arm reaches, round by round.
+
+        ``adjust(seconds of the limit, seconds of the baseline)`` is what the limit takes.
+        """
+        rounds = zip(self.seconds[limit], self.seconds[baseline], self.seconds[arm], strict=True)
+        return Spread.of([adjust(best, base) / own for best, base, own in rounds])
+
 
 def measure(
     arms: Mapping[str, Arm],
@@ -69,7 +80,7 @@ def measure(
     Args:
         arms: what to call, by name; results are dropped.
         repeats: rounds, each with one number for each arm; at least 1.
-        warmup: untimed calls of each arm before the first round; at least 1.
+        warmup: untimed calls of each arm before the first round; at least 1, and no more once they took two seconds.
         shortest: seconds that one number should take at least; quicker arms are called several times for it.
         synchronize: waits for a device; called before each reading of the clock.
         clock: seconds.
@@ -87,7 +98,10 @@ def measure(
 
     calls: dict[str, int] = {}
     for name, arm in arms.items():
-        once = min(timed(arm, 1) for _ in range(warmup))
+        tried: list[float] = []
+        while len(tried) < warmup and sum(tried) < _WARM:
+            tried.append(timed(arm, 1))
+        once = min(tried)
         calls[name] = max(1, math.ceil(shortest / max(once, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     enabled = gc.isenabled()

@@ -24,7 +24,8 @@ exit codes: 0 measured, 1 the equality gate is red and nothing was timed, 2 bad 
 
 examples:
   layerroute bench gated-delta --sizes 4x1024x8x64 --repeats 9
-  layerroute bench train --json --out train.json"""
+  layerroute bench prefill --sizes 4x512 1x2048 --figure prefill.png
+  layerroute bench decode --skip 0.5 --json --out decode.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the record to this .json file")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw speed-up against the share skipped, with the ideal line, to this .png, .svg or .pdf",
+    )
     options = parser.parse_args(arguments.options)
     if options.repeats < 3:
         raise UserError(f"--repeats is {options.repeats}; a median with a spread needs at least 3.")
@@ -76,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--threads is {options.threads}; give at least 1.")
     if options.out is not None and options.out.suffix != ".json":
         raise UserError(f"--out {options.out}: give the name of a .json file.")
+    if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--figure {options.figure}: give the name of a .png, .svg or .pdf file.")
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; give the name of a .json file.")
 
@@ -129,7 +138,14 @@ def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
 
     if options.out is not None:
         save(options.out, record)
+    if options.figure is not None:
+        from layerroute.report.figures_speed import speed_figure
+
+        speed_figure(record, options.figure)
     if options.json:
         print(json.dumps(record, indent=2, allow_nan=False))
         return
-    print_table(record, Console(file=sys.stdout, highlight=False))
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 100)
+    print_table(record, console)

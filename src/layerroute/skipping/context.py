@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from layerroute.ops.routed_attention import Padding
 from layerroute.routing.decision import RouteDecision
 from layerroute.skipping.routes import SiteRoute
 
@@ -126,27 +127,7 @@ class CallContext:
         """Who is padding, of past and new tokens. Reading it the first time copies the mask to the CPU."""
         if self.padding_mask is None:
             return Padding()
-        mask = self.padding_mask[:, : self.keys].cpu()
-        start = mask.to(torch.uint8).argmax(dim=1)
-        last = self.keys - 1 - mask.flip(1).to(torch.uint8).argmax(dim=1)
-        if bool(((last - start + 1 != mask.sum(dim=1)) & mask.any(dim=1)).any()):
-            return Padding(holes=self.padding_mask[:, : self.keys])
-        if not bool((start > 0).any()):
-            return Padding()
-        return Padding(start=start.to(self.valid.device), start_on_host=start)
-
-
-class Padding(NamedTuple):
-    """Padding that a real token could see: in front of the rows, or anywhere. All None where there is none.
-
-    Attributes:
-        start: index of the first real token of each row, where that says it all; ``start_on_host`` on the CPU.
-        holes: else, the mask itself (False is padding).
-    """
-
-    start: Int[Tensor, "B"] | None = None
-    start_on_host: Int[Tensor, "B"] | None = None
-    holes: Bool[Tensor, "B S"] | None = None
+        return Padding.of(self.padding_mask[:, : self.keys])
 
 
 def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:

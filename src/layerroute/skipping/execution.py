@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
-from layerroute.ops.routed_attention import BlockPlan, Intervals, attend_spans, intervals
+from layerroute.ops.routed_attention import BlockPlan, Intervals, Padding, attend_spans, intervals
+from layerroute.routing.tokens import TokenIndex
 from layerroute.skipping.cache import deferring_layer, evicting_layer
-from layerroute.skipping.context import CallContext, Padding
+from layerroute.skipping.context import CallContext
 from layerroute.skipping.families import Family
-from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute, TokenIndex
+from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
 
 

@@ -15,11 +15,12 @@ from transformers.cache_utils import Cache
 from layerroute.errors import UserError
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.module import Routing
+from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.cache import row_state
 from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
-from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute, TokenIndex
+from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
 
 SPARSE_ESTIMATORS = ("selected", "reinforce")
@@ -291,7 +292,9 @@ class LayerRouter(nn.Module):
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
-                indices = _token_indices(on_host[:-1], counts, modes, context.time, here.device)
+                indices = token_indices(
+                    on_host[:-1], counts, [mode == SPARSE for mode in modes], context.time, here.device
+                )
         return {
             _layer_and_unit(name): SiteRoute(
                 mode=mode, decision=decision, site=site, gated=gated, index=index
@@ -367,19 +370,6 @@ def force_run(decision: RouteDecision, where: Bool[Tensor, "B T"]) -> RouteDecis
         probabilities=torch.where(mask, sure.to(decision.probabilities.dtype), decision.probabilities),
         gate=torch.where(mask, sure.to(decision.gate.dtype), decision.gate),
     )
-
-
-def _token_indices(
-    chosen: Bool[Tensor, "R N"], counts: Sequence[int], modes: Sequence[str], time: int, device: torch.device
-) -> list[TokenIndex | None]:
-    """The tokens that run at each sparse site; ``chosen`` is on the CPU."""
-    on_host = chosen.nonzero()[:, 1]
-    hosts = on_host.split(list(counts))
-    heres = hosts if device.type == "cpu" else on_host.to(device, non_blocking=True).split(list(counts))
-    return [
-        TokenIndex.of(here, host, time) if mode == SPARSE else None
-        for here, host, mode in zip(heres, hosts, modes, strict=True)
-    ]
 
 
 def _spread(decision: RouteDecision, group: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> RouteDecision:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from layerroute.routing.decision import RouteDecision
+from layerroute.routing.tokens import TokenIndex
 
 DENSE = "dense"
 """Every valid token runs: the layer itself is called."""
@@ -16,29 +17,6 @@ MASKED = "masked"
 """Everything is computed, the choice selects."""
 SPARSE = "sparse"
 """Only tokens that run are computed."""
-
-
-@dataclass(kw_only=True)
-class TokenIndex:
-    """The valid tokens that run at a site, in order of row and time.
-
-    Attributes:
-        flat: index into the B·T tokens.
-        row, time: the same in two parts.
-        host: the same on the CPU (itself, if it is there), where blocks are planned without asking the device.
-    """
-
-    flat: Int[Tensor, "N"]
-    row: Int[Tensor, "N"]
-    time: Int[Tensor, "N"]
-    host: "TokenIndex | None" = None
-
-    @classmethod
-    def of(cls, flat: Int[Tensor, "N"], on_host: Int[Tensor, "N"], time: int) -> "TokenIndex":
-        """From flat indices of a batch with ``time`` tokens a row, and their copy on the CPU."""
-        here = cls(flat=flat, row=flat // time, time=flat % time)
-        here.host = here if flat is on_host else cls(flat=on_host, row=on_host // time, time=on_host % time)
-        return here
 
 
 @dataclass(kw_only=True)

@@ -24,10 +24,11 @@ class Clock:
 
 def test_arms_take_turns_after_the_warm_up() -> None:
     clock = Clock()
-    arms = {"a": clock.arm("a", 1.0), "b": clock.arm("b", 2.0)}
+    arms = {"a": clock.arm("a", 1.0), "b": clock.arm("b", 1.5), "slow": clock.arm("s", 4.0)}
     timings = measure(arms, repeats=3, warmup=2, clock=lambda: clock.now)
-    assert "".join(clock.calls) == "aabb" + "ababab"
-    assert timings.seconds == {"a": [1.0] * 3, "b": [2.0] * 3}
+    # What has run for seconds is warm after one call.
+    assert "".join(clock.calls) == "aabbs" + "absabsabs"
+    assert timings.seconds == {"a": [1.0] * 3, "b": [1.5] * 3, "slow": [4.0] * 3}
 
 
 def test_quick_arms_are_called_until_the_time_can_be_read() -> None:

@@ -1,15 +1,16 @@
 """Attention of gathered queries against all keys: reference, PyTorch by key prefixes, one dispatch."""
 
 from layerroute.ops.routed_attention.dispatch import BACKENDS, attend_spans, routed_attention
-from layerroute.ops.routed_attention.gathered import BLOCK, BlockPlan
-from layerroute.ops.routed_attention.inputs import Intervals, document_starts, intervals
+from layerroute.ops.routed_attention.gathered import BlockPlan, block_size
+from layerroute.ops.routed_attention.inputs import Intervals, Padding, document_starts, intervals
 
 __all__ = [
     "BACKENDS",
-    "BLOCK",
     "BlockPlan",
     "Intervals",
+    "Padding",
     "attend_spans",
+    "block_size",
     "document_starts",
     "intervals",
     "routed_attention",

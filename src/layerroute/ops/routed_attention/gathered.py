@@ -16,7 +16,14 @@ from torch import Tensor
 
 from layerroute.ops.routed_attention.inputs import Intervals
 
-BLOCK = 128
+
+def block_size(queries: int, keys: int) -> int:
+    """Queries a block, where ``queries`` of them spread over a stretch of ``keys`` keys.
+
+    A block reads keys up to its last query: what it reads beyond its first is wasted on some. Sparse queries therefore
+    want small blocks, dense ones blocks as large as the kernel likes. Measured on a CPU (docs/LOG.md).
+    """
+    return 64 if queries < 0.4 * keys else 192
 
 
 class Block(NamedTuple):
@@ -39,10 +46,10 @@ class BlockPlan:
 
     Args:
         spans: what the queries see.
-        block: most queries a block.
+        block: most queries a block; by default what ``block_size`` says of each row.
     """
 
-    def __init__(self, spans: Intervals, *, block: int = BLOCK) -> None:
+    def __init__(self, spans: Intervals, *, block: int | None = None) -> None:
         self.spans, self.block = spans, block
 
     @cached_property
@@ -52,8 +59,11 @@ class BlockPlan:
         found = []
         begins = [0, *(i for i in range(1, len(row)) if row[i] != row[i - 1]), len(row)]
         for begin, end in pairwise(begins):
-            for first in range(begin, end, self.block):
-                last = min(first + self.block, end)
+            if begin == end:
+                continue
+            size = self.block or block_size(end - begin, stop[end - 1] - min(start[begin:end]))
+            for first in range(begin, end, size):
+                last = min(first + size, end)
                 starts, stops = start[first:last], stop[first:last]
                 low = min(starts)
                 nonempty = all(a < b for a, b in zip(starts, stops, strict=True))

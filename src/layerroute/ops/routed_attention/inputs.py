@@ -1,6 +1,7 @@
 """What every backend of routed attention is given: which queries there are, and which keys each may see."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +29,31 @@ class Intervals:
         """The intervals as a mask over ``keys`` keys."""
         index = torch.arange(keys, device=self.row.device)
         return (index >= self.start[:, None]) & (index < self.stop[:, None])
+
+
+class Padding(NamedTuple):
+    """Padding that a real token could see: in front of the rows, or anywhere. All None where there is none.
+
+    Attributes:
+        start: index of the first real token of each row, where that says it all; ``start_on_host`` on the CPU.
+        holes: else, the mask itself (False is padding).
+    """
+
+    start: Int[Tensor, "B"] | None = None
+    start_on_host: Int[Tensor, "B"] | None = None
+    holes: Bool[Tensor, "B S"] | None = None
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "B S"]) -> "Padding":
+        """From a mask over all keys. Copies it to the CPU."""
+        held = mask.cpu()
+        start = held.to(torch.uint8).argmax(dim=1)
+        last = held.shape[1] - 1 - held.flip(1).to(torch.uint8).argmax(dim=1)
+        if bool(((last - start + 1 != held.sum(dim=1)) & held.any(dim=1)).any()):
+            return cls(holes=mask)
+        if not bool((start > 0).any()):
+            return cls()
+        return cls(start=start.to(mask.device), start_on_host=start)
 
 
 def document_starts(documents: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:

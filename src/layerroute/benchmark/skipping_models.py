@@ -1,0 +1,132 @@
+"""Models that the layer-skipping cases compare: plain, routed, with layers removed. All share their weights."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from layerroute.errors import UserError, nearest
+from layerroute.skipping import SkipConfig, add_router, get_router
+from layerroute.skipping.families import decoder_stack
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "model_type": "llama",
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+}
+"""Shapes by name: speed does not depend on the values of weights, so that they are drawn at random."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Models that share their parameters.
+
+    Attributes:
+        plain: as transformers made it.
+        routed: the same with a router.
+    """
+
+    plain: PreTrainedModel
+    routed: PreTrainedModel
+
+    @property
+    def sites(self) -> int:
+        """Routed sites."""
+        return len(get_router(self.routed).sites)
+
+    @property
+    def routed_layers(self) -> list[int]:
+        """Layers that may be skipped."""
+        return list(get_router(self.routed).config.layers or [])
+
+
+def build_models(shape: str, skip: SkipConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Models:
+    """Draw a model's weights and add a router to its double.
+
+    Raises:
+        UserError: if there is no such shape.
+    """
+    if shape not in SHAPES:
+        raise UserError(f"--shape: {shape!r} is not known.{nearest(shape, SHAPES)}")
+    settings = {"max_position_embeddings": 32768, **SHAPES[shape]}
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    torch.manual_seed(seed)
+    with torch.device(device):
+        plain = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    routed = add_router(double(plain), skip).eval()
+    get_router(routed).to(device)
+    return Models(plain=plain, routed=routed)
+
+
+def double(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that shares the parameters."""
+    shared = {id(value): value for value in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def without_layers(plain: PreTrainedModel, removed: set[int]) -> PreTrainedModel:
+    """The structural limit: a double of the model that does not have these layers."""
+    shorter = double(plain)
+    stack, layers = decoder_stack(shorter)
+    kept = nn.ModuleList(layer for index, layer in enumerate(layers) if index not in removed)
+    name = next(name for name, child in stack.named_children() if child is layers)
+    setattr(stack, name, kept)
+    for index, layer in enumerate(kept):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", index)  # noqa: B010
+    text = shorter.config.get_text_config()
+    text.num_hidden_layers = len(kept)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        text.layer_types = [kind for index, kind in enumerate(kinds) if index not in removed]
+    return shorter
+
+
+def spread_out(layers: list[int], count: int) -> set[int]:
+    """``count`` of the layers, evenly among them."""
+    if count == 0:
+        return set()
+    step = len(layers) / count
+    return {layers[int((index + 0.5) * step)] for index in range(count)}
+
+
+def draw(rows: int, positions: int, sites: int, skip: float, seed: int) -> Int[Tensor, "B S R"]:
+    """Choices (0 skip, 1 run) at random, of which exactly the share ``skip`` (to one choice a row) skips."""
+    total = positions * sites
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.rand(rows, total, generator=generator).argsort(dim=1).argsort(dim=1)
+    return (rank >= round(skip * total)).long().view(rows, positions, sites)

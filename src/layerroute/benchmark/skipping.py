@@ -29,9 +29,9 @@ from layerroute.benchmark.skipping_models import (
 )
 from layerroute.errors import UserError, nearest
 from layerroute.ops.flops import flop_counter
+from layerroute.precision import choose_device
 from layerroute.skipping import SkipConfig, executed, force_decision, get_router, router_disabled
 from layerroute.skipping.configuration import KV_MODES, SKIP_PATHS, UNITS
-from layerroute.training.precision import choose_device
 
 DENSE, MASKED, SPARSE, LIMIT = "dense", "masked", "sparse", "limit"
 _TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}

@@ -107,7 +107,12 @@ def _figures(recipe: Recipe) -> dict[str, Any]:
 
 
 def _summary(recipe: Recipe, file: str) -> str:
-    model, data, train = recipe.model, recipe.data, recipe.train
+    data, train = recipe.data, recipe.train
+    model = (
+        {**recipe_to_dict(recipe)["model"], **_skipping(recipe)}
+        if recipe.capability == "layer_skipping"
+        else recipe.model
+    )
     steps = f"{train.max_steps:,} steps x {train.batch_size} sequences x {data.sequence_length:,} tokens"
     lines = [
         f"{recipe.name}  ({file})",
@@ -117,6 +122,16 @@ def _summary(recipe: Recipe, file: str) -> str:
         f"  train: {steps} = {_figures(recipe)['tokens']:,} tokens, learning rate {train.learning_rate:g}",
     ]
     return "\n".join(lines)
+
+
+def _skipping(recipe: Recipe) -> dict[str, Any]:
+    """What a layer-skipping recipe adds to its model, and where that starts."""
+    plain = recipe_to_dict(recipe)
+    skip, start = plain["skip"], plain["start"]
+    return {
+        "skips": f"{1 - skip['routing']['rate']:.0%} of {skip['unit']}s, {skip['granularity']} level",
+        "start": start["method"] if start["method"] == "fresh" else f"{start['method']} {start['arm']}",
+    }
 
 
 def _brief(value: Any) -> str:

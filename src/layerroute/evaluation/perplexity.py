@@ -23,6 +23,8 @@ class Evaluation:
         loss: cross-entropy only, in nats per predicted token; no auxiliary term is ever part of it.
         accuracy: share of predicted tokens whose most likely prediction is right.
         tokens: predicted tokens.
+        window_losses: mean cross-entropy of each sequence, in order (those without a token to predict are left out):
+            the units of paired intervals.
         routing: from hard decisions in inference mode, None for a model without routing.
         seconds: wall time.
     """
@@ -30,6 +32,7 @@ class Evaluation:
     loss: float
     accuracy: float
     tokens: int
+    window_losses: list[float]
     routing: RoutingStatistics | None
     seconds: float
 
@@ -65,6 +68,7 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     count = torch.zeros((), dtype=torch.int64, device=device)
+    windows: list[Tensor] = []
     routing = RoutingAccumulator()
     started = time.perf_counter()
     try:
@@ -80,7 +84,10 @@ def evaluate(
                 targets = targets.masked_fill(mask == 0, IGNORE)
             with precision():
                 output = model(**inputs, use_cache=False)
-            total += token_cross_entropy(output.logits, targets).double().sum()
+            by_token = token_cross_entropy(output.logits, targets).double()
+            total += by_token.sum()
+            wanted = (targets != IGNORE).sum(dim=1)
+            windows.append((by_token.sum(dim=1) / wanted)[wanted > 0])
             correct += (output.logits.argmax(dim=-1) == targets).sum()  # no prediction equals IGNORE
             count += (targets != IGNORE).sum()
             decision = decision_of(model, output)
@@ -97,6 +104,7 @@ def evaluate(
         loss=float(total) / tokens,
         accuracy=int(correct) / tokens,
         tokens=tokens,
+        window_losses=torch.cat(windows).tolist(),
         routing=routing.result(),
         seconds=time.perf_counter() - started,
     )

@@ -45,6 +45,17 @@ CAPABILITIES: dict[str, Mapping[str, Section]] = {
         "train": _TRAIN,
         "objective": Section(configuration="layerroute.training.configuration.ObjectiveConfig"),
     },
+    "layer_skipping": {
+        "model": Section(configuration="layerroute.training.skipping.configuration.PretrainedConfig"),
+        "skip": Section(configuration="layerroute.skipping.configuration.SkipConfig"),
+        "start": Section(configuration="layerroute.training.skipping.configuration.StartConfig"),
+        "adapt": Section(configuration="layerroute.training.skipping.configuration.AdaptConfig"),
+        "data": _DATA,
+        "train": _TRAIN,
+        "objective": Section(
+            configuration="layerroute.training.skipping.configuration.SkippingObjectiveConfig"
+        ),
+    },
 }
 
 

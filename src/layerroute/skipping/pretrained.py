@@ -46,7 +46,7 @@ def load_pretrained(
     Raises:
         UserError: if there is no such model here and none can be fetched.
     """
-    source = _smollm2() if name == SMOLLM2 else name
+    source = local_source(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -60,6 +60,11 @@ def load_pretrained(
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
     model.config._name_or_path = name  # what a router folder and an adapter remember as their base
     return model.eval(), tokenizer
+
+
+def local_source(name: str) -> str:
+    """What transformers is to load for a name: the alias's unpacked folder or hub id, else the name itself."""
+    return _smollm2() if name == SMOLLM2 else name
 
 
 def gguf_path() -> Path | None:

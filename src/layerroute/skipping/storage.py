@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -178,6 +179,26 @@ def load_router(
         loader.load_adapter(str(folder / ADAPTER), is_trainable=trainable)  # freezes all that is no adapter
     router.requires_grad_(trainable)
     return model
+
+
+def restore_router(model: nn.Module, folder: str | Path) -> None:
+    """Put saved weights back into a model that has the same router and adapter already (to go on training).
+
+    Raises:
+        UserError: if the folder is not complete, damaged, or of another router.
+    """
+    folder, description = Path(folder), read_router(folder)
+    router = get_router(model)
+    try:
+        router.load_state_dict(load_file(folder / WEIGHTS))
+        if description.adapter:
+            found: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER / _ADAPTER_FILES[1]))
+            if found.unexpected_keys or any("lora_" in key for key in found.missing_keys):
+                raise UserError(f"{folder / ADAPTER} does not fit this model's adapter")
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} does not fit this model's router: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def load_routed(

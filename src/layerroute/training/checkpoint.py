@@ -9,7 +9,8 @@ from layerroute.errors import UserError
 STATE_NAME = "layerroute_state.json"
 """What this package adds to a Trainer checkpoint: fingerprint of the recipe, step, state of the meter."""
 
-_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json", STATE_NAME)
+_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", STATE_NAME)
+_ROUTER = ("router.json", "router.safetensors")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -37,8 +38,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def missing_files(checkpoint: Path) -> list[str]:
     """Names of files without which a run cannot go on from ``checkpoint``."""
-    missing = [name for name in _FILES if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+    # Layer skipping keeps a router folder, attention routing a whole model.
+    own = _ROUTER if (checkpoint / _ROUTER[0]).is_file() else ("config.json",)
+    missing = [name for name in (*own, *_FILES) if not (checkpoint / name).is_file()]
+    if own is not _ROUTER and not any((checkpoint / name).is_file() for name in _WEIGHTS):
         missing.append(_WEIGHTS[0])
     if not any(checkpoint.glob("rng_state*.pth")):
         missing.append("rng_state.pth")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from layerroute.errors import UserError
 from layerroute.precision import Device, Precision
@@ -99,7 +100,8 @@ class TrainConfig:
         batch_size: sequences per optimizer step, over all processes and accumulation steps.
         gradient_accumulation: parts in which one process computes its share of a batch, to save memory.
         learning_rate: peak of AdamW's learning rate.
-        warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls linearly to 0.
+        warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls to 0.
+        schedule: shape of the fall: ``linear`` (default) or ``cosine``.
         weight_decay: decoupled decay of matrices; norms, biases and decay parameters have none.
         max_gradient_norm: gradients are scaled down to this global L2 norm.
         device: ``auto`` is the GPU if there is one.
@@ -108,6 +110,8 @@ class TrainConfig:
             checkpoints; 0 evaluations or checkpoints = only at the end.
         evaluation_sequences: validation windows of each evaluation, the same ones every time.
         evaluation_batch_size: windows computed at once; bounds memory, does not change results.
+        threshold_tokens: held-out tokens on which the thresholds of a quantile budget are set before each evaluation,
+            so that the rate asked for is the rate served (0: their running mean of training serves).
         keep_checkpoints: newest resumable checkpoints kept on disk (the best and the last model are always kept).
         route_sentences: validation sentences whose token routes are stored at the end, 0 = none.
         separate_documents: tokens see no other document of their window. Default False: windows are plain text with
@@ -121,6 +125,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
     warmup_share: float = 0.1
+    schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -133,6 +138,7 @@ class TrainConfig:
     save_every: int = 100
     evaluation_sequences: int = 64
     evaluation_batch_size: int = 8
+    threshold_tokens: int = 8192
     keep_checkpoints: int = 2
     route_sentences: int = 16
     separate_documents: bool = False
@@ -151,7 +157,7 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name} must be at least 1, got {value}")
-        for name in ("evaluate_every", "save_every", "route_sentences"):
+        for name in ("evaluate_every", "save_every", "route_sentences", "threshold_tokens"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name} must not be negative, got {value}")
         _require(

@@ -1,8 +1,10 @@
 """The training loss: cross-entropy plus weighted terms on the decisions, each reported apart."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerroute.objectives import quadratic_budget, switch_loss
 from layerroute.routing import RouteDecision
@@ -21,6 +23,44 @@ class LossTerms:
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RoutedLoss(Protocol):
+    """The loss of a batch, with whatever state it keeps from batch to batch."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
+    ) -> tuple[LossTerms, RouteDecision | None, Any]:
+        """Terms, decision and output; ``rate`` is the rate asked for, ``done`` the share of the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, exact in JSON."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+class HybridLoss:
+    """Of models that return their cross-entropy and their decision themselves."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
+    ) -> tuple[LossTerms, RouteDecision | None, Any]:
+        """See ``RoutedLoss``."""
+        del done
+        output = model(**inputs, use_cache=False)
+        decision = getattr(output, "decision", None)
+        return training_loss(self.config, output.loss, decision, rate=rate), decision, output
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is none."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is none."""
 
 
 def training_loss(

@@ -1,5 +1,8 @@
 """What AdamW decays, and how its learning rate moves."""
 
+import math
+from dataclasses import dataclass
+
 from torch import nn
 
 _UNDECAYED = ("bias", "A_log", "dt_bias")
@@ -30,12 +33,64 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
     return [name for name in names if name in unique]
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """Share of the peak learning rate at ``step`` (0 is the first): linear rise, then linear fall to 0.
+def learning_rate_factor(
+    step: int, *, warmup_steps: int, total_steps: int, first_step: int = 0, shape: str = "linear"
+) -> float:
+    """Share of the peak learning rate at ``step`` (0 is the first): linear rise, then fall to 0.
 
     The first step already has 1/warmup_steps of the peak (a step at rate 0 would be a wasted batch); 0 would be
     reached at step ``total_steps``, one after the last.
+
+    Args:
+        first_step: the rate is 0 before it; rise and fall then share the steps that are left.
+        shape: of the fall, ``linear`` or ``cosine``.
     """
+    step, total_steps = step - first_step, total_steps - first_step
+    if step < 0:
+        return 0.0
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+    return left if shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that are trained at a rate of their own.
+
+    Attributes:
+        name: for messages.
+        parameters: by name in the model.
+        factor: of the run's learning rate.
+        begin: share of the run before which they stand still.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    factor: float = 1.0
+    begin: float = 0.0
+
+
+def optimizer_groups(
+    groups: list[ParameterGroup], decayed: list[str], *, learning_rate: float, weight_decay: float
+) -> tuple[list[dict[str, object]], list[float]]:
+    """Groups as torch's optimizers take them, each split into decayed and undecayed, and where each begins.
+
+    Groups without parameters or with a factor of 0 are left out.
+    """
+    made: list[dict[str, object]] = []
+    begins: list[float] = []
+    for group in groups:
+        for decay in (True, False):
+            chosen = [value for name, value in group.parameters.items() if (name in decayed) == decay]
+            if not chosen or group.factor == 0.0:
+                continue
+            made.append(
+                {
+                    "params": chosen,
+                    "lr": learning_rate * group.factor,
+                    "weight_decay": weight_decay if decay else 0.0,
+                }
+            )
+            begins.append(group.begin)
+    return made, begins

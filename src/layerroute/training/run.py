@@ -15,9 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from layerroute.data.prepare import prepare_data
 from layerroute.errors import UserError
-from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes
@@ -34,21 +32,26 @@ from layerroute.training.callbacks import (
 )
 from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.errors import TrainingFailed
-from layerroute.training.memory import estimate_memory
-from layerroute.training.models import Vocabulary, build_model, model_config, model_figures, resolved_recipe
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint
-from layerroute.training.run_record import (
-    RunRecord,
-    flops_section,
-    metrics_section,
-    routing_section,
-    static_sections,
-)
-from layerroute.training.saving import quiet_transformers, recover_model, save_model
+from layerroute.training.run_record import RunRecord, metrics_section
+from layerroute.training.saving import quiet_transformers, recover_model
 from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
-from layerroute.training.summary import describe_data, describe_model, describe_training
+from layerroute.training.subject import Subject
 from layerroute.training.trainer import RoutedTrainer
-from layerroute.training.windows import TrainingWindows, evaluation_batches
+
+SITES_IN_WORDS = 6
+"""Rates of so many sites are printed one by one at the end of a run."""
+
+
+def make_subject(recipe: Recipe) -> Subject:
+    """What the recipe's capability trains."""
+    if recipe.capability == "layer_skipping":
+        from layerroute.training.skipping.subject import SkippingSubject
+
+        return SkippingSubject(recipe)
+    from layerroute.training.hybrid import HybridSubject
+
+    return HybridSubject(recipe)
 
 
 def default_out(recipe: Recipe) -> Path:
@@ -81,14 +84,15 @@ def train_recipe(
     quiet_transformers()
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
-    plain = resolved_recipe(recipe)
+    subject = make_subject(recipe)
+    plain = subject.plain()
     find_start(directory, plain, resume)  # before anything is written
     with directory.locked() if _is_main() else nullcontext(), Interruption() as interruption:
         start = find_start(directory, plain, resume)
         if start.kind == "completed":
             console.print(f"{directory.path} holds this run already, completed; nothing to do.")
             return 0
-        run = _Run(recipe, plain, directory, start, interruption, command, console)
+        run = _Run(subject, plain, directory, start, interruption, command, console)
         try:
             run.prepare()
             run.train()
@@ -115,7 +119,7 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        subject: Subject,
         plain: dict[str, Any],
         directory: RunDirectory,
         start: Start,
@@ -123,55 +127,40 @@ class _Run:
         command: str,
         console: Console,
     ) -> None:
-        self.recipe, self.plain, self.directory, self.start = recipe, plain, directory, start
+        self.subject, self.recipe = subject, subject.recipe
+        self.plain, self.directory, self.start = plain, directory, start
         self.interruption, self.command, self.console = interruption, command, console
         self.curves = CurvesCallback(directory.curves)
         self.progress = ProgressCallback(console)
 
     def prepare(self) -> None:
         """Data, model and trainer; prints the summary. Nothing is written to the run's folder before all is well."""
-        recipe, train = self.recipe, self.recipe.train
+        recipe, train, subject = self.recipe, self.recipe.train, self.subject
         self.device = choose_device(train.device)
         self.precision = choose_precision(train.precision, self.device)
-        self.data = prepare_data(recipe.data, progress=self.console.is_terminal)
+        subject.read(progress=self.console.is_terminal)
         self._check_same_data()
-        vocabulary = Vocabulary(
-            size=self.data.vocabulary_size,
-            end_of_text=self.data.end_of_text,
-            padding=self.data.tokenizer.pad_token_id,
-        )
-        self.config = model_config(recipe.model, vocabulary)
-        length = recipe.data.sequence_length
-        windows = TrainingWindows(
-            self.data.train,
-            samples=train.max_steps * train.batch_size,
-            batch_size=train.batch_size,
-            seed=recipe.seed,
-            separate_documents=train.separate_documents,
-        )
-        self.validation = evaluation_batches(
-            self.data.validation,
-            sequences=train.evaluation_sequences,
-            batch_size=train.evaluation_batch_size,
-            separate_documents=train.separate_documents,
-        )
+        windows, self.validation = subject.windows(), subject.validation()
         arguments = training_arguments(
             train, folder=self.directory.checkpoints, device=self.device, seed=recipe.seed
         )
-        model = build_model(self.config, seed=recipe.seed)
-        self.figures = model_figures(model, length)
+        subject.build(device=self.device, precision=self.precision, tell=self._tell)
         self._print_summary(arguments.per_device_train_batch_size)
         self._claim_directory()
         self.trainer = RoutedTrainer(
-            model,
+            subject.model,
             arguments=arguments,
             config=train,
-            objective=recipe.objective,
+            loss=subject.loss(),
+            routing=subject.routing(),
             precision=self.precision.name,
             windows=windows,
             validation=self.validation,
-            tokenizer=self.data.tokenizer,
+            tokenizer=subject.tokenizer,
             fingerprint=recipe_fingerprint(self.plain),
+            groups=subject.groups(),
+            before_evaluation=subject.before_evaluation,
+            weights=subject.weights(),
         )
         self._add_callbacks()
 
@@ -202,7 +191,7 @@ class _Run:
         assert evaluation is not None
         if not _is_main():
             return
-        save_model(trainer.model, self.data.tokenizer, self.directory.last)
+        self.subject.save(self.directory.last)
         in_precision = partial(autocast, self.precision.name, self.device)
         executed = executed_flops_per_token(trainer.model, self.validation[0], precision=in_precision)
         routing = evaluation.routing
@@ -215,13 +204,12 @@ class _Run:
                     "best_validation_loss": state.best_metric,
                     "best_step": state.best_global_step,
                     "train_loss": train_points[-1],
-                    "bigram_loss": self._bigram_loss(),
+                    "bigram_loss": self.subject.bigram_loss(),
                     "steps": state.global_step,
                 },
-                "routing": None if routing is None else routing_section(routing, self.config),
-                "flops": flops_section(
-                    self.figures, rate=None if routing is None else routing.mean_rate, executed=executed
-                ),
+                "validation": {"window_losses": [round(loss, 6) for loss in evaluation.window_losses]},
+                "routing": None if routing is None else self.subject.routing_section(routing),
+                "flops": self.subject.flops_section(routing, executed),
                 "timing": {
                     "train_seconds": trainer.meter.seconds,
                     "tokens_per_second": trainer.meter.tokens / trainer.meter.seconds,
@@ -247,10 +235,10 @@ class _Run:
 
     def _check_same_data(self) -> None:
         earlier = ((self.start.record or {}).get("data") or {}).get("fingerprint")
-        if earlier is not None and earlier != self.data.fingerprint:
+        if earlier is not None and earlier != self.subject.data.fingerprint:
             raise UserError(
                 f"--out: {self.directory.path} was begun on other data (fingerprint {earlier[:12]}, now "
-                f"{self.data.fingerprint[:12]}): the source has changed; give another --out"
+                f"{self.subject.data.fingerprint[:12]}): the source has changed; give another --out"
             )
 
     def _claim_directory(self) -> None:
@@ -264,8 +252,7 @@ class _Run:
         self.record = RunRecord(
             self.directory.path, self.plain, command=self.command, earlier=self.start.record
         )
-        self.record.update(static_sections(self.figures, self.data.describe()))
-        self.record.update({"model_config": self.config.to_dict(), "precision": self.precision.name})
+        self.record.update({**self.subject.static_sections(), "precision": self.precision.name})
         self.directory.recipe.write_text(dump(self.plain), encoding="utf-8")
 
     def _add_callbacks(self) -> None:
@@ -279,16 +266,10 @@ class _Run:
             return
         assert self.record is not None
         trainer.add_callback(RecordCallback(self.record.update))
-        save = partial(save_model, trainer.model, self.data.tokenizer)
-        trainer.add_callback(BestModelCallback(self.directory.best, save))
+        trainer.add_callback(BestModelCallback(self.directory.best, self.subject.save))
         if "tensorboard" in self.recipe.train.report_to:
             writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
             trainer.add_callback(TensorBoardCallback(writer))
-
-    def _bigram_loss(self) -> float:
-        """The floor: a bigram model of the same training tokens, on the same validation windows."""
-        windows = torch.cat([batch["input_ids"] for batch in self.validation])
-        return bigram_cross_entropy(self.data.train.tokens, windows.numpy(), self.config.vocab_size)
 
     def _write_token_routes(self, precision: Any) -> str | None:
         count = self.recipe.train.route_sentences
@@ -296,7 +277,7 @@ class _Run:
             return None
         windows = torch.cat([batch["input_ids"] for batch in self.validation])
         routes = collect_token_routes(
-            self.trainer.model, self.data.tokenizer, windows, count=count, precision=precision
+            self.trainer.model, self.subject.tokenizer, windows, count=count, precision=precision
         )
         if routes is None:
             return None
@@ -307,40 +288,31 @@ class _Run:
     def _print_summary(self, micro_batch: int) -> None:
         if not _is_main():
             return
-        train, length = self.recipe.train, self.recipe.data.sequence_length
-        memory = estimate_memory(
-            self.config,
-            parameters=self.figures.total,
-            micro_batch=micro_batch,
-            sequence_length=length,
-            precision=self.precision.name,
-            gradient_checkpointing=train.gradient_checkpointing,
-        )
-        data = self.data.describe()
         lines = [f"run         {self.recipe.name}, seed {self.recipe.seed} → {self.directory.path}"]
-        lines += describe_model(self.config, self.figures)
-        lines += [describe_data(data)]
-        lines += describe_training(
-            train,
-            sequence_length=length,
-            train_tokens=data["train_tokens"],
-            memory=memory,
-            device=self.device,
-            precision=self.precision,
-        )
+        lines += self.subject.describe(micro_batch=micro_batch, device=self.device, precision=self.precision)
         self.console.print("\n".join(lines))
+
+    def _tell(self, line: str) -> None:
+        if _is_main():
+            self.console.print(line)
 
     def _print_result(self, evaluation: Evaluation) -> None:
         assert self.record is not None
         metrics, timing = self.record.content["metrics"], self.record.content["timing"]
+        bigram = metrics["bigram_loss"]
+        floor = "" if bigram is None else f"; bigram model {bigram:.4f}"
         text = (
             f"completed   validation loss {evaluation.loss:.4f} (perplexity {evaluation.perplexity:.2f}, accuracy "
-            f"{evaluation.accuracy:.1%}; best {metrics['best_validation_loss']:.4f} at step {metrics['best_step']}; "
-            f"bigram model {metrics['bigram_loss']:.4f}), {timing['train_seconds']:.1f} s of training, "
+            f"{evaluation.accuracy:.1%}; best {metrics['best_validation_loss']:.4f} "
+            f"at step {metrics['best_step']}{floor}), "
+            f"{timing['train_seconds']:.1f} s of training, "
             f"{timing['tokens_per_second']:,.0f} tokens/s"
         )
         if evaluation.routing is not None:
-            rates = ", ".join(f"{site} {rate:.1%}" for site, rate in evaluation.routing.rate.items())
+            by_site = evaluation.routing.rate
+            rates = f"{evaluation.routing.mean_rate:.1%} on average"
+            if len(by_site) <= SITES_IN_WORDS:
+                rates = ", ".join(f"{site} {rate:.1%}" for site, rate in by_site.items())
             text += f"\n{evaluation.routing.paths[-1]:<12}{rates}"
         self.console.print(text)
 

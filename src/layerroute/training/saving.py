@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +20,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     They are written aside first, so that a write that fails leaves the old model as it was; what a process that was
     killed left half-way is first brought to an end, as ``recover_model`` does.
     """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    replace_folder(path, write)
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder aside, then put it in the place of ``path`` in one move."""
     recover_model(path)
     aside, old = _aside(path)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
+    write(aside)
     if path.exists():
         os.replace(path, old)
     os.replace(aside, path)

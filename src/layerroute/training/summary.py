@@ -50,8 +50,6 @@ def describe_training(
     precision: ChosenPrecision,
 ) -> list[str]:
     """Lines about tokens to be seen, machine and memory."""
-    per_step = config.batch_size * sequence_length
-    tokens = per_step * config.max_steps
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -60,11 +58,32 @@ def describe_training(
         "logits": memory.logits,
     }
     return [
+        *describe_run(
+            config,
+            sequence_length=sequence_length,
+            train_tokens=train_tokens,
+            device=device,
+            precision=precision,
+        ),
+        f"memory      about {_bytes(memory.total)}: {_shares(parts, _bytes)} "
+        "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)",
+    ]
+
+
+def describe_run(
+    config: TrainConfig,
+    *,
+    sequence_length: int,
+    train_tokens: int,
+    device: torch.device,
+    precision: ChosenPrecision,
+) -> list[str]:
+    """Lines about tokens to be seen and the machine."""
+    tokens = config.batch_size * sequence_length * config.max_steps
+    return [
         f"training    {config.max_steps:,} steps × {config.batch_size} × {sequence_length:,} = {tokens:,} tokens "
         f"({tokens / max(train_tokens, 1):.2f} epochs), learning rate {config.learning_rate:g}",
         f"machine     {_device_name(device)}, {precision.name} ({precision.reason})",
-        f"memory      about {_bytes(memory.total)}: {_shares(parts, _bytes)} "
-        "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)",
     ]
 
 

@@ -5,9 +5,11 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +20,49 @@ from layerroute.evaluation.perplexity import Evaluation, evaluate
 from layerroute.precision import autocast
 from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.checkpoint import STATE_NAME, checkpoints, newest_checkpoint
-from layerroute.training.configuration import ObjectiveConfig, TrainConfig
+from layerroute.training.configuration import TrainConfig
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
-from layerroute.training.objective import training_loss
-from layerroute.training.optimization import decay_parameter_names, learning_rate_factor
+from layerroute.training.objective import RoutedLoss
+from layerroute.training.optimization import (
+    ParameterGroup,
+    decay_parameter_names,
+    learning_rate_factor,
+    optimizer_groups,
+)
 from layerroute.training.windows import TrainingWindows, collate
 
 
-class RoutedTrainer(Trainer):
-    """Trains a causal language model whose output may carry a ``decision`` (a ``RouteDecision``).
+class CheckpointWeights(Protocol):
+    """The model's part of a checkpoint, where that is not the whole model."""
 
-    What it adds to the Trainer: the loss terms of ``layerroute.objectives``; a stop *before* the optimizer step where
-    loss or gradient norm is not finite; evaluation by cross-entropy only on fixed batches; checkpoints that are
-    written aside and renamed, with the state of the meter; a data order that depends on the step alone.
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write it into ``folder``."""
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Put it back into the model."""
+
+
+class RoutedTrainer(Trainer):
+    """Trains a causal language model that may route its tokens.
+
+    What it adds to the Trainer: the loss terms of ``layerroute.objectives``; parameter groups with rates of their own;
+    a stop *before* the optimizer step where loss or gradient norm is not finite; evaluation by cross-entropy only on
+    fixed batches; checkpoints that are written aside and renamed, with the state of meter and loss; a data order that
+    depends on the step alone.
 
     Args:
         arguments: as ``training_arguments`` makes them; ``output_dir`` is the folder of the checkpoints.
-        config, objective: sections of the recipe.
+        config: section of the recipe.
+        loss: of a batch.
+        routing: schedules of the model's routing.
         precision: ``bf16`` or ``fp32``.
         windows: all samples of the run, in order.
         validation: fixed batches.
         fingerprint: of the recipe; stored in the checkpoints.
+        groups: parameters with rates of their own; default one group of all that are trainable.
+        before_evaluation: called before every evaluation (thresholds are set on held-out text there).
+        weights: writes and reads the model's part of a checkpoint; default transformers' own.
 
     Attributes:
         meter: totals of the run, and what is measured for the next curve point.
@@ -54,18 +77,24 @@ class RoutedTrainer(Trainer):
         *,
         arguments: TrainingArguments,
         config: TrainConfig,
-        objective: ObjectiveConfig,
+        loss: RoutedLoss,
+        routing: RoutingCallback,
         precision: str,
         windows: TrainingWindows,
         validation: list[dict[str, Tensor]],
         tokenizer: PreTrainedTokenizerBase | None = None,
         fingerprint: str = "",
+        groups: list[ParameterGroup] | None = None,
+        before_evaluation: Callable[[], None] | None = None,
+        weights: "CheckpointWeights | None" = None,
     ) -> None:
-        self.train_config, self.objective_config, self.precision = config, objective, precision
+        self.train_config, self.loss, self.precision = config, loss, precision
+        self.groups, self.before_evaluation, self.weights = groups, before_evaluation, weights
+        self._begins: list[float] | None = None
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
         self.evaluation: Evaluation | None = None
-        self.routing = RoutingCallback(model, objective)
+        self.routing = routing
         self._staging: Path | None = None
         self._step_started = 0.0
         self._step_loss = 0.0
@@ -90,15 +119,38 @@ class RoutedTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decay_parameter_names(model)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over all trainable parameters, or over the groups given."""
+        if self.groups is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        parts, self._begins = optimizer_groups(
+            self.groups,
+            self.get_decay_parameter_names(self.model),
+            learning_rate=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+        )
+        cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = cls(parts, **options)
+        return self.optimizer
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
             warmup = max(1, round(self.train_config.warmup_share * num_training_steps))
-            self.lr_scheduler = LambdaLR(
-                self.optimizer if optimizer is None else optimizer,  # type: ignore[arg-type]
-                lambda step: learning_rate_factor(step, warmup_steps=warmup, total_steps=num_training_steps),
-            )
+            chosen = self.optimizer if optimizer is None else optimizer
+            assert chosen is not None
+            factors: list[Callable[[int], float]] = [
+                partial(
+                    learning_rate_factor,
+                    warmup_steps=warmup,
+                    total_steps=num_training_steps,
+                    first_step=round(begin * num_training_steps),
+                    shape=self.train_config.schedule,
+                )
+                for begin in self._begins or [0.0] * len(chosen.param_groups)
+            ]
+            self.lr_scheduler = LambdaLR(chosen, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -139,9 +191,7 @@ class RoutedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        output = model(**inputs, use_cache=False)
-        decision = getattr(output, "decision", None)
-        terms = training_loss(self.objective_config, output.loss, decision, rate=self.routing.rate)
+        terms, decision, output = self.loss(model, inputs, rate=self.routing.rate, done=self.routing.done)
         if decision is not None:
             self.routing.observe(decision)
         self.meter.add_batch(terms, decision)
@@ -172,6 +222,8 @@ class RoutedTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Cross-entropy, perplexity, accuracy and routing on the fixed validation batches."""
+        if self.before_evaluation is not None:
+            self.before_evaluation()
         result = evaluate(self.model, self.validation, precision=self.autocast_smart_context_manager)
         self.evaluation = result
         metrics = {"loss": result.loss, "perplexity": result.perplexity, "accuracy": result.accuracy}
@@ -185,6 +237,20 @@ class RoutedTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.weights is None:
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.weights.save(self.accelerator.unwrap_model(self.model), folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.weights is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.weights.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint aside, then rename it: a folder ``checkpoint-N`` is always whole."""
@@ -207,6 +273,7 @@ class RoutedTrainer(Trainer):
             "fingerprint": self.fingerprint,
             "step": self.state.global_step,
             "meter": self.meter.state_dict(),
+            "loss": self.loss.state_dict(),
         }
         (written / STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
         for path in written.iterdir():
@@ -225,6 +292,7 @@ class RoutedTrainer(Trainer):
         if checkpoint is not None:
             state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
             self.meter.load_state_dict(state["meter"], self.args.device)
+            self.loss.load_state_dict(state["loss"])
 
 
 def _flush(path: Path) -> None:

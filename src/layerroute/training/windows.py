@@ -84,11 +84,20 @@ def evaluation_batches(
     Raises:
         UserError: if the split does not fill one window.
     """
+    chosen = evaluation_windows(sequence, sequences)
+    return [
+        model_inputs(sequence, chosen[start : start + batch_size], separate_documents=separate_documents)
+        for start in range(0, len(chosen), batch_size)
+    ]
+
+
+def evaluation_windows(sequence: TokenSequence, sequences: int) -> list[int]:
+    """Indices of the windows of every evaluation.
+
+    Raises:
+        UserError: if the split does not fill one window.
+    """
     require_windows(sequence, 1)
     total = sequence.windows()
     count = min(sequences, total)
-    chosen = [index * total // count for index in range(count)]
-    return [
-        model_inputs(sequence, chosen[start : start + batch_size], separate_documents=separate_documents)
-        for start in range(0, count, batch_size)
-    ]
+    return [index * total // count for index in range(count)]

@@ -4,13 +4,22 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from layerroute.routing import RouteDecision, Routing, Schedule
-from layerroute.training.configuration import ObjectiveConfig, ScheduleConfig
+from layerroute.routing import RouteDecision, Routing, RoutingConfig, Schedule
+from layerroute.skipping.router import LayerRouter
+from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
 
 
 def routing_modules(model: nn.Module) -> list[Routing]:
     """All routing modules of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Routing)]
+
+
+def rated(model: nn.Module) -> list[Routing | LayerRouter]:
+    """What rates are set on: a pretrained model's one router (its sites may have rates of their own), or all."""
+    routers: list[Routing | LayerRouter] = [
+        module for module in model.modules() if isinstance(module, LayerRouter)
+    ]
+    return routers or [*routing_modules(model)]
 
 
 def progress(step: int, total: int) -> float:
@@ -29,20 +38,24 @@ class RoutingCallback(TrainerCallback):
     Attributes:
         temperature: of the step now running.
         rate: asked for at the step now running (mean over routing modules; 0 without routing).
+        done: share of the run at that step.
+
+    Args:
+        model: with its routing modules.
+        temperature: its way over the run.
+        rate: the way to the modules' own rates.
     """
 
-    def __init__(self, model: nn.Module, config: ObjectiveConfig) -> None:
-        self.modules = routing_modules(model)
-        self.temperature_schedule = schedule(config.temperature)
+    def __init__(self, model: nn.Module, temperature: ScheduleConfig, rate: RateScheduleConfig) -> None:
+        self.modules, self.rated = routing_modules(model), rated(model)
+        self.temperature_schedule = schedule(temperature)
         self.rate_schedules = [
             Schedule(
-                start=module.config.rate if config.rate.start is None else config.rate.start,
-                end=module.config.rate,
-                begin=config.rate.begin,
-                finish=config.rate.finish,
+                start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
             )
-            for module in self.modules
+            for own in map(_own_rate, self.rated)
         ]
+        self.done = 0.0
         self.temperature = self.temperature_schedule.start
         self.rate = 0.0
         self._counts: dict[str, Tensor] = {}
@@ -51,11 +64,11 @@ class RoutingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self._counts.clear()
-        done = progress(state.global_step, state.max_steps)
-        self.temperature = self.temperature_schedule.value(done)
-        rates = [schedule.value(done) for schedule in self.rate_schedules]
+        self.done = progress(state.global_step, state.max_steps)
+        self.temperature = self.temperature_schedule.value(self.done)
+        rates = [schedule.value(self.done) for schedule in self.rate_schedules]
         self.rate = sum(rates) / len(rates) if rates else 0.0
-        for module, rate in zip(self.modules, rates, strict=True):
+        for module, rate in zip(self.rated, rates, strict=True):
             module.set_temperature(self.temperature)
             module.set_rate(rate)
 
@@ -72,3 +85,8 @@ class RoutingCallback(TrainerCallback):
             if all(site in self._counts for site in module.sites):
                 counts = torch.stack([self._counts[site] for site in module.sites])
                 module.thresholds.update(counts, module.rate)
+
+
+def _own_rate(module: Routing | LayerRouter) -> float:
+    config = module.config
+    return config.rate if isinstance(config, RoutingConfig) else config.routing.rate

@@ -1,0 +1,182 @@
+"""The sections `model`, `start`, `adapt` and `objective` of layer-skipping recipes. No torch here."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from layerroute.errors import UserError
+from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
+
+Arm = Literal["routed", "static_influence", "static_greedy", "random", "periodic", "early_exit"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True)
+class PretrainedConfig:
+    """The model that a router is added to.
+
+    Attributes:
+        name: ``smollm2-135m`` (default; from a package, no download), a local folder, or an id on the Hugging Face hub.
+        dtype: of the frozen weights; ``auto`` is the checkpoint's own on a GPU and float32 on a CPU.
+        quantization: ``nf4`` loads the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023; needs bitsandbytes).
+        attention: transformers' attention implementation (``sdpa``, ``flash_attention_2``, ``eager``); default its
+            own choice.
+        trust_remote_code: let the model run code that comes with it. Off by default.
+    """
+
+    name: str = "smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "nf4"] = "none"
+    attention: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(kw_only=True)
+class StartConfig:
+    """Where router and skip paths begin.
+
+    Attributes:
+        method: ``calibrated`` (default: fitted without gradients on training text, once for all arms, and cached) or
+            ``fresh`` (new weights, by the `skip` section).
+        arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike.
+        folder: of a calibration that `layerroute calibrate --controls --out` made; default: made when first needed.
+        tokens_statistics, tokens_selection, tokens_search: of the calibration.
+        seed: of the calibration's text; not the run's seed, so that all seeds and arms start at the same.
+        thresholds: ``site`` (each site at its own rate; default for calibrated starts), ``model`` (one threshold, at
+            which the model as a whole is at its rate; default for fresh ones) or ``auto``.
+    """
+
+    method: Literal["calibrated", "fresh"] = "calibrated"
+    arm: Arm = "routed"
+    folder: str | None = None
+    tokens_statistics: int = 12288
+    tokens_selection: int = 2048
+    tokens_search: int = 1536
+    seed: int = 42
+    thresholds: Literal["auto", "site", "model"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.method == "calibrated" or (self.arm == "routed" and self.folder is None),
+            "start.arm and start.folder belong to start.method: calibrated; a fresh start is made by the skip section",
+        )
+        for name in ("tokens_statistics", "tokens_selection", "tokens_search"):
+            value = getattr(self, name)
+            _require(value >= 1, f"start.{name} must be at least 1, got {value}")
+
+    @property
+    def threshold_scope(self) -> str:
+        """``site`` or ``model``."""
+        if self.thresholds != "auto":
+            return self.thresholds
+        return "site" if self.method == "calibrated" else "model"
+
+
+@dataclass(kw_only=True)
+class AdaptConfig:
+    """What is trained, and how fast. The base itself never is.
+
+    Learning rates are shares of `train.learning_rate`; 0 freezes. A group whose ``begin`` (a share of the run) has not
+    come stands still: two stages are ``lora_begin: 0.5``.
+
+    Attributes:
+        lora_rank, lora_alpha, lora_dropout, lora_targets: of the LoRA adapter (Hu et al. 2022); rank 0 = none.
+        lora_begin: see above.
+        router_rate, router_begin: of the routers. A calibrated router (default) stays as it is.
+        skip_rate, skip_begin: of the skip paths.
+    """
+
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.05
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    lora_begin: float = 0.0
+    router_rate: float = 0.0
+    router_begin: float = 0.0
+    skip_rate: float = 1.0
+    skip_begin: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.lora_rank >= 0, f"adapt.lora_rank must not be negative, got {self.lora_rank}")
+        _require(bool(self.lora_targets) or not self.lora_rank, "adapt.lora_targets is empty; name some")
+        _require(
+            0.0 <= self.lora_dropout < 1.0,
+            f"adapt.lora_dropout is a share, 0 <= share < 1, got {self.lora_dropout}",
+        )
+        for name in ("router_rate", "skip_rate"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0.0, f"adapt.{name} must not be negative, got {value}")
+        for name in ("lora_begin", "router_begin", "skip_begin"):
+            value = getattr(self, name)
+            _require(0.0 <= value < 1.0, f"adapt.{name} is a share of the run, 0 <= share < 1, got {value}")
+
+
+@dataclass(kw_only=True)
+class SkippingObjectiveConfig:
+    """The training loss of layer skipping: a weighted sum, each term of which is logged apart.
+
+    ce·CE + kd·T²·KL(full model ‖ routed) + activity·mean p(run) + budget·(mean p(run) - rate)², and where asked for a
+    Lagrangian or a policy gradient. The teacher is the same model with router and adapter off. Validation is CE alone.
+
+    Attributes:
+        ce_weight, kd_weight: of cross-entropy and distillation (Hinton et al. 2015).
+        kd_temperature: T.
+        kd_begin: share of the run before which there is no distillation.
+        activity_weight: λ, of the mean probability to run over tokens and sites (a per-layer L1).
+        budget_weight: μ, of the squared distance of the cost-weighted mean probability to run from the rate.
+        budget_begin: share of the run in which λ and μ rise from 0.
+        lagrangian_step: of the multiplier's ascent (0 = no Lagrangian).
+        policy_weight: of REINFORCE with a moving-average baseline, for `skip.routing.estimator: reinforce`; its cost is
+            CE + λ·share that runs.
+        budgets: skip budgets, one of which is drawn for each batch: one checkpoint then serves them all and what lies
+            between. Default: only `skip.routing.rate`.
+        temperature: τ of the training-time softmax.
+        rate: the way to `skip.routing.rate`.
+    """
+
+    ce_weight: float = 0.3
+    kd_weight: float = 0.7
+    kd_temperature: float = 2.0
+    kd_begin: float = 0.0
+    activity_weight: float = 0.0
+    budget_weight: float = 0.0
+    budget_begin: float = 0.0
+    lagrangian_step: float = 0.0
+    policy_weight: float = 0.0
+    budgets: list[float] = field(default_factory=list)
+    temperature: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(start=1.0, end=0.5))
+    rate: RateScheduleConfig = field(default_factory=RateScheduleConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "ce_weight",
+            "kd_weight",
+            "activity_weight",
+            "budget_weight",
+            "lagrangian_step",
+            "policy_weight",
+        ):
+            value = getattr(self, name)
+            _require(
+                math.isfinite(value) and value >= 0.0, f"objective.{name} must not be negative, got {value}"
+            )
+        _require(
+            self.ce_weight + self.kd_weight > 0.0,
+            "objective.ce_weight and kd_weight are both 0: there is nothing to learn from",
+        )
+        _require(
+            self.kd_temperature > 0.0, f"objective.kd_temperature must be above 0, got {self.kd_temperature}"
+        )
+        for name in ("kd_begin", "budget_begin"):
+            value = getattr(self, name)
+            _require(0.0 <= value < 1.0, f"objective.{name} is a share of the run, got {value}")
+        for budget in self.budgets:
+            _require(
+                0.0 < budget < 1.0, f"objective.budgets are shares to skip, between 0 and 1, got {budget}"
+            )
+        for name, value in (("start", self.temperature.start), ("end", self.temperature.end)):
+            _require(value > 0.0, f"objective.temperature.{name} must be above 0, got {value}")

@@ -1,0 +1,238 @@
+"""From a plain pretrained model to one that is ready to be trained: its router, its adapter, and who learns."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from layerroute.data.sequence import TokenSequence, require_windows
+from layerroute.errors import UserError
+from layerroute.precision import Precision
+from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
+from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.model import add_router, get_router
+from layerroute.skipping.pretrained import load_pretrained
+from layerroute.skipping.storage import load_router
+from layerroute.training.optimization import ParameterGroup
+from layerroute.training.skipping.configuration import AdaptConfig, PretrainedConfig, StartConfig
+
+_ORDER_SEED, _ORDER_EPOCH = 0, 1_000_000  # an order of the windows that no run takes them in
+
+
+def load_base(
+    config: PretrainedConfig, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pretrained model on its device, frozen, and its tokenizer.
+
+    Raises:
+        UserError: as ``load_pretrained``; 4 bits without bitsandbytes.
+    """
+    dtype: torch.dtype | str = "auto"
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+    elif device.type == "cpu":
+        dtype = torch.float32
+    options: dict[str, Any] = {}
+    if config.attention is not None:
+        options["attn_implementation"] = config.attention
+    if config.trust_remote_code:
+        options["trust_remote_code"] = True
+    if config.quantization == "nf4":
+        if find_spec("bitsandbytes") is None:
+            raise UserError(
+                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
+                "pip install 'layerroute[quantization]', or set model.quantization: none"
+            )
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+        )
+        options["device_map"] = {"": device}
+    model, tokenizer = load_pretrained(config.name, dtype=dtype, **options)
+    if config.quantization == "none":
+        model.to(device)  # type: ignore[arg-type]
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+def start_router(
+    model: PreTrainedModel,
+    skip: SkipConfig,
+    start: StartConfig,
+    train: TokenSequence,
+    *,
+    also: list[float],
+    precision: Precision,
+    stage: Callable[[str], Callable[[float], None]],
+) -> None:
+    """Put a router onto the model.
+
+    Args:
+        skip: of the recipe. A calibrated start takes from it what may be skipped and how much, and how routers train.
+        train: text to calibrate on.
+        also: further budgets.
+
+    Raises:
+        UserError: where a calibration cannot make what the recipe's `skip` section asks for.
+    """
+    if start.method == "fresh":
+        with torch.random.fork_rng():
+            torch.manual_seed(start.seed)
+            add_router(model, skip)
+        return
+    config = calibration_config(skip, start, train.sequence_length, also, precision)
+    if start.folder is not None:
+        folder = Path(start.folder)
+    else:
+        statistics, selection = calibration_windows(train, config)
+        device = model.device
+        folder = cached_calibration(
+            model,
+            config,
+            statistics=statistics.to(device),
+            selection=selection.to(device),
+            stage=stage,
+        )
+    arm = arm_folder(folder, start.arm)
+    if not arm.is_dir():
+        raise UserError(
+            f"start.folder: {folder} holds no calibrated {start.arm}; make it with layerroute calibrate --controls"
+        )
+    load_router(model, arm, execution=skip.execution, trainable=True)
+    router = get_router(model)
+    if not abs(router.config.budget - skip.budget) < 1e-6:
+        raise UserError(
+            f"start.folder: {folder} was calibrated for a budget of {router.config.budget:g}, and the recipe asks for "
+            f"{skip.budget:g} (1 - skip.routing.rate)"
+        )
+    router.config.profitability = skip.profitability
+    own, asked = router.config.routing, skip.routing
+    if own.control is None:
+        own.estimator, own.budget, own.exploration = asked.estimator, asked.budget, asked.exploration
+        own.centre_gradient, own.threshold_step = asked.centre_gradient, asked.threshold_step
+        for routing in router.all_routings():
+            routing.thresholds.budget, routing.thresholds.step = asked.budget, asked.threshold_step
+
+
+def calibration_config(
+    skip: SkipConfig, start: StartConfig, length: int, also: list[float], precision: Precision
+) -> CalibrationConfig:
+    """The calibration that a recipe asks for.
+
+    Raises:
+        UserError: for what calibration does not make.
+    """
+    for key, value, made in (
+        ("unit", skip.unit, ("block",)),
+        ("granularity", skip.granularity, ("token", "per_layer")),
+        ("skip_path", skip.skip_path, ("low_rank",)),
+        ("kv", skip.kv, ("project",)),
+        ("routing.control", skip.routing.control, (None,)),
+    ):
+        if value not in made:
+            raise UserError(
+                f"skip.{key} {value!r} cannot be calibrated (only {' or '.join(map(str, made))}); set start.method: "
+                "fresh"
+            )
+    return CalibrationConfig(
+        budget=round(skip.budget, 6),
+        also=sorted({round(b, 6) for b in also} - {round(skip.budget, 6)}),
+        granularity=skip.granularity,
+        layers=skip.layers,
+        router_layer=skip.router_layer,
+        rank=skip.rank,
+        sink_tokens=skip.sink_tokens,
+        length=length,
+        tokens_statistics=max(start.tokens_statistics, length),
+        tokens_selection=max(start.tokens_selection, length),
+        tokens_search=max(start.tokens_search, length),
+        precision=precision,
+        seed=start.seed,
+    )
+
+
+def calibration_windows(train: TokenSequence, config: CalibrationConfig) -> tuple[Tensor, Tensor]:
+    """Windows (N, T) and (M, T) of the training text for statistics and selection, no window in both."""
+    first, second = (
+        -(-tokens // config.length) for tokens in (config.tokens_statistics, config.tokens_selection)
+    )
+    require_windows(train, first + second)
+    order = train.order(seed=_ORDER_SEED + config.seed, epoch=_ORDER_EPOCH)[: first + second]
+    ids = torch.from_numpy(train.batch(order))
+    return ids[second:], ids[:second]
+
+
+def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
+    """Add the LoRA adapter, in fp32 whatever the base is in.
+
+    Raises:
+        UserError: if the model has no module of a name in ``lora_targets``.
+    """
+    if not config.lora_rank:
+        return
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [target for target in config.lora_targets if target not in names]
+    if missing:
+        raise UserError(f"adapt.lora_targets: the model has no module called {', '.join(missing)}")
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.add_adapter(lora)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def choose_trainable(model: nn.Module, config: AdaptConfig) -> list[ParameterGroup]:
+    """Freeze all that a recipe does not train; the rest in groups: adapter, routers, skip paths."""
+    router = get_router(model)
+    routers = {id(parameter) for parameter in router.routings.parameters()}
+    skips = {id(parameter) for parameter in router.skip_paths.parameters()}
+    groups = {
+        "adapter": ParameterGroup(name="adapter", parameters={}, factor=1.0, begin=config.lora_begin),
+        "router": ParameterGroup(
+            name="router", parameters={}, factor=config.router_rate, begin=config.router_begin
+        ),
+        "skip paths": ParameterGroup(
+            name="skip paths", parameters={}, factor=config.skip_rate, begin=config.skip_begin
+        ),
+    }
+    for name, parameter in model.named_parameters():
+        kind = (
+            "router"
+            if id(parameter) in routers
+            else "skip paths"
+            if id(parameter) in skips
+            else "adapter"
+            if "lora_" in name
+            else None
+        )
+        if kind is None or groups[kind].factor == 0.0:
+            parameter.requires_grad_(False)
+            continue
+        parameter.requires_grad_(True)
+        groups[kind].parameters[name] = parameter
+    chosen = [group for group in groups.values() if group.parameters]
+    if not chosen:
+        raise UserError(
+            "nothing is trained: adapt.lora_rank, router_rate and skip_rate are 0, or the arm has no router and no "
+            "skip paths; set one of them"
+        )
+    return [replace(group) for group in chosen]

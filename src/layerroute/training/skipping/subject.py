@@ -1,0 +1,259 @@
+"""Layer skipping as what a run trains: router, skip paths and adapter of a pretrained model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from layerroute.data.configuration import BPE
+from layerroute.data.prepare import prepare_data
+from layerroute.data.progress import stages
+from layerroute.errors import UserError
+from layerroute.evaluation.routing_statistics import RoutingStatistics
+from layerroute.precision import ChosenPrecision, autocast
+from layerroute.recipe import recipe_to_dict
+from layerroute.routing.held_out import calibrate_thresholds
+from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.flops import SkipFlops, forward_flops
+from layerroute.skipping.model import get_router
+from layerroute.skipping.pretrained import local_source
+from layerroute.skipping.storage import restore_router, save_router
+from layerroute.training.callbacks.routing import RoutingCallback
+from layerroute.training.objective import RoutedLoss
+from layerroute.training.optimization import ParameterGroup
+from layerroute.training.saving import replace_folder
+from layerroute.training.skipping.configuration import (
+    AdaptConfig,
+    PretrainedConfig,
+    SkippingObjectiveConfig,
+    StartConfig,
+)
+from layerroute.training.skipping.loss import SkippingLoss
+from layerroute.training.skipping.start import add_adapter, choose_trainable, load_base, start_router
+from layerroute.training.subject import Subject
+from layerroute.training.summary import describe_data, describe_run
+from layerroute.training.thresholds import ThresholdWindows
+from layerroute.training.trainer import CheckpointWeights
+
+
+class RouterWeights:
+    """Checkpoints hold router, skip paths and adapter; the base is where it came from."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """See ``CheckpointWeights``."""
+        save_router(model, folder)
+
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """See ``CheckpointWeights``."""
+        restore_router(model, folder)
+
+
+class SkippingSubject(Subject):
+    """See ``Subject``."""
+
+    @property
+    def pretrained(self) -> PretrainedConfig:
+        """Section `model`."""
+        return cast("PretrainedConfig", self.recipe.sections["model"])
+
+    @property
+    def skip(self) -> SkipConfig:
+        """Section `skip`."""
+        return cast("SkipConfig", self.recipe.sections["skip"])
+
+    @property
+    def start(self) -> StartConfig:
+        """Section `start`."""
+        return cast("StartConfig", self.recipe.sections["start"])
+
+    @property
+    def adapt(self) -> AdaptConfig:
+        """Section `adapt`."""
+        return cast("AdaptConfig", self.recipe.sections["adapt"])
+
+    @property
+    def objective(self) -> SkippingObjectiveConfig:
+        """Section `objective`."""
+        return cast("SkippingObjectiveConfig", self.recipe.sections["objective"])
+
+    def plain(self) -> dict[str, Any]:
+        """See ``Subject``."""
+        return recipe_to_dict(self.recipe)
+
+    def read(self, *, progress: bool) -> None:
+        """Prepare the data with the model's own tokenizer.
+
+        Raises:
+            UserError: if the recipe names another tokenizer.
+        """
+        data, name = self.recipe.data, self.pretrained.name
+        if data.tokenizer not in (BPE, name):
+            raise UserError(
+                f"data.tokenizer is {data.tokenizer!r}, but {name} reads the ids of its own; leave data.tokenizer out"
+            )
+        self.data = prepare_data(replace(data, tokenizer=local_source(name)), progress=progress)
+
+    def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
+        """The base, the router where it starts, and the adapter."""
+        self.precision, self.device = precision, device
+        self.model, _ = load_base(self.pretrained, device)
+        rows = cast("nn.Embedding", self.model.get_input_embeddings()).num_embeddings
+        if self.data.vocabulary_size > rows:
+            raise UserError(
+                f"{self.pretrained.name}: its tokenizer has {self.data.vocabulary_size} tokens and the model {rows} "
+                "embeddings: they do not fit"
+            )
+        if self.start.method == "calibrated" and self.start.folder is None:
+            tell("start       calibrated on training text; made once for all arms, kept in the cache")
+        with stages(True) as stage:
+            start_router(
+                self.model,
+                self.skip,
+                self.start,
+                self.data.train,
+                also=self.objective.budgets,
+                precision=precision.name,
+                stage=stage,
+            )
+        add_adapter(self.model, self.adapt, seed=self.recipe.seed)
+        self._groups = choose_trainable(self.model, self.adapt)
+        router = get_router(self.model)
+        if self.objective.budgets and router.budgets is None:
+            raise UserError(
+                "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
+            )
+        train = self.recipe.train
+        self.held_out = ThresholdWindows.of(self.data, train, train.threshold_tokens or 1)
+        self.flops: SkipFlops = forward_flops(
+            self.model.config, router.config, self.recipe.data.sequence_length
+        )
+
+    def loss(self) -> RoutedLoss:
+        """CE, distillation, compute."""
+        return SkippingLoss(self.objective, rate=self.skip.routing.rate, seed=self.recipe.seed)
+
+    def routing(self) -> RoutingCallback:
+        """By the recipe's objective."""
+        return RoutingCallback(self.model, self.objective.temperature, self.objective.rate)
+
+    def groups(self) -> list[ParameterGroup]:
+        """Adapter, routers, skip paths."""
+        return self._groups
+
+    def weights(self) -> CheckpointWeights:
+        """Without the base."""
+        return RouterWeights()
+
+    def before_evaluation(self) -> None:
+        """Set the thresholds on held-out text in inference mode, for each budget."""
+        router = get_router(self.model)
+        if not self.recipe.train.threshold_tokens or not any(r.router for r in router.all_routings()):
+            return
+
+        def forward() -> None:
+            self.held_out.run(self.model, lambda: autocast(self.precision.name, self.device))
+
+        before = None if router.budgets is None else router.budgets.current
+        router.set_rate(router.config.routing.rate)
+        for budget in [None] if router.budgets is None else router.budgets.known:
+            if budget is not None:
+                router.set_budget(budget)
+            calibrate_thresholds(router.all_routings(), forward, scope=self.start.threshold_scope)
+            router.store_thresholds()
+        if before is not None:
+            budgets = router.budgets
+            assert budgets is not None
+            router.set_budget(self.skip.budget if budgets.holds(self.skip.budget) else before)
+
+    def save(self, path: Path) -> None:
+        """A router folder."""
+        notes = {"run": f"{self.recipe.name}-seed{self.recipe.seed}", "start": self.start.method}
+        replace_folder(path, lambda folder: _write(self.model, folder, notes))
+
+    def describe(self, *, micro_batch: int, device: torch.device, precision: ChosenPrecision) -> list[str]:
+        """Model, what may be skipped, data, tokens, machine."""
+        del micro_batch
+        router, data = get_router(self.model), self.data.describe()
+        config, parts = router.config, self._parameters()
+        decides = config.routing.control or f"{config.granularity} router, {config.routing.estimator}"
+        return [
+            f"model       {self.pretrained.name} ({self.model.config.model_type}, "
+            f"{sum(parts.values()):,} parameters: {', '.join(f'{k} {v:,}' for k, v in parts.items())})",
+            f"skip        {config.unit} at {len(router.sites)} sites, budget {config.budget:.0%}; {decides}, "
+            f"skip path {config.skip_path}, kv {config.kv}",
+            f"trained     {', '.join(group.name for group in self._groups)}: "
+            f"{sum(p.numel() for p in self.model.parameters() if p.requires_grad):,} parameters",
+            describe_data(data),
+            *describe_run(
+                self.recipe.train,
+                sequence_length=self.recipe.data.sequence_length,
+                train_tokens=data["train_tokens"],
+                device=device,
+                precision=precision,
+            ),
+        ]
+
+    def static_sections(self) -> dict[str, Any]:
+        """See ``Subject``."""
+        parts, data = self._parameters(), self.data.describe()
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {
+            "parameters": {"total": sum(parts.values()), "trainable": trainable, "by_part": parts},
+            "flops": self.flops_section(None, None),
+            "data": {**data, "threshold_split": self.held_out.split},
+            "model_config": self.model.config.to_dict(),
+            "skip": get_router(self.model).config.to_dict(),
+        }
+
+    def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
+        """See ``Subject``."""
+        config = get_router(self.model).config
+        return {
+            "sites": list(statistics.sites),
+            "paths": list(statistics.paths),
+            "expensive_path": statistics.paths[-1],
+            "rate": statistics.rate,
+            "entropy": statistics.entropy,
+            "token_entropy": statistics.token_entropy,
+            "mean_rate": statistics.mean_rate,
+            "cost_weighted_rate": statistics.cost_weighted_rate,
+            "skipped": 1.0 - statistics.cost_weighted_rate,
+            "budget": config.budget,
+            "balance_loss": statistics.balance_loss,
+            "tokens": statistics.tokens,
+            "router": config.granularity,
+            "control": config.routing.control,
+            "causal": statistics.causal,
+            "context": config.kv,
+            "estimator": None if config.routing.control else config.routing.estimator,
+        }
+
+    def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
+        """See ``Subject``."""
+        section = self.flops.to_dict()
+        layer = self.flops.layer
+        section["by_path"] = {"skip": layer.keys + self.flops.skip_path, "run": layer.total}
+        section["executed_per_token"] = executed
+        if statistics is not None:
+            section["routed_per_token"] = self.flops.sparse_per_token(statistics.rate)
+        return section
+
+    def _parameters(self) -> dict[str, int]:
+        router = get_router(self.model)
+        own = sum(p.numel() for p in router.routings.parameters())
+        skips = sum(p.numel() for p in router.skip_paths.parameters())
+        adapter = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        total = sum(p.numel() for p in self.model.parameters())
+        return {
+            "base": total - own - skips - adapter,
+            "adapter": adapter,
+            "router": own,
+            "skip paths": skips,
+        }
+
+
+def _write(model: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
+    save_router(model, folder, notes=notes)

@@ -4,11 +4,16 @@ The ``TypedDict`` classes below *are* the schema: :func:`write_record` and :func
 against them, so that whoever reads a record (``analysis``, ``report``) may rely on its keys and types. Keys beyond
 the schema are kept as they are, so that a part of the package may add figures of its own.
 
+A record on disk is sealed: its first key says so, its last one is the SHA-256 of all the rest, and it is read only if
+it is byte for byte what was written. Both keys stay on disk; a record without them (one that somebody has edited on
+purpose) is read as it is.
+
 Nothing here imports torch.
 """
 
 import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
@@ -31,12 +36,17 @@ from typing import (
 )
 
 from layerroute.errors import UserError
+from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
 
 __all__ = ["Record", "RecordSchema", "provenance", "read_record", "record_path", "utc_now", "write_record"]
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "record.json"
+
+_SEAL, _CHECKSUM = "sealed", "checksum"
+_LARGEST = 256 << 20
+KILLED = "the process ended without a word: it was killed, or its machine was lost"
 
 Record = dict[str, Any]
 """A record as :func:`read_record` returns it: a plain mapping with the keys of :class:`RecordSchema`."""
@@ -142,6 +152,7 @@ class RecordSchema(TypedDict, total=False):
     revision: str | None
     dirty: bool | None
     hardware: Required[Hardware]
+    resumptions: list[dict[str, Any]]
 
 
 _RESULTS = ("metrics", "flops", "timing", "parameters", "data", "tokens_seen", "finished")
@@ -166,14 +177,13 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
         ValueError: the record does not fit the schema; the message names the key. (A mistake of the caller.)
     """
     target = record_path(path)
-    plain = _plain(record)
+    plain = {key: value for key, value in _plain(record).items() if key not in (_SEAL, _CHECKSUM)}
     _check_record(plain, str(target), ValueError)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(plain, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(_sealed(plain))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -186,25 +196,61 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of a run directory, or of a ``.json`` file, and check it against the schema.
+    """Read the record of a run directory, or of a ``.json`` file, and check it against its seal and the schema.
+
+    The record of a run that was killed still says ``running``; where no process trains in its folder any more, it is
+    returned as ``interrupted``. The file is left as it is.
 
     Raises:
-        UserError: there is no record, it is not JSON, or a key is missing or of a wrong type; the message names the
-            file and the key.
+        UserError: there is no record, it is damaged or no JSON, or a key is missing or of a wrong type; the message
+            names the file and the key.
     """
     target = record_path(path)
     try:
-        record = json.loads(target.read_text(encoding="utf-8"))
+        if target.stat().st_size > _LARGEST:
+            raise UserError(f"{target} is not a result record: it is larger than any.")
+        data = target.read_bytes()
+        record = json.loads(data)
     except FileNotFoundError:
         raise UserError(
             f"no result record at {target}: give a run's directory, or its {RECORD_NAME}."
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {target}: {error.strerror or error}.") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{target} is not a result record: it is not valid JSON ({error}).") from None
+    if isinstance(record, dict) and (_SEAL in record or _CHECKSUM in record):
+        record = _unsealed(record, data, target)
     _check_record(record, str(target), UserError)
+    if record["status"] == "running" and target.name == RECORD_NAME and not is_alive(target.parent):
+        record |= {"status": "interrupted", "error": record.get("error") or KILLED}
     return record
+
+
+def _sealed(plain: Record) -> str:
+    def text(content: Record) -> str:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    content = {_SEAL: True, **plain}
+    return text({**content, _CHECKSUM: hashlib.sha256(text(content).encode()).hexdigest()})
+
+
+def _unsealed(record: Record, data: bytes, target: Path) -> Record:
+    plain = {key: value for key, value in record.items() if key not in (_SEAL, _CHECKSUM)}
+    # Two marks, so that no single damage makes a sealed record look like one that never was. A lone surrogate or a
+    # NaN, which only damage can put there, do not serialize.
+    try:
+        intact = _sealed(plain).encode() == data
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(
+            f"{target} is damaged: it is not what was written (its checksum differs). If it was changed on purpose, "
+            f"remove its keys {_SEAL!r} and {_CHECKSUM!r}."
+        )
+    return plain
 
 
 def utc_now() -> str:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from layerroute.cli.main import main
-from layerroute.records import read_record
+from layerroute.records import KILLED, read_record
 from layerroute.training import arguments
 from layerroute.training import run as run_module
 from layerroute.training import trainer as trainer_module
@@ -136,7 +136,8 @@ def test_a_killed_process_loses_nothing_but_steps(tmp_path: Path) -> None:
         time.sleep(0.05)
     process.kill()
     process.wait()
-    assert read_record(tmp_path / "run")["status"] == "running"
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["error"]) == ("interrupted", KILLED)
     # A shorter run would be another recipe: only see that the same one goes on from where it was, and stops when asked.
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -17,7 +17,7 @@ from layerroute.cli.main import COMMANDS
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
-LEAVES = {"errors", "precision", "provenance", "records"}
+LEAVES = {"errors", "integrity", "liveness", "precision", "provenance", "records"}
 ROUTING = {"routing", "objectives", "ops"}
 MODELS = {"hybrid", "skipping"}
 WORK = {"training", "evaluation", "benchmark"}
@@ -28,18 +28,21 @@ ALLOWED: dict[str, set[str]] = {
     "provenance": set(),
     "precision": {"errors"},
     "registration": set(),
-    "records": {"errors", "provenance"},
+    "integrity": {"errors"},
+    "liveness": set(),
+    "records": {"errors", "integrity", "liveness", "provenance"},
     "recipe": {"errors"},
-    "data": {"errors"},
+    "data": {"errors", "integrity"},
     # The core: it knows of no model, no data and no run.
     "routing": {"errors"},
     "ops": {"errors"},
     "objectives": {"errors", "routing"},
     "hybrid": {"errors", *ROUTING},
-    "skipping": {"errors", "precision", *ROUTING},
+    "skipping": {"errors", "integrity", "precision", *ROUTING},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
     **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in sorted(WORK)},
     "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "analysis", "report"},
+    "serving": {*LEAVES, "evaluation"},
     # Over records alone.
     "analysis": LEAVES,
     "report": {*LEAVES, "analysis"},
@@ -47,6 +50,8 @@ ALLOWED: dict[str, set[str]] = {
 
 TORCH_FREE = [
     "errors",
+    "integrity",
+    "liveness",
     "precision",
     "provenance",
     "records",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 from layerroute.errors import UserError
-from layerroute.records import provenance, read_record, utc_now, write_record
+from layerroute.liveness import hold
+from layerroute.records import KILLED, provenance, read_record, utc_now, write_record
 
 
 @pytest.fixture
@@ -161,7 +163,11 @@ def test_only_a_completed_run_owes_its_results(tmp_path: Path, record: dict[str,
     record["status"] = "running"
     record["routing"] = {"sites": ["layer1.mixer"], "entropy": {"layer1.mixer": None}}
     write_record(tmp_path, record)
-    assert read_record(tmp_path) == record
+    with hold(tmp_path):
+        assert read_record(tmp_path) == record
+    # Nobody trains there any more, and the process that did could not say so.
+    assert read_record(tmp_path) == {**record, "status": "interrupted", "error": KILLED}
+    record["status"] = "interrupted"
     record["timing"] = {"train_seconds": None}
     write_record(tmp_path, record)
     record["timing"] = {"train_seconds": "long"}
@@ -224,3 +230,34 @@ def _walk(record: dict[str, Any], dotted: str) -> tuple[dict[str, Any], str]:
     for key in rest:
         section, first = section[first], key
     return section, first
+
+
+def test_every_damaged_byte_and_every_truncation_is_found(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = write_record(tmp_path, record)
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for position in [*range(40), *range(len(whole) - 120, len(whole)), *draw.sample(range(len(whole)), 300)]:
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << draw.randrange(8)]) + whole[position + 1 :]
+        )
+        with pytest.raises(UserError):
+            read_record(tmp_path)
+        path.write_bytes(whole[:position])
+        with pytest.raises(UserError):
+            read_record(tmp_path)
+    path.write_bytes(whole)
+    assert read_record(tmp_path) == record
+
+
+def test_a_record_changed_on_purpose_is_read_without_its_seal(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = write_record(tmp_path, record)
+    content = json.loads(path.read_text())
+    content["arm"] = "mine"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"is damaged.*remove its keys 'sealed' and 'checksum'"):
+        read_record(tmp_path)
+    write_record(tmp_path, content)  # what is read with its seal and written again gets a new one
+    assert read_record(tmp_path)["arm"] == "mine"
+    del content["sealed"], content["checksum"]
+    path.write_text(json.dumps(content))
+    assert read_record(tmp_path)["arm"] == "mine"

@@ -22,15 +22,18 @@ from layerroute.evaluation.token_routes import collect_token_routes
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
+from layerroute.records import RECORD_NAME
 from layerroute.training.arguments import training_arguments
 from layerroute.training.callbacks import (
     BestModelCallback,
     CurvesCallback,
     FinalStepCallback,
+    FolderCallback,
     ProgressCallback,
     RecordCallback,
 )
-from layerroute.training.checkpoint import newest_checkpoint
+from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
+from layerroute.training.disk import disk_errors
 from layerroute.training.errors import TrainingFailed
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint
 from layerroute.training.run_record import RunRecord, metrics_section
@@ -95,8 +98,9 @@ def train_recipe(
         run = _Run(subject, plain, directory, start, interruption, command, console)
         try:
             run.prepare()
-            run.train()
-            run.finish()
+            with disk_errors(directory, run.last_state):
+                run.train()
+                run.finish()
         except Interrupted as signal:
             run.end("interrupted", f"interrupted by {signal}")
             console.print(f"Interrupted. The same command goes on from {run.last_state()}.")
@@ -167,15 +171,12 @@ class _Run:
     def train(self) -> None:
         """The training loop, from the start or from a checkpoint."""
         checkpoint = self.start.checkpoint
+        if self.start.note and _is_main():
+            print(f"layerroute: {self.start.note}", file=sys.stderr)
         if checkpoint is not None:
             self.console.print(f"Going on from {checkpoint}")
         try:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except OSError as error:
-            raise TrainingFailed(
-                f"cannot write to {error.filename or self.directory.path}: {error.strerror or error}; "
-                f"the run can go on from {self.last_state()}"
-            ) from error
         finally:
             self.curves.close()
             self.progress.close()
@@ -191,6 +192,7 @@ class _Run:
         assert evaluation is not None
         if not _is_main():
             return
+        self.directory.check_there()
         self.subject.save(self.directory.last)
         in_precision = partial(autocast, self.precision.name, self.device)
         executed = executed_flops_per_token(trainer.model, self.validation[0], precision=in_precision)
@@ -226,6 +228,7 @@ class _Run:
         """Record an end before the end, as far as the disk lets us."""
         if self.record is not None and _is_main():
             with suppress(OSError):
+                self.directory.check_there()
                 self.record.finish(status, error)
 
     def last_state(self) -> str:
@@ -249,8 +252,20 @@ class _Run:
         checkpoint = self.start.checkpoint
         if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
             _bring_along(checkpoint.resolve().parents[1], self.directory)
+        clear_leftovers(self.directory.checkpoints)
+        for damaged, _ in self.start.damaged:
+            set_aside(damaged)
+        for unfinished in self.directory.path.glob(
+            f".{RECORD_NAME}.*.tmp"
+        ):  # a process was killed while it wrote
+            unfinished.unlink()
         self.record = RunRecord(
-            self.directory.path, self.plain, command=self.command, earlier=self.start.record
+            self.directory.path,
+            self.plain,
+            command=self.command,
+            earlier=self.start.record,
+            note=self.start.note,
+            step=step_of(checkpoint) if checkpoint is not None else None,
         )
         self.record.update({**self.subject.static_sections(), "precision": self.precision.name})
         self.directory.recipe.write_text(dump(self.plain), encoding="utf-8")
@@ -265,6 +280,7 @@ class _Run:
         if not _is_main():
             return
         assert self.record is not None
+        trainer.add_callback(FolderCallback(self.directory.path, self.directory.check_there))
         trainer.add_callback(RecordCallback(self.record.update))
         trainer.add_callback(BestModelCallback(self.directory.best, self.subject.save))
         if "tensorboard" in self.recipe.train.report_to:

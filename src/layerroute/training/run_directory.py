@@ -1,6 +1,6 @@
 """The folder of one run: what may be written where, and where a run goes on. No torch here."""
 
-import fcntl
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layerroute.errors import UserError
+from layerroute.integrity import DamagedError
+from layerroute.liveness import LOCK, hold
 from layerroute.records import RECORD_NAME, read_record
-from layerroute.training.checkpoint import check_resumable, newest_checkpoint
+from layerroute.training.checkpoint import check_resumable, checkpoints, verify_checkpoint
 
 _OF_THE_MACHINE = (("data", "cache_dir"),)
 
@@ -62,6 +64,14 @@ class RunDirectory:
     def last(self) -> Path:
         return self.path / "last"
 
+    def check_there(self) -> None:
+        """Raise OSError if the folder is not the one whose lock this process holds: it was removed or unmounted.
+
+        What writes would make it anew, and go on in a place where nobody looks for it.
+        """
+        if not (self.path / LOCK).is_file():
+            raise FileNotFoundError(errno.ENOENT, "the folder of the run is gone", str(self.path))
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process.
@@ -72,13 +82,9 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out: {self.path} is a file; give a folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"--out: another process is training in {self.path}; give another folder"
-                ) from None
+        with hold(self.path) as free:
+            if not free:
+                raise UserError(f"--out: another process is training in {self.path}; give another folder")
             yield
 
 
@@ -89,11 +95,24 @@ class Start:
     Attributes:
         kind: ``new``, ``resume`` (from ``checkpoint``) or ``completed`` (there is nothing to do).
         record: of the earlier part of the run, None for a new one.
+        damaged: newer checkpoints that are not what was written, and what is wrong with each. They are not used.
     """
 
     kind: Literal["new", "resume", "completed"]
     checkpoint: Path | None = None
     record: dict[str, Any] | None = None
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def note(self) -> str:
+        """One line about checkpoints that had to be passed over, or nothing."""
+        if not self.damaged:
+            return ""
+        told = "; ".join(f"{path.name} is damaged ({reason})" for path, reason in self.damaged)
+        rest = (
+            f"going on from {self.checkpoint.name}" if self.checkpoint else "starting anew: no other is there"
+        )
+        return f"{told}; {rest}"
 
 
 def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) -> Start:
@@ -101,8 +120,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
 
     Args:
         recipe: the resolved recipe, with the seed.
-        resume: ``auto`` (go on from the newest checkpoint if there is one), ``never`` (the folder must be empty), or
-            the path of a checkpoint.
+        resume: ``auto`` (go on from the newest intact checkpoint if there is one), ``never`` (the folder must be
+            empty), or the path of a checkpoint.
 
     Raises:
         UserError: if the folder holds another run or other files, or the checkpoint does not fit.
@@ -110,7 +129,9 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     path = directory.path
     if path.exists() and not path.is_dir():
         raise UserError(f"--out: {path} is a file; give a folder")
-    entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock") if path.exists() else []
+    # A lock, or a record that a killed process did not finish writing, is no content.
+    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    entries = sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
     record = None
     if entries:
         if resume == "never":
@@ -133,11 +154,17 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
         return Start("resume", checkpoint, record)
     if record is not None and record["status"] == "completed":
         return Start("completed", None, record)
-    newest = newest_checkpoint(directory.checkpoints)
-    if newest is not None:
-        check_resumable(newest, recipe_fingerprint(recipe))
-        return Start("resume", newest, record)
-    return Start("new", None, record)
+    fingerprint = recipe_fingerprint(recipe)
+    damaged = []
+    for checkpoint in reversed(checkpoints(directory.checkpoints)):
+        try:
+            verify_checkpoint(checkpoint)
+        except DamagedError as damage:
+            damaged.append((checkpoint, str(damage)))
+            continue
+        check_resumable(checkpoint, fingerprint)
+        return Start("resume", checkpoint, record, tuple(damaged))
+    return Start("new", None, record, tuple(damaged))
 
 
 def first_difference(there: Any, here: Any, key: str = "") -> str:

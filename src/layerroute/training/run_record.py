@@ -8,7 +8,7 @@ from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import HybridConfig
 from layerroute.provenance import provenance
-from layerroute.records import utc_now, write_record
+from layerroute.records import KILLED, utc_now, write_record
 from layerroute.training.models import ModelFigures
 
 
@@ -20,12 +20,34 @@ class RunRecord:
         recipe: the resolved recipe.
         command: the command line that started the run.
         earlier: the record of the part of the run before it was interrupted, if there is one: its start counts.
+        note: what there is to say about where it goes on.
+        step: of the checkpoint from which it goes on, None if there is none.
     """
 
     def __init__(
-        self, path: Path, recipe: Mapping[str, Any], *, command: str, earlier: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        recipe: Mapping[str, Any],
+        *,
+        command: str,
+        earlier: Mapping[str, Any] | None = None,
+        note: str = "",
+        step: int | None = None,
     ) -> None:
         self.path = path
+        resumptions = list((earlier or {}).get("resumptions") or [])
+        if earlier is not None:
+            # A process that was killed could not say so itself.
+            killed = earlier["status"] == "running"
+            resumptions.append(
+                {
+                    "at": utc_now(),
+                    "step": step,
+                    "status_before": "interrupted" if killed else earlier["status"],
+                    "error_before": earlier.get("error") or (KILLED if killed else None),
+                    "note": note or None,
+                }
+            )
         self.content: dict[str, Any] = {
             "schema": 1,
             "run": f"{recipe['name']}-seed{recipe['seed']}",
@@ -43,6 +65,8 @@ class RunRecord:
             "routing": None,
             **provenance(),
         }
+        if resumptions:
+            self.content["resumptions"] = resumptions
 
     def update(self, sections: Mapping[str, Any]) -> None:
         """Merge sections (one level deep) into the record and write it."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from layerroute.integrity import seal
+
 
 def quiet_transformers() -> None:
     """Turn off transformers' own progress bars (one for each saved file), which would cross ours."""
@@ -33,6 +35,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     recover_model(path)
     aside, old = _aside(path)
     write(aside)
+    seal(aside)
     if path.exists():
         os.replace(path, old)
     os.replace(aside, path)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from layerroute.evaluation.perplexity import Evaluation, evaluate
 from layerroute.precision import autocast
 from layerroute.training.callbacks.routing import RoutingCallback
-from layerroute.training.checkpoint import STATE_NAME, checkpoints, newest_checkpoint
+from layerroute.training.checkpoint import STAGING, STATE_NAME, newest_checkpoint, publish
 from layerroute.training.configuration import TrainConfig
+from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
 from layerroute.training.objective import RoutedLoss
@@ -247,15 +247,16 @@ class RoutedTrainer(Trainer):
         self.weights.save(self.accelerator.unwrap_model(self.model), folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.weights is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.weights.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+        with only_tensors(resume_from_checkpoint):
+            if self.weights is None:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                self.weights.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint aside, then rename it: a folder ``checkpoint-N`` is always whole."""
         folder = self.folder
-        self._staging = folder / ".saving"
+        self._staging = folder / STAGING
         if self.args.should_save:
             shutil.rmtree(self._staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -275,30 +276,16 @@ class RoutedTrainer(Trainer):
             "meter": self.meter.state_dict(),
             "loss": self.loss.state_dict(),
         }
-        (written / STATE_NAME).write_text(json.dumps(state), encoding="utf-8")
-        for path in written.iterdir():
-            _flush(path)
-        target = folder / written.name
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(written, target)
-        _flush(folder)
-        staging.rmdir()
-        for old in checkpoints(folder)[: -self.train_config.keep_checkpoints]:
-            shutil.rmtree(old)
+        publish(written, folder, state=state, keep=self.train_config.keep_checkpoints)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with only_tensors(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with only_tensors(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
             self.meter.load_state_dict(state["meter"], self.args.device)
             self.loss.load_state_dict(state["loss"])
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.data.cache import MANIFEST, DamagedError, Manifest, open_or_build, read_entry
+from layerroute.data.cache import open_or_build, read_entry
 from layerroute.errors import UserError
+from layerroute.integrity import MANIFEST, DamagedError, Manifest
 
 FILES = ("a.bin", "b.json")
 
@@ -115,7 +116,7 @@ def test_a_second_look_compares_size_time_and_inode_only(
     entry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_entry(entry, FILES)
-    monkeypatch.setattr("layerroute.data.cache.file_sha256", lambda path: "not called")
+    monkeypatch.setattr("layerroute.integrity.file_sha256", lambda path: "not called")
     read_entry(entry, FILES)
     os.utime(entry / "a.bin", ns=(0, 0))
     with pytest.raises(DamagedError):

@@ -5,13 +5,18 @@ from typing import Any
 import pytest
 
 from layerroute.errors import UserError
+from layerroute.integrity import MANIFEST, seal
 from layerroute.training import run_directory
 from layerroute.training.checkpoint import (
+    STAGING,
     STATE_NAME,
     check_resumable,
     checkpoints,
+    clear_leftovers,
     newest_checkpoint,
+    publish,
     step_of,
+    verify_checkpoint,
 )
 from layerroute.training.run_directory import (
     RunDirectory,
@@ -41,6 +46,7 @@ def make_checkpoint(folder: Path, step: int, fingerprint: str = recipe_fingerpri
     ):
         (path / name).touch()
     (path / STATE_NAME).write_text(json.dumps({"fingerprint": fingerprint, "step": step}))
+    seal(path)
     return path
 
 
@@ -58,7 +64,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         make_checkpoint(tmp_path, step)
-    (make_checkpoint(tmp_path, 300) / "optimizer.pt").unlink()
+    (make_checkpoint(tmp_path, 300) / MANIFEST).unlink()
     (tmp_path / ".saving" / "checkpoint-400").mkdir(parents=True)
     (tmp_path / "checkpoint-x").mkdir()
     assert [step_of(path) for path in checkpoints(tmp_path)] == [9, 20, 100]
@@ -109,6 +115,57 @@ def test_a_run_goes_on_from_its_newest_checkpoint(run: RunDirectory) -> None:
         find_start(run, RECIPE, "never")
 
 
+def test_damaged_checkpoints_are_passed_over_and_told(run: RunDirectory) -> None:
+    intact = make_checkpoint(run.checkpoints, 3)
+    for step in (5, 9):
+        with (make_checkpoint(run.checkpoints, step) / "optimizer.pt").open("ab") as file:
+            file.write(b"x")
+    start = find_start(run, RECIPE, "auto")
+    assert (start.kind, start.checkpoint) == ("resume", intact)
+    assert start.note == (
+        "checkpoint-9 is damaged (optimizer.pt has 1 bytes instead of 0); checkpoint-5 is damaged (optimizer.pt has "
+        "1 bytes instead of 0); going on from checkpoint-3"
+    )
+    (intact / MANIFEST).write_text("{}")
+    start = find_start(run, RECIPE, "auto")
+    assert (start.kind, start.checkpoint) == ("new", None)
+    assert start.note.endswith("starting anew: no other is there")
+
+
+def test_files_that_nobody_listed_are_damage(run: RunDirectory) -> None:
+    newest = make_checkpoint(run.checkpoints, 3)
+    (newest / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert find_start(run, RECIPE, "auto").damaged == (
+        (newest, f"it holds pytorch_model.bin, which {MANIFEST} does not list"),
+    )
+
+
+def test_shards_outside_of_the_folder_are_refused(run: RunDirectory) -> None:
+    newest = make_checkpoint(run.checkpoints, 3)
+    index = newest / "model.safetensors.index.json"
+    for name in ("../../model.safetensors", "/etc/passwd", 5):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        seal(newest)
+        ((_, reason),) = find_start(run, RECIPE, "auto").damaged
+        assert "index" in reason
+
+
+def test_retention_keeps_the_newest_of_this_run_and_clears_what_a_kill_left(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6, 20):
+        make_checkpoint(folder, step)
+    (folder / ".removed-checkpoint-1").mkdir()
+    (folder / STAGING / "checkpoint-7").mkdir(parents=True)
+    clear_leftovers(folder)
+    written = make_checkpoint(folder / STAGING, 8)
+    assert publish(written, folder, state={"step": 8}, keep=2) == folder / "checkpoint-8"
+    # 20 is of a future that was given up: the run comes there again.
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-20", "checkpoint-6", "checkpoint-8"]
+    verify_checkpoint(folder / "checkpoint-8")
+    publish(make_checkpoint(folder / STAGING, 20), folder, state={"step": 20}, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-20"]
+
+
 def test_a_completed_run_is_done(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(run.checkpoints, 5)
     record = {"run": "a-seed1", "recipe": RECIPE, "status": "completed"}
@@ -125,6 +182,9 @@ def test_a_checkpoint_that_does_not_fit_is_told(tmp_path: Path) -> None:
         check_resumable(other, fingerprint)
     damaged = make_checkpoint(tmp_path, 2)
     (damaged / STATE_NAME).write_text("{")
+    with pytest.raises(UserError, match=f"damaged .{STATE_NAME} has 1 bytes"):
+        check_resumable(damaged, fingerprint)
+    seal(damaged)  # by somebody else
     with pytest.raises(UserError, match="damaged"):
         check_resumable(damaged, fingerprint)
     (damaged / "optimizer.pt").unlink()

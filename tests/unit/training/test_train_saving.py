@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from layerroute.integrity import MANIFEST, verify
 from layerroute.training.saving import recover_model, save_model
 
 
@@ -20,7 +21,8 @@ class Saved:
 
 
 def content(path: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in path.iterdir()}
+    verify(path)
+    return {file.name: file.read_text() for file in path.iterdir() if file.name != MANIFEST}
 
 
 def save(path: Path, text: str, **fault: bool) -> None:

@@ -1,0 +1,201 @@
+"""Files that are what was written, and names that stay in their folder. No torch here.
+
+A *manifest* lists the files of a folder with their sizes and SHA-256 sums and, of itself, a checksum. It is written
+last. It tells damage, not malice: whoever can change a file can write a manifest that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from layerroute.errors import UserError
+
+MANIFEST = "manifest.json"
+
+Manifest = dict[str, Any]
+
+_LARGEST_MANIFEST = 64 << 20
+
+_LITTER = (".nfs", ".DS_Store")  # left by network file systems and by macOS
+
+# Folder -> the stamps of its files when they were last found intact by this process.
+_verified: dict[Path, tuple[tuple[int, int, int], ...]] = {}
+
+
+class DamagedError(Exception):
+    """A file or folder is not what was written; the message says what differs."""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file that a manifest, index or record calls ``name``, which must lie in ``folder``.
+
+    Raises:
+        UserError: the name is absolute, climbs out with ``..``, is empty, or leads out through a symbolic link.
+    """
+    pure = PurePosixPath(name.replace("\\", "/"))
+    leaves = not pure.parts or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]
+    if leaves or "\0" in name:
+        raise UserError(f"{folder} names the file {name!r}, which lies outside of it; nothing was read")
+    path = folder / pure
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} names the file {name!r}, which leads out of it; nothing was read")
+    return path
+
+
+def content_files(folder: Path) -> list[str]:
+    """Names of all files of ``folder`` at any depth, as POSIX paths, without the manifest and what systems leave."""
+    names = []
+    for where, _, files in os.walk(folder):
+        top = Path(where) == folder
+        names += [
+            (Path(where) / name).relative_to(folder).as_posix()
+            for name in files
+            if not name.startswith(_LITTER) and not (top and name == MANIFEST)
+        ]
+    return sorted(names)
+
+
+def seal(
+    folder: Path, about: Mapping[str, Any] | None = None, *, files: Iterable[str] | None = None
+) -> Manifest:
+    """Write the manifest of ``folder`` and force everything in it to the disk.
+
+    Args:
+        about: what else the manifest is to say.
+        files: names to list; default all that are there.
+    """
+    names = content_files(folder) if files is None else list(files)
+    listed = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in names
+    }
+    manifest = {**(about or {}), "files": listed}
+    (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+    for name in (*names, MANIFEST):
+        sync(folder / name)
+    for inner in sorted({(folder / name).parent for name in names} | {folder}):
+        sync(inner)
+    return manifest
+
+
+def verify(folder: Path, *, exact: bool = True, again: bool = False) -> Manifest:
+    """Return the manifest of ``folder`` after comparing every listed file with it.
+
+    A second call in one process compares sizes and times of change only.
+
+    Args:
+        exact: files that the manifest does not list are damage, too.
+        again: read every byte even if this process has verified the folder before.
+
+    Raises:
+        DamagedError: there is no manifest, or a file is missing, differs, or (``exact``) is not listed.
+        PermissionError: a file may not be read.
+    """
+    try:
+        manifest = read_manifest(folder / MANIFEST)
+        listed = manifest["files"]
+        paths = {name: _listed_path(folder, name) for name in listed}
+        if exact and (more := sorted(set(content_files(folder)) - set(listed))):
+            raise DamagedError(f"it holds {more[0]}, which {MANIFEST} does not list")
+        stamps = tuple(_stamp(path) for path in (folder / MANIFEST, *paths.values()))
+        if not again and _verified.get(folder) == stamps:
+            return manifest
+        for name, path in paths.items():
+            compare(path, name, listed[name])
+    except PermissionError:
+        raise
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(str(error.filename)).name} is missing") from error
+    except OSError as error:
+        name = Path(str(error.filename)).name if error.filename else "a file"
+        raise DamagedError(f"{name} cannot be read: {error.strerror}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{MANIFEST} does not list files") from error
+    _verified[folder] = stamps
+    return manifest
+
+
+def check_intact(folder: Path) -> None:
+    """Hold a saved model or router against its manifest, if it has one.
+
+    Raises:
+        UserError: a file is not what was written.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        verify(folder, exact=False)
+    except DamagedError as damage:
+        raise UserError(
+            f"{folder} is damaged ({damage}); take another checkpoint. If a file was changed on purpose, remove "
+            f"{MANIFEST}"
+        ) from damage
+
+
+def compare(path: Path, name: str, listed: Mapping[str, Any]) -> None:
+    """Hold one file against its entry ``{bytes, sha256}``. Raises DamagedError where they differ."""
+    size = path.stat().st_size
+    if size != listed["bytes"]:
+        raise DamagedError(f"{name} has {size} bytes instead of {listed['bytes']}")
+    if file_sha256(path) != listed["sha256"]:
+        raise DamagedError(f"the SHA-256 of {name} differs")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest and compare its bytes with the only ones that its content could have been written as.
+
+    Raises:
+        DamagedError: they differ, or it is no manifest. OSError where it cannot be read.
+    """
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise DamagedError(f"{path.name} is too large to be one")
+    data = path.read_bytes()
+    try:
+        manifest = json.loads(data)
+        del manifest["checksum"]
+        intact = _manifest_bytes(manifest) == data
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path.name} cannot be read") from error
+    if not intact:
+        raise DamagedError(f"the checksum of {path.name} differs")
+    return dict(manifest)
+
+
+def _listed_path(folder: Path, name: str) -> Path:
+    try:
+        return inside(folder, name)
+    except UserError as error:
+        raise DamagedError(f"{MANIFEST} lists {name!r}, which lies outside of the folder") from error
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    def text(content: Manifest) -> bytes:
+        return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+    checksum = hashlib.sha256(text(manifest)).hexdigest()
+    return text({**manifest, "checksum": checksum})

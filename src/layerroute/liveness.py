@@ -1,0 +1,69 @@
+"""Whether the process that trains in a folder is still there.
+
+It holds an exclusive lock on ``.lock`` in the folder, which the system takes from it however it ends, and touches the
+file while it works. Another process sees it alive if the lock is taken. Where locks do not reach across hosts (some
+network file systems), a lock that looks free on another host than the trainer's counts only if the file has not been
+touched for ``STALE_SECONDS``.
+"""
+
+import contextlib
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK = ".lock"
+STALE_SECONDS = 900.0
+_BEAT_SECONDS = 30.0
+
+
+class Heartbeat:
+    """Touches the lock file of a folder, at most every half minute."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """Say that the run is alive; a file system that fails here is left to tell its error elsewhere."""
+        if time.monotonic() - self._last >= _BEAT_SECONDS:
+            self._last = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[bool]:
+    """Take the lock of ``folder`` for as long as the context lasts; the value says whether it was free."""
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        file.truncate(0)
+        file.write(f"{platform.node()}\n")
+        file.flush()
+        yield True
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether some process trains in ``folder``. Nothing is written."""
+    path = folder / LOCK
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            here = file.read().strip() == platform.node()
+            return not here and time.time() - os.fstat(file.fileno()).st_mtime < STALE_SECONDS
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # No locks on this file system, or no right to look: the clock alone has to say.
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime < STALE_SECONDS
+        return False

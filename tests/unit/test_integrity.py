@@ -1,0 +1,93 @@
+"""Manifests tell every damage, and names stay in their folder."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from layerroute.errors import UserError
+from layerroute.integrity import MANIFEST, DamagedError, inside, seal, verify
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "folder"
+    (made / "deep").mkdir(parents=True)
+    (made / "a.bin").write_bytes(bytes(range(100)))
+    (made / "deep" / ".hidden").write_text("x")
+    (made / ".nfs0001").write_text("left by the file system")
+    seal(made, {"step": 3})
+    return made
+
+
+def test_an_intact_folder_is_what_it_says(folder: Path) -> None:
+    manifest = verify(folder)
+    assert manifest["step"] == 3
+    assert sorted(manifest["files"]) == ["a.bin", "deep/.hidden"]
+
+
+@pytest.mark.parametrize("name", ["a.bin", "deep/.hidden", MANIFEST])
+def test_every_damage_is_told(folder: Path, name: str) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 32]) + whole[position + 1 :])
+        with pytest.raises(DamagedError):
+            verify(folder)
+        path.write_bytes(whole[:position])
+        with pytest.raises(DamagedError):
+            verify(folder)
+    path.unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        verify(folder)
+    path.mkdir()
+    with pytest.raises(DamagedError):
+        verify(folder)
+
+
+def test_what_is_not_listed_is_damage_where_the_list_is_exact(folder: Path) -> None:
+    (folder / "more").write_text("")
+    with pytest.raises(DamagedError, match="it holds more, which"):
+        verify(folder)
+    verify(folder, exact=False)
+
+
+def test_damage_that_keeps_size_and_time_is_found_by_whoever_asks_again(folder: Path) -> None:
+    verify(folder)
+    path = folder / "a.bin"
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"\xff")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    verify(folder)
+    with pytest.raises(DamagedError, match="SHA-256"):
+        verify(folder, again=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "a/../../b", "/etc/passwd", "..\\a", "C:\\a", "a\0b", "link/a"]
+)
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="nothing was read"):
+        inside(folder, name)
+
+
+def test_names_inside_are_taken(tmp_path: Path) -> None:
+    for name in ("a", "a/b", "a..b", "..a", "a/./b"):
+        assert inside(tmp_path, name).is_relative_to(tmp_path)
+
+
+def test_a_manifest_that_fits_but_names_what_lies_outside_is_refused(tmp_path: Path) -> None:
+    """Whoever changes files can write a manifest; it must not make us read elsewhere."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret").write_text(str(random.Random(0).random()))
+    seal(folder, files=["../secret"])
+    with pytest.raises(DamagedError, match="lies outside of the folder"):
+        verify(folder)

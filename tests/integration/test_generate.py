@@ -202,8 +202,10 @@ def test_evaluate_scores_any_text_file(
 
 @pytest.fixture
 def copy(finished_run: Path, tmp_path: Path) -> Path:
-    """A saved model that may be damaged."""
-    return Path(shutil.copytree(finished_run / "best", tmp_path / "model"))
+    """A saved model without manifest, as a stranger may give us, that may be damaged."""
+    folder = Path(shutil.copytree(finished_run / "best", tmp_path / "model"))
+    (folder / "manifest.json").unlink()
+    return folder
 
 
 def spoil_architecture(folder: Path) -> None:

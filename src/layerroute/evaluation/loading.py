@@ -13,13 +13,12 @@ from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError
+from layerroute.evaluation.weights import check_fits
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
 from layerroute.skipping.storage import DESCRIPTION, load_routed
-
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,9 @@ def load_model(
     if (Path(path) / DESCRIPTION).is_file():
         return _load_router(Path(path), choose_device(device), precision)
     folder = _model_folder(Path(path))
+    check_intact(folder)
     config = _read_config(folder)
-    _check_weights(folder)
+    check_fits(config, folder)
     record = _record_of(folder)
     target = choose_device(device)
     if precision is None:
@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> HybridConfig:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         kind = content.get("model_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: it is not a JSON object") from error
     if kind != HybridConfig.model_type:
         raise UserError(
@@ -162,18 +162,10 @@ def _read_config(folder: Path) -> HybridConfig:
         )
     try:
         return HybridConfig.from_dict(content)
-    except (ValueError, TypeError) as error:
+    except UserError as error:
         raise UserError(f"{file}: {error}") from error
-
-
-def _check_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in _WEIGHTS):
-        return
-    if any((folder / name).is_file() for name in _PICKLES):
-        raise UserError(
-            f"{folder} has weights as a pickle only, which are not loaded; convert them to safetensors"
-        )
-    raise UserError(f"{folder} has no weights: there is no {_WEIGHTS[0]}")
+    except Exception as error:  # whatever the libraries make of values that nobody foresaw
+        raise UserError(f"{file}: {type(error).__name__}: {error}") from error
 
 
 def _record_of(folder: Path) -> dict[str, Any] | None:

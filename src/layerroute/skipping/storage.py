@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
 from layerroute.errors import UserError
+from layerroute.integrity import MANIFEST, check_intact
 from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.fingerprint import check_base, fingerprint
 from layerroute.skipping.model import Model, add_router, get_router, remove_router
@@ -61,6 +62,7 @@ def save_router(model: nn.Module, folder: str | Path, *, notes: dict[str, Any] |
     router = get_router(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # of what is replaced here
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     adapter = _save_adapter(model, folder / ADAPTER)
     weights = {name: value.detach().cpu().contiguous() for name, value in router.state_dict().items()}
@@ -96,6 +98,7 @@ def read_router(folder: str | Path) -> RouterDescription:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise UserError(f"{folder} is not a router folder: it has no {DESCRIPTION}")
+    check_intact(folder)
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:

@@ -1,0 +1,201 @@
+"""Checkpoints of strangers: nothing of theirs is run, nothing outside their folder is read, nothing huge allocated."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from layerroute.cli.main import main
+from layerroute.integrity import MANIFEST, seal
+from layerroute.records import read_record
+from tests.integration.test_train import stop_after, train
+from tests.tiny import write_recipe
+
+
+class Bomb:
+    """What a pickle can do: run any command when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("layerroute: error: ")]
+    return line
+
+
+@pytest.fixture
+def model(finished_run: Path, tmp_path: Path) -> Path:
+    """A saved model whose manifest somebody may write anew."""
+    return Path(shutil.copytree(finished_run / "best", tmp_path / "model"))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """An allocation of more than four GiB beyond what is used now fails, instead of bringing the machine down."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def generate(folder: Path) -> int:
+    return main(["generate", str(folder), "The router", "--max-new-tokens", "2"])
+
+
+def test_a_damaged_model_is_told_and_one_changed_on_purpose_can_be_used(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = model / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "note": "mine"}))
+    assert generate(model) == 2
+    assert "is damaged (generation_config.json has" in complaint(capsys)
+    (model / MANIFEST).unlink()
+    assert generate(model) == 0
+
+
+def header(folder: Path, change: Any) -> None:
+    """Rewrite the header of the weights and leave their bytes."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    content = json.loads(data[8 : 8 + size])
+    change(content)
+    text = json.dumps(content).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+
+
+def huge_shape(content: dict[str, Any]) -> None:
+    name = next(name for name in content if name != "__metadata__")
+    content[name]["shape"] = [10**15]
+
+
+def huge_extent(content: dict[str, Any]) -> None:
+    name = next(name for name in content if name != "__metadata__")
+    content[name] |= {"shape": [10**15 // 4], "data_offsets": [0, 10**15]}
+
+
+def huge_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 10**15) + path.read_bytes()[8:])
+
+
+def huge_config(**sizes: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **sizes}))
+
+    return change
+
+
+def huge_config_and_no_weights(folder: Path) -> None:
+    huge_config(hidden_size=60_000, intermediate_size=90_000)(folder)
+    save_file({}, folder / "model.safetensors")
+
+
+HUGE = {
+    "header of 10^15 bytes": huge_header,
+    "tensor of 10^15 elements": lambda folder: header(folder, huge_shape),
+    "tensor of 10^15 bytes": lambda folder: header(folder, huge_extent),
+    "vocabulary of 10^15 tokens": huge_config(vocab_size=10**15),
+    "hidden size of 10^5": huge_config(hidden_size=100_000, head_dim=50_000),
+    "10^9 heads": huge_config(num_attention_heads=10**9, num_key_value_heads=10**9, granularity="head"),
+    "large model, empty weights": huge_config_and_no_weights,
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_sizes_are_checked_before_anything_is_allocated(
+    model: Path, case: str, little_memory: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    HUGE[case](model)
+    seal(model)
+    assert generate(model) == 2
+    assert "weights" in complaint(capsys)
+
+
+def test_shards_are_read_from_their_own_folder_only(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(model / "model.safetensors")
+    shutil.move(model / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "../elsewhere.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    seal(model)
+    assert generate(model) == 2
+    assert "'../elsewhere.safetensors', which lies outside of it; nothing was read" in complaint(capsys)
+    shutil.move(tmp_path / "elsewhere.safetensors", model / "one.safetensors")
+    index["weight_map"] = dict.fromkeys(weights, "one.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    seal(model)
+    assert generate(model) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_bomb_in_a_checkpoint_does_not_go_off(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        assert train(recipe, tmp_path / "run") == 143
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    mark = tmp_path / "mark"
+    for dump in (
+        lambda path: torch.save({"state": {}, "x": Bomb(mark)}, path),
+        lambda path: path.write_bytes(pickle.dumps(Bomb(mark))),
+    ):
+        dump(checkpoint / name)
+        seal(checkpoint)  # it is a stranger's, and intact
+        capsys.readouterr()
+        assert train(recipe, tmp_path / "run", "--resume", str(checkpoint)) == 2
+        line = complaint(capsys)
+        assert str(checkpoint) in line and "cannot be used" in line
+        assert not mark.exists()
+    assert read_record(tmp_path / "run")["status"] == "failed"
+
+
+def test_weights_as_a_pickle_are_not_taken_beside_safetensors_either(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = tmp_path / "mark"
+    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin"):
+        torch.save({"x": Bomb(mark)}, model / name)
+    seal(model)
+    assert generate(model) == 0
+    (model / "model.safetensors").unlink()
+    seal(model)
+    assert generate(model) == 2
+    assert "as a pickle only, which are not loaded" in complaint(capsys)
+    assert not mark.exists()
+
+
+def test_secrets_of_the_environment_are_in_no_record(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_" + "s3cr3t" * 4
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD"):
+        monkeypatch.setenv(name, secret)
+    recipe = write_recipe(tmp_path, train={"max_steps": 2, "report_to": ["tensorboard"]})
+    assert train(recipe, tmp_path / "run") == 0
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), path

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("layerroute.cli.report", "write HTML page, Markdown paper and figures about runs"),
     "evaluate": ("layerroute.cli.evaluate", "measure a checkpoint: perplexity, accuracy, rates"),
     "generate": ("layerroute.cli.generate", "continue a prompt; can colour each token by its route"),
+    "serve": ("layerroute.cli.serve", "serve a model over HTTP, in the manner of OpenAI's API"),
     "inspect": ("layerroute.cli.inspect", "draw the token × site heatmap of a text"),
     "bench": ("layerroute.cli.bench", "prove equality, then measure speed in pairs"),
     "data": ("layerroute.cli.data", "prepare and describe data sources"),

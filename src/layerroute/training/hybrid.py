@@ -53,8 +53,7 @@ class HybridSubject(Subject):
 
     def routing(self) -> RoutingCallback:
         """By the recipe's objective."""
-        objective = self.recipe.objective
-        return RoutingCallback(self.model, objective.temperature, objective.rate)
+        return RoutingCallback(self.model, self.recipe.objective)
 
     def before_evaluation(self) -> None:
         """Set the quantile budget's thresholds on held-out text: their running mean lags a rate that is annealed."""

@@ -77,4 +77,7 @@ def test_there_is_no_noise_and_the_mode_comes_back(model, ids) -> None:
 def test_an_overflowing_perplexity_is_infinite(model, ids) -> None:
     from layerroute.evaluation.perplexity import Evaluation
 
-    assert Evaluation(loss=800.0, accuracy=0.0, tokens=1, routing=None, seconds=0.0).perplexity == math.inf
+    assert (
+        Evaluation(loss=800.0, accuracy=0.0, tokens=1, window_losses=[], routing=None, seconds=0.0).perplexity
+        == math.inf
+    )

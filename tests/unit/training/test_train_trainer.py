@@ -9,12 +9,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from layerroute.data.sequence import TokenSequence
 from layerroute.objectives import switch_loss
-from layerroute.training import trainer as trainer_module
+from layerroute.training import objective as objective_module
 from layerroute.training.arguments import training_arguments
+from layerroute.training.callbacks import RoutingCallback
 from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
 from layerroute.training.errors import TrainingDiverged
-from layerroute.training.objective import LossTerms
+from layerroute.training.objective import HybridLoss, LossTerms
 from layerroute.training.trainer import RoutedTrainer
 from layerroute.training.windows import TrainingWindows, evaluation_batches
 
@@ -33,11 +34,14 @@ def make_trainer(make_model, tmp_path: Path):
         tokens = (np.arange(400) * 7 % 40).astype(np.uint16)
         sequence = TokenSequence(tokens, end_of_text=0, sequence_length=8)
         samples = config.max_steps * config.batch_size
+        objective = objective or ObjectiveConfig(balance_weight=0.01)
+        model = model or make_model()
         trainer = RoutedTrainer(
-            model or make_model(),
+            model,
             arguments=training_arguments(config, folder=folder, device=torch.device("cpu"), seed=1),
             config=config,
-            objective=objective or ObjectiveConfig(balance_weight=0.01),
+            loss=HybridLoss(objective),
+            routing=RoutingCallback(model, objective),
             precision=config.precision,
             windows=TrainingWindows(sequence, samples=samples, batch_size=config.batch_size, seed=1),
             validation=evaluation_batches(sequence, sequences=3, batch_size=2),
@@ -123,7 +127,7 @@ def test_accumulated_micro_batches_are_one_batch(make_trainer, make_model, tmp_p
 def test_what_is_not_finite_stops_before_the_step(make_trainer, monkeypatch, spoil) -> None:
     trainer = make_trainer(max_steps=6)
     before: dict[str, torch.Tensor] = {}
-    original = trainer_module.training_loss
+    original = objective_module.training_loss
 
     def poisoned(config, loss, decision, *, rate):
         terms = original(config, loss, decision, rate=rate)
@@ -135,7 +139,7 @@ def test_what_is_not_finite_stops_before_the_step(make_trainer, monkeypatch, spo
         trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * math.inf)
         return terms
 
-    monkeypatch.setattr(trainer_module, "training_loss", poisoned)
+    monkeypatch.setattr(objective_module, "training_loss", poisoned)
     with pytest.raises(TrainingDiverged) as caught:
         trainer.train()
     assert caught.value.step == 4

@@ -1,5 +1,7 @@
 """Schedules and thresholds of the routing modules of a model, whatever the model."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -32,6 +34,18 @@ def schedule(config: ScheduleConfig) -> Schedule:
     return Schedule(start=config.start, end=config.end, begin=config.begin, finish=config.finish)
 
 
+class Schedules(Protocol):
+    """What all objectives have."""
+
+    @property
+    def temperature(self) -> ScheduleConfig:
+        """τ over the run."""
+
+    @property
+    def rate(self) -> RateScheduleConfig:
+        """The way to the modules' own rates."""
+
+
 class RoutingCallback(TrainerCallback):
     """Before each step sets temperature and rate; after it lets the thresholds see the step's decisions.
 
@@ -42,13 +56,13 @@ class RoutingCallback(TrainerCallback):
 
     Args:
         model: with its routing modules.
-        temperature: its way over the run.
-        rate: the way to the modules' own rates.
+        config: the recipe's objective.
     """
 
-    def __init__(self, model: nn.Module, temperature: ScheduleConfig, rate: RateScheduleConfig) -> None:
+    def __init__(self, model: nn.Module, config: Schedules) -> None:
+        rate = config.rate
         self.modules, self.rated = routing_modules(model), rated(model)
-        self.temperature_schedule = schedule(temperature)
+        self.temperature_schedule = schedule(config.temperature)
         self.rate_schedules = [
             Schedule(
                 start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish

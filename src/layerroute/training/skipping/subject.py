@@ -137,7 +137,7 @@ class SkippingSubject(Subject):
 
     def routing(self) -> RoutingCallback:
         """By the recipe's objective."""
-        return RoutingCallback(self.model, self.objective.temperature, self.objective.rate)
+        return RoutingCallback(self.model, self.objective)
 
     def groups(self) -> list[ParameterGroup]:
         """Adapter, routers, skip paths."""

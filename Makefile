@@ -63,7 +63,7 @@ bench: $(STAMP) ## prove equality, then measure speed in pairs
 constraints: $(STAMP) ## pin the versions that are installed now
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(BIN)/python -m pip freeze --exclude-editable | grep '^torch==' | sed 's/+.*//'; \
-	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^torch==| @ '; } > constraints.new
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^torch==|^triton==| @ '; } > constraints.new
 	mv constraints.new constraints.txt
 	@touch $(STAMP)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import at_rate, forced, table
 from tests.parity import contracts
@@ -200,7 +200,7 @@ def test_own_context_cache_holds_only_its_own_keys():
 @pytest.mark.parametrize("time", [64, 200])
 def test_executed_flops_agree_with_the_analytic_number(mode, time):
     model = build(hidden_size=128, num_attention_heads=4, **MODES[mode])
-    with torch.no_grad(), flop_counter() as counter:
+    with torch.no_grad(), executed(model, "masked"), flop_counter() as counter:
         model(contracts.tokens(2, time, VOCABULARY), use_cache=False)
     expected = forward_flops(model.config, time).forward_per_token * 2 * time
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)

@@ -2,11 +2,15 @@
 
 With --show-routes every token is coloured by the share of routed sites at which it took softmax attention: blue is all
 Gated DeltaNet, orange all softmax. Text goes to stdout, rates and speed to stderr.
+
+With --lossless a model that skips layers drafts tokens by its routed path and verifies them at full depth: the text is
+that of greedy decoding at full depth, token for token; stderr tells how many drafted tokens were accepted.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 
 from layerroute.errors import UserError
 
@@ -31,6 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show-routes", action="store_true", help="colour each token by the path that it took"
     )
     parser.add_argument(
+        "--lossless",
+        action="store_true",
+        help="draft by the routed path, verify at full depth: full depth's own greedy text (layer skipping only)",
+    )
+    parser.add_argument(
+        "--draft-tokens",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with --lossless, tokens drafted at a time (default 4)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -44,12 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--temperature is {arguments.temperature}; it must not be negative")
     if arguments.top_k is not None and (arguments.top_k < 1 or arguments.temperature == 0):
         raise UserError("--top-k must be at least 1, and has an effect only with a --temperature above 0")
+    if arguments.lossless and (arguments.temperature > 0 or arguments.show_routes):
+        raise UserError(
+            "--lossless is greedy and its text is full depth's: leave --temperature and --show-routes out"
+        )
+    if arguments.draft_tokens < 1:
+        raise UserError(f"--draft-tokens is {arguments.draft_tokens}; it must be at least 1")
     from rich.console import Console
     from rich.style import Style
     from rich.text import Text
 
     from layerroute.cli.colours import route_colour
-    from layerroute.evaluation.generation import Piece, generate
+    from layerroute.evaluation.generation import Piece, generate, generate_losslessly
     from layerroute.evaluation.loading import load_model
 
     loaded = load_model(arguments.checkpoint, device=arguments.device)
@@ -62,15 +84,26 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(Text(piece.text, style=style), end="")
         console.file.flush()
 
-    result = generate(
-        loaded,
-        sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        seed=arguments.seed,
-        show=(lambda piece: None) if arguments.json else show,
-    )
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    shown: Callable[[Piece], None] = (lambda piece: None) if arguments.json else show
+    if arguments.lossless:
+        result = generate_losslessly(
+            loaded,
+            text,
+            max_new_tokens=arguments.max_new_tokens,
+            draft_tokens=arguments.draft_tokens,
+            show=shown,
+        )
+    else:
+        result = generate(
+            loaded,
+            text,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            seed=arguments.seed,
+            show=shown,
+        )
     statistics = result.statistics
     if arguments.json:
         content = {
@@ -82,6 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
             "tokens_per_second": result.tokens_per_second,
             "prompt_seconds": result.prompt_seconds,
             "seconds": result.seconds,
+            "lossless": None
+            if result.lossless is None
+            else {
+                "acceptance": result.lossless.acceptance,
+                "drafted": result.lossless.drafted,
+                "accepted": result.lossless.accepted,
+                "full_depth_passes": result.lossless.passes,
+            },
             "routing": None
             if statistics is None
             else {
@@ -100,6 +141,14 @@ def run(arguments: argparse.Namespace) -> int:
         parts.append(
             f"{result.tokens_per_second:.1f} tokens/s after a prompt of {result.prompt_seconds:.2f} s"
         )
+    if result.lossless is not None:
+        drafted = result.lossless
+        share = (
+            "nothing was drafted"
+            if drafted.acceptance is None
+            else f"{drafted.acceptance:.0%} of drafts accepted"
+        )
+        parts.append(f"{share}, {drafted.tokens_per_pass:.2f} tokens for each pass of full depth")
     if statistics is not None:
         rates = ", ".join(f"{site} {rate:.0%}" for site, rate in statistics.rate.items())
         parts.append(f"{statistics.paths[-1]}: {rates}")

@@ -25,9 +25,14 @@ class OwnContextLayer(LinearAttentionAndFullAttentionLayer):
         keys: Float[Tensor, "B H T D"],
         values: Float[Tensor, "B H T V"],
         member: Bool[Tensor, "B T M"],
+        *,
+        tokens: int | None = None,
     ) -> None:
-        """Add the tokens of a call; those that are not ``member`` are not stored."""
-        self.seen += keys.shape[2]
+        """Add the tokens of a call; those that are not ``member`` are not stored.
+
+        ``tokens`` is the number that have passed, where not all of them are given.
+        """
+        self.seen += keys.shape[2] if tokens is None else tokens
         if self.lengths is None:
             self.lazy_initialization(keys, values)
             stored_keys, stored_values, filled = keys, values, member

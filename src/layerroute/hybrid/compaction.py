@@ -29,6 +29,23 @@ class Compaction:
         slots = torch.arange(member.shape[1], device=member.device)
         return cls(order, count, slots[None, :, None] < count[:, None, :])
 
+    @classmethod
+    def of_ranked(
+        cls, row: Int[Tensor, "N"], rank: Int[Tensor, "N"], time: Int[Tensor, "N"], count: Int[Tensor, "B"]
+    ) -> "Compaction":
+        """Members given one by one, and nobody else: as many slots as the fullest row needs, and at least one.
+
+        Args:
+            row, rank, time: where each member stands: its row, its slot there, its place in the sequence.
+            count: members of each row, on the CPU.
+        """
+        width = max(1, int(count.max()))
+        order = torch.zeros(count.shape[0], width, 1, dtype=torch.long, device=row.device)
+        order = order.index_put((row, rank, torch.zeros_like(row)), time)
+        here = count.to(row.device).unsqueeze(-1)
+        slots = torch.arange(width, device=row.device)
+        return cls(order, here, slots[None, :, None] < here[:, None, :])
+
     def _index(self, x: Tensor, order: Tensor) -> Tensor:
         index = order.view(*order.shape, *[1] * (x.dim() - 3))
         return index.expand(*order.shape[:2], *x.shape[2:])

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from layerroute.errors import UserError, nearest
+from layerroute.hybrid.execution import EXECUTIONS, Profitability
 from layerroute.routing.module import RoutingConfig
 
 LAYER_KINDS = ("gdn", "softmax", "routed")
@@ -16,6 +17,7 @@ CHOICES = {
     "granularity": ("token", "head"),
     "routed_unit": ("mixer", "block"),
     "context": ("full_context", "own_context"),
+    "execution": EXECUTIONS,
 }
 # transformers builds the right cache layer for each of these names.
 _CACHE_KINDS = {"gdn": "linear_attention", "softmax": "full_attention", "routed": "hybrid"}
@@ -48,6 +50,9 @@ class HybridConfig(PreTrainedConfig):
         context: ``full_context`` (default): every token writes K/V and updates the GDN state, routing decides what it
             *reads*. ``own_context``: each path sees only its own tokens.
         normalize_paths: RMS-normalise each path's output before they are combined. Default False (the original).
+        execution: ``auto`` (default), ``masked`` (both paths of every token are computed, the choice selects) or
+            ``sparse`` (only the chosen path is). ``auto`` is sparse where that pays, by ``profitability``.
+        profitability: fields of ``execution.Profitability``, the thresholds of ``auto``.
         routing: fields of ``routing.RoutingConfig``.
         initializer_range: standard deviation of the weights at the start. Default 0.02.
         residual_init_scale: multiply the start of output projections by 1/sqrt(2 * layers) (GPT-2). Default True.
@@ -80,6 +85,8 @@ class HybridConfig(PreTrainedConfig):
     routed_unit: str = "mixer"
     context: str = "full_context"
     normalize_paths: bool = False
+    execution: str = "auto"
+    profitability: dict[str, Any] | None = None
     routing: dict[str, Any] | None = None
     initializer_range: int | float = 0.02
     residual_init_scale: bool = True
@@ -112,6 +119,7 @@ class HybridConfig(PreTrainedConfig):
         self._check()
         # Kept complete, so that a saved checkpoint says every value that it was trained with.
         self.routing = asdict(self.routing_config)
+        self.profitability = asdict(Profitability.of(self.profitability))
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
@@ -155,6 +163,11 @@ class HybridConfig(PreTrainedConfig):
 
     def _check_routed(self, pattern: list[str]) -> None:
         routed = self.routed_layers
+        Profitability.of(self.profitability)
+        if self.execution == "sparse" and self.sparse_obstacle is not None:
+            raise UserError(
+                f"model.execution: sparse is not possible: {self.sparse_obstacle}; use auto or masked"
+            )
         if not routed:
             return
         if self.router_mode == "parallel":
@@ -214,6 +227,13 @@ class HybridConfig(PreTrainedConfig):
             if key not in valid:
                 raise UserError(f"model.routing: unknown key {key!r}.{nearest(key, valid)}")
         return RoutingConfig(**given)
+
+    @property
+    def sparse_obstacle(self) -> str | None:
+        """Why this model's layers can only be executed masked, or None."""
+        if self.granularity == "head" and self.context == "own_context":
+            return "with granularity: head and own_context each head has tokens of its own"
+        return None
 
     def sites_of(self, layer: int) -> list[str]:
         """Names of the sites of one routed layer."""

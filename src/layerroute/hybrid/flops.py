@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from layerroute.hybrid.configuration import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
+from layerroute.ops.routed_attention import share_of_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +123,36 @@ def forward_flops(config: HybridConfig, context_length: int) -> FlopsReport:
         fixed_per_token=total - routed * sum(by_path.values()),
         routed_layers=routed,
     )
+
+
+def sparse_flops_per_token(config: HybridConfig, context_length: int, rate: float) -> float:
+    """Forward FLOPs per token that sparse execution computes, without a cache.
+
+    A share ``rate`` of the tokens takes softmax at every routed layer, spread evenly over the sequence.
+
+    Raises:
+        ValueError: for heads that choose apart, whose projections are computed for all tokens.
+    """
+    if config.granularity == "head":
+        raise ValueError("sparse FLOPs are counted for tokens that choose, not for heads")
+    assert config.head_dim is not None and config.num_key_value_heads is not None
+    report = forward_flops(config, context_length)
+    block = mlp_flops(config) if config.routed_unit == "block" else 0.0
+    own = config.context == "own_context"
+    inner, shared = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    size = 2.0 * config.hidden_size
+    softmax = 0.0
+    if rate > 0:
+        keys = rate if own else 1.0
+        scores = 4 * context_length * inner * keys
+        scores *= share_of_keys(context_length * rate, context_length * keys)
+        softmax = size * 2 * shared * keys + rate * (size * 2 * inner + scores + block)
+    gdn = 0.0
+    if rate < 1:
+        read = 1.0 - rate
+        wide = size * 2 * config.num_attention_heads * config.gdn_value_dim
+        if own:
+            gdn = read * (gdn_flops(config, round(read * context_length)) + block)
+        else:
+            gdn = gdn_flops(config, context_length) - (1 - read) * wide + read * block
+    return report.fixed_per_token + report.routed_layers * (softmax + gdn)

@@ -1,5 +1,7 @@
 """Decoder layers: plain ones with one mixer, and routed ones with two."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -8,8 +10,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from layerroute.hybrid.configuration import PATHS, HybridConfig
 from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.execution import LayerRoute, gate_of
 from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
 from layerroute.hybrid.norm import RMSNorm
+from layerroute.routing.tokens import TokenIndex
 
 MIXERS: dict[str, type[GatedDeltaMixer] | type[SoftmaxMixer]] = {
     "gdn": GatedDeltaMixer,
@@ -27,7 +31,7 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
         """Apply the MLP to every token."""
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
@@ -84,18 +88,22 @@ class HybridLayer(GradientCheckpointingLayer):
         context: TokenContext,
         gate: Float[Tensor, "B T M P"] | None = None,
         choice: Tensor | None = None,
+        route: LayerRoute | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Masked execution: every path is computed and the gate selects.
+        """Compute every path and let the gate select (masked), or with a ``route`` the chosen paths only (sparse).
 
         Args:
             hidden: the residual stream.
             context: what mixers need to know.
             gate: multiplies each path's output; M is 1, or the heads.
             choice: (B, T, M) hard choices; ``own_context`` needs them.
+            route: who takes which path; padding takes none and keeps its state.
         """
         if self.kind != "routed":
             return self.block(hidden, context)
         assert gate is not None and choice is not None
+        if route is not None:
+            return self._sparse(hidden, context, gate, route)
         if self.routed_unit == "block":
             change = torch.zeros_like(hidden)
             for index, path in enumerate(PATHS):
@@ -117,6 +125,68 @@ class HybridLayer(GradientCheckpointingLayer):
             mixed = mixed + output
         hidden = hidden + mixed
         return hidden + self.mlp(self.mlp_norm(hidden))
+
+    def _sparse(
+        self, hidden: Float[Tensor, "B T D"], context: TokenContext, gate: Tensor, route: LayerRoute
+    ) -> Float[Tensor, "B T D"]:
+        if self.routed_unit == "block":
+            return hidden + self._scatter(hidden, context, gate, route, self._block_change)
+        x = self.mixer_norm(hidden)
+        if route.heads is not None:
+            hidden = hidden + self._head_paths(x, context, gate, route)
+        else:
+            hidden = hidden + self._scatter(x, context, gate, route, self._mixer_change)
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+    def _scatter(
+        self,
+        x: Float[Tensor, "B T D"],
+        context: TokenContext,
+        gate: Tensor,
+        route: LayerRoute,
+        change: Callable[[str, Tensor, TokenContext, TokenIndex], Tensor],
+    ) -> Float[Tensor, "B T D"]:
+        """What each token's own path adds to it, padding nothing."""
+        parts, places = [], []
+        for number, (path, index) in enumerate(zip(PATHS, route.paths, strict=True)):
+            part = change(path, x, context, index)
+            if index.flat.shape[0] == 0:
+                continue
+            part = self._normalize(path, part)
+            if route.gated:
+                part = part * gate_of(gate, number, index).to(part.dtype)
+            parts.append(part)
+            places.append(index.flat)
+        mixed = torch.zeros_like(x).flatten(0, 1)
+        if parts:
+            mixed = mixed.index_copy(0, torch.cat(places), torch.cat(parts).to(x.dtype))
+        return mixed.view_as(x)
+
+    def _mixer_change(self, path: str, x: Tensor, context: TokenContext, index: TokenIndex) -> Tensor:
+        update: Tensor = self.paths[path].read(x, context, index, own=self.own_context)  # type: ignore[operator]
+        return update
+
+    def _block_change(self, path: str, hidden: Tensor, context: TokenContext, index: TokenIndex) -> Tensor:
+        block = self.paths[path]
+        assert isinstance(block, PlainBlock)
+        before = hidden.flatten(0, 1).index_select(0, index.flat)
+        if index.flat.shape[0] == 0 and context.cache is None:
+            return before
+        update = block.mixer.read(block.mixer_norm(hidden), context, index, own=self.own_context)
+        if index.flat.shape[0] == 0:
+            return before
+        after = before + update
+        return after + block.mlp(block.mlp_norm(after)) - before
+
+    def _head_paths(
+        self, x: Float[Tensor, "B T D"], context: TokenContext, gate: Tensor, route: LayerRoute
+    ) -> Float[Tensor, "B T D"]:
+        """Where heads choose apart, attention is computed for the heads that chose it; all else is for all."""
+        gdn, softmax = self.paths["gdn"], self.paths["softmax"]
+        assert isinstance(softmax, SoftmaxMixer)
+        mixed = self._normalize("gdn", gdn(x, context, head_gate=gate[..., 0]))
+        read = softmax.read_heads(x, context, route.paths[-1], head_gate=gate[..., -1])
+        return mixed + self._normalize("softmax", read)
 
     def _member(self, choice: Tensor, index: int, context: TokenContext) -> Bool[Tensor, "B T M"] | None:
         """The tokens of one path, if each path sees only its own."""

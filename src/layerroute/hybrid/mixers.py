@@ -1,7 +1,8 @@
 """The two token mixers: softmax attention and Gated DeltaNet.
 
 Both take ``member``, the tokens that the mixer owns: None means all (``full_context``); else only members write
-keys, values and state (``own_context``), while outputs are still given for every token (masked execution).
+keys, values and state (``own_context``), while outputs are still given for every token (masked execution). ``read``
+gives the outputs of some tokens only, and computes no more than they need (sparse execution).
 """
 
 import math
@@ -19,6 +20,8 @@ from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
+from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
+from layerroute.routing.tokens import TokenIndex
 
 
 class SoftmaxMixer(nn.Module):
@@ -67,6 +70,107 @@ class SoftmaxMixer(nn.Module):
             output = output * head_gate.unsqueeze(-1).to(output.dtype)
         return self.o_proj(output.flatten(2))
 
+    def read(
+        self, hidden: Float[Tensor, "B T D"], context: TokenContext, index: TokenIndex, *, own: bool
+    ) -> Float[Tensor, "N D"]:
+        """Attention of the indexed tokens alone; ``own``: only they write keys and values, else all do."""
+        gathered = hidden.flatten(0, 1).index_select(0, index.flat)
+        if index.flat.shape[0] == 0 and context.cache is None:
+            return gathered
+        rotary = None
+        if context.rotary is not None:
+            cos, sin = context.rotary
+            at = index.time if cos.shape[0] == 1 else index.flat
+            rotary = cos.flatten(0, 1)[at], sin.flatten(0, 1)[at]
+        if own:
+            key, value = self._keys_values(gathered.unsqueeze(0), _as_row(rotary))
+            keys, values, spans = self._write_own(key[0], value[0], context, index, hidden.shape[0])
+            visible = plan = None
+        else:
+            key, value = self._keys_values(hidden, context.rotary)
+            if context.cache is not None:
+                key, value = context.cache.update(key, value, self.layer)
+            keys, values = key.transpose(1, 2), value.transpose(1, 2)
+            spans, visible, plan = context.sight(index, keys.shape[1])
+        if index.flat.shape[0] == 0:
+            return gathered
+        query = _rotated(self.q_proj(gathered).unflatten(-1, (self.heads, self.head_dim)), rotary)
+        output = attend_spans(query, keys, values, spans, visible=visible, plan=plan)
+        return self.o_proj(output.flatten(1))
+
+    def read_heads(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        context: TokenContext,
+        index: TokenIndex,
+        *,
+        head_gate: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Attention of the indexed pairs of head and token (rows of the index are those of B·H); others give 0."""
+        batch, time = hidden.shape[:2]
+        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        if context.rotary is not None:
+            query, _ = apply_rotary_pos_emb(query, query, *context.rotary)
+        key, value = self._keys_values(hidden, context.rotary)
+        if context.cache is not None:
+            key, value = context.cache.update(key, value, self.layer)
+        repeats = self.heads // self.key_heads
+        keys, values = (x.repeat_interleave(repeats, dim=1).flatten(0, 1).unsqueeze(2) for x in (key, value))
+        spans, visible, plan = context.sight(index, keys.shape[1], self.heads)
+        chosen = query.flatten(0, 2).index_select(0, index.flat).unsqueeze(1)
+        read = attend_spans(chosen, keys, values, spans, visible=visible, plan=plan).squeeze(1)
+        output = read.new_zeros(batch * self.heads * time, self.head_dim).index_copy(0, index.flat, read)
+        output = output.view(batch, self.heads, time, -1).transpose(1, 2)
+        if head_gate is not None:
+            output = output * head_gate.unsqueeze(-1).to(output.dtype)
+        return self.o_proj(output.flatten(2))
+
+    def _keys_values(
+        self, hidden: Float[Tensor, "B T D"], rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]:
+        key = self.k_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        value = self.v_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        if rotary is not None:
+            key, _ = apply_rotary_pos_emb(key, key, *rotary)
+        return key, value
+
+    def _write_own(
+        self,
+        key: Float[Tensor, "G N K"],
+        value: Float[Tensor, "G N K"],
+        context: TokenContext,
+        index: TokenIndex,
+        batch: int,
+    ) -> tuple[Tensor, Tensor, Intervals]:
+        """Keys of this path's own tokens, earlier ones first, and which of them each indexed token sees."""
+        rank, count = index.ranks(batch)
+        width = int(count.max())
+        where = (index.row, rank)
+        shape = (batch, width, self.key_heads, self.head_dim)
+        keys = key.new_zeros(shape).index_put(where, key.transpose(0, 1))
+        values = value.new_zeros(shape).index_put(where, value.transpose(0, 1))
+        before = torch.zeros_like(rank)
+        layer = None if context.cache is None else context.cache.layers[self.layer]
+        if layer is not None:
+            assert isinstance(layer, OwnContextLayer)
+            if layer.lengths is not None:
+                before = layer.lengths[index.row, 0]
+            member = torch.arange(width, device=key.device) < count.to(key.device)[:, None]
+            layer.append(
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                member.unsqueeze(-1),
+                tokens=context.positions.shape[1],
+            )
+            assert layer.keys is not None and layer.values is not None
+            keys, values = layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
+        documents = context.document_ids
+        if documents is not None:
+            own = documents.flatten()[index.flat]
+            documents = torch.full((batch, width), -1, dtype=own.dtype, device=own.device)
+            documents = documents.index_put(where, own)
+        return keys, values, intervals(index.row, rank + before, documents=documents)
+
     def _own_keys(
         self, key: Tensor, value: Tensor, context: TokenContext, member: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,6 +189,18 @@ class SoftmaxMixer(nn.Module):
             value = torch.cat([layer.values, value], dim=2)
         layer.append(new_key, new_value, member)
         return key, value, mask
+
+
+def _rotated(x: Float[Tensor, "N H K"], rotary: tuple[Tensor, Tensor] | None) -> Float[Tensor, "N H K"]:
+    """Rotary embedding of gathered tokens."""
+    if rotary is None:
+        return x
+    turned, _ = apply_rotary_pos_emb(x, x, *rotary)
+    return turned
+
+
+def _as_row(rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    return None if rotary is None else (rotary[0].unsqueeze(0), rotary[1].unsqueeze(0))
 
 
 class GatedDeltaMixer(nn.Module):
@@ -134,6 +250,58 @@ class GatedDeltaMixer(nn.Module):
         head_gate: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Mix; ``head_gate`` scales each head's output before the output projection."""
+        if member is None and context.valid is not None:
+            member = context.valid.unsqueeze(-1)  # padding is nobody's: it writes nothing and is skipped
+        packed = None if member is None else Compaction.of(member)
+        output = self._mix(hidden, context, packed)
+        if packed is not None:
+            output = packed.restore(output)
+        return self._close(output, hidden, head_gate)
+
+    def read(
+        self, hidden: Float[Tensor, "B T D"], context: TokenContext, index: TokenIndex, *, own: bool
+    ) -> Float[Tensor, "N D"]:
+        """Outputs of the indexed tokens alone; ``own``: only they update the state, else all do."""
+        gathered = hidden.flatten(0, 1).index_select(0, index.flat)
+        if index.flat.shape[0] == 0 and context.cache is None:
+            return gathered
+        if own:
+            rank, count = index.ranks(hidden.shape[0])
+            packed = Compaction.of_ranked(index.row, rank, index.time, count)
+            states = hidden.gather(1, packed.order.expand(-1, -1, hidden.shape[-1]))
+            output = self._mix(states, context, packed, gathered=True)[index.row, rank]
+        else:
+            real = None if context.valid is None else Compaction.of(context.valid.unsqueeze(-1))
+            output = self._mix(hidden, context, real)
+            if real is not None:
+                output = real.restore(output)
+            output = output.flatten(0, 1).index_select(0, index.flat)
+        if index.flat.shape[0] == 0:
+            return gathered
+        return self._close(output, gathered, None)
+
+    def _close(
+        self,
+        output: Float[Tensor, "*tokens H V"],
+        hidden: Float[Tensor, "*tokens D"],
+        head_gate: Tensor | None,
+    ) -> Float[Tensor, "*tokens D"]:
+        """Output gate, norm and projection: what only tokens that are read need."""
+        gate = F.silu(self.g_proj(hidden).unflatten(-1, (self.heads, -1)))
+        output = self.norm(output).to(gate.dtype) * gate
+        if head_gate is not None:
+            output = output * head_gate.unsqueeze(-1).to(output.dtype)
+        return self.o_proj(output.flatten(-2))
+
+    def _mix(
+        self,
+        hidden: Float[Tensor, "B L D"],
+        context: TokenContext,
+        packed: Compaction | None,
+        *,
+        gathered: bool = False,
+    ) -> Float[Tensor, "B L H V"]:
+        """Everything before the output gate, in compacted order; ``gathered``: ``hidden`` has that order already."""
         split = (self.heads, -1)
         x = torch.cat(
             [
@@ -147,13 +315,12 @@ class GatedDeltaMixer(nn.Module):
             self.a_proj(hidden).float() + self.dt_bias.float()
         )
         documents = context.document_ids
-        if member is None and context.valid is not None:
-            member = context.valid.unsqueeze(-1)  # padding is nobody's: it writes nothing and is skipped
-        packed = None if member is None else Compaction.of(member)
         if packed is not None:
-            x = packed.gather(x)
-            beta = packed.gather(beta.expand(-1, -1, self.heads)) * packed.member
-            decay = packed.gather(decay) * packed.member
+            if not gathered:
+                x = packed.gather(x)
+                beta = packed.gather(beta.expand(-1, -1, self.heads))
+                decay = packed.gather(decay)
+            beta, decay = beta * packed.member, decay * packed.member
             if documents is not None:
                 documents = (
                     documents.gather(1, packed.order[..., 0]) if packed.order.shape[-1] == 1 else documents
@@ -176,13 +343,7 @@ class GatedDeltaMixer(nn.Module):
         if cache is not None:
             assert state is not None
             cache.update_recurrent_state(state, self.layer)
-        if packed is not None:
-            output = packed.restore(output)
-        gate = F.silu(self.g_proj(hidden).unflatten(-1, split))
-        output = self.norm(output).to(gate.dtype) * gate
-        if head_gate is not None:
-            output = output * head_gate.unsqueeze(-1).to(output.dtype)
-        return self.o_proj(output.flatten(2))
+        return output
 
     def _states(self, cache: Cache) -> LinearAttentionLayer:
         layer = cache.layers[self.layer]

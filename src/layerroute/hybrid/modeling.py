@@ -1,5 +1,7 @@
 """The hybrid model as a transformers ``PreTrainedModel``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +15,17 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import ModelOutput
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.hybrid.cache import count_tokens, fit_cache
 from layerroute.hybrid.configuration import PATHS, HybridConfig
 from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.execution import (
+    EXECUTIONS,
+    LayerRoute,
+    Profitability,
+    plan_routes,
+    threshold_of,
+)
 from layerroute.hybrid.flops import path_costs
 from layerroute.hybrid.layers import HybridLayer
 from layerroute.hybrid.mixers import GatedDeltaMixer
@@ -118,6 +127,7 @@ class HybridModel(HybridPreTrainedModel):
                 if name.endswith(("o_proj", "down_proj")):
                     module.init_scale = (2 * config.num_hidden_layers) ** -0.5
         self.gradient_checkpointing = False
+        self.execution = config.execution
         self.post_init()
 
     @staticmethod
@@ -171,22 +181,26 @@ class HybridModel(HybridPreTrainedModel):
 
         states: list[Tensor] = []
         decisions: list[RouteDecision] = []
+        routes: list[LayerRoute | None] = []
         offset = 0
         for index, layer in enumerate(self.layers):
             if output_hidden_states:
                 states.append(hidden)
-            gate = choice = None
+            gate = choice = route = None
             if layer.kind == "routed":
                 if self.config.router_mode == "sequential":
                     decisions.append(self._decide(f"layer{index}", hidden, valid, context, input_ids))
+                    routes = self._routes(decisions[-1], valid)
                     offset = 0
                 count = len(self.config.sites_of(index))
                 gate = decisions[-1].gate[:, :, offset : offset + count]
                 choice = decisions[-1].choice[:, :, offset : offset + count]
                 offset += count
-            hidden = layer(hidden, context, gate, choice)
+                route = routes.pop(0)
+            hidden = layer(hidden, context, gate, choice, route)
             if index == self.router_layer and "parallel" in self.routing:
                 decisions.append(self._decide("parallel", hidden, valid, context, input_ids))
+                routes = self._routes(decisions[-1], valid)
         hidden = self.norm(hidden)
         if past_key_values is not None:
             count_tokens(past_key_values, hidden.shape[1])
@@ -204,6 +218,25 @@ class HybridModel(HybridPreTrainedModel):
         routing = self.routing[name]
         assert isinstance(routing, Routing)
         return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids)
+
+    def _routes(self, decision: RouteDecision, valid: Tensor) -> list[LayerRoute | None]:
+        """How the layers of a decision are executed; None is masked."""
+        config = self.config
+        heads = config.num_attention_heads if config.granularity == "head" else None
+        estimator = config.routing_config.estimator
+        gated = decision.gate.requires_grad or (self.training and estimator == "soft")
+        threshold = threshold_of(
+            self.execution,
+            Profitability.of(config.profitability),
+            estimator=estimator,
+            gated=gated,
+            obstacle=config.sparse_obstacle,
+            training=self.training and torch.is_grad_enabled(),
+            time=valid.shape[1],
+        )
+        if threshold is None:
+            return [None] * (len(decision.sites) // (heads or 1))
+        return plan_routes(decision, valid, threshold, heads=heads, gated=gated)
 
     def _context(
         self,
@@ -354,3 +387,19 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         """Softmax rate asked for by budgets and controls."""
         for routing in self.routings():
             routing.set_rate(rate)
+
+
+@contextmanager
+def executed(model: nn.Module, execution: str) -> Iterator[None]:
+    """Within the context, execute routed layers ``masked``, ``sparse`` or ``auto``, whatever the configuration says."""
+    if execution not in EXECUTIONS:
+        raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
+    stacks = [module for module in model.modules() if isinstance(module, HybridModel)]
+    before = [stack.execution for stack in stacks]
+    for stack in stacks:
+        stack.execution = execution
+    try:
+        yield
+    finally:
+        for stack, old in zip(stacks, before, strict=True):
+            stack.execution = old

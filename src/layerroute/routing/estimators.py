@@ -23,6 +23,10 @@ class Estimate(NamedTuple):
     gate: Float[Tensor, "B T R P"]
 
 
+SPARSE_ESTIMATORS = ("selected", "reinforce")
+"""Estimators whose gradient needs nothing from the path that was not chosen."""
+
+
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel noise of the shape, dtype and device of ``like``."""
     # -log(Exponential(1)) is Gumbel(0, 1), and unlike -log(-log(u)) it cannot meet log(0) at both ends.

@@ -30,6 +30,13 @@ class TokenIndex:
         here.host = here if flat is on_host else cls(flat=on_host, row=on_host // time, time=on_host % time)
         return here
 
+    def ranks(self, batch: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "B"]]:
+        """How many of them stand before each in its row; and how many each of ``batch`` rows has, on the CPU."""
+        assert self.host is not None
+        count = torch.bincount(self.host.row, minlength=batch)
+        first = (count.cumsum(0) - count).to(self.row.device)
+        return torch.arange(self.row.shape[0], device=self.row.device) - first[self.row], count
+
 
 def token_indices(
     chosen: Bool[Tensor, "R N"],

@@ -3,6 +3,7 @@
 from layerroute.skipping.configuration import Profitability, SkipConfig
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, forward_flops
+from layerroute.skipping.lossless import LosslessGeneration, generate_lossless
 from layerroute.skipping.model import (
     add_router,
     collect_decisions,
@@ -23,6 +24,7 @@ __all__ = [
     "FAMILIES",
     "SMOLLM2",
     "LayerRouter",
+    "LosslessGeneration",
     "LowRankSkip",
     "Profitability",
     "RouterDescription",
@@ -33,6 +35,7 @@ __all__ = [
     "executed",
     "force_decision",
     "forward_flops",
+    "generate_lossless",
     "get_router",
     "last_decision",
     "load_pretrained",

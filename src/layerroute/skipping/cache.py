@@ -212,6 +212,20 @@ class DeferringLayer(DynamicLayer):
         )
         return held + self._count()
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens; those that wait are never projected."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes a negative number of tokens to remove, got {tokens_to_remove}")
+        remove = -tokens_to_remove
+        while remove and self._waiting:
+            hidden, cos, sin = self._waiting.pop()
+            keep = hidden.shape[1] - remove
+            remove -= min(remove, hidden.shape[1])
+            if keep > 0:
+                self._waiting.append((hidden[:, :keep], cos[:, :keep], sin[:, :keep]))
+        if remove:
+            super().crop(-remove)
+
     def reset(self) -> None:
         """Forget everything."""
         self._waiting, self._project = [], None

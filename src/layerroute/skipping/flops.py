@@ -5,13 +5,12 @@ square, as the kernels' FLOPs are counted; attention of gathered tokens over the
 Adapters are not counted.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from layerroute.ops.routed_attention import block_size
+from layerroute.ops.routed_attention import share_of_keys
 from layerroute.skipping.configuration import SkipConfig
 
 NOMINAL_CONTEXT = 1024
@@ -135,11 +134,7 @@ class SkipFlops:
     def _share_of_keys(self, rate: float) -> float:
         """Keys that a block of gathered queries reads, as a share of the sequence, on average."""
         length = self.context_length * (rate if self.config.kv == "evict" else 1.0)
-        queries = self.context_length * rate
-        size = block_size(math.ceil(queries), math.ceil(length))
-        ends = [min((index + 1) * size, queries) for index in range(math.ceil(queries / size))]
-        read = sum((end - start) / queries * end / queries for start, end in pairwise([0.0, *ends]))
-        return length / self.context_length * read
+        return length / self.context_length * share_of_keys(self.context_length * rate, length)
 
     def to_dict(self) -> dict[str, Any]:
         """For result records."""

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
 from layerroute.routing.decision import RouteDecision
+from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.routing.module import Routing
 from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
@@ -22,9 +23,6 @@ from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
-
-SPARSE_ESTIMATORS = ("selected", "reinforce")
-"""Estimators whose gradient needs nothing from the path that was not chosen."""
 
 
 class LayerRouter(nn.Module):

@@ -1,6 +1,7 @@
 """Attention of gathered queries against all keys: reference, PyTorch by key prefixes, one dispatch."""
 
 from layerroute.ops.routed_attention.dispatch import BACKENDS, attend_spans, routed_attention
+from layerroute.ops.routed_attention.flops import share_of_keys
 from layerroute.ops.routed_attention.gathered import BlockPlan, block_size
 from layerroute.ops.routed_attention.inputs import Intervals, Padding, document_starts, intervals
 
@@ -14,4 +15,5 @@ __all__ = [
     "document_starts",
     "intervals",
     "routed_attention",
+    "share_of_keys",
 ]

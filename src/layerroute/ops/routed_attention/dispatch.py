@@ -1,8 +1,10 @@
 """Choose the backend of routed attention, and say once which one runs."""
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,10 +17,43 @@ from layerroute.ops.routed_attention.reference import reference_routed_attention
 
 _logger = logging.getLogger(__name__)
 
+
+def _triton(query: Tensor, key: Tensor, value: Tensor, spans: Intervals, **options: Any) -> Tensor:
+    if not triton_installed():
+        raise UserError("the routed-attention backend 'triton' needs the package triton: pip install triton")
+    from layerroute.ops.routed_attention.triton_kernel import obstacle, triton_routed_attention
+
+    problem = obstacle(query, value, options["dropout"])
+    if problem is not None:
+        raise UserError(
+            f"the routed-attention backend 'triton' cannot be used: {problem}; use auto or gathered"
+        )
+    return triton_routed_attention(query, key, value, spans, **options)
+
+
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": reference_routed_attention,
     "gathered": gathered_routed_attention,
+    "triton": _triton,
 }
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _choose(query: Tensor, value: Tensor, dropout: float) -> tuple[str, str]:
+    """The backend that ``auto`` takes, and why."""
+    if not query.is_cuda:
+        return "gathered", "tensors on the CPU"
+    if not triton_installed():
+        return "gathered", "triton is not installed"
+    from layerroute.ops.routed_attention.triton_kernel import obstacle
+
+    problem = obstacle(query, value, dropout)
+    return ("triton", "tensors on a GPU") if problem is None else ("gathered", f"not triton: {problem}")
 
 
 def routed_attention(
@@ -55,14 +90,15 @@ def routed_attention(
         scale: of the scores; ``K ** -0.5`` if None.
         softcap: scores become ``softcap · tanh(score / softcap)`` (Gemma 2).
         dropout: of the attention weights.
-        backend: ``auto``, ``reference`` or ``gathered``.
+        backend: ``auto`` (Triton's kernel on a GPU where it can run, else ``gathered``), ``reference``, ``gathered``
+            or ``triton``. The choice is logged once, at INFO.
 
     Returns:
         (N, H, V) in the query's dtype. A query that may see no key gets zeros.
 
     Raises:
         ValueError: shapes that do not fit each other.
-        UserError: an unknown backend.
+        UserError: an unknown backend, or one that cannot take these inputs.
     """
     spans = intervals(row, position, key_start=key_start, window=window, documents=documents)
     return attend_spans(
@@ -93,20 +129,20 @@ def attend_spans(
 ) -> Float[Tensor, "N H V"]:
     """``routed_attention`` for intervals that are known already, and their ``plan`` if it has been made."""
     check_shapes(query, key, value, spans, visible)
-    name = "gathered" if backend == "auto" else backend
+    name, reason = _choose(query, value, dropout) if backend == "auto" else (backend, "asked for by name")
     if name not in BACKENDS:
         raise UserError(
             f"unknown routed-attention backend {backend!r}.{nearest(backend, ['auto', *BACKENDS])}"
         )
     if not torch.compiler.is_compiling():
-        _announce(name)
+        _announce(name, reason)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    planned = {"plan": plan} if name == "gathered" else {}
+    planned = {} if name == "reference" else {"plan": plan}
     return BACKENDS[name](
         query, key, value, spans, visible=visible, scale=scale, softcap=softcap, dropout=dropout, **planned
     )
 
 
 @cache  # once per process for each choice
-def _announce(name: str) -> None:
-    _logger.info("routed attention runs on backend %r", name)
+def _announce(name: str, reason: str) -> None:
+    _logger.info("routed attention runs on backend %r (%s)", name, reason)

@@ -225,18 +225,21 @@ def generate_losslessly(
     decoder = IncrementalDecoder(tokenizer)
     started = time.perf_counter()
     first: list[float] = []
+    held: list[int] = []  # the latest token waits: only the last one of all may end in half a character
+
+    def give(token: int, *, prompt: bool = False, last: bool = False) -> None:
+        text = decoder.add(token, last=last)
+        if text:
+            show(Piece(text=text, share=None, prompt=prompt))
 
     def on_tokens(tokens: list[int]) -> None:
         first.append(time.perf_counter())
-        for token in tokens:
-            text = decoder.add(token)
-            if text:
-                show(Piece(text=text, share=None, prompt=False))
+        held.extend(tokens)
+        while len(held) > 1:
+            give(held.pop(0))
 
     for token in ids[0].tolist():
-        text = decoder.add(token)
-        if text:
-            show(Piece(text=text, share=None, prompt=True))
+        give(token, prompt=True)
     ends = cast(Any, model).generation_config.eos_token_id
     with torch.no_grad(), loaded.in_precision():
         result = generate_lossless(
@@ -248,6 +251,7 @@ def generate_losslessly(
             eos_token_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
             on_tokens=on_tokens,
         )
+    give(held.pop(), last=True)
     ended = time.perf_counter()
     every = ids[0].tolist() + result.tokens
     return Generation(

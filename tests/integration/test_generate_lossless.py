@@ -1,0 +1,76 @@
+"""`layerroute generate --lossless` as users meet it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.routing import RoutingConfig
+from layerroute.skipping import SkipConfig, add_router, load_pretrained, save_router
+
+PROMPT = "the router reads a state"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base model, and a router that skips at random."""
+    root = tmp_path_factory.mktemp("lossless")
+    (root / "text.txt").write_text("the router reads a state and decides which tokens skip a layer\n" * 30)
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(root / "text.txt")], vocab_size=290, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    model, _ = load_pretrained(str(root / "base"))
+    skip = SkipConfig(router_layer=1, skip_path="identity", routing=RoutingConfig(control="random", rate=0.5))
+    return root / "base", save_router(add_router(model, skip), root / "router")
+
+
+def full_depth(base: Path, new: int) -> str:
+    model, tokenizer = load_pretrained(str(base))
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    out = model.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(out[0, ids.shape[1] :], clean_up_tokenization_spaces=False)
+
+
+def test_text_is_full_depths_and_acceptance_is_told(folders, capsys: pytest.CaptureFixture[str]) -> None:
+    base, router = folders
+    capsys.readouterr()
+    assert main(["generate", str(router), PROMPT, "--lossless", "--max-new-tokens", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["text"] == full_depth(base, 20)
+    lossless = result["lossless"]
+    assert lossless["drafted"] >= lossless["accepted"] and lossless["full_depth_passes"] > 1
+    assert main(["generate", str(router), PROMPT, "--lossless", "--max-new-tokens", "20"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.rstrip("\n") == PROMPT + result["text"].rstrip("\n")
+    assert "of drafts accepted" in captured.err and "tokens for each pass of full depth" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "0.5"], "--lossless is greedy"),
+        (["--show-routes"], "--lossless is greedy"),
+        (["--draft-tokens", "0"], "at least 1"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(folders, options, message, capsys) -> None:
+    assert main(["generate", str(folders[1]), PROMPT, "--lossless", *options]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1

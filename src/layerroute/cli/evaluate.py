@@ -98,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list[Any], str]:
     from layerroute.data.configuration import DataConfig
-    from layerroute.data.prepare import prepare_data
+    from layerroute.data.prepare import open_data
     from layerroute.evaluation.texts import read_texts, text_batches, tokenize
-    from layerroute.training.windows import evaluation_batches
+    from layerroute.training.samples import validation_batches
 
     recipe = (loaded.record or {}).get("recipe") or {}
     length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
@@ -113,7 +113,7 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
         raise UserError(
             f"{loaded.path} is not part of a run, so its validation data are not known; give text with --data"
         )
-    prepared = prepare_data(DataConfig(**{**recipe["data"], "sequence_length": length}))
+    prepared = open_data(DataConfig(**{**recipe["data"], "sequence_length": length}))
     stored = (loaded.record or {}).get("data", {}).get("fingerprint")
     if stored is not None and stored != prepared.fingerprint:
         raise UserError(
@@ -121,8 +121,8 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
             "give text with --data"
         )
     train = recipe["train"]
-    found = evaluation_batches(
-        prepared.validation,
+    found = validation_batches(
+        prepared,
         sequences=arguments.sequences or train["evaluation_sequences"],
         batch_size=batch_size,
         separate_documents=train["separate_documents"],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.errors import UserError, nearest
 
-SourceName = Literal["python-stdlib", "files", "hub", "installed-packages"]
+SourceName = Literal["python-stdlib", "files", "hub", "installed-packages", "recall"]
 SOURCES: tuple[str, ...] = get_args(SourceName)
 
 BPE = "bpe"
@@ -27,7 +29,8 @@ class DataConfig:
 
     Attributes:
         source: ``python-stdlib`` (the running interpreter's own library; no download), ``files``, ``hub`` (a
-            Hugging Face dataset, streamed) or ``installed-packages``.
+            Hugging Face dataset, streamed), ``installed-packages`` or ``recall`` (generated; see ``recall``).
+        recall: the task of the source ``recall``. Loss and accuracy are then those of the answers alone.
         paths: files, folders and globs for ``files``; relative ones start at the working directory.
         validation_paths: files, folders and globs of the validation documents. Every other document then
             trains, and ``validation_share`` is not used. Empty: the source itself is split.
@@ -50,6 +53,7 @@ class DataConfig:
     """
 
     source: SourceName = "python-stdlib"
+    recall: RecallConfig | None = None
     paths: list[str] = field(default_factory=list)
     validation_paths: list[str] = field(default_factory=list)
     text_field: str = "text"
@@ -69,6 +73,11 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
+        recall: object = self.recall
+        if isinstance(recall, Mapping):  # read back from a record
+            plan = recall.get("curriculum")
+            curriculum = CurriculumConfig(**plan) if isinstance(plan, Mapping) else plan
+            object.__setattr__(self, "recall", RecallConfig(**{**recall, "curriculum": curriculum}))
         self._check_source()
         self._check_ranges()
 
@@ -81,7 +90,12 @@ class DataConfig:
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
                 raise UserError(f"data.{name} must be a list of non-empty strings, got {value!r}")
-        owners = (("paths", "files"), ("dataset", "hub"), ("packages", "installed-packages"))
+        owners = (
+            ("paths", "files"),
+            ("dataset", "hub"),
+            ("packages", "installed-packages"),
+            ("recall", "recall"),
+        )
         for name, owner in owners:
             given = bool(getattr(self, name))
             if given and self.source != owner:

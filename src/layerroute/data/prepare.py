@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from layerroute.data.cache import open_or_build, read_entry
 from layerroute.data.configuration import BPE, DataConfig
 from layerroute.data.progress import Stage, stages
+from layerroute.data.recall.prepared import RecallData
 from layerroute.data.sequence import TokenSequence, open_tokens
 from layerroute.data.sources import Source, make_source, make_validation_source
 from layerroute.data.split import split_by_digest, without
@@ -109,6 +110,11 @@ def prepare_data(config: DataConfig, progress: bool = True) -> PreparedData:
             return plan.build(folder, stage)
 
     return _open(config, plan.entry, open_or_build(plan.entry, _FILES, build))
+
+
+def open_data(config: DataConfig, progress: bool = True) -> PreparedData | RecallData:
+    """The data of a recipe, text or generated; see :func:`prepare_data`."""
+    return RecallData(config) if config.source == "recall" else prepare_data(config, progress)
 
 
 def find_prepared(config: DataConfig) -> PreparedData | None:

@@ -61,12 +61,16 @@ class HybridSubject(Subject):
         tokens = self.recipe.train.threshold_tokens
         if not modules or not tokens:
             return
-        held_out = ThresholdWindows.of(self.data, self.recipe.train, tokens)
+        held_out = self.threshold_windows(tokens)
 
         def forward() -> None:
             held_out.run(self.model, lambda: autocast(self.precision.name, self.device))
 
         calibrate_thresholds(modules, forward)
+
+    def threshold_windows(self, tokens: int) -> ThresholdWindows:
+        """So many tokens on which thresholds are set."""
+        return ThresholdWindows.of(self.data, self.recipe.train, tokens)
 
     def save(self, path: Path) -> None:
         """Weights, configuration and tokenizer."""
@@ -113,7 +117,7 @@ class HybridSubject(Subject):
         rate = None if statistics is None else statistics.mean_rate
         return flops_section(self.figures, rate=rate, executed=executed)
 
-    def bigram_loss(self) -> float:
+    def bigram_loss(self) -> float | None:
         """The floor: a bigram model of the same training tokens, on the same validation windows."""
         windows = torch.cat([batch["input_ids"] for batch in self.validation()])
         return bigram_cross_entropy(self.data.train.tokens, windows.numpy(), self.config.vocab_size)

@@ -52,6 +52,10 @@ def make_subject(recipe: Recipe) -> Subject:
         from layerroute.training.skipping.subject import SkippingSubject
 
         return SkippingSubject(recipe)
+    if recipe.data.source == "recall":
+        from layerroute.training.recall import RecallSubject
+
+        return RecallSubject(recipe)
     from layerroute.training.hybrid import HybridSubject
 
     return HybridSubject(recipe)
@@ -219,6 +223,7 @@ class _Run:
                 },
                 "tokens_seen": trainer.meter.tokens,
                 "token_routes": self._write_token_routes(in_precision),
+                **self.subject.measure(in_precision),
             }
         )
         self.record.finish("completed")

@@ -23,6 +23,8 @@ def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
     plain = json.loads(json.dumps(recipe, sort_keys=True))
     for section, key in _OF_THE_MACHINE:
         plain.get(section, {}).pop(key, None)
+    # A key that came to be after a run was recorded, and says nothing, must not make it another run.
+    plain["data"] = {key: value for key, value in (plain.get("data") or {}).items() if value is not None}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

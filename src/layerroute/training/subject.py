@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerroute.data.prepare import PreparedData
@@ -56,7 +58,7 @@ class Subject(ABC):
         """The tokenizer of data and model."""
         return self.data.tokenizer
 
-    def windows(self) -> TrainingWindows:
+    def windows(self) -> Dataset[Batch]:
         """The samples of the run."""
         train = self.recipe.train
         return TrainingWindows(
@@ -116,6 +118,11 @@ class Subject(ABC):
     @abstractmethod
     def flops_section(self, statistics: RoutingStatistics | None, executed: float) -> dict[str, Any]:
         """The record's ``flops``."""
+
+    def measure(self, precision: Callable[[], AbstractContextManager[object]]) -> dict[str, Any]:
+        """Further sections of the record, measured on the last model; ``precision`` makes its autocast context."""
+        del precision
+        return {}
 
     def bigram_loss(self) -> float | None:
         """What a bigram model of the same training tokens reaches, where that is a floor worth knowing."""

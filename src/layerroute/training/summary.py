@@ -80,9 +80,10 @@ def describe_run(
 ) -> list[str]:
     """Lines about tokens to be seen and the machine."""
     tokens = config.batch_size * sequence_length * config.max_steps
+    epochs = f"{tokens / train_tokens:.2f} epochs" if train_tokens else "all new"
     return [
         f"training    {config.max_steps:,} steps × {config.batch_size} × {sequence_length:,} = {tokens:,} tokens "
-        f"({tokens / max(train_tokens, 1):.2f} epochs), learning rate {config.learning_rate:g}",
+        f"({epochs}), learning rate {config.learning_rate:g}",
         f"machine     {_device_name(device)}, {precision.name} ({precision.reason})",
     ]
 
@@ -90,8 +91,9 @@ def describe_run(
 def describe_data(data: Mapping[str, object]) -> str:
     """One line about the data of a run."""
     train, validation = data["train_tokens"], data["validation_tokens"]
+    held = f"{train:,} training and {validation:,} validation tokens" if train else "made as it is needed"
     return (
-        f"data        {data['source']}: {train:,} training and {validation:,} validation tokens, "
+        f"data        {data['source']}: {held}, "
         f"tokenizer {data['tokenizer']} ({data['vocabulary_size']:,} ids), fingerprint {str(data['fingerprint'])[:12]}"
     )
 

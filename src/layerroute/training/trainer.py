@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
@@ -30,7 +31,7 @@ from layerroute.training.optimization import (
     learning_rate_factor,
     optimizer_groups,
 )
-from layerroute.training.windows import TrainingWindows, collate
+from layerroute.training.windows import collate
 
 
 class CheckpointWeights(Protocol):
@@ -80,7 +81,7 @@ class RoutedTrainer(Trainer):
         loss: RoutedLoss,
         routing: RoutingCallback,
         precision: str,
-        windows: TrainingWindows,
+        windows: Dataset[dict[str, Tensor]],
         validation: list[dict[str, Tensor]],
         tokenizer: PreTrainedTokenizerBase | None = None,
         fingerprint: str = "",

@@ -71,9 +71,9 @@ def model_inputs(
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack windows into a batch, with ``labels`` (B, T) equal to ``input_ids``: the model shifts them."""
+    """Stack windows into a batch; ``labels`` (B, T) default to ``input_ids``: the model shifts them."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {**batch, "labels": batch["input_ids"]}
+    return {"labels": batch["input_ids"], **batch}
 
 
 def evaluation_batches(

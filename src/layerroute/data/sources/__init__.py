@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerroute.data.sources.base import Document, Source
+from layerroute.errors import UserError
 
 if TYPE_CHECKING:
     from layerroute.data.configuration import DataConfig
@@ -32,6 +33,10 @@ def make_source(config: DataConfig) -> Source:
             split=config.split,
             revision=config.revision,
             text_field=config.text_field,
+        )
+    if config.source == "recall":
+        raise UserError(
+            "data.source 'recall' is generated while it is trained on: there is nothing to prepare"
         )
     return _files(config, config.paths)
 

@@ -1,0 +1,1 @@
+"""Synthetic recall: sequences whose answers stand earlier in the same sequence. No torch here."""

@@ -1,0 +1,133 @@
+"""What is to be recalled: the ``data.recall`` section of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from layerroute.errors import UserError
+
+Task = Literal["mqar", "needle", "copying", "induction"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True, frozen=True)
+class CurriculumConfig:
+    """Begin with few pairs: with all of them at once even softmax attention stays at chance for a long time.
+
+    The largest number of pairs grows geometrically from ``start`` to the task's own while the run goes from its
+    beginning to the share ``finish``. Every second batch has that number, the others fewer, evenly from ``start`` on.
+    """
+
+    start: int = 2
+    finish: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
+        _require(
+            0.0 < self.finish <= 1.0,
+            f"data.recall.curriculum.finish is a share of the run, 0 < finish <= 1, got {self.finish}",
+        )
+
+
+@dataclass(kw_only=True, frozen=True)
+class RecallConfig:
+    """A recall task.
+
+    ``mqar`` (multi-query associative recall, Arora et al. 2024): ``pairs`` of key and value, then queries, each a key
+    whose value is due, with filler between. ``needle``: one key and value (with ``pairs`` > 1 further ones of other
+    keys, as distractors) at random depths of a haystack of filler, and the key once more at the end. ``copying``:
+    ``pairs`` values, then all of them again in order. ``induction``: values, among them once a key; at its second
+    appearance, at the end, the value that followed it is due.
+
+    Attributes:
+        task: one of these.
+        pairs: pairs, needles, or values to be copied.
+        queries: of ``mqar``: how many of the keys are asked for, each once. Default: all.
+        keys, values, fillers: sizes of the vocabularies that each part is drawn from.
+        gap_power: of ``mqar``: a query stands in slot i after the pairs with a weight of i^(gap_power − 1): 1 (default)
+            spreads them evenly, smaller values put them early (0.01 is that of the original).
+        curriculum: fewer pairs at first. None: all from the beginning.
+        evaluation_multiples: of ``data.sequence_length``: lengths at which recall is measured at the end of a run, with
+            as many pairs and more between them.
+
+    Raises:
+        UserError: values out of range.
+    """
+
+    task: Task = "mqar"
+    pairs: int = 8
+    queries: int | None = None
+    keys: int = 64
+    values: int = 64
+    fillers: int = 16
+    gap_power: float = 1.0
+    curriculum: CurriculumConfig | None = None
+    evaluation_multiples: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "keys", "values", "fillers"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.recall.{name} is {value}; it must be 1 or more")
+        multiples = self.evaluation_multiples
+        _require(
+            all(value >= 1 for value in multiples),
+            f"data.recall.evaluation_multiples is {multiples}; each must be 1 or more",
+        )
+        _require(
+            self.values >= 2, "data.recall.values is 1: there would be nothing to recall; give 2 or more"
+        )
+        _require(
+            self.task not in ("mqar", "needle") or self.pairs <= self.keys,
+            f"data.recall.pairs is {self.pairs}, and every key comes once: set data.recall.keys to that or more",
+        )
+        _require(
+            self.queries is None or (self.task == "mqar" and 1 <= self.queries <= self.pairs),
+            f"data.recall.queries is {self.queries}; it is for mqar, from 1 to data.recall.pairs ({self.pairs})",
+        )
+        _require(
+            0.0 < self.gap_power <= 1.0, f"data.recall.gap_power is {self.gap_power}; it must be in (0, 1]"
+        )
+        start = self.curriculum.start if self.curriculum else 1
+        _require(
+            start <= self.pairs,
+            f"data.recall.curriculum.start is {start}; it must not be above data.recall.pairs ({self.pairs})",
+        )
+
+    def least_length(self) -> int:
+        """Tokens that a sequence needs."""
+        if self.task == "mqar":
+            return 2 * self.pairs + 2 * (self.queries or self.pairs)
+        if self.task == "needle":
+            return 2 * self.pairs + 3
+        return 2 * self.pairs + 1 if self.task == "copying" else 5
+
+    @property
+    def vocabulary_size(self) -> int:
+        """End-of-text and mark, then keys, values and fillers."""
+        return FIRST_KEY + self.keys + self.values + self.fillers
+
+    def names(self) -> list[str]:
+        """The text of each token, by id."""
+        parts = (("k", self.keys), ("v", self.values), ("f", self.fillers))
+        return ["<|endoftext|>", "?", *(f"{letter}{n}" for letter, count in parts for n in range(count))]
+
+    def pairs_at(self, batch: int, batches: int) -> int:
+        """The number of pairs of a training batch, by the curriculum."""
+        plan = self.curriculum
+        if plan is None:
+            return self.pairs
+        share = min(1.0, batch / max(1.0, plan.finish * batches))
+        most = round(plan.start * (self.pairs / plan.start) ** share)
+        if batch % 2 == 0 or most == plan.start:
+            return most
+        # A fixed walk through the smaller numbers: 0.618… leaves no gaps and needs no random state.
+        return plan.start + int((batch * 0.6180339887498949 % 1.0) * (most - plan.start))
+
+
+END, MARK, FIRST_KEY = 0, 1, 2
+"""Ids of the end-of-text token, of the mark that announces a question, and of the first key."""

@@ -1,0 +1,135 @@
+"""Generators of recall sequences: N rows of T tokens, and which of them are answers.
+
+All randomness is the raw output of PCG64, which numpy promises to keep, so that data are the same on every machine and
+in every version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerroute.data.recall.configuration import END, FIRST_KEY, MARK, RecallConfig
+from layerroute.errors import UserError
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def generate(
+    config: RecallConfig, rows: int, length: int, *, seed: str, pairs: int | None = None
+) -> tuple[Ids, Mask]:
+    """Sequences of a task.
+
+    Args:
+        rows, length: N and T; every row fills T, with filler where the task leaves room.
+        seed: any text; the same text gives the same sequences.
+        pairs: default: the task's own.
+
+    Returns:
+        Token ids (N, T), and a mask (N, T) of the tokens that are answers: each can be known from what stands before.
+
+    Raises:
+        UserError: T is too short for the task.
+    """
+    if length < config.least_length():
+        raise UserError(
+            f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs "
+            f"{config.least_length()} tokens"
+        )
+    draw = _Draw(seed)
+    count = config.pairs if pairs is None else pairs
+    make = {"mqar": _mqar, "needle": _needle, "copying": _copying, "induction": _induction}[config.task]
+    return make(config, draw, rows, length, count)
+
+
+class _Draw:
+    """Uniform numbers in [0, 1) and what follows from them."""
+
+    def __init__(self, seed: str) -> None:
+        material = hashlib.sha256(f"layerroute recall {seed}".encode()).digest()
+        self._bits = np.random.PCG64([int.from_bytes(material[at : at + 4], "big") for at in range(0, 16, 4)])
+
+    def uniform(self, *shape: int) -> NDArray[np.float64]:
+        raw = self._bits.random_raw(int(np.prod(shape)))
+        found = (np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64)
+        return found.reshape(shape) * 2.0**-53
+
+    def integers(self, high: int, *shape: int) -> Ids:
+        return (self.uniform(*shape) * high).astype(np.int64)
+
+    def distinct(self, high: int, rows: int, count: int) -> Ids:
+        """``count`` different integers below ``high`` in random order, for each row."""
+        return np.argsort(self.uniform(rows, high), axis=1, kind="stable")[:, :count].astype(np.int64)
+
+
+def _mqar(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+    keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
+    ids, answers = _haystack(config, draw, rows, length)
+    ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
+    # With fewer pairs than the task has, each is asked for several times: as many answers to learn from.
+    queries = config.queries or config.pairs
+    rounds = -(-queries // pairs)
+    asked = np.concatenate([draw.distinct(pairs, rows, pairs) for _ in range(rounds)], axis=1)[:, :queries]
+    slots = (length - 2 * pairs) // 2
+    # Sampling without replacement by weights: the largest of u^(1/w) (Efraimidis and Spirakis 2006), in logarithms.
+    weights = np.arange(1, slots + 1, dtype=np.float64) ** (config.gap_power - 1.0)
+    scores = np.log(np.maximum(draw.uniform(rows, slots), 2.0**-53)) / weights
+    chosen = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :queries], axis=1)
+    place = 2 * pairs + 2 * chosen
+    row = np.arange(rows)[:, None]
+    ids[row, place], ids[row, place + 1] = keys[row, asked], values[row, asked]
+    answers[row, place + 1] = True
+    return ids, answers
+
+
+def _needle(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+    keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
+    ids, answers = _haystack(config, draw, rows, length)
+    slots = (length - 3) // 2
+    place = 2 * draw.distinct(slots, rows, pairs)
+    row = np.arange(rows)[:, None]
+    ids[row, place], ids[row, place + 1] = keys, values
+    ids[:, -3], ids[:, -2], ids[:, -1] = MARK, keys[:, 0], values[:, 0]
+    answers[:, -1] = True
+    return ids, answers
+
+
+def _copying(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+    ids, answers = _haystack(config, draw, rows, length)
+    text = _values(config, draw, rows, pairs)
+    # Filler comes first, so that what is copied is as far away at every length.
+    start = length - 2 * pairs - 1
+    ids[:, start : start + pairs], ids[:, start + pairs], ids[:, start + pairs + 1 :] = text, MARK, text
+    answers[:, start + pairs + 1 :] = True
+    return ids, answers
+
+
+def _induction(config: RecallConfig, draw: _Draw, rows: int, length: int, _: int) -> tuple[Ids, Mask]:
+    ids = _values(config, draw, rows, length)
+    answers = np.zeros((rows, length), dtype=np.bool_)
+    row = np.arange(rows)
+    place = draw.integers(length - 4, rows)
+    key = _keys(config, draw, rows, 1)[:, 0]
+    ids[row, place], ids[:, -2] = key, key
+    ids[:, -1] = ids[row, place + 1]
+    answers[:, -1] = True
+    return ids, answers
+
+
+def _keys(config: RecallConfig, draw: _Draw, rows: int, count: int) -> Ids:
+    return FIRST_KEY + draw.distinct(config.keys, rows, count)
+
+
+def _values(config: RecallConfig, draw: _Draw, rows: int, count: int) -> Ids:
+    return FIRST_KEY + config.keys + draw.integers(config.values, rows, count)
+
+
+def _haystack(config: RecallConfig, draw: _Draw, rows: int, length: int) -> tuple[Ids, Mask]:
+    ids = FIRST_KEY + config.keys + config.values + draw.integers(config.fillers, rows, length)
+    return ids, np.zeros((rows, length), dtype=np.bool_)
+
+
+__all__ = ["END", "generate"]

@@ -1,0 +1,96 @@
+"""Recall at lengths up to many times that of training, and by the distance from which an answer comes."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerroute.data.recall.prepared import RecallData
+from layerroute.evaluation.perplexity import evaluate
+from layerroute.objectives.language_model import IGNORE
+
+
+def distances(ids: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """How many tokens before each answer its key stood first, (N, T); 0 where there is no answer.
+
+    The token before an answer is its key. In copying it is the value before it, whose first appearance counts.
+    """
+    found = np.zeros(ids.shape, dtype=np.int64)
+    for row, place in zip(*np.nonzero(answers), strict=True):
+        found[row, place] = place - 1 - int(np.argmax(ids[row, :place] == ids[row, place - 1]))
+    return found
+
+
+def recall_by_length(
+    model: nn.Module,
+    data: RecallData,
+    multiples: Sequence[int],
+    *,
+    rows: int,
+    batch_size: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[dict[str, Any]]:
+    """Accuracy, loss and rate at ``multiples`` of the training length, the pairs being as many as in training.
+
+    ``rows`` sequences at length 1×, fewer at longer ones so that about as many tokens are read, but 8 at least.
+    """
+    points = []
+    for multiple in multiples:
+        length, count = multiple * data.config.sequence_length, max(min(8, rows), rows // multiple)
+        ids, answers = (torch.from_numpy(part) for part in data.validation(count, length=length))
+        labels = ids.masked_fill(~answers, IGNORE)
+        size = max(1, batch_size // multiple)
+        batches = [
+            {"input_ids": ids[start : start + size], "labels": labels[start : start + size]}
+            for start in range(0, count, size)
+        ]
+        result = evaluate(model, batches, precision=precision)
+        points.append(
+            {
+                "multiple": multiple,
+                "length": length,
+                "accuracy": result.accuracy,
+                "loss": result.loss,
+                "answers": result.tokens,
+                "mean_rate": None if result.routing is None else result.routing.mean_rate,
+            }
+        )
+    return points
+
+
+@torch.no_grad()
+def recall_by_distance(
+    model: nn.Module,
+    data: RecallData,
+    *,
+    rows: int,
+    batch_size: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[dict[str, Any]]:
+    """Accuracy by the distance of key and question, in doubling ranges, at the length of training."""
+    ids, answers = data.validation(rows)
+    far = distances(ids, answers)
+    right = np.zeros(ids.shape, dtype=np.bool_)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, rows, batch_size):
+            part = torch.from_numpy(ids[start : start + batch_size]).to(device)
+            with precision():
+                logits: Tensor = model(input_ids=part, use_cache=False).logits
+            hits = logits[:, :-1].argmax(dim=-1) == part[:, 1:]
+            right[start : start + batch_size, 1:] = hits.cpu().numpy()
+    finally:
+        model.train(was_training)
+    points, low = [], 1
+    while low <= int(far.max()):
+        inside = answers & (far >= low) & (far < 2 * low)
+        if inside.any():
+            share = float(right[inside].mean())
+            points.append({"from": low, "to": 2 * low - 1, "accuracy": share, "answers": int(inside.sum())})
+        low *= 2
+    return points

@@ -1,0 +1,78 @@
+"""A run on recall data from recipe to record, and its checkpoint evaluated again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from layerroute.cli.main import main
+from layerroute.records import read_record
+from layerroute.training.samples import RecallSamples
+from tests.tiny import RECIPE, merge
+
+DATA: dict[str, Any] = {
+    "source": "recall",
+    "sequence_length": 24,
+    "recall": {
+        "pairs": 4,
+        "keys": 8,
+        "values": 8,
+        "curriculum": {"start": 2},
+        "evaluation_multiples": [1, 2],
+    },
+}
+
+
+def write(folder: Path, **sections: Any) -> Path:
+    path = folder / "recall.yaml"
+    content = merge({**RECIPE, "name": "recall", "data": DATA}, sections)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_a_recall_run_is_scored_at_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", str(write(tmp_path)), "--out", str(out)]) == 0
+    record = read_record(out)
+    assert record["metrics"]["bigram_loss"] is None
+    recall = record["recall"]
+    assert [point["length"] for point in recall["by_length"]] == [24, 48]
+    first = recall["by_length"][0]
+    assert first["answers"] == 6 * 4
+    assert first["loss"] == pytest.approx(record["metrics"]["validation_loss"], rel=1e-6)
+    assert first["accuracy"] == record["metrics"]["validation_accuracy"]
+    assert 0 <= first["mean_rate"] <= 1
+    assert recall["chance"] == 1 / 8
+    assert sum(point["answers"] for point in recall["by_distance"]) == 24
+    capsys.readouterr()
+    assert main(["evaluate", str(out / "last"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["tokens"] == 24
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+
+
+def test_a_sequence_that_is_too_short_is_told_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", str(write(tmp_path)), "--out", str(out), "--data.sequence_length", "15"]) == 2
+    assert "needs 16 tokens" in capsys.readouterr().err
+    assert not (out / "record.json").exists()
+
+
+def test_samples_depend_on_their_position_alone(tmp_path: Path) -> None:
+    from layerroute.data.recall.prepared import RecallData
+    from layerroute.recipe import load_recipe
+
+    data = RecallData(load_recipe(write(tmp_path)).data)
+    one, two = (RecallSamples(data, samples=12, batch_size=4, seed=3) for _ in range(2))
+    forwards = [one[position] for position in range(12)]
+    backwards = [two[position] for position in reversed(range(12))][::-1]
+    for left, right in zip(forwards, backwards, strict=True):
+        assert left["input_ids"].tolist() == right["input_ids"].tolist()
+        assert (left["labels"] >= 0).sum() == 4
+    assert len({tuple(sample["input_ids"].tolist()) for sample in forwards}) == 12

@@ -1,0 +1,164 @@
+"""Recall sequences: every answer stands earlier in its row, and the same text of a seed gives the same rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from layerroute.data.configuration import DataConfig
+from layerroute.data.recall.configuration import FIRST_KEY, MARK, CurriculumConfig, RecallConfig
+from layerroute.data.recall.prepared import RecallData
+from layerroute.data.recall.tasks import generate
+from layerroute.errors import UserError
+
+ROWS, LENGTH = 64, 48
+
+
+def make(length: int = LENGTH, **settings: Any) -> tuple[RecallConfig, np.ndarray, np.ndarray]:
+    config = RecallConfig(**{"pairs": 6, "keys": 10, "values": 20, "fillers": 5, **settings})
+    ids, answers = generate(config, ROWS, length, seed="test")
+    assert ids.shape == answers.shape == (ROWS, length)
+    assert ids.min() >= 0 and ids.max() < config.vocabulary_size
+    return config, ids, answers
+
+
+def kind(config: RecallConfig, ids: np.ndarray) -> np.ndarray:
+    edges = np.cumsum([FIRST_KEY, config.keys, config.values])
+    return np.searchsorted(edges, ids, side="right")  # 1 key, 2 value, 3 filler
+
+
+def test_mqar_asks_for_every_pair_once() -> None:
+    config, ids, answers = make()
+    for row, mask in zip(ids, answers, strict=True):
+        pairs = dict(zip(row[0:12:2].tolist(), row[1:12:2].tolist(), strict=True))
+        assert len(pairs) == 6
+        asked = [(int(row[place - 1]), int(row[place])) for place in np.flatnonzero(mask)]
+        assert sorted(asked) == sorted(pairs.items())
+        assert np.flatnonzero(mask).min() > 12
+    kinds = kind(config, ids)
+    assert (kinds[answers] == 2).all()
+    assert (kinds == 1).sum() == (kinds == 2).sum() == 2 * 6 * ROWS
+    assert len({tuple(row[0:12:2]) for row in ids}) > ROWS // 2, "rows differ"
+
+
+def test_fewer_pairs_are_asked_for_as_often() -> None:
+    config = RecallConfig(pairs=6, keys=10, values=20)
+    ids, answers = generate(config, ROWS, LENGTH, seed="test", pairs=2)
+    assert (answers.sum(axis=1) == 6).all()
+    for row, mask in zip(ids, answers, strict=True):
+        assert {int(row[place - 1]) for place in np.flatnonzero(mask)} == set(row[0:4:2].tolist())
+
+
+def test_gaps_follow_their_power() -> None:
+    places = {}
+    for power in (0.01, 1.0):
+        _, _, answers = make(256, gap_power=power)
+        places[power] = np.nonzero(answers)[1].mean()
+    assert places[0.01] < 100 < 120 < places[1.0] < 150
+
+
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_a_needle_is_asked_for_at_the_end(pairs: int) -> None:
+    config, ids, answers = make(task="needle", pairs=pairs)
+    assert (answers.sum(axis=1) == 1).all() and answers[:, -1].all()
+    depths = []
+    for row in ids:
+        assert row[-3] == MARK
+        (place,) = np.flatnonzero(row[:-3] == row[-2])
+        assert row[place + 1] == row[-1]
+        depths.append(place)
+    assert (kind(config, ids[:, :-3]) == 1).sum() == pairs * ROWS
+    assert len(set(depths)) > 8, "needles lie at many depths"
+
+
+def test_copying_repeats() -> None:
+    config, ids, answers = make(task="copying")
+    assert (ids[:, -6:] == ids[:, -13:-7]).all() and (ids[:, -7] == MARK).all()
+    assert answers[:, -6:].all() and answers.sum() == 6 * ROWS
+    assert (kind(config, ids[:, :-13]) == 3).all()
+
+
+def test_induction_completes_what_it_saw_once() -> None:
+    config, ids, answers = make(task="induction")
+    assert answers[:, -1].all() and answers.sum() == ROWS
+    for row in ids:
+        first, last = np.flatnonzero(kind(config, row) == 1)
+        assert last == LENGTH - 2 and row[first] == row[last] and row[first + 1] == row[-1]
+
+
+@pytest.mark.parametrize("task", ["mqar", "needle", "copying", "induction"])
+def test_the_shortest_sequence_holds_the_task_and_one_token_less_does_not(task: Any) -> None:
+    least = RecallConfig(task=task, pairs=6, keys=10).least_length()
+    make(least, task=task)
+    with pytest.raises(UserError, match=f"needs {least} tokens"):
+        make(least - 1, task=task)
+
+
+def test_the_same_seed_gives_the_same_rows_for_ever() -> None:
+    config = RecallConfig(pairs=2, keys=4, values=4, fillers=2)
+    ids, _ = generate(config, 2, 10, seed="fixed")
+    # On every machine and in every version of numpy: a record's fingerprint stands for these.
+    assert ids.tolist() == [[3, 6, 5, 6, 11, 11, 5, 6, 3, 6], [4, 9, 5, 8, 11, 11, 5, 8, 4, 9]]
+    assert ids.tolist() == generate(config, 2, 10, seed="fixed")[0].tolist()
+    assert ids.tolist() != generate(config, 2, 10, seed="other")[0].tolist()
+
+
+def test_training_rows_are_new_and_validation_rows_are_their_own() -> None:
+    recall = RecallConfig(pairs=4, curriculum=CurriculumConfig(start=2, finish=0.5))
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=32))
+    first = data.training_batch(0, 10, rows=4, seed=1)[0]
+    assert (first != data.training_batch(1, 10, rows=4, seed=1)[0]).any()
+    assert (first != data.training_batch(0, 10, rows=4, seed=2)[0]).any()
+    assert (data.validation(4)[0] == data.validation(4)[0]).all()
+    assert data.validation(4, length=64)[0].shape == (4, 64)
+    text = " ".join(recall.names()[token] for token in first[0])
+    assert data.tokenizer(text)["input_ids"] == first[0].tolist()
+    assert data.tokenizer.decode(first[0].tolist()) == text
+
+
+def test_the_curriculum_ends_with_all_pairs() -> None:
+    config = RecallConfig(pairs=16, curriculum=CurriculumConfig(start=2, finish=0.5))
+    counts = [config.pairs_at(batch, 100) for batch in range(100)]
+    assert counts[:2] == [2, 2] and set(counts[50::2]) == {16}
+    assert min(counts[51::2]) < 6 < 12 < max(counts[51::2]) < 16
+    assert {RecallConfig(pairs=16).pairs_at(batch, 100) for batch in range(100)} == {16}
+
+
+def test_a_record_is_read_back_as_the_configuration_that_it_came_from() -> None:
+    from dataclasses import asdict
+
+    recall = RecallConfig(pairs=4, curriculum=CurriculumConfig(start=2))
+    config = DataConfig(source="recall", recall=recall, sequence_length=32)
+    again = DataConfig(**asdict(config))
+    assert again == config
+    assert RecallData(again).fingerprint == RecallData(config).fingerprint
+    longer = DataConfig(**{**asdict(config), "sequence_length": 64})
+    assert RecallData(longer).fingerprint != RecallData(config).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pairs": 65}, "every key comes once"),
+        ({"queries": 9}, "from 1 to data.recall.pairs"),
+        ({"task": "copying", "queries": 2}, "it is for mqar"),
+        ({"values": 1}, "nothing to recall"),
+        ({"gap_power": 0.0}, "(0, 1]"),
+        ({"curriculum": CurriculumConfig(start=9)}, "above data.recall.pairs"),
+        ({"evaluation_multiples": [0]}, "1 or more"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_task_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        RecallConfig(**settings)
+    assert words in str(error.value)
+
+
+def test_the_source_and_its_section_go_together() -> None:
+    with pytest.raises(UserError, match=r"data.recall is empty; set data\.recall"):
+        DataConfig(source="recall")
+    with pytest.raises(UserError, match=r"data\.recall is set but data.source is 'python-stdlib'"):
+        DataConfig(recall=RecallConfig())

@@ -46,7 +46,7 @@ def test_every_recipe_builds_its_model_and_reads_back(name: str, tmp_path: Path)
     config = model_config(recipe.model, Vocabulary(size=vocabulary(recipe), end_of_text=0))
     with torch.device("meta"):
         model = HybridForCausalLM(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
     assert recipe.name == Path(name).name
     assert recipe.train.batch_size % recipe.train.gradient_accumulation == 0
     import yaml

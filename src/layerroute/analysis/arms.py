@@ -110,6 +110,16 @@ class Arm:
         return self.by_seed("metrics", "validation_loss")
 
     @property
+    def window_losses(self) -> dict[int, list[float]]:
+        """Loss on every validation window by seed, for completed runs whose record has them."""
+        found = {run.seed: run.value("validation", "window_losses") for run in self.completed}
+        return {
+            seed: losses
+            for seed, losses in found.items()
+            if isinstance(losses, list) and losses and None not in losses
+        }
+
+    @property
     def layer_pattern(self) -> tuple[str, ...]:
         """``gdn``, ``softmax`` or ``routed`` for each layer; empty where the recipe gives none."""
         pattern = self.example.value("recipe", "model", "layer_pattern")

@@ -46,6 +46,7 @@ class PairedDifference:
         p_value: two-sided paired t test; None with fewer than two common seeds.
         detectable: smallest true difference that this many seeds with this spread would have found with 80 %
             power at the 5 % level; None with fewer than two common seeds.
+        documents: how many validation windows the difference is also paired by; 0 for seeds alone.
     """
 
     seeds: tuple[int, ...]
@@ -53,6 +54,7 @@ class PairedDifference:
     estimate: Estimate | None
     p_value: float | None
     detectable: float | None
+    documents: int = 0
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
@@ -111,13 +113,12 @@ def minimal_detectable_effect(
         return None
     if deviation == 0.0:
         return 0.0
-    return _effect_in_errors(n, power, level) * deviation / math.sqrt(n)
+    return effect_in_errors(n - 1, power, level) * deviation / math.sqrt(n)
 
 
 @lru_cache
-def _effect_in_errors(n: int, power: float, level: float) -> float:
-    """The effect in standard errors: it depends on the number of differences alone."""
-    freedom = n - 1
+def effect_in_errors(freedom: float, power: float = POWER, level: float = LEVEL) -> float:
+    """The true effect, in standard errors, that a two-sided t test of so many degrees of freedom finds."""
     critical = float(stats.t.ppf(0.5 + level / 2, freedom))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     needed = critical * np.sqrt(stats.chi2.ppf(quantiles, freedom) / freedom)

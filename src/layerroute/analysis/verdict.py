@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from layerroute.analysis.arms import Arm
+from layerroute.analysis.crossed import crossed_difference
 from layerroute.analysis.fairness import data_identity
 from layerroute.analysis.format import listing, number, plural, plus_minus, signed
 from layerroute.analysis.statistics import PairedDifference, holm, paired_difference
@@ -91,6 +92,7 @@ class Pair:
         interval = (
             f"{signed(estimate.mean, 4)} nats, 95% interval {signed(estimate.low, 4)} to "
             f"{signed(estimate.high, 4)}, {plural(estimate.n, 'seed')}, paired"
+            f"{f', and by {self.difference.documents} windows of text' if self.difference.documents else ''}"
         )
         few = (
             f" Two seeds leave one degree of freedom; {ENOUGH_SEEDS} or more are wanted."
@@ -121,7 +123,9 @@ def judge_pairs(primary: tuple[Arm, Arm] | None, secondary: list[tuple[Arm, Arm]
     wanted = ([(primary, True)] if primary else []) + [(pair, False) for pair in secondary]
     pairs = []
     for (subject, rival), is_primary in wanted:
-        difference = paired_difference(subject.loss, rival.loss)
+        difference = crossed_difference(subject.window_losses, rival.window_losses)
+        if difference is None or difference.seeds != _common_seeds(subject, rival):
+            difference = paired_difference(subject.loss, rival.loss)
         identities = {data_identity(run) for arm in (subject, rival) for run in arm.completed}
         pairs.append(
             Pair(
@@ -136,6 +140,10 @@ def judge_pairs(primary: tuple[Arm, Arm] | None, secondary: list[tuple[Arm, Arm]
     others = [pair for pair in pairs if not pair.primary]
     adjusted = iter(holm([pair.p_adjusted for pair in others]))
     return [pair if pair.primary else replace(pair, p_adjusted=next(adjusted)) for pair in pairs]
+
+
+def _common_seeds(subject: Arm, rival: Arm) -> tuple[int, ...]:
+    return tuple(sorted(set(subject.loss) & set(rival.loss)))
 
 
 def loss_text(arm: Arm) -> str:

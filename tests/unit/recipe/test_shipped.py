@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from layerroute.errors import UserError
-from layerroute.recipe import dump_recipe, find_recipe, load_recipe, shipped, shipped_folder, shipped_recipes
+from layerroute.recipe import (
+    dump_recipe,
+    find_recipe,
+    is_study,
+    load_recipe,
+    shipped,
+    shipped_folder,
+    shipped_recipes,
+    shipped_studies,
+)
 
 SHIPPED = list(shipped_recipes())
 
@@ -70,3 +79,22 @@ def test_in_a_checkout_the_recipes_are_those_at_its_top() -> None:
     folder = shipped_folder()
     if (folder.parent / "pyproject.toml").is_file():
         assert os.path.samefile(folder, Path(__file__).resolve().parents[3] / "recipes")
+
+
+def test_studies_are_shipped_and_are_no_recipes() -> None:
+    studies = list(shipped_studies())
+    assert "attention_routing/recall" in studies
+    assert not set(studies) & set(SHIPPED)
+    assert all(is_study(find_recipe(name)) for name in studies)
+    assert not any(is_study(find_recipe(name)) for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", list(shipped_studies()))
+def test_every_shipped_study_plans_its_runs(name: str) -> None:
+    from layerroute.studies.configuration import load_study
+    from layerroute.studies.plan import Plan
+
+    plan = Plan(load_study(name))
+    runs = plan.first_runs()
+    assert len({run.key for run in runs}) == len(runs)
+    assert len(plan.config.seeds) >= 3, "a claim needs three seeds"

@@ -95,7 +95,9 @@ def test_a_verdict_is_paired_by_windows_where_records_have_them() -> None:
         runs = []
         for seed in (1, 2, 3):
             windows = text + shift + 0.01 * generator.standard_normal(32)
-            runs.append(record(name, seed, loss=float(windows.mean()), validation={"window_losses": windows.tolist()}))
+            runs.append(
+                record(name, seed, loss=float(windows.mean()), validation={"window_losses": windows.tolist()})
+            )
         arms.append(Arm(name, tuple(Run(run, Path(run["run"])) for run in runs)))
     (pair,) = judge_pairs((arms[0], arms[1]), [])
     assert pair.outcome is Outcome.WINS

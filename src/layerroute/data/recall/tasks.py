@@ -73,12 +73,11 @@ def _mqar(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int)
     queries = config.queries or config.pairs
     rounds = -(-queries // pairs)
     asked = np.concatenate([draw.distinct(pairs, rows, pairs) for _ in range(rounds)], axis=1)[:, :queries]
-    slots = (length - 2 * pairs) // 2
     # Sampling without replacement by weights: the largest of u^(1/w) (Efraimidis and Spirakis 2006), in logarithms.
+    slots = length - 2 * pairs - queries
     weights = np.arange(1, slots + 1, dtype=np.float64) ** (config.gap_power - 1.0)
     scores = np.log(np.maximum(draw.uniform(rows, slots), 2.0**-53)) / weights
-    chosen = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :queries], axis=1)
-    place = 2 * pairs + 2 * chosen
+    place = 2 * pairs + _apart(np.argsort(-scores, axis=1, kind="stable")[:, :queries])
     row = np.arange(rows)[:, None]
     ids[row, place], ids[row, place + 1] = keys[row, asked], values[row, asked]
     answers[row, place + 1] = True
@@ -88,8 +87,7 @@ def _mqar(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int)
 def _needle(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
-    slots = (length - 3) // 2
-    place = 2 * draw.distinct(slots, rows, pairs)
+    place = _apart(draw.distinct(length - 3 - pairs, rows, pairs))
     row = np.arange(rows)[:, None]
     ids[row, place], ids[row, place + 1] = keys, values
     ids[:, -3], ids[:, -2], ids[:, -1] = MARK, keys[:, 0], values[:, 0]
@@ -117,6 +115,15 @@ def _induction(config: RecallConfig, draw: _Draw, rows: int, length: int, _: int
     ids[:, -1] = ids[row, place + 1]
     answers[:, -1] = True
     return ids, answers
+
+
+def _apart(chosen: Ids) -> Ids:
+    """Where pairs of tokens begin whose order and gaps are those of different ``chosen`` slots of one token.
+
+    No place is favoured, odd or even: a router that takes every fourth token must meet questions like any other.
+    """
+    rank = np.argsort(np.argsort(chosen, axis=1, kind="stable"), axis=1, kind="stable")
+    return (chosen + rank).astype(np.int64)
 
 
 def _keys(config: RecallConfig, draw: _Draw, rows: int, count: int) -> Ids:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layerroute.analysis.runs import Run
 
 DESCRIPTION = """\
 Print the tables that compare runs: final losses with the bigram model beside them, differences paired by seed, routing,
@@ -30,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="ARM",
-        help="arm that the others are held against (default: 'baseline', or a static arm)",
+        help="arm that the others are held against (default: 'baseline', or a static arm; of layer-skipping runs: "
+        "the routed arm that is held against all others)",
     )
     parser.add_argument(
         "--allow-different-data",
@@ -44,9 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the comparison."""
     from layerroute.analysis.comparison import compare_runs
     from layerroute.analysis.runs import load_runs
+    from layerroute.analysis.skipping import CAPABILITY
 
+    runs = load_runs(arguments.runs)
+    if runs and all(run.record["capability"] == CAPABILITY for run in runs):
+        return _skipping(runs, arguments)
     comparison = compare_runs(
-        load_runs(arguments.runs),
+        runs,
         baseline=arguments.baseline,
         allow_different_data=arguments.allow_different_data,
     )
@@ -58,4 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.report.terminal import print_comparison
 
     print_comparison(comparison, Console(file=sys.stdout, highlight=False))
+    return 0
+
+
+def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
+    from layerroute.analysis.skipping import compare_skipping
+
+    comparison = compare_skipping(
+        runs, subject=arguments.baseline, allow_different_data=arguments.allow_different_data
+    )
+    if arguments.json:
+        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    from layerroute.report.terminal import print_skipping
+
+    print_skipping(comparison, Console(file=sys.stdout, highlight=False))
     return 0

@@ -13,6 +13,8 @@ from layerroute.analysis.format import listing, number, plural
 from layerroute.analysis.routing import path_name
 from layerroute.analysis.runs import Run, load_runs
 from layerroute.analysis.settings import pattern_text
+from layerroute.analysis.skipping import CAPABILITY as SKIPPING
+from layerroute.analysis.skipping import SkippingComparison, compare_skipping
 from layerroute.analysis.table import Table, escape_text
 from layerroute.analysis.tokens import TokenKinds, token_kinds
 from layerroute.errors import UserError
@@ -23,6 +25,7 @@ from layerroute.report.discussion import discussion
 from layerroute.report.figures import FigureEntry, build_figures
 from layerroute.report.figures_tokens import heatmap_source
 from layerroute.report.html import environment, inline_svg, token_views
+from layerroute.report.skipping import write_skipping_report
 
 MARK = '<meta name="generator" content="layerroute report">'
 PAGE, PAPER, FIGURES = "index.html", "paper.md", "figures"
@@ -37,7 +40,7 @@ def build_report(
     baseline: str | None = None,
     allow_different_data: bool = False,
     progress: Callable[[str], None] = lambda step: None,
-) -> tuple[Path, Comparison]:
+) -> tuple[Path, Comparison | SkippingComparison]:
     """Write the report about the runs in ``directory`` and in ``runs``; return the page's path and what it shows.
 
     Args:
@@ -48,24 +51,20 @@ def build_report(
         progress: told in words what is done next.
 
     Raises:
-        UserError: no runs; runs that cannot be compared; records of another capability; ``out`` holds something that
-            is not a report.
+        UserError: no runs; runs that cannot be compared; ``out`` holds something that is not a report.
     """
     directory = Path(directory)
     sources: list[str | os.PathLike[str]] = [*runs]
     if not runs or _holds_runs(directory):
         sources.insert(0, directory)
-    comparison = compare_runs(
-        load_runs(sources), baseline=baseline, allow_different_data=allow_different_data
-    )
-    capability = str(comparison.runs[0].record["capability"])
-    if capability != "attention_routing":
-        raise UserError(
-            f"the report is about attention routing, and these runs are of {capability}: `layerroute "
-            "compare` prints their tables."
-        )
+    found = load_runs(sources)
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
+    if found and all(run.record["capability"] == SKIPPING for run in found):
+        skipping = compare_skipping(found, subject=baseline, allow_different_data=allow_different_data)
+        _clear(target)
+        return write_skipping_report(skipping, target, mark=MARK, progress=progress), skipping
+    comparison = compare_runs(found, baseline=baseline, allow_different_data=allow_different_data)
     _clear(target)
     figures = build_figures(comparison, target / FIGURES, progress)
     context = report_context(comparison, figures, target / FIGURES)

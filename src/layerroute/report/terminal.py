@@ -8,6 +8,7 @@ from rich.text import Text
 
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing
+from layerroute.analysis.skipping import SkippingComparison
 from layerroute.analysis.table import Column, Row, Table
 
 _STYLES = {"improvement": "dim", "reference": "italic", "unfinished": "yellow"}
@@ -34,6 +35,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(Text(comparison.answer, style="bold"))
     for caveat in comparison.caveats:
         console.print(Text(caveat))
+
+
+def print_skipping(comparison: SkippingComparison, console: Console) -> None:
+    """Quality against compute, differences, and the verdict last."""
+    for note in comparison.notes:
+        console.print(Text(f"Note: {note}"))
+    print_table(comparison.tables["main"], console)
+    if comparison.tables["differences"].rows:
+        print_table(comparison.tables["differences"], console)
+    console.print(Text(comparison.verdict, style="bold"))
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -84,6 +84,8 @@ _FROM_THE_DATA = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")
 def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default of the model written out, except what follows from the data."""
     plain = recipe_to_dict(recipe)
+    if recipe.capability != "attention_routing":
+        return plain  # its sections are instances already, defaults and all
     config = HybridConfig(**recipe.model)
     own = inspect.get_annotations(HybridConfig)
     plain["model"] = {

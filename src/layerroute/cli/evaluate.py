@@ -6,6 +6,7 @@ jsonl, parquet, compressed or not), folders or globs.
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.errors import UserError
@@ -29,17 +30,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="B", help="windows at once (default: as in training)"
     )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="score tasks of lm-evaluation-harness: names that it knows, or JSON Lines files (context, target; "
+        "question, choices, gold; prompt, answer)",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="examples before each question (default: the task's)"
+    )
+    parser.add_argument(
+        "--full-depth",
+        action="store_true",
+        help="tasks: switch a layer router off, for the base model's scores",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="tasks: write results.json, and a CSV of the samples of each"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
-    for name in ("sequence_length", "sequences", "batch_size"):
+    for name in ("sequence_length", "sequences", "batch_size", "limit"):
         value = getattr(arguments, name)
         least = 2 if name == "sequence_length" else 1
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if arguments.tasks:
+        from layerroute.cli.evaluate_tasks import evaluate_tasks
+
+        return evaluate_tasks(arguments)
     from layerroute.data.progress import stages
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.perplexity import evaluate

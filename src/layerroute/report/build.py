@@ -222,7 +222,7 @@ def _clear(target: Path) -> None:
     files = [*target.iterdir(), *(figures.iterdir() if figures.is_dir() else ())]
     ours = {target / PAGE, target / PAPER, figures} | {
         figures / name
-        for number in range(1, 6)
+        for number in range(1, 8)
         for name in FigureEntry(number=number, title="", caption="").files
     }
     page = target / PAGE

@@ -21,6 +21,7 @@ from layerroute.report.figures_architecture import (
     flops_data,
 )
 from layerroute.report.figures_routing import routing_data, routing_figure, shown_arms
+from layerroute.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
 from layerroute.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
 from layerroute.report.figures_training import training_data, training_figure
 from layerroute.report.style import FORMATS, figure_style, save_figure
@@ -49,7 +50,7 @@ class FigureEntry:
 def build_figures(
     comparison: Comparison, folder: Path, progress: Callable[[str], None] = lambda step: None
 ) -> list[FigureEntry]:
-    """Draw figures 1 to 5 into ``folder`` with their data as CSV, and return what was drawn or why not.
+    """Draw figures 1 to 7 into ``folder`` with their data as CSV, and return what was drawn or why not.
 
     ``progress`` is told in words what is drawn next.
     """
@@ -59,6 +60,8 @@ def build_figures(
         _routing,
         _comparison,
         _heatmap,
+        _cost,
+        _recall,
     )
     entries = []
     with figure_style():
@@ -203,6 +206,33 @@ def _heatmap(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
         f"break.{_threshold_note(routes)}"
     )
     return FigureEntry(number=5, title=title, caption=caption), heatmap_figure(routes), heatmap_data(routes)
+
+
+def _cost(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Loss against executed FLOPs", cost_data(comparison)
+    if data["arm"].nunique() < 2 if len(data) else True:
+        return _absent(6, title, "it takes two arms whose records have executed FLOPs.")
+    caption = (
+        "Final validation loss against the forward FLOPs per token that PyTorch counted in inference. Small points are "
+        "seeds, large ones means over seeds with 95% t intervals (none with one seed); diamonds and the broken line "
+        "are the Pareto front of the means: no other arm has both a lower loss and fewer FLOPs. Intervals of arms on "
+        "the front may overlap with those beside it."
+    )
+    return FigureEntry(number=6, title=title, caption=caption), cost_figure(comparison, data), data
+
+
+def _recall(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Recall against rate and length", recall_data(comparison)
+    if data.empty:
+        return _absent(7, title, "no completed run was trained on recall data.")
+    example = next(run for arm in comparison.arms for run in arm.completed if run.value("recall"))
+    caption = (
+        f"{example.value('recall', 'task')} with {example.value('recall', 'pairs')} pairs. Left: share of answers "
+        "recalled at the length of training against the share of tokens with softmax attention, averaged over the "
+        "layers after the first; small points are seeds, large ones means with 95% t intervals; the dotted line is "
+        "blind guessing. Right: means against length, with as many pairs and more between them."
+    )
+    return FigureEntry(number=7, title=title, caption=caption), recall_figure(comparison, data), data
 
 
 def _threshold_note(routes: TokenRoutes) -> str:

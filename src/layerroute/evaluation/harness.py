@@ -1,0 +1,204 @@
+"""lm-evaluation-harness over our models: ``--model layerroute`` of its own registry.
+
+Importing this module registers the name; ``lm_eval.simple_evaluate(model="layerroute", model_args={...})`` finds it.
+Scores are the harness's own: a routed model whose router is off is scored to the last digit as its base is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerroute.errors import UserError
+from layerroute.evaluation.decisions import decision_of
+from layerroute.evaluation.loading import load_model
+from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
+from layerroute.precision import Device
+from layerroute.routing import Routing
+from layerroute.skipping.layer import RoutedLayer
+from layerroute.skipping.router import LayerRouter
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+except ImportError as error:
+    raise UserError("tasks need lm-evaluation-harness: pip install 'layerroute[evaluation]'") from error
+
+PAD = 0
+"""What the harness fills shorter rows of a batch with, on the right."""
+
+
+class RoutingWatch:
+    """Counts, by forward hooks, what the router decided and how many tokens routed layers were given.
+
+    Attributes:
+        decisions: of real tokens, in all calls.
+        offered, seen: tokens that came to routed layers, and those that their MLPs computed. Masked execution computes
+            all of them; sparse execution computes fewer, and that it did is read here and not believed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.decisions = RoutingAccumulator()
+        self.offered = self.seen = 0
+        self._handles = [model.register_forward_hook(self._after, with_kwargs=True)]
+        self.layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
+        for layer in self.layers:
+            mlp = getattr(layer, "mlp", None)
+            if isinstance(mlp, nn.Module):
+                self._handles.append(mlp.register_forward_pre_hook(self._before_mlp))
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def executed_share(self) -> float | None:
+        """Share of (token, routed layer) pairs whose MLP was computed; None for models without skipped layers."""
+        return self.seen / self.offered if self.layers and self.offered else None
+
+    def _before_mlp(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.seen += inputs[0].numel() // inputs[0].shape[-1]
+
+    def _after(
+        self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any
+    ) -> None:
+        ids = options.get("input_ids", inputs[0] if inputs else None)
+        if ids is not None:
+            self.offered += ids.numel() * len(self.layers)
+        decision = decision_of(self.model, output)
+        if decision is None:
+            return
+        if ids is not None and options.get("attention_mask") is None and decision.valid.shape == ids.shape:
+            decision = replace(decision, valid=decision.valid & _before_padding(ids))
+        self.decisions.add(decision)
+
+
+def _before_padding(ids: Tensor) -> Tensor:
+    """Tokens (B, T) that are not part of the padding at the end of their row. A row keeps its first token."""
+    real = (ids != PAD).flip(-1).cumsum(-1).flip(-1) > 0
+    real[:, 0] = True
+    return real
+
+
+@register_model("layerroute")
+class LayerrouteLM(HFLM):
+    """A hybrid model or a pretrained model with a router, as the harness wants its models.
+
+    Args:
+        pretrained: run, saved model or router folder, as ``load_model`` takes it.
+        full_depth: switch a layer router off: the base model's own scores, by the same path.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
+
+    Raises:
+        UserError: ``full_depth`` for a model that has no layer router.
+    """
+
+    def __init__(
+        self, pretrained: str | Path, *, full_depth: bool = False, device: str | None = None, **settings: Any
+    ) -> None:
+        target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
+        loaded = load_model(pretrained, device=target)
+        model = loaded.model
+        routers = [module for module in model.modules() if isinstance(module, LayerRouter)]
+        if full_depth:
+            if not routers:
+                raise UserError(f"{loaded.path} has no layer router, so that there is nothing to switch off")
+            routers[0].enabled = False
+        self.routed = not full_depth and (
+            bool(routers) or any(isinstance(m, Routing) for m in model.modules())
+        )
+        mixed = "bfloat16" if loaded.precision == "bf16" else None
+        super().__init__(
+            pretrained=model, tokenizer=loaded.tokenizer, mixed_precision_dtype=mixed, **settings
+        )
+        self.watch = RoutingWatch(model)
+
+    def routing(self) -> RoutingStatistics | None:
+        """Rates by site over everything scored so far; None for a model that routes nothing.
+
+        Raises:
+            RuntimeError: a routed model decided nothing, so that its scores are not those of a routed model.
+        """
+        found = self.watch.decisions.result()
+        if self.routed and found is None:
+            raise RuntimeError("the model is routed, but no decision was made while it was scored")
+        return found
+
+
+def run_tasks(
+    checkpoint: str | Path,
+    tasks: Sequence[Any],
+    *,
+    batch_size: int = 8,
+    limit: int | None = None,
+    shots: int | None = None,
+    full_depth: bool = False,
+    device: str | None = None,
+    bootstrap_iterations: int = 1000,
+) -> dict[str, Any]:
+    """Score a checkpoint on tasks of the harness.
+
+    Args:
+        tasks: names known to the harness, and tasks made by ``local_task``.
+        limit: documents of each task. None: all.
+        shots: examples before each question. None: the task's own number.
+        full_depth: see :class:`LayerrouteLM`.
+        bootstrap_iterations: for the harness's standard errors.
+
+    Returns:
+        ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``, and
+        ``routing``: rates by site over all that was scored, with ``executed_share``.
+
+    Raises:
+        UserError: a task that the harness does not know.
+    """
+    import lm_eval
+
+    # The index of the harness's own tasks takes seconds to read: not where all of them are local.
+    manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
+    model = LayerrouteLM(checkpoint, full_depth=full_depth, device=device, batch_size=batch_size)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            limit=limit,
+            num_fewshot=shots,
+            task_manager=manager,
+            bootstrap_iters=bootstrap_iterations,
+            log_samples=True,
+        )
+    except KeyError as error:
+        raise UserError(f"--tasks: the harness knows no task {error}") from error
+    finally:
+        model.watch.close()
+    assert found is not None
+    statistics = model.routing()
+    routing = None
+    if statistics is not None:
+        routing = {**asdict(statistics), "mean_rate": statistics.mean_rate}
+        routing["executed_share"] = model.watch.executed_share
+    return {
+        "full_depth": full_depth,
+        "tasks": {name: _metrics(result) for name, result in found["results"].items()},
+        "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
+        "versions": found["versions"],
+        "routing": routing,
+        "samples": found["samples"],
+    }
+
+
+def _metrics(result: dict[str, Any]) -> dict[str, float]:
+    """``{"acc": 0.5, "acc_stderr": 0.02}`` from ``{"acc,none": 0.5, "acc_stderr,none": 0.02, "alias": …}``."""
+    return {
+        key.removesuffix(",none"): float(value)
+        for key, value in result.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and "," in key
+    }

@@ -1,0 +1,214 @@
+"""lm-evaluation-harness over routed models: scores, the routing served, equality with the harness called alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.errors import UserError
+from layerroute.skipping import SkipConfig, add_router, save_router
+from tests.parity.skipping_models import sharpen
+
+lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from layerroute.evaluation.harness import LayerrouteLM, run_tasks  # noqa: E402
+from layerroute.evaluation.local_tasks import local_task  # noqa: E402
+
+TEXT = "the router reads a state and decides which tokens run and which skip this layer of our model"
+WORDS = TEXT.split()
+NO_TASKS = TaskManager(include_defaults=False)
+FEW: dict[str, Any] = {"device": "cpu", "bootstrap_iterations": 10}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model, a router for it, and a task file of each form; all small."""
+    folder = tmp_path_factory.mktemp("harness")
+    draw = random.Random(0)
+
+    def phrase(count: int) -> str:
+        return " ".join(draw.choices(WORDS, k=count))
+
+    (folder / "corpus.txt").write_text(phrase(600))
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(folder / "corpus.txt")], vocab_size=290, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token="<eos>", pad_token="<eos>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        max_position_embeddings=128,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    add_router(model, SkipConfig(layers=[2, 3, 4, 5], router_layer=2, execution="sparse"))
+    sharpen(model)
+    save_router(model.eval(), folder / "router")
+    rows: dict[str, list[dict[str, Any]]] = {
+        "words": [{"context": phrase(draw.randint(4, 12)), "target": draw.choice(WORDS)} for _ in range(8)],
+        "choices": [
+            {
+                "question": f"{phrase(6)}:",
+                "choices": [phrase(n) for n in (1, 3, 2)],
+                "gold": draw.randrange(3),
+            }
+            for _ in range(6)
+        ],
+        "answers": [{"prompt": phrase(draw.randint(3, 9)), "answer": "layer"} for _ in range(3)],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def tasks(files: Path, *names: str) -> list[Any]:
+    return [local_task(files / f"{name}.jsonl") for name in names]
+
+
+def alone(files: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """The harness's own model class on the base model."""
+    model = HFLM(pretrained=str(files / "model"), device="cpu", dtype="float32", batch_size=3)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=tasks(files, *names), bootstrap_iters=10, task_manager=NO_TASKS
+    )
+    assert found is not None
+    return found
+
+
+def test_at_full_depth_scores_are_the_harness_s_own_to_the_last_digit(files: Path) -> None:
+    names = ("words", "choices", "answers")
+    expected = alone(files, names)
+    found = run_tasks(
+        files / "router",
+        tasks(files, *names),
+        batch_size=3,
+        full_depth=True,
+        **FEW,
+    )
+    assert found["routing"] is None
+    for name in names:
+        for metric, value in found["tasks"][name].items():
+            assert value == expected["results"][name][f"{metric},none"], (name, metric)
+        responses = [row["filtered_resps"] for row in found["samples"][name]]
+        assert responses == [row["filtered_resps"] for row in expected["samples"][name]]
+    routed = run_tasks(files / "router", tasks(files, "words"), batch_size=3, **FEW)
+    assert routed["tasks"]["words"]["perplexity"] != found["tasks"]["words"]["perplexity"], (
+        "routing does something"
+    )
+
+
+def test_rates_are_told_and_do_not_depend_on_the_batch(files: Path) -> None:
+    one, three = (
+        run_tasks(
+            files / "router",
+            tasks(files, "words", "choices"),
+            batch_size=size,
+            **FEW,
+        )
+        for size in (1, 3)
+    )
+    assert one["routing"]["rate"] == three["routing"]["rate"], "padding is counted nowhere"
+    assert one["routing"]["tokens"] == three["routing"]["tokens"]
+    assert len(one["routing"]["rate"]) == 4
+    assert 0 < one["routing"]["mean_rate"] < 1
+    # Without padding every token that a layer skips is one that its MLP never saw.
+    assert one["routing"]["executed_share"] == pytest.approx(one["routing"]["mean_rate"], abs=1e-9)
+    for name, metrics in one["tasks"].items():
+        for metric, value in metrics.items():
+            assert value == pytest.approx(three["tasks"][name][metric], rel=1e-4), (name, metric)
+
+
+def test_generation_is_routed_too(files: Path) -> None:
+    found = run_tasks(files / "router", tasks(files, "answers"), batch_size=2, **FEW)
+    assert found["routing"]["tokens"] > 3 * 32, "generated tokens are decided on"
+    assert set(found["tasks"]["answers"]) >= {"exact_match"}
+    assert 0 < found["routing"]["executed_share"] < 1
+
+
+def test_the_registry_knows_our_models(files: Path, finished_run: Path) -> None:
+    assert lm_eval.api.registry.get_model("layerroute") is LayerrouteLM
+    found = lm_eval.simple_evaluate(
+        model="layerroute",
+        model_args={"pretrained": str(finished_run)},
+        tasks=tasks(files, "words"),
+        batch_size=2,
+        device="cpu",
+        bootstrap_iters=10,
+        task_manager=NO_TASKS,
+    )
+    assert found is not None and 0 <= found["results"]["words"]["acc,none"] <= 1
+
+
+def test_hybrid_models_tell_their_rates(files: Path, finished_run: Path) -> None:
+    found = run_tasks(finished_run, tasks(files, "words", "answers"), batch_size=2, **FEW)
+    assert set(found["routing"]["rate"]) == {"layer1.mixer", "layer2.mixer"}
+    assert found["routing"]["executed_share"] is None
+    with pytest.raises(UserError, match="nothing to switch off"):
+        LayerrouteLM(finished_run, full_depth=True)
+
+
+def test_a_routed_model_that_decides_nothing_is_not_scored_as_one(files: Path) -> None:
+    model = LayerrouteLM(files / "router", device="cpu")
+    with pytest.raises(RuntimeError, match="no decision was made"):
+        model.routing()
+
+
+def test_the_command_prints_and_writes_scores(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(files / "router"), "--tasks", str(files / "words.jsonl"), "--batch-size", "2"]
+    assert main([*command, "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "acc" in shown and "(4 documents)" in shown and "run " in shown and "computed: " in shown
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["n_samples"] == {"words": 4}
+    rows = list(csv.DictReader((tmp_path / "words.csv").read_text().splitlines()))
+    assert len(rows) == 4 and set(rows[0]) == {"document", "target", "responses", "acc", "perplexity"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("not json\n", "line 1: not JSON"),
+        ('{"text": "x"}\n', "is no task: its lines have text"),
+        (
+            '{"context": "a", "target": "b"}\n{"context": "a"}\n',
+            "line 2: each line must be an object with the keys",
+        ),
+        ('{"question": "a", "choices": ["b"], "gold": 1}\n', "gold is 1, of 1 choices"),
+    ],
+    ids=["empty", "json", "keys", "uneven", "gold"],
+)
+def test_files_that_are_no_tasks_are_told(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "task.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        local_task(path)
+    assert words in str(error.value)
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_told_with_the_nearest(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(files / "router"), "--tasks", "lambada_openia"]) == 2
+    assert "Did you mean 'lambada_openai'?" in capsys.readouterr().err

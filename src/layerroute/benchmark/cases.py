@@ -25,6 +25,26 @@ CASES: dict[str, tuple[str, str]] = {
         "layerroute.benchmark.train",
         "training steps of a routed model against a static one, from two recipes",
     ),
+    "train-skipping": (
+        "layerroute.benchmark.train_skipping",
+        "training steps of a model that skips layers: dense, masked, sparse",
+    ),
+    "attention": (
+        "layerroute.benchmark.attention",
+        "attention of some queries against full causal attention, forward and backward",
+    ),
+    "peers": (
+        "layerroute.benchmark.peers",
+        "the same routed attention by other means that are installed",
+    ),
+    "calibrate": (
+        "layerroute.benchmark.calibrate",
+        "from which share of skipped tokens sparse execution pays on this machine",
+    ),
+    "hybrid": (
+        "layerroute.benchmark.hybrid",
+        "reading prompts with the hybrid model: masked and sparse",
+    ),
 }
 
 

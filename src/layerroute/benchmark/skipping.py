@@ -130,7 +130,7 @@ def size_of(text: str) -> tuple[int, int]:
 _BUILT: dict[str, Models] = {}
 
 
-def _models(setting: Setting) -> Models:
+def models_of(setting: Setting) -> Models:
     """Built once: all rows of a command compare the same models."""
     key = repr(setting)
     if key not in _BUILT:
@@ -263,7 +263,7 @@ def _named(result: Result, pair: str) -> dict[str, Tensor]:
 def arms(setting: Setting, skip: float, work: Work, *, rows: int, first: int, last: int) -> Arms:
     """The arms of one row."""
     return Arms(
-        models=_models(setting), skip=skip, rows=rows, first=first, last=last, seed=setting.seed, work=work
+        models=models_of(setting), skip=skip, rows=rows, first=first, last=last, seed=setting.seed, work=work
     )
 
 

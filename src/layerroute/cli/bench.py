@@ -100,7 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     except RedGate as red:
         print(f"layerroute: bench {arguments.case}: the equality gate is red: {red}", file=sys.stderr)
         return 1
+    lines: list[str] = []
+    case_module: Any = case
+    if hasattr(case, "conclude"):
+        record["conclusion"] = case_module.conclude(record)
+        lines = case_module.conclusion_lines(record["conclusion"])
     _show(record, options)
+    if not options.json:
+        print("\n".join(lines), end="\n" if lines else "")
     return 0
 
 

@@ -1,0 +1,133 @@
+"""The cases `attention`, `peers`, `train-skipping`, `hybrid` and `calibrate`, at sizes of a moment."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerroute.benchmark import attention, calibrate, hybrid, train_skipping
+from layerroute.cli.main import main
+
+THREE = ["--repeats", "3"]
+
+
+def record_of(tmp_path: Path, *command: str) -> dict:
+    out = tmp_path / "record.json"
+    assert main(["bench", *command, *THREE, "--out", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_attention_compares_outputs_and_gradients(tmp_path: Path) -> None:
+    record = record_of(tmp_path, "attention", "--sizes", "2x70x2x16", "--rates", "0.3")
+    forward, both = record["rows"]
+    assert [check["what"] for check in forward["gate"]] == ["outputs of routed and full causal"]
+    assert len(both["gate"]) == 4 and set(both["arms"]) == {"full causal", "routed"}
+
+
+def test_the_chosen_queries_are_as_many_as_asked_in_every_row() -> None:
+    problem = attention.Problem((3, 40, 2, 8), 0.25, torch.float32, torch.device("cpu"), seed=0)
+    assert torch.bincount(problem.row).tolist() == [10, 10, 10]
+    assert all(problem.position.view(3, 10).diff(dim=1).flatten() > 0)
+    whole = problem.full_chosen(*problem.inputs)
+    assert torch.allclose(problem.routed(*problem.inputs), whole, atol=1e-5)
+
+
+def test_a_wrong_gradient_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = attention.routed_attention
+
+    def crooked(query, key, value, **options):
+        return honest(query, key, value, **options) + 0.01 * (value - value.detach()).sum()
+
+    monkeypatch.setattr(attention, "routed_attention", crooked)
+    assert main(["bench", "attention", "--sizes", "1x40x2x8", "--rates", "0.5", *THREE]) == 1
+    assert "gradients of value of routed and full causal" in capsys.readouterr().err
+
+
+def test_peers_names_what_is_missing(tmp_path: Path) -> None:
+    (row,) = record_of(tmp_path, "peers", "--sizes", "1x50x2x16")["rows"]
+    assert set(row["arms"]) == {"full causal", "routed", "fused, dense mask", "eager, dense mask"}
+    assert len(row["gate"]) == 3 and "FlexAttention was not asked for" in row["missing"]
+
+
+def test_training_steps_are_compared_by_gradients_of_router_and_layers(tmp_path: Path) -> None:
+    options = ["--shape", "tiny", "--sizes", "1x24", "--skip", "0.5"]
+    (row,) = record_of(tmp_path, "train-skipping", *options)["rows"]
+    assert row["baseline"] == "masked" and set(row["arms"]) == {"dense", "masked", "sparse"}
+    compared = [check["what"] for check in row["gate"]]
+    assert any("layerroute" in what for what in compared) and any("mlp.up_proj" in what for what in compared)
+
+
+def test_a_gradient_that_sparse_training_loses_turns_the_gate_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    from layerroute.skipping import routes
+
+    parser = argparse.ArgumentParser()
+    train_skipping.add_arguments(parser)
+    chosen = parser.parse_args(["--shape", "tiny", "--sizes", "1x24", "--skip", "0.5"])
+    (comparison,) = train_skipping.comparisons(chosen)
+    prepared = comparison.prepare()
+    assert all(check.green for check in prepared.gate())
+    monkeypatch.setattr(routes.SiteRoute, "gate_ran", lambda self, hidden, ran: ran)
+    assert any("layerroute" in check.what and not check.green for check in prepared.gate())
+
+
+@pytest.mark.parametrize("context", ["full_context", "own_context"])
+def test_hybrid_counts_what_sparse_leaves_out(tmp_path: Path, context: str) -> None:
+    options = ["--sizes", "2x96", "--hidden-size", "64", "--rates", "0.25", "--context", context]
+    (row,) = record_of(tmp_path, "hybrid", *options)["rows"]
+    masked, sparse = row["arms"]["masked"], row["arms"]["sparse"]
+    assert sparse["executed_flops_per_token"] < masked["executed_flops_per_token"]
+    assert masked["kv_bytes"] == sparse["kv_bytes"] > 0
+    assert any(check["what"].startswith("cached tensor") for check in row["gate"])
+    assert hybrid.DESCRIPTION
+
+
+def test_calibrate_prints_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--shape", "tiny", "--sizes", "1x24", "--decode-size", "2x6", "--train-size", "1x12"]
+    record = record_of(tmp_path, "calibrate", *options, "--skip", "0.2", "0.6")
+    assert set(record["conclusion"]) == {"prefill", "decode", "train"}
+    assert all(0.0 < value <= 1.0 for value in record["conclusion"].values())
+    assert "profitability:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.1, 0.9), (0.2, 1.1), (0.5, 1.5)], 0.15),
+        ([(0.1, 1.2), (0.2, 1.3)], 0.1),
+        ([(0.1, 0.8), (0.5, 0.9)], 1.0),
+        (
+            [(0.1, 1.1), (0.2, 0.9), (0.3, 1.1)],
+            0.25,
+        ),  # what wins by chance below a share that loses does not count
+    ],
+)
+def test_the_threshold_is_where_sparse_begins_to_win(points, expected) -> None:
+    rows = [
+        {"phase": "prefill", "skip": share, "arms": {"sparse": {"speedup": {"median": speedup}}}}
+        for share, speedup in points
+    ]
+    assert calibrate.conclude({"rows": rows}) == {"prefill": pytest.approx(expected, abs=1e-3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["attention", "--sizes", "4x10"], "rows x tokens x heads x width"),
+        (["attention", "--rates", "0"], "not a share"),
+        (["attention", "--passes", "forwards"], "Did you mean 'forward'?"),
+        (["hybrid", "--hidden-size", "100"], "not a multiple of 64"),
+        (
+            ["hybrid", "--figure", "x.png", "--sizes", "1x8", "--hidden-size", "64"],
+            "no structural limit to draw",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *options]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1

@@ -74,3 +74,34 @@ def test_what_does_not_go_together_is_one_line(folders, options, message, capsys
     assert main(["generate", str(folders[1]), PROMPT, "--lossless", *options]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
+
+
+def test_bench_lossless_compares_every_prompt(folders, tmp_path: Path) -> None:
+    data, out = tmp_path / "text.jsonl", tmp_path / "record.json"
+    lines = [
+        json.dumps({"text": f"{word} the router reads a state and decides " * 3})
+        for word in ("a", "we", "it")
+    ]
+    data.write_text("\n".join([json.dumps({"text": "short"}), *lines]))
+    size = ["--prompts", "3", "--prompt-tokens", "6", "--new-tokens", "12", "--repeats", "3"]
+    assert main(["bench", "lossless", str(folders[1]), "--data", str(data), *size, "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert [check["deviation"] for check in row["gate"]] == [0.0, 0.0, 0.0]
+    assert 0.0 <= row["arms"]["lossless"]["acceptance"] <= 1.0
+    assert row["arms"]["lossless"]["tokens_per_full_depth_pass"] >= 1.0
+    assert (
+        main(
+            [
+                "bench",
+                "lossless",
+                str(folders[1]),
+                "--data",
+                str(data),
+                "--prompts",
+                "9",
+                "--prompt-tokens",
+                "6",
+            ]
+        )
+        == 2
+    )

@@ -37,6 +37,10 @@ CASES: dict[str, tuple[str, str]] = {
         "layerroute.benchmark.peers",
         "the same routed attention by other means that are installed",
     ),
+    "lossless": (
+        "layerroute.benchmark.lossless",
+        "full depth's own text, drafted by the routed path: equality on many prompts, acceptance, speed",
+    ),
     "calibrate": (
         "layerroute.benchmark.calibrate",
         "from which share of skipped tokens sparse execution pays on this machine",

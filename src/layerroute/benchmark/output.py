@@ -70,7 +70,9 @@ def print_table(record: dict[str, Any], console: Console) -> None:
             if limited:
                 known = "share_of_limit" in arm and name not in (row["baseline"], row["limit"]["arm"])
                 cells.append(f"{arm['share_of_limit']['median']:.0%}" if known else "")
-            cells += [_number(arm[key] / scale) if key in arm else "" for key, _, scale in facts]
+            cells += [
+                _number(arm[key] / scale) if arm.get(key) is not None else "" for key, _, scale in facts
+            ]
             table.add_row(f"  {name}", *cells)
     console.print(table)
     for row in record["rows"]:
@@ -91,6 +93,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
 
 # Fact of an arm, its heading, and what it is divided by
 _FACTS = (
+    ("acceptance", "% accepted", 1e-2),
     ("executed_flops_per_token", "MFLOP/tok", 1e6),
     ("peak_bytes", "peak MB", 1e6),
     ("kv_bytes", "KV MB", 1e6),

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from layerroute.analysis.agreement import agreement_table
 from layerroute.analysis.comparison import Comparison, compare_runs
 from layerroute.analysis.fairness import machine
 from layerroute.analysis.format import listing, number, plural
@@ -95,6 +96,9 @@ def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folde
     tables = dict(comparison.tables)
     if kinds is not None and subject is not None:
         tables["kinds"] = kinds.table(path_name(subject.paths[1]))
+    agreement = agreement_table(comparison.arms)
+    if agreement is not None:
+        tables["agreement"] = agreement
     return {
         "mark": Markup(MARK),
         "title": f"Attention routing: {versus}",

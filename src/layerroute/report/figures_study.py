@@ -123,8 +123,8 @@ def recall_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
     """Left: recall against the rate of softmax, at the length of training. Right: against length."""
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
     figure = new_figure(WIDTH, 3.9)
-    left = figure.add_axes((0.08, 0.36, 0.40, 0.58))
-    right = figure.add_axes((0.58, 0.36, 0.40, 0.58))
+    left = figure.add_axes((0.08, 0.30, 0.40, 0.64))
+    right = figure.add_axes((0.58, 0.30, 0.40, 0.64))
     handles: list[Any] = []
     labels: list[str] = []
     for label, rows in data.groupby("arm", sort=False):

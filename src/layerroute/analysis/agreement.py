@@ -1,4 +1,4 @@
-"""Do routers of different seeds send the same tokens the same way? Agreement beyond what their rates alone would give."""
+"""Do routers of different seeds send the same tokens the same way? Agreement beyond what their rates would give."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ def agreement_table(arms: Sequence[Arm]) -> Table | None:
         columns=(Column(label="Arm"), *(Column(label=label, numeric=True) for label in labels)),
         rows=rows,
         notes=(
-            f"{found[0].decisions} decisions (tokens × sites) a pair. By chance: if each run kept its rate at each site "
-            "and chose tokens at random. Kappa is the agreement beyond chance: 0 none, 1 full.",
+            f"{found[0].decisions} decisions (tokens × sites) a pair. By chance: if each run kept its rate at each "
+            "site and chose tokens at random. Kappa is the agreement beyond chance: 0 none, 1 full.",
         ),
     )
 

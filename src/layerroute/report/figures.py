@@ -213,11 +213,10 @@ def _cost(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFr
     if data["arm"].nunique() < 2 if len(data) else True:
         return _absent(6, title, "it takes two arms whose records have executed FLOPs.")
     caption = (
-        "Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both paths where both "
-        "were computed). Small points are "
-        "seeds, large ones means over seeds with 95% t intervals (none with one seed); diamonds and the broken line "
-        "are the Pareto front of the means: no other arm has both a lower loss and fewer FLOPs. Intervals of arms on "
-        "the front may overlap with those beside it."
+        "Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both paths "
+        "where both were computed). Small points are seeds, large ones means over seeds with 95% t intervals (none "
+        "with one seed); diamonds and the broken line are the Pareto front of the means: no other arm has both a lower "
+        "loss and fewer FLOPs. Intervals of arms on the front may overlap with those beside it."
     )
     return FigureEntry(number=6, title=title, caption=caption), cost_figure(comparison, data), data
 

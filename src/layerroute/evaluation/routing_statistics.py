@@ -1,7 +1,7 @@
 """Routing statistics over many batches, from decisions alone."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layerroute.objectives import switch_loss
 from layerroute.routing import RouteDecision
+from layerroute.routing.budget import all_reduced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,25 @@ class RoutingAccumulator:
         self._balance = torch.tensor(state["balance"], dtype=torch.float64, device=device)
         self._tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=device)
         self._costs = torch.tensor(state["costs"], dtype=torch.float32, device=device)
+
+    def over_ranks(self) -> "RoutingAccumulator":
+        """The sums of all processes of a distributed run together; all of them must call it."""
+        if self._counts is None:
+            return self
+        assert self._token_entropy is not None and self._balance is not None and self._tokens is not None
+        return replace(
+            self,
+            _counts=all_reduced(self._counts),
+            _token_entropy=all_reduced(self._token_entropy),
+            _balance=all_reduced(self._balance),
+            _tokens=all_reduced(self._tokens),
+        )
+
+    def clear_counts(self) -> None:
+        """Set all sums to zero, but keep sites and paths: this process adds nothing to the others' sums."""
+        for value in (self._counts, self._token_entropy, self._balance, self._tokens):
+            if value is not None:
+                value.zero_()
 
     def reset(self) -> None:
         """Forget all that was added."""

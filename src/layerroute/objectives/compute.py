@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from layerroute.routing.budget import mean_over_ranks
 from layerroute.routing.decision import RouteDecision
 
 
@@ -15,11 +16,13 @@ def mean_activity(decision: RouteDecision) -> Float[Tensor, ""]:
 def quadratic_budget(decision: RouteDecision, target: float, *, per_site: bool = False) -> Float[Tensor, ""]:
     """(mean p - target)^2 with p the probability of the expensive path, weighted by what each site costs.
 
+    In a distributed run the mean is over all ranks, which must all call it.
+
     Args:
         target: the budget r, a share in [0, 1].
         per_site: hold every site at the target (mean of squares) instead of their cost-weighted mean.
     """
-    by_site = decision.mean_probabilities()[:, -1]
+    by_site = mean_over_ranks(decision.mean_probabilities()[:, -1])
     if per_site:
         return (by_site - target).square().mean()
     weight = decision.costs[:, -1] - decision.costs[:, 0]
@@ -48,10 +51,12 @@ class Lagrangian(nn.Module):
         """The penalty of this batch; the multiplier is a constant in it."""
         weight = decision.costs[:, -1] - decision.costs[:, 0]
         used = (decision.mean_probabilities()[:, -1] * weight).sum() / weight.sum()
-        return self.multiplier.detach() * (used - self.target)
+        # A copy: `update` moves the multiplier in place before the backward pass has read it.
+        return self.multiplier.detach().clone() * (used - self.target)
 
     @torch.no_grad()
     def update(self, decision: RouteDecision) -> None:
         """Dual ascent after a step."""
-        self.multiplier += self.step * (decision.cost_weighted_rate() - self.target).nan_to_num()
+        used = mean_over_ranks(decision.cost_weighted_rate())
+        self.multiplier += self.step * (used - self.target).nan_to_num()
         self.multiplier.clamp_(min=0)

@@ -25,6 +25,18 @@ def all_reduced(counts: Tensor) -> Tensor:
     return counts
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of ``value`` over the ranks of a distributed run, with the gradient of this rank's alone.
+
+    Gradients are averaged over ranks afterwards, so that a function of this mean gets the gradient that it has over
+    the whole batch.
+    """
+    total = all_reduced(value.detach())
+    if total.data_ptr() == value.data_ptr():
+        return value
+    return value + (total / dist.get_world_size() - value.detach())
+
+
 def quantile_threshold(
     margin: Float[Tensor, "B T R"], valid: Bool[Tensor, "B T"], rate: Float[Tensor, "R"]
 ) -> Float[Tensor, "R"]:

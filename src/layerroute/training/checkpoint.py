@@ -15,9 +15,12 @@ from layerroute.integrity import MANIFEST, DamagedError, inside, seal, sync, ver
 STATE_NAME = "layerroute_state.json"
 """What this package adds to a Trainer checkpoint: fingerprint of the recipe, step, state of the meter."""
 
-_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json", STATE_NAME)
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
+SHARDS = "shards"
+"""Holds weights and optimizer of a checkpoint that each process wrote its part of (see ``sharding``)."""
+
+_FILES = ("scheduler.pt", "trainer_state.json", STATE_NAME)
 _ROUTER = ("router.json", "router.safetensors")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _REMOVED = ".removed-"
 STAGING = ".saving"
 """Where a checkpoint is written before it gets its name."""
@@ -117,8 +120,12 @@ def missing_files(checkpoint: Path) -> list[str]:
     # Layer skipping keeps a router folder, attention routing a whole model.
     own = _ROUTER if (checkpoint / _ROUTER[0]).is_file() else ("config.json",)
     missing = [name for name in (*own, *_FILES) if not (checkpoint / name).is_file()]
-    if own is not _ROUTER and not any((checkpoint / name).is_file() for name in _WEIGHTS):
-        missing.append(_WEIGHTS[0])
+    if not (checkpoint / SHARDS / ".metadata").is_file():
+        if not (checkpoint / OPTIMIZER).is_file():
+            missing.insert(0, OPTIMIZER)
+        weights = (WEIGHTS, f"{WEIGHTS}.index.json")
+        if own is not _ROUTER and not any((checkpoint / name).is_file() for name in weights):
+            missing.append(WEIGHTS)
     if not any(checkpoint.glob("rng_state*.pth")):
         missing.append("rng_state.pth")
     return missing

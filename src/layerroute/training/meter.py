@@ -7,7 +7,9 @@ from torch import Tensor
 
 from layerroute.evaluation.routing_statistics import RoutingAccumulator
 from layerroute.routing import RouteDecision
+from layerroute.routing.budget import all_reduced
 from layerroute.training.objective import LossTerms
+from layerroute.training.parallel import running_together
 
 
 class TrainingMeter:
@@ -48,10 +50,11 @@ class TrainingMeter:
 
     def take(self) -> dict[str, float]:
         """Means since the last call: loss terms, ``tokens_per_second``, and per site ``rate/…`` and ``entropy/…``."""
-        point = {name: float(value) / self._batches for name, value in self._sums.items()}
+        sums, batches, accumulator = self._over_ranks()
+        point = {name: float(value) / batches for name, value in sums.items()}
         if self._point_seconds > 0:
             point["tokens_per_second"] = self._point_tokens / self._point_seconds
-        routing = self._routing.result()
+        routing = accumulator.result()
         if routing is not None:
             point |= {f"rate/{site}": value for site, value in routing.rate.items()}
             point |= {f"entropy/{site}": value for site, value in routing.entropy.items()}
@@ -60,24 +63,38 @@ class TrainingMeter:
         return point
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, exact in JSON."""
+        """Plain numbers, exact in JSON, of all processes together: all of them must call it."""
+        sums, batches, accumulator = self._over_ranks()
         return {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "point_tokens": self._point_tokens,
             "point_seconds": self._point_seconds,
-            "batches": self._batches,
-            "sums": {name: float(value) for name, value in self._sums.items()},
-            "routing": self._routing.state_dict(),
+            "batches": batches,
+            "sums": {name: float(value) for name, value in sums.items()},
+            "routing": accumulator.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Restore what ``state_dict`` returned."""
+    def _over_ranks(self) -> tuple[dict[str, Tensor], int, RoutingAccumulator]:
+        """Sums, micro-batches and decisions since the last curve point, over all processes."""
+        if not running_together() or not self._sums:
+            return self._sums, self._batches, self._routing
+        device = next(iter(self._sums.values())).device
+        sums = {name: all_reduced(value) for name, value in sorted(self._sums.items())}
+        batches = int(all_reduced(torch.tensor(self._batches, device=device)))
+        return sums, batches, self._routing.over_ranks()
+
+    def load_state_dict(
+        self, state: dict[str, Any], device: torch.device | str = "cpu", *, share: int = 1
+    ) -> None:
+        """Restore what ``state_dict`` returned; with ``share`` 0 nothing is added to the sums of the others."""
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self._point_tokens, self._point_seconds = state["point_tokens"], state["point_seconds"]
-        self._batches = state["batches"]
+        self._batches = share * state["batches"]
         self._sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=device)
+            name: share * torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in state["sums"].items()
         }
         self._routing.load_state_dict(state["routing"], device)
+        if not share:
+            self._routing.clear_counts()

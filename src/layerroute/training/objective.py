@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layerroute.objectives import quadratic_budget, switch_loss
 from layerroute.routing import RouteDecision
+from layerroute.routing.budget import all_reduced
 from layerroute.training.configuration import ObjectiveConfig
 
 
@@ -76,7 +77,8 @@ def training_loss(
     parts = {"lm_loss": language_loss.detach()}
     total = language_loss
     if decision is not None:
-        balance = switch_loss(decision)
+        # Shares are those of the whole batch, whichever processes hold its parts.
+        balance = switch_loss(decision, all_reduced(decision.counts()))
         parts["balance_loss"] = balance.detach()
         if config.balance_weight:
             total = total + config.balance_weight * balance

@@ -1,7 +1,6 @@
 """One training run from a recipe to its record: prepare, train, finish."""
 
 import json
-import os
 import shutil
 import sys
 from contextlib import nullcontext, suppress
@@ -29,13 +28,15 @@ from layerroute.training.callbacks import (
     CurvesCallback,
     FinalStepCallback,
     FolderCallback,
+    NoiseCallback,
     ProgressCallback,
     RecordCallback,
 )
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
 from layerroute.training.disk import disk_errors
 from layerroute.training.errors import TrainingFailed
-from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint
+from layerroute.training.parallel import check_engine, is_main, lost_processes, of_the_first
+from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord, metrics_section
 from layerroute.training.saving import quiet_transformers, recover_model
 from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
@@ -93,21 +94,25 @@ def train_recipe(
     directory = RunDirectory(out or default_out(recipe))
     subject = make_subject(recipe)
     plain = subject.plain()
-    find_start(directory, plain, resume)  # before anything is written
-    with directory.locked() if _is_main() else nullcontext(), Interruption() as interruption:
-        start = find_start(directory, plain, resume)
+    # The first process decides for all (``prepare``); the others only see whether there is anything to do.
+    decide = (
+        partial(find_start, directory, plain, resume) if is_main() else partial(seen_start, directory, plain)
+    )
+    decide()  # before anything is written
+    with directory.locked() if is_main() else nullcontext(), Interruption() as interruption:
+        start = decide()
         if start.kind == "completed":
             console.print(f"{directory.path} holds this run already, completed; nothing to do.")
             return 0
         run = _Run(subject, plain, directory, start, interruption, command, console)
         try:
             run.prepare()
-            with disk_errors(directory, run.last_state):
+            with disk_errors(directory, run.last_state), lost_processes(run.last_state):
                 run.train()
                 run.finish()
         except Interrupted as signal:
             run.end("interrupted", f"interrupted by {signal}")
-            console.print(f"Interrupted. The same command goes on from {run.last_state()}.")
+            run._tell(f"Interrupted. The same command goes on from {run.last_state()}.")
             return signal.exit_code
         except TrainingFailed as error:
             run.end("failed", str(error))
@@ -146,12 +151,13 @@ class _Run:
         recipe, train, subject = self.recipe, self.recipe.train, self.subject
         self.device = choose_device(train.device)
         self.precision = choose_precision(train.precision, self.device)
-        subject.read(progress=self.console.is_terminal)
-        self._check_same_data()
+        subject.read(progress=self.console.is_terminal and is_main())
         windows, self.validation = subject.windows(), subject.validation()
         arguments = training_arguments(
             train, folder=self.directory.checkpoints, device=self.device, seed=recipe.seed
         )
+        self.start = of_the_first(self.start)  # making the arguments has connected the processes
+        self._check_same_data()
         subject.build(device=self.device, precision=self.precision, tell=self._tell)
         self._print_summary(arguments.per_device_train_batch_size)
         self._claim_directory()
@@ -169,16 +175,18 @@ class _Run:
             groups=subject.groups(),
             before_evaluation=subject.before_evaluation,
             weights=subject.weights(),
+            whole=subject,
         )
+        check_engine(self.trainer)
         self._add_callbacks()
 
     def train(self) -> None:
         """The training loop, from the start or from a checkpoint."""
         checkpoint = self.start.checkpoint
-        if self.start.note and _is_main():
+        if self.start.note and is_main():
             print(f"layerroute: {self.start.note}", file=sys.stderr)
         if checkpoint is not None:
-            self.console.print(f"Going on from {checkpoint}")
+            self._tell(f"Going on from {checkpoint}")
         try:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -194,12 +202,13 @@ class _Run:
             trainer.evaluate()
         evaluation = trainer.evaluation
         assert evaluation is not None
-        if not _is_main():
+        trainer.gather(self.subject)  # what follows is the work of one process, on a whole model
+        if not is_main():
             return
         self.directory.check_there()
         self.subject.save(self.directory.last)
         in_precision = partial(autocast, self.precision.name, self.device)
-        executed = executed_flops_per_token(trainer.model, self.validation[0], precision=in_precision)
+        executed = executed_flops_per_token(self.subject.model, self.validation[0], precision=in_precision)
         routing = evaluation.routing
         train_points = [point["lm_loss"] for point in state.log_history if "lm_loss" in point]
         assert self.record is not None
@@ -231,7 +240,7 @@ class _Run:
 
     def end(self, status: str, error: str) -> None:
         """Record an end before the end, as far as the disk lets us."""
-        if self.record is not None and _is_main():
+        if self.record is not None and is_main():
             with suppress(OSError):
                 self.directory.check_there()
                 self.record.finish(status, error)
@@ -250,7 +259,7 @@ class _Run:
             )
 
     def _claim_directory(self) -> None:
-        if not _is_main():
+        if not is_main():
             return
         for saved in (self.directory.best, self.directory.last):
             recover_model(saved)
@@ -282,12 +291,15 @@ class _Run:
         trainer.add_callback(InterruptionCallback(self.interruption))
         trainer.add_callback(self.curves)
         trainer.add_callback(self.progress)
-        if not _is_main():
+        trainer.add_callback(NoiseCallback(self.recipe.seed))
+        trainer.add_callback(
+            BestModelCallback(self.directory.best, partial(trainer.save_whole, self.subject))
+        )
+        if not is_main():
             return
         assert self.record is not None
         trainer.add_callback(FolderCallback(self.directory.path, self.directory.check_there))
         trainer.add_callback(RecordCallback(self.record.update))
-        trainer.add_callback(BestModelCallback(self.directory.best, self.subject.save))
         if "tensorboard" in self.recipe.train.report_to:
             writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
             trainer.add_callback(TensorBoardCallback(writer))
@@ -298,7 +310,7 @@ class _Run:
             return None
         windows = torch.cat([batch["input_ids"] for batch in self.validation])
         routes = collect_token_routes(
-            self.trainer.model, self.subject.tokenizer, windows, count=count, precision=precision
+            self.subject.model, self.subject.tokenizer, windows, count=count, precision=precision
         )
         if routes is None:
             return None
@@ -307,14 +319,14 @@ class _Run:
         return path.name
 
     def _print_summary(self, micro_batch: int) -> None:
-        if not _is_main():
+        if not is_main():
             return
         lines = [f"run         {self.recipe.name}, seed {self.recipe.seed} → {self.directory.path}"]
         lines += self.subject.describe(micro_batch=micro_batch, device=self.device, precision=self.precision)
         self.console.print("\n".join(lines))
 
     def _tell(self, line: str) -> None:
-        if _is_main():
+        if is_main():
             self.console.print(line)
 
     def _print_result(self, evaluation: Evaluation) -> None:
@@ -345,8 +357,3 @@ def _bring_along(source: Path, directory: RunDirectory) -> None:
         shutil.copyfile(other.curves, directory.curves)
     if other.best.is_dir() and not directory.best.exists():
         shutil.copytree(other.best, directory.best)
-
-
-def _is_main() -> bool:
-    """Whether this process writes: the first of a distributed run, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0

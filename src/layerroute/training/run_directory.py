@@ -169,6 +169,21 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     return Start("new", None, record, tuple(damaged))
 
 
+def seen_start(directory: RunDirectory, recipe: Mapping[str, Any]) -> Start:
+    """What another process than the first of a distributed run can say: whether there is nothing left to do.
+
+    The first one may be writing at this moment; all else is its word.
+    """
+    try:
+        record = read_record(directory.record)
+    except UserError:
+        return Start("new")
+    done = record["status"] == "completed" and recipe_fingerprint(record["recipe"]) == recipe_fingerprint(
+        recipe
+    )
+    return Start("completed" if done else "new", None, record)
+
+
 def first_difference(there: Any, here: Any, key: str = "") -> str:
     """The first key, in alphabetical order, whose value differs: ``"train.max_steps is 200 there and 29 here"``."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):

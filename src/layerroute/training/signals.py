@@ -6,6 +6,8 @@ from typing import Self
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from layerroute.training.parallel import any_of, running_together
+
 
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted by ``signal_number``; ``exit_code`` is 130 for SIGINT and 143 for SIGTERM."""
@@ -64,7 +66,10 @@ class InterruptionCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> TrainerControl:
-        if self.interruption.signal_number is not None:
+        # A signal may reach one process of a distributed run before the others: they stop at the same step.
+        number = any_of(self.interruption.signal_number or 0, args.device if running_together() else "cpu")
+        if number:
+            self.interruption.signal_number = number
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -1,7 +1,7 @@
 """What a run trains: the one seam between the training loop and the two capabilities."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class Subject(ABC):
 
     Attributes:
         data: made by ``read``.
-        model: made by ``build``.
+        model, device, precision: set by ``build``.
     """
 
     data: PreparedData
     model: PreTrainedModel
+    device: torch.device
+    precision: ChosenPrecision
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -52,6 +54,14 @@ class Subject(ABC):
     @abstractmethod
     def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
         """Make the model; ``tell`` takes lines for the user."""
+
+    def rebuild(self, state: Mapping[str, Tensor]) -> None:
+        """Put a whole model with these weights in the place of one that is spread over several processes."""
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            self.build(device=self.device, precision=self.precision, tell=lambda line: None)
+        self.model.load_state_dict(state)
+        self.model.to(device)  # type: ignore[arg-type]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -4,14 +4,15 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from layerroute.evaluation.perplexity import Evaluation, evaluate
 from layerroute.precision import autocast
 from layerroute.training.callbacks.routing import RoutingCallback
-from layerroute.training.checkpoint import STAGING, STATE_NAME, newest_checkpoint, publish
+from layerroute.training.checkpoint import SHARDS, STAGING, STATE_NAME, newest_checkpoint, publish
 from layerroute.training.configuration import TrainConfig
 from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
@@ -31,6 +32,7 @@ from layerroute.training.optimization import (
     learning_rate_factor,
     optimizer_groups,
 )
+from layerroute.training.parallel import is_main
 from layerroute.training.windows import collate
 
 
@@ -42,6 +44,18 @@ class CheckpointWeights(Protocol):
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """Put it back into the model."""
+
+
+class WholeModel(Protocol):
+    """A model that can be made whole again where the training has spread it over several processes."""
+
+    model: PreTrainedModel
+
+    def rebuild(self, state: Mapping[str, Tensor]) -> None:
+        """Put a whole model with these weights in its place."""
+
+    def save(self, path: Path) -> None:
+        """Write it as users load it."""
 
 
 class RoutedTrainer(Trainer):
@@ -64,6 +78,7 @@ class RoutedTrainer(Trainer):
         groups: parameters with rates of their own; default one group of all that are trainable.
         before_evaluation: called before every evaluation (thresholds are set on held-out text there).
         weights: writes and reads the model's part of a checkpoint; default transformers' own.
+        whole: makes a whole model of one that FSDP has spread, for ``weights``.
 
     Attributes:
         meter: totals of the run, and what is measured for the next curve point.
@@ -88,9 +103,11 @@ class RoutedTrainer(Trainer):
         groups: list[ParameterGroup] | None = None,
         before_evaluation: Callable[[], None] | None = None,
         weights: "CheckpointWeights | None" = None,
+        whole: WholeModel | None = None,
     ) -> None:
         self.train_config, self.loss, self.precision = config, loss, precision
         self.groups, self.before_evaluation, self.weights = groups, before_evaluation, weights
+        self.whole = whole
         self._begins: list[float] | None = None
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
@@ -157,6 +174,8 @@ class RoutedTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         norm = super()._clip_grad_norm(model)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         # The last moment before the optimizer step. A loss that is not finite on another process shows in the
         # norm here, because gradients are averaged before they are clipped.
         for quantity, value in (("training loss", self._step_loss), ("gradient norm", float(norm))):
@@ -247,9 +266,94 @@ class RoutedTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.weights.save(self.accelerator.unwrap_model(self.model), folder)
 
+    def gather(self, whole: WholeModel) -> None:
+        """Under FSDP, put a whole copy of the model in the place of the spread one, on the first process.
+
+        All processes must call it. Without FSDP every process has a whole model already.
+        """
+        if not self.is_fsdp_enabled:
+            return
+        from layerroute.training.sharding import full_weights
+
+        state = full_weights(self.model)
+        if is_main():
+            whole.rebuild(state)
+
+    @contextmanager
+    def gathered(self, whole: WholeModel) -> Iterator[None]:
+        """As ``gather``, with the spread model in its place again afterwards."""
+        spread = whole.model
+        self.gather(whole)
+        try:
+            yield
+        finally:
+            whole.model = spread
+
+    def save_whole(self, whole: WholeModel, path: Path) -> None:
+        """Let the first process write the model as users load it; all processes must call it."""
+        with self.gathered(whole):
+            if is_main():
+                whole.save(path)
+
+    def _load_spread(self, checkpoint: Path) -> None:
+        from layerroute.training.sharding import load_weights, spread_weights
+
+        if self.weights is None or (checkpoint / SHARDS).is_dir():
+            load_weights(self.model, checkpoint)
+            return
+        assert self.whole is not None
+        state: dict[str, Tensor] = {}
+        with self.gathered(self.whole):
+            if is_main():
+                self.weights.load(self.whole.model, checkpoint)
+                state = self.whole.model.state_dict()
+        spread_weights(self.model, state)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process writes its part of a checkpoint: FSDP without gathering."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights of a checkpoint; all processes must call it."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        from layerroute.training.sharding import full_weights
+
+        folder = Path(output_dir or self.folder)
+        if self.sharded:
+            if self.args.should_save:
+                self.model.config.save_pretrained(folder)
+        elif self.weights is None:
+            state = full_weights(self.model)
+            if self.args.should_save:
+                self._save(str(folder), state)
+        else:
+            assert self.whole is not None
+            with self.gathered(self.whole):
+                if self.args.should_save:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self.weights.save(self.whole.model, folder)
+        self.accelerator.wait_for_everyone()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from layerroute.training.sharding import save_optimizer
+
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        save_optimizer(self.model, self.optimizer.optimizer, Path(output_dir), sharded=self.sharded)  # type: ignore[attr-defined]
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with only_tensors(resume_from_checkpoint):
-            if self.weights is None:
+            if self.is_fsdp_enabled:
+                self._load_spread(Path(resume_from_checkpoint))
+            elif self.weights is None:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
                 self.weights.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
@@ -266,6 +370,7 @@ class RoutedTrainer(Trainer):
         finally:
             staging, self._staging = self._staging, None
         self.accelerator.wait_for_everyone()
+        meter = self.meter.state_dict()  # a sum over all processes
         if not self.args.should_save:
             return
         written = staging / f"checkpoint-{self.state.global_step}"
@@ -274,7 +379,7 @@ class RoutedTrainer(Trainer):
         state = {
             "fingerprint": self.fingerprint,
             "step": self.state.global_step,
-            "meter": self.meter.state_dict(),
+            "meter": meter,
             "loss": self.loss.state_dict(),
         }
         publish(written, folder, state=state, keep=self.train_config.keep_checkpoints)
@@ -285,8 +390,15 @@ class RoutedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with only_tensors(str(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if self.is_fsdp_enabled and checkpoint is not None:
+                from layerroute.training.sharding import load_optimizer
+
+                load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint))  # type: ignore[union-attr]
+                schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+                self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
-            self.meter.load_state_dict(state["meter"], self.args.device)
+            self.meter.load_state_dict(state["meter"], self.args.device, share=int(is_main()))
             self.loss.load_state_dict(state["loss"])

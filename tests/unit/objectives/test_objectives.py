@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,19 @@ def test_lagrangian_grows_only_while_over_budget():
     for _ in range(5):
         term.update(under)
     assert term.multiplier.item() == 0.0
+
+
+def test_the_lagrangian_may_move_before_the_backward_pass():
+    weights = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    decision = make([[[1, 1], [1, 1]]])
+    decision = replace(decision, probabilities=decision.probabilities + weights)
+    term = Lagrangian(0.25, step=0.5)
+    term.update(decision)
+    penalty = term(decision)
+    term.update(decision)
+    penalty.backward()
+    assert weights.grad is not None
+    assert weights.grad.abs().sum() > 0
 
 
 def test_distillation_is_zero_for_equals_and_kl_otherwise():

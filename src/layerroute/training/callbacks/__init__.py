@@ -4,6 +4,7 @@ from layerroute.training.callbacks.best import BestModelCallback
 from layerroute.training.callbacks.curves import CurvesCallback
 from layerroute.training.callbacks.flow import FinalStepCallback
 from layerroute.training.callbacks.folder import FolderCallback
+from layerroute.training.callbacks.noise import NoiseCallback
 from layerroute.training.callbacks.progress import ProgressCallback
 from layerroute.training.callbacks.record import RecordCallback
 from layerroute.training.callbacks.routing import RoutingCallback
@@ -13,6 +14,7 @@ __all__ = [
     "CurvesCallback",
     "FinalStepCallback",
     "FolderCallback",
+    "NoiseCallback",
     "ProgressCallback",
     "RecordCallback",
     "RoutingCallback",

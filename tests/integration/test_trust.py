@@ -17,9 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layerroute.cli.main import main
+from layerroute.errors import UserError
 from layerroute.integrity import MANIFEST, seal
 from layerroute.records import read_record
+from layerroute.skipping import load_pretrained, load_router, save_router
 from tests.integration.test_train import stop_after, train
+from tests.parity.skipping_models import plain, routed
 from tests.tiny import write_recipe
 
 
@@ -199,3 +202,24 @@ def test_secrets_of_the_environment_are_in_no_record(
     assert train(recipe, tmp_path / "run") == 0
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), path
+
+
+def test_a_base_model_is_not_read_from_a_pickle(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    plain("llama").save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    torch.save({"x": Bomb(mark)}, tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot load the model"):
+        load_pretrained(str(tmp_path / "base"))
+    assert not mark.exists()
+
+
+def test_a_router_that_asks_for_more_than_it_holds_is_refused(tmp_path: Path, little_memory: None) -> None:
+    folder = save_router(routed("llama"), tmp_path / "router")
+    whole = json.loads((folder / "router.json").read_text())
+    for change in ({"rank": 10**12}, {"routing": {**whole["skip"]["routing"], "widths": [10**12]}}):
+        (folder / "router.json").write_text(json.dumps({**whole, "skip": {**whole["skip"], **change}}))
+        with pytest.raises(UserError, match="asks for a width of 1000000000000, but"):
+            load_router(plain("llama"), folder)
+    (folder / "router.json").write_text(json.dumps(whole))
+    load_router(plain("llama"), folder)

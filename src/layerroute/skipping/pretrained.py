@@ -41,12 +41,14 @@ def load_pretrained(
     Args:
         name: the alias ``smollm2-135m``, a local folder, or an id on the hub.
         dtype: of the weights. ``auto`` is that of the checkpoint (fp32 for the alias).
-        options: more arguments of ``from_pretrained`` (``quantization_config``, ``device_map``, …).
+        options: more arguments of ``from_pretrained`` (``quantization_config``, ``device_map``, …). Weights are read
+            from safetensors only.
 
     Raises:
         UserError: if there is no such model here and none can be fetched.
     """
     source = local_source(name)
+    options.setdefault("use_safetensors", True)  # no pickle of anybody's is run
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
         tokenizer = AutoTokenizer.from_pretrained(source)

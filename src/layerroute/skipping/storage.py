@@ -124,6 +124,10 @@ def read_router(folder: str | Path) -> RouterDescription:
             raise UserError(
                 f"{folder} is incomplete: {name} is missing; the base alone is not the routed model"
             )
+    limit = (folder / WEIGHTS).stat().st_size
+    for size in (description.config.rank, *(description.config.routing.widths or [])):
+        if size > limit:  # checked before anything is allocated
+            raise UserError(f"{path} asks for a width of {size}, but {WEIGHTS} has {limit} bytes in all")
     return description
 
 

@@ -17,6 +17,7 @@ from layerroute.data import DataConfig
 from layerroute.provenance import provenance
 
 _QUIET_EXTRAS = ("dev",)
+_TRACKERS = ("tensorboard", "trackio", "wandb")
 _GIB = 2**30
 
 
@@ -38,8 +39,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         A mapping of plain values: ``versions``, ``hardware``, ``torch``, ``devices``, ``precision``, ``gated_delta``,
-        ``extras``, ``cache``, ``disk``; ``problems`` lists, one sentence each, what stands in the way, ``advice`` what
-        would make it faster or more complete.
+        ``routed_attention``, ``processes``, ``extras``, ``trackers``, ``cache``, ``disk``; ``problems`` lists, one
+        sentence each, what stands in the way, ``advice`` what would make it faster or more complete.
     """
     problems: list[str] = []
     advice: list[str] = []
@@ -61,6 +62,7 @@ def examine() -> dict[str, Any]:
         "hardware": source["hardware"],
         **report,
         "extras": extras,
+        "trackers": {name: _version(name) for name in _TRACKERS},
         "cache": _cache(),
         "disk": {"here_free_gib": _free(Path.cwd()), "cache_free_gib": _free(DataConfig().cache_folder())},
         "problems": problems,
@@ -107,7 +109,7 @@ def _version(name: str) -> str | None:
 def _torch(advice: list[str]) -> dict[str, Any]:
     import torch
 
-    from layerroute.ops.gated_delta import backend_report
+    from layerroute.ops import gated_delta, routed_attention
     from layerroute.precision import choose_precision
 
     devices: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
@@ -135,7 +137,12 @@ def _torch(advice: list[str]) -> dict[str, Any]:
         },
         "devices": devices,
         "precision": precision,
-        "gated_delta": backend_report(),
+        "gated_delta": gated_delta.backend_report(),
+        "routed_attention": routed_attention.backend_report(),
+        "processes": {
+            name: torch.distributed.is_available() and getattr(torch.distributed, f"is_{name}_available")()
+            for name in ("gloo", "nccl", "mpi")
+        },
     }
 
 
@@ -174,6 +181,11 @@ def _text(report: dict[str, Any]) -> str:
             f"missing {', '.join(extra['missing'])}: {extra['install']}" if extra["missing"] else "installed"
         )
         lines.append(f"extra        {name}: {state}")
+    trackers = (
+        f"{name} {version}" if version else f"{name} (pip install {name})"
+        for name, version in report["trackers"].items()
+    )
+    lines.append(f"trackers     for train.report_to: {', '.join(trackers)}")
     versions = (f"{name} {version}" for name, version in report["versions"].items() if name != "python")
     lines.append(f"versions     {', '.join(versions)}")
     lines += [
@@ -198,8 +210,12 @@ def _torch_text(report: dict[str, Any]) -> list[str]:
         memory = f", {device['memory_gib']} GiB" if "memory_gib" in device else ""
         lines.append(
             f"device       {device['device']}: {device['name']}{memory}; trains in {precision['name']} "
-            f"({precision['reason']}); GDN runs on '{gated_delta['auto'][kind]}'"
+            f"({precision['reason']}); GDN runs on '{gated_delta['auto'][kind]}', routed attention on "
+            f"'{report['routed_attention']['auto'][kind]}'"
         )
-    for name, backend in gated_delta["backends"].items():
-        lines.append(f"GDN backend  {name}: {'available' if backend['available'] else backend['reason']}")
+    for head, key in (("GDN backend", "gated_delta"), ("attention", "routed_attention")):
+        for name, backend in report[key]["backends"].items():
+            lines.append(f"{head:<12} {name}: {'available' if backend['available'] else backend['reason']}")
+    connected = [name for name, there in report["processes"].items() if there]
+    lines.append(f"processes    can be connected by {', '.join(connected) or 'nothing'}")
     return lines

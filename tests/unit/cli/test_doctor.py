@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import sys
@@ -32,6 +33,12 @@ def test_json_tells_of_this_very_installation(capsys: pytest.CaptureFixture[str]
     assert len(report["devices"]) == 1 + torch.cuda.device_count()
     assert report["precision"]["cpu"]["name"] in ("fp32", "bf16")
     assert report["gated_delta"]["backends"]["chunked"]["available"] is True
+    assert report["routed_attention"]["backends"]["gathered"]["available"] is True
+    assert report["routed_attention"]["backends"]["triton"]["available"] is (
+        torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    )
+    assert report["processes"]["gloo"] is torch.distributed.is_gloo_available()
+    assert report["trackers"]["tensorboard"] == importlib.metadata.version("tensorboard")
     assert report["disk"]["here_free_gib"] > 0
     assert {"cuda", "quantization", "evaluation", "gguf"} <= set(report["extras"])
     assert "dev" not in report["extras"]
@@ -42,7 +49,9 @@ def test_text_has_a_line_for_each_matter(capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     heads = [line.split()[0] for line in out.splitlines()]
     assert {"machine", "platform", "torch", "device", "cache", "disk", "extra", "versions"} <= set(heads)
+    assert {"trackers", "processes", "attention"} <= set(heads)
     assert "GDN runs on" in out
+    assert "routed attention on 'gathered'" in out
     assert out.endswith("All that layerroute needs is here.\n")
 
 

@@ -1,6 +1,6 @@
 """Attention of gathered queries against all keys: reference, PyTorch by key prefixes, one dispatch."""
 
-from layerroute.ops.routed_attention.dispatch import BACKENDS, attend_spans, routed_attention
+from layerroute.ops.routed_attention.dispatch import BACKENDS, attend_spans, backend_report, routed_attention
 from layerroute.ops.routed_attention.flops import share_of_keys
 from layerroute.ops.routed_attention.gathered import BlockPlan, block_size
 from layerroute.ops.routed_attention.inputs import Intervals, Padding, document_starts, intervals
@@ -11,6 +11,7 @@ __all__ = [
     "Intervals",
     "Padding",
     "attend_spans",
+    "backend_report",
     "block_size",
     "document_starts",
     "intervals",

@@ -56,6 +56,22 @@ def _choose(query: Tensor, value: Tensor, dropout: float) -> tuple[str, str]:
     return ("triton", "tensors on a GPU") if problem is None else ("gathered", f"not triton: {problem}")
 
 
+def backend_report() -> dict[str, object]:
+    """Tell, for ``layerroute doctor``, which backends can run here and what ``auto`` takes on each device.
+
+    Returns:
+        As ``layerroute.ops.gated_delta.backend_report``. On a GPU ``auto`` may still take ``gathered`` for tensors that
+        the kernel cannot take.
+    """
+    reason = "" if triton_installed() else "triton is not installed"
+    if not reason and not torch.cuda.is_available():
+        reason = "torch sees no GPU"
+    cuda = None if not torch.cuda.is_available() else "gathered" if reason else "triton"
+    backends = {name: {"available": True, "reason": ""} for name in BACKENDS}
+    backends["triton"] = {"available": not reason, "reason": reason}
+    return {"auto": {"cpu": "gathered", "cuda": cuda}, "backends": backends}
+
+
 def routed_attention(
     query: Float[Tensor, "N H K"],
     key: Float[Tensor, "B S G K"],

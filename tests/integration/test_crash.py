@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -13,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from layerroute.data import DataConfig
 from layerroute.data.prepare import find_prepared, prepare_data
 from layerroute.errors import UserError
 from layerroute.recipe import load_recipe
 from layerroute.records import read_record
+from layerroute.training.checkpoint import step_of
+from layerroute.training.hybrid import HybridSubject
 from layerroute.training.models import resolved_recipe
 from layerroute.training.run_directory import RunDirectory, find_start
 from tests.integration.test_train import assert_same_run, train
-from tests.tiny import write_recipe
+from tests.tiny import write_corpus, write_recipe
 
 KILLS = 25
 # The state at the end, beyond what the saved models show: optimizer, schedule, random numbers.
@@ -218,3 +223,34 @@ def test_disks_that_fill_up_become_read_only_or_vanish(tmp_path: Path) -> None:
         assert case["resumed"] == 0, case
         assert case["going_on_from"] == case["last"]
         assert case["same"], f"{name}: the end is not that of a run without trouble"
+
+
+def test_data_that_make_the_loss_nan_stop_the_run_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One letter's embedding is NaN: the run goes well until the data come to it."""
+    recipe = write_recipe(tmp_path, train={"save_every": 1, "evaluate_every": 0, "route_sentences": 0})
+    held_out = write_corpus(tmp_path / "held-out.txt", documents=12)
+    corpus = tmp_path / "corpus.txt"
+    documents = corpus.read_text().split("\n\n")
+    documents[::12] = [f"ζ {text} {number}" for number, text in enumerate(documents[::12])]
+    corpus.write_text("\n\n".join(documents))
+    build = HybridSubject.build
+
+    def poisoned(self: Any, **keywords: Any) -> None:
+        build(self, **keywords)
+        letter = {*self.tokenizer("ζ")["input_ids"]} - {*self.tokenizer(held_out.read_text())["input_ids"]}
+        assert letter
+        with torch.no_grad():
+            self.model.get_input_embeddings().weight[list(letter)] = math.nan
+
+    monkeypatch.setattr(HybridSubject, "build", poisoned)
+    assert train(recipe, tmp_path / "run", f"--data.validation_paths=[{held_out}]") == 1
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "so the step was not taken" in text]
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["error"]) == ("failed", line.removeprefix("layerroute: "))
+    last = max((tmp_path / "run" / "checkpoints").glob("checkpoint-*"), key=step_of)
+    assert f"the training loss is nan at step {step_of(last) + 1}, so the step was not taken; " in line
+    assert str(last) in line
+    for name, value in load_file(last / "model.safetensors").items():
+        assert "embed_tokens" in name or value.isfinite().all(), name

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
+from layerroute.hybrid import HybridForCausalLM
 from layerroute.integrity import MANIFEST, seal
 from layerroute.records import read_record
 from layerroute.skipping import load_pretrained, load_router, save_router
@@ -127,10 +128,19 @@ HUGE = {
 
 @pytest.mark.parametrize("case", HUGE)
 def test_sizes_are_checked_before_anything_is_allocated(
-    model: Path, case: str, little_memory: None, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    case: str,
+    little_memory: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     HUGE[case](model)
     seal(model)
+
+    def allocate(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("it is looked at before anything is made of it")
+
+    monkeypatch.setattr(HybridForCausalLM, "from_pretrained", allocate)
     assert generate(model) == 2
     assert "weights" in complaint(capsys)
 

@@ -124,7 +124,8 @@ def _help(text: str, field: str) -> str:
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:
-    given = {name: value for name in _DEFAULTS if (value := getattr(arguments, name)) is not None}
+    # Fields that have no option (of sources that need a recipe) keep their defaults.
+    given = {name: value for name in _DEFAULTS if (value := getattr(arguments, name, None)) is not None}
     if arguments.source.endswith((".yaml", ".yml")):
         from layerroute.recipe import load_recipe
 

@@ -145,7 +145,13 @@ def _layers(comparison: SkippingComparison) -> Drawn:
     sites = list(dict.fromkeys(frame["site"]))
     figure = new_figure(WIDTH, 0.5 + 0.62 * len(shown) + 0.5)
     grid = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(left=0.09, right=0.98, top=0.97, bottom=0.5 / figure.get_figheight(), hspace=0.45)
+    figure.subplots_adjust(
+        left=0.09,
+        right=0.98,
+        top=1 - 0.25 / figure.get_figheight(),
+        bottom=0.5 / figure.get_figheight(),
+        hspace=0.45,
+    )
     for axes, arm in zip(grid[:, 0], shown, strict=True):
         own = frame[frame["arm"] == arm.label].set_index("site")["skip"].reindex(sites)
         axes.bar(range(len(sites)), 100 * own, color=SOFTMAX if arm is comparison.subject else GDN, width=0.8)

@@ -1,5 +1,6 @@
 """Calibrated policies as routers of a model: what is saved, and what the table is measured with."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,7 +43,8 @@ def install(
         adapters: False: tokens that skip keep their state.
         budgets: of the routed arm: shares that run by budget and site. Default: the policy's own.
     """
-    config = _arm_config(policy, config)
+    several = budgets is not None and len(budgets) > 1
+    config = _arm_config(policy, config, learned=several)
     if not adapters:
         config = replace(config, skip_path="identity")
     if budgets is not None:
@@ -60,12 +62,12 @@ def install(
         routing, row = (routings[index], 0) if config.granularity == "per_layer" else (routings[0], index)
         if routing.router is None:
             continue
-        _set_site(routing, row, policy, layer)
+        _set_site(routing, row, policy, layer, cut=not several)
     model.eval()
     return model
 
 
-def _arm_config(policy: Policy, config: SkipConfig) -> SkipConfig:
+def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipConfig:
     layers = config.layers or []
     running = [1.0 - policy.sites[layer].rate for layer in layers]
     control: str | None = None
@@ -73,7 +75,7 @@ def _arm_config(policy: Policy, config: SkipConfig) -> SkipConfig:
         control = policy.chooser
     elif policy.chooser != "predicted":
         raise ValueError(f"decisions that are {policy.chooser} cannot be made by a router")
-    elif all(rate in (0.0, 1.0) for rate in running):
+    elif not learned and all(rate in (0.0, 1.0) for rate in running):
         control = "static"
     if control is None:
         if policy.router_layer is not None:
@@ -89,20 +91,20 @@ def _arm_config(policy: Policy, config: SkipConfig) -> SkipConfig:
 
 
 @torch.no_grad()
-def _set_site(routing: Routing, row: int, policy: Policy, layer: int) -> None:
+def _set_site(routing: Routing, row: int, policy: Policy, layer: int, *, cut: bool) -> None:
+    """One site's row of the router; with ``cut`` its threshold is part of the bias, so that a threshold of 0 serves."""
     site = policy.sites[layer]
     assert routing.router is not None
     linear = routing.router.linears()[-1]
     linear.weight[row] = 0.0
-    if site.predictor is None:
-        linear.bias[row] = ALWAYS if site.rate <= 0.0 else -ALWAYS
-    elif site.rate in (0.0, 1.0):  # other budgets have other rates: their thresholds are still to be set
-        linear.weight[row] = site.predictor.weight
-        linear.bias[row] = site.predictor.bias
-    else:
-        # The cut is part of the bias, so that a router whose thresholds are 0 serves the budget.
-        linear.weight[row] = site.predictor.weight
-        linear.bias[row] = site.predictor.bias - site.predictor.threshold
+    predictor = site.predictor
+    if predictor is None or (cut and not math.isfinite(predictor.threshold)):
+        # All tokens take one path (but for the first ones, which always run: they alone may be what rate leaves).
+        everyone = site.rate >= 1.0 or (predictor is not None and predictor.threshold > 0)
+        linear.bias[row] = -ALWAYS if everyone else ALWAYS
+        return
+    linear.weight[row] = predictor.weight
+    linear.bias[row] = predictor.bias - (predictor.threshold if cut else 0.0)
 
 
 def install_for_budgets(model: Any, calibration: Calibration, statistics: Int[Tensor, "N T"]) -> Any:

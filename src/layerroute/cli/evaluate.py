@@ -124,6 +124,7 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
     from layerroute.data.configuration import DataConfig
     from layerroute.data.prepare import open_data
     from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+    from layerroute.skipping.pretrained import local_source
     from layerroute.training.samples import validation_batches
 
     recipe = (loaded.record or {}).get("recipe") or {}
@@ -137,7 +138,10 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
         raise UserError(
             f"{loaded.path} is not part of a run, so its validation data are not known; give text with --data"
         )
-    prepared = open_data(DataConfig(**{**recipe["data"], "sequence_length": length}))
+    data = {**recipe["data"], "sequence_length": length}
+    if recipe["capability"] == "layer_skipping":  # the data are in the ids of the pretrained model
+        data["tokenizer"] = local_source(recipe["model"]["name"])
+    prepared = open_data(DataConfig(**data))
     stored = (loaded.record or {}).get("data", {}).get("fingerprint")
     if stored is not None and stored != prepared.fingerprint:
         raise UserError(

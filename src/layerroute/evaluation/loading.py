@@ -18,7 +18,8 @@ from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
-from layerroute.skipping.storage import DESCRIPTION, load_routed
+from layerroute.skipping.pretrained import base_options
+from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,9 @@ def load_model(
         UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, no
             tokenizer. Nothing else is ever loaded in its place.
     """
-    if (Path(path) / DESCRIPTION).is_file():
-        return _load_router(Path(path), choose_device(device), precision)
     folder = _model_folder(Path(path))
+    if (folder / DESCRIPTION).is_file():
+        return _load_router(folder, choose_device(device), precision)
     check_intact(folder)
     config = _read_config(folder)
     check_fits(config, folder)
@@ -116,19 +117,30 @@ def load_model(
 
 
 def _load_router(path: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
+    """A router folder, on its base in the form on which it was trained (float32 for one that was only calibrated)."""
+    notes = read_router(path).notes
+    form, trained = notes.get("model", {"dtype": "float32"}), notes.get("precision")
+    known = ("dtype", "quantization", "attention")
+    if not isinstance(form, dict) or not set(form) <= set(known):
+        raise UserError(f"{path / DESCRIPTION}: notes.model must name {', '.join(known)} alone, got {form!r}")
+    options = base_options(device=target, **form)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, tokenizer = load_routed(path, dtype=torch.float32)
+        model, tokenizer = load_routed(path, **options)
     finally:
         if bars:
             logging.enable_progress_bar()
+    if "quantization_config" not in options:
+        model.to(target)  # type: ignore[arg-type]
+    if precision is None:
+        precision = trained if trained in ("bf16", "fp32") else "fp32"
     return LoadedModel(
-        model=model.eval().to(target),
+        model=model.eval(),
         tokenizer=tokenizer,
         path=path,
-        record=None,
-        precision=choose_precision(precision or "fp32", target).name,
+        record=_record_of(path),
+        precision=choose_precision(precision, target).name,
     )
 
 
@@ -137,15 +149,14 @@ def _model_folder(path: Path) -> Path:
         raise UserError(f"there is no checkpoint {path}; give the folder of a run or of a saved model")
     if not path.is_dir():
         raise UserError(f"{path} is a file; give the folder of a run or of a saved model")
-    if (path / "config.json").is_file():
-        return path
-    for name in ("best", "last"):
-        if (path / name / "config.json").is_file():
-            return path / name
+    for folder in (path, path / "best", path / "last"):
+        if (folder / DESCRIPTION).is_file() or (folder / "config.json").is_file():
+            return folder
     if (path / RECORD_NAME).is_file():
         raise UserError(f"the run in {path} has saved no model yet")
     raise UserError(
-        f"{path} holds no model: there is no config.json; give the folder of a run or of a saved model"
+        f"{path} holds no model: there is no config.json and no {DESCRIPTION}; give the folder of a run, of a saved "
+        "model or of a router"
     )
 
 

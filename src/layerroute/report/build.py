@@ -24,6 +24,7 @@ from layerroute.report import wording
 from layerroute.report.architecture import describe
 from layerroute.report.discussion import discussion
 from layerroute.report.figures import FigureEntry, build_figures
+from layerroute.report.figures_skipping import FILES as SKIPPING_FILES
 from layerroute.report.figures_tokens import heatmap_source
 from layerroute.report.html import environment, inline_svg, token_views
 from layerroute.report.skipping import write_skipping_report
@@ -229,6 +230,7 @@ def _clear(target: Path) -> None:
         for number in range(1, 8)
         for name in FigureEntry(number=number, title="", caption="").files
     }
+    ours |= {figures / name for name in SKIPPING_FILES}
     page = target / PAGE
     marked = not page.exists() or MARK in page.read_text(encoding="utf-8", errors="replace")[:4000]
     foreign = [file.name for file in files if file not in ours] or ([] if marked else [PAGE])

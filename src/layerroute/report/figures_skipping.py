@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.skipping import FULL, ROUTED, SkippingComparison, executed, kind_of, skipped
-from layerroute.report.style import GDN, MUTED, SOFTMAX, WIDTH, figure_style, new_figure, save_figure
+from layerroute.report.style import (
+    FORMATS,
+    GDN,
+    MUTED,
+    SOFTMAX,
+    WIDTH,
+    figure_style,
+    new_figure,
+    save_figure,
+)
 
 MARKERS = {
     FULL: ("s", GDN),
@@ -21,6 +30,10 @@ MARKERS = {
     "periodic": ("+", "#7a8a1f"),
     "stochastic depth": ("v", "#8c5a3c"),
 }
+FIGURES = ("compute", "layers", "convergence", "terms")
+FILES = tuple(f"{name}.{suffix}" for name in FIGURES for suffix in ("csv", *FORMATS))
+"""All that ``build_skipping_figures`` may write."""
+
 TERMS = {
     "lm_loss": "cross-entropy",
     "kd_loss": "distillation (T²·KL)",
@@ -46,12 +59,7 @@ def build_skipping_figures(
 ) -> dict[str, SkippingFigure]:
     """Draw all figures into ``folder`` with their data as CSV beside them."""
     made = {}
-    for name, draw in (
-        ("compute", _compute),
-        ("layers", _layers),
-        ("convergence", _convergence),
-        ("terms", _terms),
-    ):
+    for name, draw in zip(FIGURES, (_compute, _layers, _convergence, _terms), strict=True):
         progress(f"figure {name}")
         with figure_style():
             entry, figure, data = draw(comparison)

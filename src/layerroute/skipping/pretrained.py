@@ -64,6 +64,49 @@ def load_pretrained(
     return model.eval(), tokenizer
 
 
+def base_options(
+    *, device: torch.device, dtype: str = "auto", quantization: str = "none", attention: str | None = None
+) -> dict[str, Any]:
+    """Arguments of ``load_pretrained`` for a base in the form that a recipe's `model` section asks for.
+
+    Args:
+        device: where it is to run; 4-bit weights are made there, all others are moved by the caller.
+        dtype: ``float32``, ``bfloat16``, or ``auto``: float32 on a CPU, elsewhere the checkpoint's own.
+        quantization: ``none`` or ``nf4`` (QLoRA, Dettmers et al. 2023).
+        attention: transformers' attention implementation, default its own choice.
+
+    Raises:
+        UserError: 4 bits without bitsandbytes; a form that does not exist.
+    """
+    for key, value, known in (
+        ("dtype", dtype, ("auto", "float32", "bfloat16")),
+        ("quantization", quantization, ("none", "nf4")),
+    ):
+        if value not in known:
+            raise UserError(f"model.{key} is {value!r}; it must be {', '.join(known[:-1])} or {known[-1]}")
+    if dtype == "auto" and device.type == "cpu":
+        dtype = "float32"
+    options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    if quantization == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
+                "pip install 'layerroute[quantization]', or set model.quantization: none"
+            )
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32 if dtype == "float32" else torch.bfloat16,
+        )
+        options["device_map"] = {"": device}
+    return options
+
+
 def local_source(name: str) -> str:
     """What transformers is to load for a name: the alias's unpacked folder or hub id, else the name itself."""
     return _smollm2() if name == SMOLLM2 else name

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from layerroute.precision import Precision
 from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
 from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router
-from layerroute.skipping.pretrained import load_pretrained
+from layerroute.skipping.pretrained import base_options, load_pretrained
 from layerroute.skipping.storage import load_router
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.skipping.configuration import AdaptConfig, PretrainedConfig, StartConfig
@@ -33,33 +32,12 @@ def load_base(
     Raises:
         UserError: as ``load_pretrained``; 4 bits without bitsandbytes.
     """
-    dtype: torch.dtype | str = "auto"
-    if config.dtype != "auto":
-        dtype = getattr(torch, config.dtype)
-    elif device.type == "cpu":
-        dtype = torch.float32
-    options: dict[str, Any] = {}
-    if config.attention is not None:
-        options["attn_implementation"] = config.attention
+    options = base_options(
+        device=device, dtype=config.dtype, quantization=config.quantization, attention=config.attention
+    )
     if config.trust_remote_code:
         options["trust_remote_code"] = True
-    if config.quantization == "nf4":
-        if find_spec("bitsandbytes") is None:
-            raise UserError(
-                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
-                "pip install 'layerroute[quantization]', or set model.quantization: none"
-            )
-        from transformers import BitsAndBytesConfig
-
-        compute = torch.float32 if dtype == torch.float32 else torch.bfloat16
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute,
-        )
-        options["device_map"] = {"": device}
-    model, tokenizer = load_pretrained(config.name, dtype=dtype, **options)
+    model, tokenizer = load_pretrained(config.name, **options)
     if config.quantization == "none":
         model.to(device)  # type: ignore[arg-type]
     model.requires_grad_(False)

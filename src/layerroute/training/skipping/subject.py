@@ -40,11 +40,18 @@ from layerroute.training.trainer import CheckpointWeights
 
 
 class RouterWeights:
-    """Checkpoints hold router, skip paths and adapter; the base is where it came from."""
+    """Checkpoints hold router, skip paths and adapter; the base is where it came from.
+
+    Args:
+        notes: for the router folder.
+    """
+
+    def __init__(self, notes: dict[str, Any]) -> None:
+        self.notes = notes
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """See ``CheckpointWeights``."""
-        save_router(model, folder)
+        save_router(model, folder, notes=self.notes)
 
     def load(self, model: nn.Module, folder: Path) -> None:
         """See ``CheckpointWeights``."""
@@ -145,7 +152,7 @@ class SkippingSubject(Subject):
 
     def weights(self) -> CheckpointWeights:
         """Without the base."""
-        return RouterWeights()
+        return RouterWeights(self._notes())
 
     def before_evaluation(self) -> None:
         """Set the thresholds on held-out text in inference mode, for each budget."""
@@ -170,8 +177,21 @@ class SkippingSubject(Subject):
 
     def save(self, path: Path) -> None:
         """A router folder."""
-        notes = {"run": f"{self.recipe.name}-seed{self.recipe.seed}", "start": self.start.method}
-        replace_folder(path, lambda folder: _write(self.model, folder, notes))
+        replace_folder(path, lambda folder: _write(self.model, folder, self._notes()))
+
+    def _notes(self) -> dict[str, Any]:
+        """Where the folder comes from, and the form of the base on which it was trained."""
+        model = self.pretrained
+        return {
+            "run": f"{self.recipe.name}-seed{self.recipe.seed}",
+            "start": self.start.method,
+            "precision": self.precision.name,
+            "model": {
+                "dtype": model.dtype,
+                "quantization": model.quantization,
+                "attention": model.attention,
+            },
+        }
 
     def describe(self, *, micro_batch: int, device: torch.device, precision: ChosenPrecision) -> list[str]:
         """Model, what may be skipped, data, tokens, machine."""

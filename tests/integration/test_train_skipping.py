@@ -1,0 +1,315 @@
+"""`layerroute train` on layer-skipping recipes as users meet it: a tiny model, its own tokenizer, real runs."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.data.prepare import prepare_data
+from layerroute.evaluation.loading import load_model
+from layerroute.recipe import load_recipe
+from layerroute.records import read_record
+from layerroute.skipping import get_router
+
+BASE = """
+capability: layer_skipping
+model: {{name: {model}}}
+skip:
+  layers: [2, 3, 4, 5]
+  router_layer: 2
+  rank: 4
+  granularity: token
+  routing: {{router: linear, estimator: selected, budget: quantile, rate: 0.6}}
+start: {{tokens_statistics: 512, tokens_selection: 128, tokens_search: 128}}
+data:
+  source: files
+  paths: [{train}]
+  validation_paths: [{heldout}]
+  sequence_length: 32
+  cache_dir: {cache}
+train:
+  max_steps: 4
+  batch_size: 2
+  learning_rate: 1.0e-3
+  precision: fp32
+  log_every: 1
+  save_every: 2
+  evaluation_sequences: 8
+  threshold_tokens: 512
+  route_sentences: 0
+  report_to: []
+adapt: {{lora_rank: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model folder, texts and a base recipe."""
+    folder = tmp_path_factory.mktemp("skipping")
+    draw = random.Random(0)
+    words = (
+        "the router reads a state and decides which tokens run and which skip this layer of our model".split()
+    )
+    for name, count in (("train", 120), ("heldout", 60)):
+        lines = [json.dumps({"text": " ".join(draw.choices(words, k=60))}) for _ in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(folder / "train.jsonl")], vocab_size=290, special_tokens=["</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=7,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    paths = {name: folder / f"{name}.jsonl" for name in ("train", "heldout")}
+    text = BASE.format(model=folder / "model", cache=folder / "cache", **paths)
+    (folder / "base.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(home, monkeypatch):
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(home / "cache"))
+
+
+def recipe(home, name, text=""):
+    file = home / f"{name}.yaml"
+    file.write_text(f"base: base.yaml\n{text}")
+    return str(file)
+
+
+def train(home, out, name, text="", *more):
+    assert main(["train", recipe(home, name, text), "--out", str(out), *more]) == 0
+    return read_record(out)
+
+
+def curve(out):
+    return [json.loads(line) for line in (out / "curves.jsonl").read_text().splitlines()]
+
+
+def test_a_run_from_a_calibrated_start(home, tmp_path, capsys):
+    out = tmp_path / "run"
+    record = train(home, out, "token")
+    routing = record["routing"]
+    assert record["status"] == "completed" and routing["control"] is None
+    assert len(record["validation"]["window_losses"]) == 8
+    loss = sum(record["validation"]["window_losses"]) / 8
+    assert loss == pytest.approx(record["metrics"]["validation_loss"], abs=1e-4)
+    # The rate asked for is the rate served, in inference mode, on text that the thresholds were not set on.
+    assert routing["skipped"] == pytest.approx(0.4, abs=0.06)
+    assert record["flops"]["executed_per_token"] < record["flops"]["forward_per_token"]
+    assert record["parameters"]["by_part"]["adapter"] > 0
+    points = [point for point in curve(out) if point["split"] == "train"]
+    assert {"lm_loss", "kd_loss", "activity"} <= points[0].keys() and len(points) == 4
+    # What was saved is what was scored: opened again it has the same loss.
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"] == pytest.approx(record["metrics"]["best_validation_loss"], abs=1e-5)
+
+
+CONTROLS = {
+    "static_greedy": "start: {arm: static_greedy}",
+    "random": "start: {arm: random}",
+    "periodic": "start: {arm: periodic}",
+    "early_exit": "start: {arm: early_exit}",
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_start_from_the_same_calibration_and_skip_as_much(home, tmp_path, name):
+    record = train(home, tmp_path / name, name, CONTROLS[name])
+    granted = 0.13 if name == "static_greedy" else 0.08  # two of four layers is the nearest to 40 %
+    assert record["routing"]["skipped"] == pytest.approx(0.4, abs=granted)
+    found = list((home / "cache" / "calibrations").iterdir())
+    assert len([path for path in found if not path.name.startswith(".")]) == 1, (
+        "all arms share one calibration"
+    )
+
+
+def test_early_exit_never_comes_back(home, tmp_path):
+    train(home, tmp_path / "run", "early_exit", CONTROLS["early_exit"])
+    loaded = load_model(tmp_path / "run")
+    with torch.no_grad():
+        loaded.model(input_ids=torch.randint(5, 250, (2, 32)))
+    runs = get_router(loaded.model).last.expensive.long()
+    assert (runs.diff(dim=-1) <= 0).all() and 0 < runs.float().mean() < 1
+
+
+def test_full_depth_is_a_run_without_skips_and_stochastic_depth_only_trains_with_them(home, tmp_path):
+    fresh = "skip: {skip_path: identity, routing: {control: static, budget: none, rate: 1.0}}\nstart: {method: fresh}"
+    full = train(home, tmp_path / "full", "full", fresh)
+    assert full["routing"]["skipped"] == 0.0
+    dropped = (
+        fresh.replace("static", "stochastic")
+        .replace("1.0", "0.5")
+        .replace("skip: {", "skip: {granularity: batch, ")
+    )
+    record = train(home, tmp_path / "stochastic", "stochastic", dropped)
+    assert record["routing"]["skipped"] == 0.0
+    rates = [
+        value
+        for p in curve(tmp_path / "stochastic")
+        if p["split"] == "train"
+        for k, value in p.items()
+        if "rate/" in k
+    ]
+    assert 0.1 < sum(rates) / len(rates) < 0.9
+
+
+FRESH = """
+skip: {skip_path: identity, routing: {router: mlp, initial_bias: 1.0, estimator: gumbel_st, budget: none}}
+start: {method: fresh}
+adapt: {router_rate: 1.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "terms"),
+    [
+        (
+            "v2",
+            "objective: {activity_weight: 5.0, budget_weight: 8.0}",
+            {"kd_loss", "activity", "budget_loss"},
+        ),
+        ("no_kd", "objective: {kd_weight: 0.0, budget_weight: 8.0}", {"activity", "budget_loss"}),
+        ("lagrangian", "objective: {lagrangian_step: 0.1}", {"kd_loss", "multiplier"}),
+    ],
+)
+def test_fresh_routers_train_with_each_term_logged_apart(home, tmp_path, name, more, terms):
+    record = train(home, tmp_path / "run", name, FRESH + more)
+    points = [point for point in curve(tmp_path / "run") if point["split"] == "train"]
+    assert all(terms <= point.keys() for point in points)
+    assert ("kd_loss" in points[0]) == (name != "no_kd")
+    assert record["routing"]["skipped"] == pytest.approx(0.4, abs=0.08)
+
+
+def test_reinforce_decides_for_the_batch_and_says_that_it_is_not_causal(home, tmp_path):
+    text = FRESH.replace("gumbel_st", "reinforce").replace("skip: {", "skip: {granularity: batch, ")
+    text += (
+        "objective: {kd_weight: 0.0, policy_weight: 1.0, activity_weight: 1.0}\ntrain: {threshold_tokens: 0}"
+    )
+    record = train(home, tmp_path / "run", "reinforce", text)
+    points = [point for point in curve(tmp_path / "run") if point["split"] == "train"]
+    assert all("policy_loss" in point for point in points)
+    assert record["routing"]["causal"] is False
+
+
+def test_one_checkpoint_serves_every_budget_that_it_was_trained_for(home, tmp_path):
+    out = tmp_path / "run"
+    text = "objective: {budgets: [0.25, 0.4, 0.6]}\ntrain: {threshold_tokens: 2048}"
+    train(home, out, "budgets", text)
+    loaded = load_model(out)
+    router = get_router(loaded.model)
+    ids = _heldout(home)
+    shares = []
+    for budget in (0.25, 0.4, 0.5, 0.6):
+        router.set_budget(budget)
+        with torch.no_grad():
+            loaded.model(input_ids=ids)
+        shares.append(1 - float(router.last.mean_rate()))
+    assert shares == sorted(shares)
+    assert shares == pytest.approx([0.25, 0.4, 0.5, 0.6], abs=0.05)
+
+
+def _heldout(home):
+    """The whole validation split; thresholds were set on a fifth of it."""
+    config = replace(load_recipe(home / "base.yaml").data, tokenizer=str(home / "model"))
+    validation = prepare_data(config).validation
+    return torch.from_numpy(validation.batch(range(validation.windows())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["token", "v2"])
+def test_a_resumed_run_ends_bit_identical(home, tmp_path, name):
+    text = "" if name == "token" else FRESH + "objective: {budget_weight: 8.0, lagrangian_step: 0.1}"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(home, whole, name, text)
+    train(home, parts, name, text)
+    # The run is put back to where its first checkpoint was written.
+    (parts / "record.json").unlink()
+    train(home, tmp_path / "again", name, text, "--resume", str(parts / "checkpoints" / "checkpoint-2"))
+    for file in ("router.safetensors", "adapter/adapter_model.safetensors"):
+        one, two = load_file(whole / "last" / file), load_file(tmp_path / "again" / "last" / file)
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), file
+
+
+@pytest.mark.slow
+def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
+    record = train(home, tmp_path / "skip", "skip_only", "adapt: {lora_rank: 0}")
+    parts = record["parameters"]
+    assert parts["by_part"]["adapter"] == 0 and parts["trainable"] == parts["by_part"]["skip paths"]
+    record = train(home, tmp_path / "all", "all", "adapt: {lora_rank: 2, router_rate: 0.1}")
+    parts = record["parameters"]
+    assert parts["trainable"] == parts["total"] - parts["by_part"]["base"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("skip: {unit: attention}", "skip.unit 'attention' cannot be calibrated"),
+        ("skip: {layers: [2, 9]}", "out of range"),
+        ("skip: {routing: {rate: 0.0}}", "between 0 and 1"),
+        ("data: {tokenizer: gpt2}", "leave data.tokenizer out"),
+        ("data: {sequence_length: 100000}", "tokens are needed"),
+        ("start: {folder: nowhere}", "nowhere"),
+        ("adapt: {lora_targets: [nothing]}", "no module called nothing"),
+        ("objective: {ce_weight: 0.0, kd_weight: 0.0}", "nothing to learn from"),
+        ("adapt: {lora_rank: 0, skip_rate: 0.0}", "nothing is trained"),
+        ("start: {method: fresh}\nobjective: {budgets: [0.2, 0.4]}", "serves several budgets"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(home, tmp_path, capsys, text, told):
+    assert main(["train", recipe(home, "bad", text), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert told in error[-1] and "Traceback" not in "".join(error)
+
+
+def test_four_bits_without_bitsandbytes_is_told(home, tmp_path, capsys, monkeypatch):
+    from layerroute.skipping import pretrained
+
+    find = pretrained.importlib.util.find_spec
+    monkeypatch.setattr(
+        pretrained.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    file = recipe(home, "four_bits", "model: {quantization: nf4}")
+    assert main(["train", file, "--out", str(tmp_path / "run")]) == 2
+    assert "pip install 'layerroute[quantization]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compare_and_report_hold_routing_against_its_controls(home, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for name in ("token", "random", "periodic", "static_greedy"):
+        train(home, runs / name, name, CONTROLS.get(name, ""))
+    capsys.readouterr()
+    assert main(["compare", str(runs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = {arm["arm"]: arm["kind"] for arm in found["arms"]}
+    assert kinds == {
+        "token": "routed",
+        "random": "random",
+        "periodic": "periodic",
+        "static_greedy": "static prune",
+    }
+    gap = next(arm for arm in found["arms"] if arm["arm"] == "random")["subject_minus_this"]
+    assert gap["low"] <= gap["mean"] <= gap["high"] and gap["windows"] == 8
+    assert main(["report", str(runs)]) == 0
+    first = {p.name: p.read_bytes() for p in (runs / "report").rglob("*") if p.is_file()}
+    assert {"index.html", "paper.md", "compute.csv", "layers.png"} <= first.keys()
+    assert main(["report", str(runs)]) == 0
+    assert first == {p.name: p.read_bytes() for p in (runs / "report").rglob("*") if p.is_file()}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -70,6 +71,11 @@ def only_tensors(checkpoint: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except pickle.UnpicklingError as error:  # torch's own words end in the advice to run it
+        raise UserError(
+            f"--resume: the checkpoint {checkpoint} cannot be used: it holds more than tensors and plain values, or is "
+            "no file of torch's; none of it was run"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

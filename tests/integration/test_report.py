@@ -288,10 +288,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert main([command, str(tmp_path), "--allow-different-data"]) == 0
 
 
-def test_report_of_another_capability_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_runs_of_both_capabilities_at_once_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     make_run(tmp_path, "skip", capability="layer_skipping")
-    assert main(["report", str(tmp_path)]) == 2
-    assert "layer_skipping" in capsys.readouterr().err
+    make_run(tmp_path, "route", capability="attention_routing")
+    assert main([command, str(tmp_path)]) == 2
+    assert "attention_routing and layer_skipping answer different questions" in capsys.readouterr().err
 
 
 def test_compare_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """What a benchmark case is made of. A case cannot time anything that it does not also put before the gate."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -49,7 +50,7 @@ class RedGate(Exception):
     def __init__(self, where: str, checks: Sequence[Check]) -> None:
         worst = max(
             (check for check in checks if not check.green),
-            key=lambda check: check.deviation / check.tolerance,
+            key=lambda check: check.deviation / (check.tolerance or sys.float_info.min),
         )
         self.worst = worst
         super().__init__(
@@ -64,16 +65,18 @@ class Limit:
 
     Attributes:
         arm: its name.
-        factor: what the limit saves over the baseline is multiplied by this, where the arm could not leave out exactly
+        factor: what the limit saves over the whole is multiplied by this, where the arm could not leave out exactly
             the share in question (6 of 25 layers for 25 % of them: 6.25 / 6).
+        whole: the arm from which work was left out; None is the baseline.
     """
 
     arm: str
     factor: float = 1.0
+    whole: str | None = None
 
-    def seconds(self, own: float, baseline: float) -> float:
+    def seconds(self, own: float, whole: float) -> float:
         """What the limit would take at exactly the share in question."""
-        return baseline - self.factor * (baseline - own)
+        return whole - self.factor * (whole - own)
 
 
 @dataclass(frozen=True, kw_only=True)

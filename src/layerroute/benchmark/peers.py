@@ -128,9 +128,9 @@ def _flex(problem: Problem) -> Attention:
     compiled = torch.compile(flex_attention)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        gathered, _ = _by_row(problem, query)
-        with torch.no_grad():
-            out = compiled(gathered.contiguous(), key, value, block_mask=block_mask)
+        # On a CPU it refuses tensors that require gradients, whether one is wanted or not.
+        gathered, _ = _by_row(problem, query.detach())
+        out = compiled(gathered.contiguous(), key.detach(), value.detach(), block_mask=block_mask)
         assert isinstance(out, Tensor)
         return out.transpose(1, 2).flatten(0, 1)
 

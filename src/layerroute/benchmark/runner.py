@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,11 @@ def run_comparisons(
         counted = {} if prepared.count is None else prepared.count()
         on_row(comparison, "time")
         timings = measure(
-            prepared.arms, repeats=repeats, synchronize=_synchronize(comparison.device), clock=CLOCKS[clock]
+            prepared.arms,
+            repeats=repeats,
+            synchronize=_synchronize(comparison.device),
+            clock=CLOCKS[clock],
+            pace=CLOCKS["wall"],
         )
         rows.append(_row(comparison, prepared, checks, timings, counted))
         on_row(comparison, "done")
@@ -109,7 +114,7 @@ def _row(
             "calls": timings.calls[name],
         }
         if limit is not None:
-            share = timings.share_of(name, baseline, limit.arm, limit.seconds)
+            share = timings.share_of(name, limit.whole or baseline, limit.arm, limit.seconds)
             arms[name]["share_of_limit"] = share.to_dict()
     gate = [
         {"what": check.what, "deviation": check.deviation, "tolerance": check.tolerance} for check in checks
@@ -121,7 +126,7 @@ def _row(
         "baseline": comparison.baseline,
         "gate": gate,
         "arms": arms,
-        **({} if limit is None else {"limit": {"arm": limit.arm, "factor": limit.factor}}),
+        **({} if limit is None else {"limit": {**asdict(limit), "whole": limit.whole or baseline}}),
     }
 
 

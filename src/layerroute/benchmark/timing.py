@@ -55,15 +55,13 @@ class Timings:
         pairs = zip(self.seconds[baseline], self.seconds[arm], strict=True)
         return Spread.of([base / own for base, own in pairs])
 
-    def share_of(
-        self, arm: str, baseline: str, limit: str, adjust: Callable[[float, float], float]
-    ) -> Spread:
+    def share_of(self, arm: str, whole: str, limit: str, adjust: Callable[[float, float], float]) -> Spread:
         """Which share of the limit's speed an arm reaches, round by round.
 
-        ``adjust(seconds of the limit, seconds of the baseline)`` is what the limit takes.
+        ``adjust(seconds of the limit, seconds of the whole)`` is what the limit takes.
         """
-        rounds = zip(self.seconds[limit], self.seconds[baseline], self.seconds[arm], strict=True)
-        return Spread.of([adjust(best, base) / own for best, base, own in rounds])
+        rounds = zip(self.seconds[limit], self.seconds[whole], self.seconds[arm], strict=True)
+        return Spread.of([adjust(best, full) / own for best, full, own in rounds])
 
 
 def measure(
@@ -74,6 +72,7 @@ def measure(
     shortest: float = 0.02,
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    pace: Callable[[], float] | None = None,
 ) -> Timings:
     """Time all arms in turn: A B A B, after a warm-up.
 
@@ -84,11 +83,13 @@ def measure(
         shortest: seconds that one number should take at least; quicker arms are called several times for it.
         synchronize: waits for a device; called before each reading of the clock.
         clock: seconds.
+        pace: seconds by which warm-up and ``shortest`` go, where those are not the clock's: an arm that waits takes
+            hardly any CPU seconds, and would be called for ever to fill them.
     """
     if repeats < 1 or warmup < 1:
         raise ValueError(f"repeats and warmup must be at least 1, got {repeats} and {warmup}")
 
-    def timed(arm: Arm, calls: int) -> float:
+    def timed(arm: Arm, calls: int, clock: Callable[[], float] = clock) -> float:
         synchronize()
         start = clock()
         for _ in range(calls):
@@ -100,7 +101,7 @@ def measure(
     for name, arm in arms.items():
         tried: list[float] = []
         while len(tried) < warmup and sum(tried) < _WARM:
-            tried.append(timed(arm, 1))
+            tried.append(timed(arm, 1, pace or clock))
         once = min(tried)
         calls[name] = max(1, math.ceil(shortest / max(once, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in arms}

@@ -1,23 +1,31 @@
 """Case ``train-skipping``: training steps of a model that skips layers, sparse against masked."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from layerroute.benchmark import skipping
-from layerroute.benchmark.case import Check, Comparison, Prepared
-from layerroute.benchmark.skipping import DENSE, MASKED, SPARSE, Setting
-from layerroute.benchmark.skipping_models import Models, draw
+from layerroute.benchmark.case import Check, Comparison, Limit, Prepared, Value
+from layerroute.benchmark.memory import peak_memory
+from layerroute.benchmark.skipping import DENSE, LIMIT, MASKED, SPARSE, Setting
+from layerroute.benchmark.skipping_models import Models, draw, spread_out, without_layers
 from layerroute.objectives.language_model import cross_entropy, shift_labels
-from layerroute.skipping import executed, force_decision, get_router
+from layerroute.ops.flops import flop_counter
+from layerroute.skipping import executed, force_decision, get_router, router_disabled
 
 DESCRIPTION = """\
 Time training steps (forward, backward, clipping, AdamW over all parameters) of a model whose tokens skip layers, with
 the estimator `selected`: plain transformers, everything computed (masked) and chosen paths only (sparse), by forced
-random decisions. Before that, masked and sparse must give the same gradients."""
+random decisions, and the structural limit, the plain model with that share of the routed layers removed. Before that,
+masked and sparse must give the same gradients, a switched-off router those of the plain model, and layers that all
+tokens skip those of layers that are not there."""
+LIMITED = True
 
 _TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
 
@@ -58,11 +66,13 @@ class Step:
         self.model, self.ids = model, ids
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def gradients(self) -> None:
-        """Forward and backward."""
+    def gradients(self) -> Tensor:
+        """Forward and backward; the loss."""
         self.model.zero_grad()
         logits = self.model(self.ids, use_cache=False).logits
-        cross_entropy(logits, shift_labels(self.ids)).backward()
+        loss = cross_entropy(logits, shift_labels(self.ids))
+        loss.backward()
+        return loss.detach()
 
     def __call__(self) -> None:
         """The whole step; a learning rate of 0 keeps what was compared as it was, and costs the same."""
@@ -78,36 +88,133 @@ def _prepare(setting: Setting, rows: int, tokens: int, share: float) -> Prepared
     vocabulary = skipping.SHAPES[setting.shape]["vocab_size"]
     ids = torch.randint(vocabulary, (rows, tokens), generator=generator).to(setting.device)
     models = skipping.models_of(setting)
-    models.routed.train()
-    models.plain.train()
-    choice = draw(rows, tokens, models.sites, share, setting.seed)
-    routed, plain = Step(models.routed, ids), Step(models.plain, ids)
-
-    def run(execution: str) -> None:
-        with executed(models.routed, execution), force_decision(models.routed, choice):
-            routed()
-
+    layers = models.routed_layers
+    removed = spread_out(layers, max(1, round(share * len(layers))))
+    steps = Steps(
+        models=models,
+        shorter=without_layers(models.plain, removed),
+        removed=removed,
+        choice=draw(rows, tokens, models.sites, share, setting.seed),
+        ids=ids,
+    )
+    arms = {name: partial(steps.run, name) for name in (DENSE, MASKED, SPARSE, LIMIT)}
     return Prepared(
-        gate=lambda: list(_checks(models, routed, choice, _TOLERANCE[setting.dtype])),
-        arms={DENSE: plain, MASKED: partial(run, MASKED), SPARSE: partial(run, SPARSE)},
+        gate=lambda: list(steps.gate(_TOLERANCE[setting.dtype])),
+        arms=arms,
+        count=lambda: steps.facts(setting.device),
+        limit=Limit(arm=LIMIT, factor=share * len(layers) / len(removed), whole=DENSE),
     )
 
 
-def _checks(models: Models, step: Step, choice: Tensor, tolerance: float) -> Iterator[Check]:
-    """Gradients of a few layers' parameters and of the router's."""
-    layers = models.routed_layers
-    chosen = {f".{layers[i]}." for i in (0, len(layers) // 2, -1)}
-    named = {
-        name: value
-        for name, value in models.routed.named_parameters()
-        if name.startswith("layerroute") or any(f"layers{one}" in name for one in chosen)
-    }
-    assert any(name.startswith("layerroute") for name in named)
-    found: list[dict[str, Tensor]] = []
-    for execution in (MASKED, SPARSE):
-        with executed(models.routed, execution), force_decision(models.routed, choice):
-            step.gradients()
-        found.append({n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in named.items()})
-    assert get_router(models.routed).training
-    for name, expected in found[0].items():
-        yield Check.compare(f"gradients of {name}, sparse and masked", found[1][name], expected, tolerance)
+@dataclass(kw_only=True)
+class Steps:
+    """Training steps of the arms of one row. All models share their parameters, and so the gradients.
+
+    Args:
+        models: plain and routed.
+        shorter: the plain one without the layers ``removed``.
+        choice: forced upon masked and sparse.
+        ids: (B, T) the batch.
+    """
+
+    models: Models
+    shorter: PreTrainedModel
+    removed: set[int]
+    choice: Tensor
+    ids: Tensor
+    _steps: dict[str, Step] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        models = {DENSE: self.models.plain, MASKED: self.models.routed, LIMIT: self.shorter}
+        for name, model in models.items():
+            self._steps[name] = Step(model.train(), self.ids)
+        self._steps[SPARSE] = self._steps[MASKED]
+
+    def run(self, name: str) -> None:
+        """One step of an arm."""
+        with self._context(name, self.choice):
+            self._steps[name]()
+
+    @contextmanager
+    def _context(self, name: str, choice: Tensor) -> Iterator[None]:
+        with ExitStack() as stack:
+            if name in (MASKED, SPARSE):
+                stack.enter_context(force_decision(self.models.routed, choice))
+                stack.enter_context(executed(self.models.routed, name))
+            yield
+
+    def gate(self, tolerance: float) -> Iterator[Check]:
+        """Losses, and gradients of the router and of some layers: the first routed, a middle and the last one."""
+        layers = self.models.routed_layers
+        some = [
+            "layerroute",
+            *(f"layers.{layer}." for layer in (layers[0], layers[len(layers) // 2], layers[-1])),
+        ]
+        masked, sparse = self._results(MASKED, some), self._results(SPARSE, some)
+        assert any("layerroute" in name for name in masked) and get_router(self.models.routed).training
+        yield from self._compared(sparse, masked, "sparse and masked", tolerance)
+        off = partial(router_disabled, self.models.routed)
+        disabled, dense = self._results(MASKED, some, within=off), self._results(DENSE, some)
+        yield Check.compare("loss, disabled and dense", disabled.pop("loss"), dense.pop("loss"), 0.0)
+        yield from self._compared(disabled, dense, "disabled and dense", tolerance)
+        config = get_router(self.models.routed).config
+        if config.skip_path != "identity" or config.unit not in ("block", "attention+mlp"):
+            return
+        per_layer = self.models.sites // len(layers)
+        runs = [[int(layer not in self.removed)] * per_layer for layer in layers]
+        static = torch.tensor(runs).flatten().expand(1, self.ids.shape[1], -1).contiguous()
+        # Through the router a gradient reaches the layers before it: those behind are compared.
+        kept = [i for i in range(layers[0], self._depth) if i not in self.removed]
+        ends = [f"layers.{layer}." for layer in kept[:1] + kept[-1:]]
+        yield from self._compared(
+            self._results(SPARSE, ends, choice=static),
+            self._results(LIMIT, ends),
+            "sparse, these layers skipped by all, and limit",
+            tolerance,
+        )
+
+    @property
+    def _depth(self) -> int:
+        return int(self.models.plain.config.num_hidden_layers)
+
+    def _results(
+        self,
+        name: str,
+        parts: Sequence[str],
+        *,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
+        choice: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss and gradients of an arm, of the parameters whose names begin with one of these parts of the model."""
+        routed = self.models.routed
+        routed.zero_grad()
+        with within(), self._context(name, self.choice if choice is None else choice):
+            found = {"loss": self._steps[name].gradients()}
+        for parameter, value in routed.named_parameters():
+            if parameter.removeprefix("model.").startswith(tuple(parts)):
+                grad = torch.zeros_like(value) if value.grad is None else value.grad.clone()
+                found[f"gradients of {parameter}"] = grad
+        routed.zero_grad()
+        return found
+
+    @staticmethod
+    def _compared(
+        found: dict[str, Tensor], expected: dict[str, Tensor], who: str, tolerance: float
+    ) -> Iterator[Check]:
+        for name, value in expected.items():
+            yield Check.compare(f"{name}, {who}", found[name], value, tolerance)
+
+    def facts(self, device: torch.device) -> dict[str, dict[str, Value]]:
+        """Executed FLOPs a token and peak memory of a step, by arm, once its optimizer has its state."""
+        found: dict[str, dict[str, Value]] = {}
+        for name in (DENSE, MASKED, SPARSE, LIMIT):
+            self.run(name)
+            with flop_counter() as counter:
+                peak, _ = peak_memory(partial(self.run, name), device)
+            found[name] = {
+                "executed_flops_per_token": counter.get_total_flops() / self.ids.numel(),
+                "peak_bytes": peak,
+            }
+        found[LIMIT]["layers_removed"] = len(self.removed)
+        found[LIMIT]["layers_routed"] = len(self.models.routed_layers)
+        return found

@@ -85,6 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: give the name of a .json file.")
     if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--figure {options.figure}: give the name of a .png, .svg or .pdf file.")
+    if options.figure is not None and not getattr(case, "LIMITED", False):
+        raise UserError(
+            f"bench {arguments.case} has no structural limit to draw; --figure is for prefill, decode and "
+            "train-skipping"
+        )
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; give the name of a .json file.")
 

@@ -115,6 +115,13 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_red_gate_with_an_exact_check_names_it() -> None:
+    loose = Check(what="loose", deviation=0.5, tolerance=0.1)
+    exact = Check(what="exact", deviation=1e-9, tolerance=0.0)
+    with pytest.raises(RedGate, match="exact differ by 1e-09"):
+        run(comparison([loose, exact], []))
+
+
 def test_the_table_shows_every_arm() -> None:
     text = io.StringIO()
     print_table(run(comparison([GREEN], [])), Console(file=text, width=80))

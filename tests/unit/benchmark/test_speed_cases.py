@@ -54,10 +54,20 @@ def test_peers_names_what_is_missing(tmp_path: Path) -> None:
 
 def test_training_steps_are_compared_by_gradients_of_router_and_layers(tmp_path: Path) -> None:
     options = ["--shape", "tiny", "--sizes", "1x24", "--skip", "0.5"]
-    (row,) = record_of(tmp_path, "train-skipping", *options)["rows"]
-    assert row["baseline"] == "masked" and set(row["arms"]) == {"dense", "masked", "sparse"}
-    compared = [check["what"] for check in row["gate"]]
-    assert any("layerroute" in what for what in compared) and any("mlp.up_proj" in what for what in compared)
+    figure = tmp_path / "train.svg"
+    (row,) = record_of(tmp_path, "train-skipping", *options, "--figure", str(figure))["rows"]
+    arms = row["arms"]
+    assert row["baseline"] == "masked" and set(arms) == {"dense", "masked", "sparse", "limit"}
+    compared = {check["what"] for check in row["gate"]}
+    for who in ("sparse and masked", "disabled and dense", "sparse, these layers skipped by all, and limit"):
+        own = {what for what in compared if what.endswith(f", {who}")}
+        assert f"loss, {who}" in own and any("mlp.up_proj" in what for what in own)
+    assert any("layerroute" in what for what in compared)
+    flops = {name: arm["executed_flops_per_token"] for name, arm in arms.items()}
+    assert max(flops["limit"], flops["sparse"]) < flops["dense"] <= flops["masked"]
+    assert arms["limit"]["peak_bytes"] < arms["dense"]["peak_bytes"]
+    assert row["limit"] == {"arm": "limit", "factor": 1.25, "whole": "dense"}
+    assert "<svg" in figure.read_text()
 
 
 def test_a_gradient_that_sparse_training_loses_turns_the_gate_red(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +83,21 @@ def test_a_gradient_that_sparse_training_loses_turns_the_gate_red(monkeypatch: p
     assert all(check.green for check in prepared.gate())
     monkeypatch.setattr(routes.SiteRoute, "gate_ran", lambda self, hidden, ran: ran)
     assert any("layerroute" in check.what and not check.green for check in prepared.gate())
+
+
+def test_a_training_step_that_a_switched_off_router_changes_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = train_skipping.cross_entropy
+    calls = iter(range(100))
+    # masked, sparse, disabled, dense: the fourth loss is the plain model's
+    monkeypatch.setattr(
+        train_skipping, "cross_entropy", lambda *a: honest(*a) * (1.001 if next(calls) == 3 else 1.0)
+    )
+    assert (
+        main(["bench", "train-skipping", "--shape", "tiny", "--sizes", "1x12", "--skip", "0.5", *THREE]) == 1
+    )
+    assert "loss, disabled and dense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("context", ["full_context", "own_context"])

@@ -40,6 +40,13 @@ def test_quick_arms_are_called_until_the_time_can_be_read() -> None:
     assert clock.calls.count("q") == 1 + 2 * 7
 
 
+def test_an_arm_that_waits_is_not_called_for_ever_to_fill_cpu_seconds() -> None:
+    clock = Clock()
+    arms = {"waits": clock.arm("w", 0.01)}
+    timings = measure(arms, repeats=1, warmup=1, clock=lambda: clock.now / 1e6, pace=lambda: clock.now)
+    assert timings.calls == {"waits": 2} and timings.seconds["waits"] == [pytest.approx(1e-8)]
+
+
 def test_the_device_is_waited_for_at_both_ends() -> None:
     clock, waits = Clock(), []
 

@@ -10,6 +10,13 @@ from layerroute.analysis.arms import Arm, Kind, group_arms
 from layerroute.analysis.controls import ControlCheck, check_controls, missing_controls
 from layerroute.analysis.fairness import data_identity, unequal
 from layerroute.analysis.format import listing, number, plural
+from layerroute.analysis.recall import (
+    RecallPair,
+    recall_differences,
+    recall_pairs,
+    recall_sentence,
+    recall_table,
+)
 from layerroute.analysis.routing import routing_sentence
 from layerroute.analysis.runs import Run
 from layerroute.analysis.settings import settings_table
@@ -74,7 +81,11 @@ class Comparison:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """All tables by short name."""
+        """All tables by short name; those of recall only where it was measured."""
+        recall = recall_table(self.arms)
+        found = {} if recall is None else {"recall": recall}
+        if self.recall_pairs:
+            found["recall_differences"] = recall_differences(self.recall_pairs)
         return {
             "main": tables.main_results(self.arms, self.baseline, self.same_data),
             "differences": tables.differences(self.pairs),
@@ -85,12 +96,23 @@ class Comparison:
             "settings": settings_table(self.arms),
             "controls": tables_cost.controls_table(self.controls, self.subject),
             "runs": tables_cost.runs_table(self.arms),
+            **found,
         }
+
+    @cached_property
+    def recall_pairs(self) -> list[RecallPair]:
+        """Learned routers against their controls in recall; empty where it was not measured."""
+        return recall_pairs(self.arms)
+
+    @property
+    def recall(self) -> str:
+        """The answer about recall in a sentence; empty where it was not measured."""
+        return recall_sentence(self.recall_pairs, self.subject)
 
     @property
     def verdict(self) -> str:
         """The answer, with its caveats, in a few sentences."""
-        return " ".join([self.answer, *self.caveats])
+        return " ".join(filter(None, [self.answer, self.recall, *self.caveats]))
 
     @property
     def answer(self) -> str:

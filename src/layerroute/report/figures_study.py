@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.pareto import pareto_front
+from layerroute.analysis.recall import softmax_rate
 from layerroute.analysis.statistics import t_interval
 from layerroute.report.style import INK, MUTED, WIDTH, LineStyle, arm_styles, clip, new_figure
 
@@ -103,20 +103,6 @@ def recall_data(comparison: Comparison) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def softmax_rate(arm: Arm, routed: float | None) -> float | None:
-    """Share of tokens with softmax attention, averaged over the layers after the first.
-
-    A parallel router cannot route the first layer: with it in the mean, a model of two layers that sends every token to
-    softmax would stand at one half.
-    """
-    pattern = list(arm.layer_pattern)
-    mixing = pattern[1:] or pattern
-    if not mixing or (routed is None and "routed" in mixing):
-        return None
-    share = {"softmax": 1.0, "gdn": 0.0, "routed": routed or 0.0}
-    return sum(share[kind] for kind in mixing) / len(mixing)
 
 
 def recall_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:

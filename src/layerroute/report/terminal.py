@@ -25,6 +25,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Padding(Text(comparison.bigram), (0, 0, 1, 1)))
     if comparison.pairs:
         print_table(_without(tables["differences"], {"Detectable", "Not equal besides"}), console)
+    for name in ("recall", "recall_differences"):
+        if name in tables:
+            print_table(_without(tables[name], {"Detectable", "Kind"}), console)
     if tables["routing"].rows:
         print_table(tables["routing"], console)
     print_table(tables["efficiency"], console)
@@ -33,6 +36,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"Missing controls: {listing(comparison.missing)}.", style="yellow"))
         console.print()
     console.print(Text(comparison.answer, style="bold"))
+    if comparison.recall:
+        console.print(Text(comparison.recall, style="bold"))
     for caveat in comparison.caveats:
         console.print(Text(caveat))
 

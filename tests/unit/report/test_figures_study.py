@@ -10,9 +10,10 @@ import pytest
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison, compare_runs
 from layerroute.analysis.pareto import pareto_front
+from layerroute.analysis.recall import softmax_rate
 from layerroute.analysis.runs import Run
 from layerroute.report.figures import _cost, _recall
-from layerroute.report.figures_study import cost_data, recall_data, softmax_rate
+from layerroute.report.figures_study import cost_data, recall_data
 from layerroute.report.style import figure_style, save_figure
 from tests.unit.analysis.record_factory import record, sites
 

@@ -21,8 +21,6 @@ the same model with that share of the routed layers removed. Keys and values tha
 measured. Before that, sparse must equal masked at every new token, a switched-off router the plain model, and layers
 that all tokens skip layers that are not there."""
 
-LIMITED = True
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""

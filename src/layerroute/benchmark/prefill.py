@@ -19,8 +19,6 @@ forced random decisions, and the structural limit, the same model with that shar
 that, sparse must equal masked, a switched-off router the plain model, and layers that all tokens skip layers that are
 not there."""
 
-LIMITED = True
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""

@@ -25,7 +25,6 @@ the estimator `selected`: plain transformers, everything computed (masked) and c
 random decisions, and the structural limit, the plain model with that share of the routed layers removed. Before that,
 masked and sparse must give the same gradients, a switched-off router those of the plain model, and layers that all
 tokens skip those of layers that are not there."""
-LIMITED = True
 
 _TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
 

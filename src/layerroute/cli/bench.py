@@ -12,20 +12,25 @@ from layerroute.errors import UserError
 if TYPE_CHECKING:
     from layerroute.benchmark.case import Comparison
 
+DRAWN = ("prefill", "decode", "train-skipping", "attention", "hybrid")
+"""Cases whose records can be drawn as speed-up against the share left out."""
+
 DESCRIPTION = """\
 Prove that the arms of a case compute the same, then measure them in turn (A B A B ...).
 
 CASE is one of
 {cases}
 
-'layerroute bench CASE --help' shows a case's own options."""
+'layerroute bench CASE --help' shows a case's own options.
+'layerroute bench figure RECORD ... --out FILE' draws records that are there already."""
 EPILOG = """\
 exit codes: 0 measured, 1 the equality gate is red and nothing was timed, 2 bad input
 
 examples:
   layerroute bench gated-delta --sizes 4x1024x8x64 --repeats 9
   layerroute bench prefill --sizes 4x512 1x2048 --figure prefill.png
-  layerroute bench decode --skip 0.5 --json --out decode.json"""
+  layerroute bench decode --skip 0.5 --json --out decode.json
+  layerroute bench figure results/benchmark/decode-skip50.json --out speed.png"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Gate and measure; 1 if the gate is red."""
     from layerroute.benchmark.cases import load_case
+
+    if arguments.case == "figure":
+        return _draw(arguments)
 
     case = load_case(arguments.case)
     parser = arguments.parser_class(
@@ -74,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         "--figure",
         type=Path,
         metavar="FILE",
-        help="draw speed-up against the share skipped, with the ideal line, to this .png, .svg or .pdf",
+        help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
     )
     options = parser.parse_args(arguments.options)
     if options.repeats < 3:
@@ -85,10 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {options.out}: give the name of a .json file.")
     if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--figure {options.figure}: give the name of a .png, .svg or .pdf file.")
-    if options.figure is not None and not getattr(case, "LIMITED", False):
+    if options.figure is not None and arguments.case not in DRAWN:
         raise UserError(
-            f"bench {arguments.case} has no structural limit to draw; --figure is for prefill, decode and "
-            "train-skipping"
+            f"bench {arguments.case} has no speed-up by share to draw; --figure is for {', '.join(DRAWN)}."
         )
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out} is a folder; give the name of a .json file.")
@@ -114,6 +121,40 @@ def run(arguments: argparse.Namespace) -> int:
     if not options.json:
         print("\n".join(lines), end="\n" if lines else "")
     return 0
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    """``bench figure``: one figure of committed records, without measuring anything."""
+    parser = arguments.parser_class(
+        prog="layerroute bench figure",
+        description="Draw speed-up against the share left out, with the ideal line, from records of "
+        f"{', '.join(DRAWN)}: a panel for each size.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "records", nargs="+", type=Path, metavar="RECORD", help=".json file of bench CASE --out"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
+    options = parser.parse_args(arguments.options)
+
+    from layerroute.report.figures_speed import speed_figures
+
+    speed_figures([_record(path) for path in options.records], options.out)
+    return 0
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(
+            f"{path} is not JSON; give a file that `layerroute bench CASE --out` wrote."
+        ) from None
+    if not isinstance(record, dict) or record.get("kind") != "benchmark":
+        raise UserError(f"{path} is not a record of `layerroute bench`.")
+    return record
 
 
 def _measure(name: str, case: Any, options: argparse.Namespace, command: str) -> dict[str, Any]:

@@ -1,68 +1,182 @@
-"""Speed-up of routed execution against the share that is skipped, from a benchmark record."""
+"""Speed-up of routed execution against the share that is left out, from benchmark records, with the ideal line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from layerroute.errors import UserError
-from layerroute.report.style import GDN, INK, MUTED, SOFTMAX, WIDTH, figure_style, new_figure
+from layerroute.report.style import (
+    FORMATS,
+    GDN,
+    INK,
+    MUTED,
+    SOFTMAX,
+    WIDTH,
+    figure_style,
+    new_figure,
+    save_figure,
+)
 
-_ARMS = (("sparse", SOFTMAX, "o-"), ("masked", GDN, "s--"))
+Row = Mapping[str, Any]
+_ARMS = (
+    ("sparse", SOFTMAX, "o-"),
+    ("routed", SOFTMAX, "o-"),
+    ("masked", GDN, "s--"),
+    ("dense", MUTED, "^-."),
+)
+# Labels that a panel's title names where they are not these
+_USUAL = {
+    "unit": "block",
+    "kv": "project",
+    "skip_path": "identity",
+    "cache": "dynamic",
+    "dtype": "fp32",
+    "context": "full_context",
+}
+_DRAWN = "prefill, decode, train-skipping, attention and hybrid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One size of one record.
+
+    Attributes:
+        title: case and size.
+        rows: in order of ``share``.
+        share: the label that is the abscissa, ``skip`` or ``rate``.
+        meaning: of the share, for the axis.
+        ideal: speed-up over the baseline that no routing can beat, by share in percent.
+        ideal_name: what that is.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    share: str
+    meaning: str
+    ideal: Mapping[float, float]
+    ideal_name: str
 
 
 def speed_figure(record: Mapping[str, Any], path: Path) -> None:
-    """Draw a panel for each size: sparse and masked against the share skipped, and the ideal line.
+    """Draw one record; see ``speed_figures``."""
+    speed_figures([record], path)
 
-    The ideal is the structural limit at exactly that share: the same model with so many layers removed.
+
+def speed_figures(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw a panel for each size of each record: the arms against the share, and the ideal line.
+
+    The ideal is the structural limit at exactly that share (the same model with so many layers removed); for the
+    operator, one over the share of the queries; for the hybrid model, the ratio of executed FLOPs.
 
     Args:
-        record: of ``layerroute bench prefill`` or ``decode``.
-        path: ``.png``, ``.svg`` or ``.pdf``.
+        records: of ``layerroute bench``, at least one.
+        path: ``.png``, ``.svg`` or ``.pdf``; its folder is made.
 
     Raises:
-        UserError: if the record has nothing to draw.
+        UserError: if a record has nothing to draw.
     """
-    panels: dict[str, list[Mapping[str, Any]]] = {}
-    for row in record["rows"]:
-        if "skip" in row and "limit" in row:
-            panels.setdefault(f"{row['batch']} x {row['time']} tokens", []).append(row)
-    if not panels:
-        raise UserError(
-            f"bench {record['case']} has no structural limit to draw; --figure is for prefill and decode"
-        )
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"{path}: give the name of a .png, .svg or .pdf file.")
+    panels: list[Panel] = []
+    for record in records:
+        found = list(_panels(record))
+        if not found:
+            raise UserError(
+                f"bench {record['case']} has no speed-up by share to draw; figures are for {_DRAWN}"
+            )
+        panels += found
     with figure_style():
         columns = min(3, len(panels))
         lines = -(-len(panels) // columns)
-        figure = new_figure(WIDTH * columns / 3 if columns > 1 else WIDTH / 2, 2.7 * lines)
-        for place, (title, rows) in enumerate(panels.items(), start=1):
+        width = WIDTH * columns / 3 if columns > 1 else WIDTH / 2
+        figure = new_figure(width, 2.9 * lines + 0.2)
+        for place, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(lines, columns, place)
-            _panel(axes, sorted(rows, key=lambda row: float(row["skip"])))
-            axes.set_title(f"{record['case']}, {title}")
-            if place == 1:
-                axes.legend()
-        figure.tight_layout()
-        figure.savefig(path, dpi=200)
+            _draw(axes, panel)
+            axes.legend()
+        notes = list(dict.fromkeys(map(_machine, records)))
+        figure.text(0.01, 0.005, "\n".join(notes), fontsize=6.5, color=MUTED, va="bottom")
+        figure.tight_layout(rect=(0, 0.02 + 0.04 * len(notes) / lines, 1, 1))
+        save_figure(figure, path.parent, path.stem, [path.suffix[1:]])
 
 
-def _panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    shares = [100 * row["skip"] for row in rows]
-    # sparse / (share of the limit that sparse reaches) is the limit at exactly the share in question
-    ideal = [
-        row["arms"]["sparse"]["speedup"]["median"] / row["arms"]["sparse"]["share_of_limit"]["median"]
-        for row in rows
-    ]
-    axes.plot([0, *shares], [1, *ideal], ":", color=INK, label="layers removed")
+def _machine(record: Mapping[str, Any]) -> str:
+    hardware = record["hardware"]
+    device = hardware["accelerator"] if str(record["device"]).startswith("cuda") else hardware["cpu"]
+    clock = "CPU seconds" if record["clock"] == "cpu" else "wall time"
+    threads = record["threads"]
+    pairs = f"median and quartiles of {record['repeats']} pairs"
+    return f"{device}, {threads} thread{'s' if threads != 1 else ''}, {clock}; {pairs}"
+
+
+def _panels(record: Mapping[str, Any]) -> Iterator[Panel]:
+    groups: dict[str, list[Row]] = {}
+    share = "skip" if any("skip" in row for row in record["rows"]) else "rate"
+    for row in record["rows"]:
+        if share in row and ("limit" in row or record["case"] in ("attention", "hybrid")):
+            groups.setdefault(_title(record["case"], row), []).append(row)
+    for title, group in groups.items():
+        rows = sorted(group, key=lambda row: float(row[share]))
+        common: dict[str, Any] = {"title": title, "rows": rows, "share": share}
+        if share == "skip":
+            meaning = "skipped (% of routed layers)"
+            yield Panel(**common, meaning=meaning, ideal=_removed(rows), ideal_name="layers removed")
+        elif record["case"] == "attention":
+            least = 100 * float(rows[0]["rate"])
+            ideal = {share: 100 / share for share in (least + (100 - least) * i / 60 for i in range(61))}
+            yield Panel(**common, meaning="queries asked (%)", ideal=ideal, ideal_name="1 / share asked")
+        else:
+            ideal = {100 * row["rate"]: _flops(row, "masked") / _flops(row, "sparse") for row in rows}
+            yield Panel(
+                **common, meaning="tokens on softmax (%)", ideal=ideal, ideal_name="by executed FLOPs"
+            )
+
+
+def _title(case: str, row: Row) -> str:
+    words = [f"{row['batch']} x {row['time']} tokens"]
+    words += [str(row["pass"])] if "pass" in row else []
+    words += ["all logits"] if row.get("scoring") else []
+    words += [str(row[key]) for key, usual in _USUAL.items() if row.get(key, usual) != usual]
+    return f"{case}\n{', '.join(words)}"
+
+
+def _removed(rows: Sequence[Row]) -> dict[float, float]:
+    """The structural limit at exactly each share: what sparse reaches, over the share of the limit that it reaches."""
+    whole = rows[0]["limit"].get("whole", rows[0]["baseline"])
+    ideal = {0.0: _median(rows[0], whole, "speedup") if whole != rows[0]["baseline"] else 1.0}
+    for row in rows:
+        ideal[100 * row["skip"]] = _median(row, "sparse", "speedup") / _median(
+            row, "sparse", "share_of_limit"
+        )
+    return ideal
+
+
+def _median(row: Row, arm: str, what: str) -> float:
+    return float(row["arms"][arm][what]["median"])
+
+
+def _flops(row: Row, arm: str) -> float:
+    return float(row["arms"][arm]["executed_flops_per_token"])
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    rows, baseline = panel.rows, panel.rows[0]["baseline"]
+    shares = [100 * row[panel.share] for row in rows]
+    axes.plot(list(panel.ideal), list(panel.ideal.values()), ":", color=INK, label=panel.ideal_name)
     for name, color, marker in _ARMS:
-        spread = [row["arms"][name]["speedup"] for row in rows if name in row["arms"]]
-        if len(spread) == len(rows):
-            middle = [one["median"] for one in spread]
-            error = [
-                [one["median"] - one["q1"] for one in spread],
-                [one["q3"] - one["median"] for one in spread],
-            ]
-            axes.errorbar(shares, middle, yerr=error, fmt=marker, color=color, markersize=4, label=name)
+        if name == baseline or not all(name in row["arms"] for row in rows):
+            continue
+        spread = [row["arms"][name]["speedup"] for row in rows]
+        middle = [one["median"] for one in spread]
+        error = [
+            [one["median"] - one["q1"] for one in spread],
+            [one["q3"] - one["median"] for one in spread],
+        ]
+        axes.errorbar(shares, middle, yerr=error, fmt=marker, color=color, markersize=4, label=name)
     axes.axhline(1.0, color=MUTED, linewidth=0.8)
-    axes.set_xlabel("skipped (% of routed layers)")
-    axes.set_ylabel("times as fast as dense")
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.meaning)
+    axes.set_ylabel(f"times as fast as {baseline}")

@@ -146,10 +146,8 @@ def test_the_threshold_is_where_sparse_begins_to_win(points, expected) -> None:
         (["attention", "--rates", "0"], "not a share"),
         (["attention", "--passes", "forwards"], "Did you mean 'forward'?"),
         (["hybrid", "--hidden-size", "100"], "not a multiple of 64"),
-        (
-            ["hybrid", "--figure", "x.png", "--sizes", "1x8", "--hidden-size", "64"],
-            "no structural limit to draw",
-        ),
+        (["peers", "--figure", "x.png"], "no speed-up by share to draw"),
+        (["calibrate", "--figure", "x.png"], "no speed-up by share to draw"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Measure a trained model: cross-entropy, perplexity, next-token accuracy, rates by site.
+"""Measure a trained model: cross-entropy, perplexity, next-token accuracy, rates by site, compute really done.
 
 Without --data it is scored on the validation windows of its own training run; with --data on any text files (txt,
 jsonl, parquet, compressed or not), folders or globs.
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerroute.cli.budget_argument import add_budget_argument
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full-depth",
         action="store_true",
-        help="tasks: switch a layer router off, for the base model's scores",
+        help="switch a layer router off: what the model scores when every token runs every layer",
     )
+    add_budget_argument(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="tasks: write results.json, and a CSV of the samples of each"
     )
@@ -65,10 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         return evaluate_tasks(arguments)
     from layerroute.data.progress import stages
+    from layerroute.evaluation.compute import count_executed, layers_run
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.perplexity import evaluate
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
+    if arguments.full_depth:
+        loaded.switch_router_off()
     batches, source = _batches(arguments, loaded)
     total, done = sum(len(batch["input_ids"]) for batch in batches), 0
     with stages(True) as stage:
@@ -80,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
             advance(done / total)
 
         result = evaluate(loaded.model, batches, precision=loaded.in_precision, on_batch=count)
-    routing = result.routing
+    executed = count_executed(loaded.model, batches, precision=loaded.in_precision)
+    routing, layers = result.routing, layers_run(loaded.model, result.routing)
     content: dict[str, Any] = {
         "checkpoint": str(loaded.path),
         "data": source,
@@ -97,11 +103,14 @@ def run(arguments: argparse.Namespace) -> int:
             "paths": routing.paths,
             "rate": routing.rate,
             "mean_rate": routing.mean_rate,
+            "skipped": None if layers is None else layers.skipped,
             "entropy": routing.entropy,
             "token_entropy": routing.token_entropy,
             "causal": routing.causal,
             "tokens": routing.tokens,
         },
+        "layers": None if layers is None else layers.to_dict(),
+        "flops": executed.to_dict(),
     }
     if arguments.json:
         print(json.dumps(content))
@@ -112,6 +121,14 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"cross-entropy  {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.3f}")
     print(f"accuracy       {result.accuracy:.2%}")
+    if layers is not None:
+        for unit, number in layers.per_token.items():
+            print(f"layers run     {number:.2f} of {layers.total} by each token on average ({unit})")
+        print(f"skipped        {layers.skipped:.2%} of routed compute")
+    counted = f"{executed.per_token / 1e6:,.2f} MFLOPs per token"
+    if executed.full_depth is not None:
+        counted += f", {executed.per_token / executed.full_depth:.1%} of full depth's"
+    print(f"executed       {counted} (counted on {executed.windows} windows)")
     for site in routing.sites if routing else ():
         assert routing is not None
         print(f"{site:<14} {routing.paths[-1]} {routing.rate[site]:.2%}  entropy {routing.entropy[site]:.3f}")
@@ -154,5 +171,6 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
         sequences=arguments.sequences or train["evaluation_sequences"],
         batch_size=batch_size,
         separate_documents=train["separate_documents"],
+        told_by="position_ids" if recipe["capability"] == "layer_skipping" else "document_ids",
     )
     return found, f"the validation split of {prepared.describe()['source']}"

@@ -25,6 +25,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         shots=arguments.shots,
         full_depth=arguments.full_depth,
+        budget=arguments.budget,
         device=None if arguments.device == "auto" else arguments.device,
     )
     samples = found.pop("samples")

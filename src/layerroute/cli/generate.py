@@ -1,7 +1,8 @@
 """Continue a prompt with a trained model. The text comes as it is made.
 
-With --show-routes every token is coloured by the share of routed sites at which it took softmax attention: blue is all
-Gated DeltaNet, orange all softmax. Text goes to stdout, rates and speed to stderr.
+With --show-routes every token is coloured by the share of routed sites at which it took the expensive path: orange is
+all softmax attention (or all layers run), blue all Gated DeltaNet (or all skipped). Text goes to stdout, rates and
+speed to stderr.
 
 With --lossless a model that skips layers drafts tokens by its routed path and verifies them at full depth: the text is
 that of greedy decoding at full depth, token for token; stderr tells how many drafted tokens were accepted.
@@ -12,6 +13,8 @@ import json
 import sys
 from collections.abc import Callable
 
+from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.generate_timing import time_generation
 from layerroute.errors import UserError
 
 
@@ -47,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --lossless, tokens drafted at a time (default 4)",
     )
     parser.add_argument(
+        "--time",
+        type=int,
+        metavar="ROUNDS",
+        help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
+    )
+    add_budget_argument(parser)
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -66,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.draft_tokens < 1:
         raise UserError(f"--draft-tokens is {arguments.draft_tokens}; it must be at least 1")
+    if arguments.time is not None and arguments.time < 1:
+        raise UserError(f"--time is {arguments.time}; it must be at least 1 round")
     from rich.console import Console
     from rich.style import Style
     from rich.text import Text
@@ -74,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.generation import Piece, generate, generate_losslessly
     from layerroute.evaluation.loading import load_model
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
     console = Console(highlight=False, soft_wrap=True)
 
     def show(piece: Piece) -> None:
@@ -105,6 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
             show=shown,
         )
     statistics = result.statistics
+    timed = None
+    if arguments.time is not None:
+        timed = time_generation(loaded, text, new_tokens=arguments.max_new_tokens, rounds=arguments.time)
     if arguments.json:
         content = {
             "checkpoint": str(loaded.path),
@@ -115,6 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
             "tokens_per_second": result.tokens_per_second,
             "prompt_seconds": result.prompt_seconds,
             "seconds": result.seconds,
+            "timed": None if timed is None else timed.to_dict(),
             "lossless": None
             if result.lossless is None
             else {
@@ -153,4 +169,6 @@ def run(arguments: argparse.Namespace) -> int:
         rates = ", ".join(f"{site} {rate:.0%}" for site, rate in statistics.rate.items())
         parts.append(f"{statistics.paths[-1]}: {rates}")
     print(f"[{'; '.join(parts)}]", file=sys.stderr)
+    if timed is not None:
+        print(f"[{timed.describe()}]", file=sys.stderr)
     return 0

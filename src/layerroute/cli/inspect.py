@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from layerroute.cli.budget_argument import add_budget_argument
 from layerroute.errors import UserError
 
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
     )
+    add_budget_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print tokens, choices and probabilities as JSON instead"
     )
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
     from layerroute.report.inspection import write_inspection
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
     every = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     ids = every[: arguments.max_tokens]
     routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)

@@ -164,7 +164,7 @@ def generate(
         show: called with every piece of text, prompt included, as soon as its route is known.
     """
     tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
-    ids = _prompt_ids(tokenizer, prompt)
+    ids = prompt_ids(tokenizer, prompt)
     streamer = _RouteStreamer(tokenizer, show)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
@@ -199,9 +199,10 @@ def generate(
     )
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    """Ids (1, T) of a prompt; of an empty one the end-of-text token, which begins a document."""
     ids: Tensor = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
-    if ids.shape[1] == 0:  # nothing to read: begin a document
+    if ids.shape[1] == 0:
         ids = torch.tensor([[tokenizer.eos_token_id]])
     return ids
 
@@ -221,7 +222,7 @@ def generate_losslessly(
         UserError: if the model has no router that skips layers.
     """
     tokenizer, model = loaded.tokenizer, loaded.model
-    ids = _prompt_ids(tokenizer, prompt)[:1]
+    ids = prompt_ids(tokenizer, prompt)[:1]
     decoder = IncrementalDecoder(tokenizer)
     started = time.perf_counter()
     first: list[float] = []

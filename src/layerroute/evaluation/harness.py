@@ -94,24 +94,29 @@ class LayerrouteLM(HFLM):
     Args:
         pretrained: run, saved model or router folder, as ``load_model`` takes it.
         full_depth: switch a layer router off: the base model's own scores, by the same path.
+        budget: see ``load_model``.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
 
     Raises:
-        UserError: ``full_depth`` for a model that has no layer router.
+        UserError: ``full_depth`` or ``budget`` for a model that has no layer router, or not that budget.
     """
 
     def __init__(
-        self, pretrained: str | Path, *, full_depth: bool = False, device: str | None = None, **settings: Any
+        self,
+        pretrained: str | Path,
+        *,
+        full_depth: bool = False,
+        budget: float | None = None,
+        device: str | None = None,
+        **settings: Any,
     ) -> None:
         target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
-        loaded = load_model(pretrained, device=target)
+        loaded = load_model(pretrained, device=target, budget=budget)
         model = loaded.model
         routers = [module for module in model.modules() if isinstance(module, LayerRouter)]
         if full_depth:
-            if not routers:
-                raise UserError(f"{loaded.path} has no layer router, so that there is nothing to switch off")
-            routers[0].enabled = False
+            loaded.switch_router_off()
         self.routed = not full_depth and (
             bool(routers) or any(isinstance(m, Routing) for m in model.modules())
         )
@@ -141,6 +146,7 @@ def run_tasks(
     limit: int | None = None,
     shots: int | None = None,
     full_depth: bool = False,
+    budget: float | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
 ) -> dict[str, Any]:
@@ -150,7 +156,7 @@ def run_tasks(
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
         shots: examples before each question. None: the task's own number.
-        full_depth: see :class:`LayerrouteLM`.
+        full_depth, budget: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
 
     Returns:
@@ -164,7 +170,9 @@ def run_tasks(
 
     # The index of the harness's own tasks takes seconds to read: not where all of them are local.
     manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
-    model = LayerrouteLM(checkpoint, full_depth=full_depth, device=device, batch_size=batch_size)
+    model = LayerrouteLM(
+        checkpoint, full_depth=full_depth, budget=budget, device=device, batch_size=batch_size
+    )
     try:
         found = lm_eval.simple_evaluate(
             model=model,

@@ -19,6 +19,7 @@ from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
 from layerroute.skipping.pretrained import base_options
+from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
 
 
@@ -38,6 +39,17 @@ class LoadedModel:
     record: dict[str, Any] | None
     precision: str
 
+    def switch_router_off(self) -> None:
+        """Let every token run every layer from now on.
+
+        Raises:
+            UserError: for a model that has no layer router.
+        """
+        routers = [module for module in self.model.modules() if isinstance(module, LayerRouter)]
+        if not routers:
+            raise UserError(f"{self.path} has no layer router, so that there is nothing to switch off")
+        routers[0].enabled = False
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -49,22 +61,29 @@ class LoadedModel:
 
 
 def load_model(
-    path: str | Path, *, device: Device = "auto", precision: Precision | None = None
+    path: str | Path,
+    *,
+    device: Device = "auto",
+    precision: Precision | None = None,
+    budget: float | None = None,
 ) -> LoadedModel:
     """Load a checkpoint that `layerroute train` saved, or a router folder onto the base that it names.
 
     Args:
         path: a router folder, a folder with a saved model (``best``, ``last``, ``checkpoints/checkpoint-N``), or
             the folder of a run, whose best model is taken.
-        precision: default: that of the training run if its record is there, else fp32.
+        precision: default: that of the training run if it is known, else fp32.
+        budget: share of routed compute to skip, for a layer router that serves several; default its own.
 
     Raises:
-        UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, no
-            tokenizer. Nothing else is ever loaded in its place.
+        UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, a
+            budget that the model does not serve, no tokenizer. Nothing else is ever loaded in its place.
     """
     folder = _model_folder(Path(path))
     if (folder / DESCRIPTION).is_file():
-        return _load_router(folder, choose_device(device), precision)
+        return _load_router(folder, choose_device(device), precision, budget)
+    if budget is not None:
+        raise UserError(f"{folder} has no layer router, so that there is no budget to choose; leave it out")
     check_intact(folder)
     config = _read_config(folder)
     check_fits(config, folder)
@@ -116,7 +135,9 @@ def load_model(
     )
 
 
-def _load_router(path: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
+def _load_router(
+    path: Path, target: torch.device, precision: Precision | None, budget: float | None
+) -> LoadedModel:
     """A router folder, on its base in the form on which it was trained (float32 for one that was only calibrated)."""
     notes = read_router(path).notes
     form, trained = notes.get("model", {"dtype": "float32"}), notes.get("precision")
@@ -127,7 +148,7 @@ def _load_router(path: Path, target: torch.device, precision: Precision | None) 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, tokenizer = load_routed(path, **options)
+        model, tokenizer = load_routed(path, budget=budget, **options)
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -181,8 +202,11 @@ def _read_config(folder: Path) -> HybridConfig:
 
 def _record_of(folder: Path) -> dict[str, Any] | None:
     """The record of the run of which ``folder`` is ``best``, ``last`` or ``checkpoints/checkpoint-N``."""
-    parents = folder.resolve().parents
-    for run in (folder.resolve(), *parents[:2]):
-        if (run / RECORD_NAME).is_file():
-            return read_record(run)
-    return None
+    own = folder.resolve()
+    if own.name in ("best", "last"):
+        run = own.parent
+    elif own.parent.name == "checkpoints":
+        run = own.parents[1]
+    else:
+        return None  # a record beside or in it, if there is one, may be of something else
+    return read_record(run) if (run / RECORD_NAME).is_file() else None

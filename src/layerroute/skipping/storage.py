@@ -128,7 +128,30 @@ def read_router(folder: str | Path) -> RouterDescription:
     for size in (description.config.rank, *(description.config.routing.widths or [])):
         if size > limit:  # checked before anything is allocated
             raise UserError(f"{path} asks for a width of {size}, but {WEIGHTS} has {limit} bytes in all")
+    if description.adapter:
+        _check_adapter(folder / ADAPTER)
     return description
+
+
+def _check_adapter(folder: Path) -> None:
+    """An adapter of the kind that is written here, no larger than its weights: PEFT makes whatever is asked for."""
+    config_file, weights_file = (folder / name for name in _ADAPTER_FILES)
+    try:
+        content = json.loads(config_file.read_text(encoding="utf-8"))
+        kind, layers = content["peft_type"], content.get("layer_replication")
+        ranks = [content["r"], *(content.get("rank_pattern") or {}).values()]
+        if not all(isinstance(rank, int) for rank in ranks):
+            raise ValueError("a rank is no integer")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{config_file} is damaged: {type(error).__name__} {error}") from error
+    limit = weights_file.stat().st_size
+    if kind != "LORA" or layers is not None:
+        raise UserError(f"{config_file} is no LoRA adapter of the base's own layers; no other is loaded")
+    for rank in ranks:
+        if rank > limit:
+            raise UserError(
+                f"{config_file} asks for a rank of {rank}, but {weights_file.name} has {limit} bytes in all"
+            )
 
 
 def load_router(
@@ -137,6 +160,7 @@ def load_router(
     *,
     execution: str | None = None,
     kv: str | None = None,
+    budget: float | None = None,
     trainable: bool = False,
 ) -> Model:
     """Put a saved router, and the adapter that belongs to it, onto the base that it was made for.
@@ -146,14 +170,16 @@ def load_router(
         folder: written by ``save_router``.
         execution: replaces the saved configuration's.
         kv: only to insist: a router serves with the keys that it was made with.
+        budget: the share of routed compute to skip, for a router that serves several budgets (see
+            ``LayerRouter.set_budget``); default the one that it was made for.
         trainable: leave router and adapter open for training; else they are frozen.
 
     Returns:
         The model.
 
     Raises:
-        UserError: if the folder is no router folder or incomplete, the model another base or not plain, or ``kv``
-            not the router's own.
+        UserError: if the folder is no router folder or incomplete, the model another base or not plain, ``kv`` not
+            the router's own, or ``budget`` not one that it serves.
     """
     folder, description = Path(folder), read_router(folder)
     if kv is not None and kv != description.config.kv:
@@ -179,6 +205,12 @@ def load_router(
     router.load_state_dict(weights)
     if router.budgets is not None:
         router.set_budget(router.budgets.current)
+    if budget is not None:
+        try:
+            router.set_budget(budget)
+        except UserError:
+            remove_router(model)
+            raise
     if execution is not None:
         router.execution = execution
     if description.adapter:
@@ -209,18 +241,23 @@ def restore_router(model: nn.Module, folder: str | Path) -> None:
 
 
 def load_routed(
-    folder: str | Path, *, dtype: torch.dtype | str = "auto", execution: str | None = None, **options: Any
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    execution: str | None = None,
+    budget: float | None = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base that a router folder names, with the router (and adapter) on it, and the tokenizer.
 
     Args:
         folder: written by ``save_router``.
         dtype, options: for ``load_pretrained``.
-        execution: replaces the saved configuration's.
+        execution, budget: for ``load_router``.
 
     Raises:
         UserError: as ``load_pretrained`` and ``load_router``.
     """
     description = read_router(folder)
     model, tokenizer = load_pretrained(description.base, dtype=dtype, **options)
-    return load_router(model, folder, execution=execution), tokenizer
+    return load_router(model, folder, execution=execution, budget=budget), tokenizer

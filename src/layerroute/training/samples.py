@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
 from layerroute.objectives.language_model import IGNORE
-from layerroute.training.windows import evaluation_batches
+from layerroute.training.windows import Boundaries, evaluation_batches
 
 Batch = dict[str, Tensor]
 
@@ -55,11 +55,20 @@ def split_rows(batch: Batch, size: int) -> list[Batch]:
 
 
 def validation_batches(
-    data: PreparedData | RecallData, *, sequences: int, batch_size: int, separate_documents: bool = False
+    data: PreparedData | RecallData,
+    *,
+    sequences: int,
+    batch_size: int,
+    separate_documents: bool = False,
+    told_by: Boundaries = "document_ids",
 ) -> list[Batch]:
     """Fixed batches for evaluation, always the same; those of recall have ``labels`` of the answers alone."""
     if isinstance(data, RecallData):
         return split_rows(answers_batch(*data.validation(sequences)), batch_size)
     return evaluation_batches(
-        data.validation, sequences=sequences, batch_size=batch_size, separate_documents=separate_documents
+        data.validation,
+        sequences=sequences,
+        batch_size=batch_size,
+        separate_documents=separate_documents,
+        told_by=told_by,
     )

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.trainer import CheckpointWeights
-from layerroute.training.windows import TrainingWindows, evaluation_batches
+from layerroute.training.windows import Boundaries, TrainingWindows, evaluation_batches
 
 Batch = dict[str, Tensor]
 
@@ -34,6 +34,9 @@ class Subject(ABC):
         data: made by ``read``.
         model, device, precision: set by ``build``.
     """
+
+    told_by: ClassVar[Boundaries] = "document_ids"
+    """What tells the model where packed documents begin."""
 
     data: PreparedData
     model: PreTrainedModel
@@ -77,6 +80,7 @@ class Subject(ABC):
             batch_size=train.batch_size,
             seed=self.recipe.seed,
             separate_documents=train.separate_documents,
+            told_by=self.told_by,
         )
 
     def validation(self) -> list[Batch]:
@@ -87,6 +91,7 @@ class Subject(ABC):
             sequences=train.evaluation_sequences,
             batch_size=train.evaluation_batch_size,
             separate_documents=train.separate_documents,
+            told_by=self.told_by,
         )
 
     @abstractmethod

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from layerroute.data.prepare import PreparedData
 from layerroute.training.configuration import TrainConfig
-from layerroute.training.windows import evaluation_windows, model_inputs
+from layerroute.training.windows import Boundaries, evaluation_windows, model_inputs
 
 _SALT = 1_000_003  # an order of the windows that no run's seed has
 
@@ -27,7 +27,9 @@ class ThresholdWindows:
     split: str
 
     @classmethod
-    def of(cls, data: PreparedData, train: TrainConfig, tokens: int) -> "ThresholdWindows":
+    def of(
+        cls, data: PreparedData, train: TrainConfig, tokens: int, *, told_by: Boundaries = "document_ids"
+    ) -> "ThresholdWindows":
         """So many tokens, rounded up to windows; fewer if the text has no more."""
         length = data.train.sequence_length
         wanted = -(-tokens // length)
@@ -41,7 +43,12 @@ class ThresholdWindows:
             chosen = [int(index) for index in data.train.order(seed=_SALT, epoch=0)[:wanted]]
         size = train.evaluation_batch_size
         batches = [
-            model_inputs(sequence, chosen[at : at + size], separate_documents=train.separate_documents)
+            model_inputs(
+                sequence,
+                chosen[at : at + size],
+                separate_documents=train.separate_documents,
+                told_by=told_by,
+            )
             for at in range(0, len(chosen), size)
         ]
         return cls(batches=batches, split=split)

@@ -59,6 +59,20 @@ def test_documents_are_told_apart_on_request() -> None:
     assert "document_ids" in collate([samples[0], samples[1]])
 
 
+def test_positions_begin_anew_in_each_document() -> None:
+    settings = {"samples": 3, "batch_size": 1, "seed": 0, "separate_documents": True}
+    samples = TrainingWindows(sequence(3), told_by="position_ids", **settings)
+    rows = {
+        tuple(row["input_ids"].tolist()): row["position_ids"].tolist()
+        for row in (samples[i] for i in range(3))
+    }
+    assert rows == {(0, 1, 2, 3): [0, 1, 2, 3], (4, 5, 6, 7): [0, 1, 0, 1], (8, 9, 10, 11): [0, 1, 2, 3]}
+    (batch,) = evaluation_batches(
+        sequence(3), sequences=3, batch_size=3, separate_documents=True, told_by="position_ids"
+    )
+    assert batch["position_ids"][1].tolist() == [0, 1, 0, 1] and "document_ids" not in batch
+
+
 def test_evaluation_windows_are_spread_over_the_split_and_fixed() -> None:
     batches = evaluation_batches(sequence(10), sequences=5, batch_size=2)
     assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]

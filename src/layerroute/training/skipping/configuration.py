@@ -126,7 +126,8 @@ class SkippingObjectiveConfig:
         ce_weight, kd_weight: of cross-entropy and distillation (Hinton et al. 2015).
         kd_temperature: T.
         kd_begin: share of the run before which there is no distillation.
-        activity_weight: λ, of the mean probability to run over tokens and sites (a per-layer L1).
+        activity_weight: λ, of the mean probability to run over tokens and sites (a per-layer L1); with a policy
+            gradient, of the share that runs in its cost.
         budget_weight: μ, of the squared distance of the cost-weighted mean probability to run from the rate.
         budget_begin: share of the run in which λ and μ rise from 0.
         lagrangian_step: of the multiplier's ascent (0 = no Lagrangian).

@@ -94,7 +94,9 @@ class SkippingLoss:
         ramp = 1.0 if not config.budget_begin else min(1.0, done / config.budget_begin)
         activity = mean_activity(decision)
         parts["activity"] = activity.detach()
-        total = ramp * config.activity_weight * activity
+        # A policy has λ in its cost; the expectation's own gradient on top of that would count it twice.
+        own = 0.0 if self.policy is not None else config.activity_weight
+        total = ramp * own * activity
         if config.budget_weight:
             budget = quadratic_budget(decision, rate)
             parts["budget_loss"] = budget.detach()
@@ -105,7 +107,8 @@ class SkippingLoss:
             self.lagrangian.update(decision)
             parts["multiplier"] = self.lagrangian.multiplier.detach().clone()
         if self.policy is not None:
-            cost = language.detach() + config.activity_weight * decision.cost_weighted_rate().to(language)
+            price = ramp * config.activity_weight
+            cost = language.detach() + price * decision.cost_weighted_rate().to(language)
             surrogate = self.policy.to(activity.device)(decision, cost)
             parts["policy_loss"] = surrogate.detach()
             total = total + config.policy_weight * surrogate

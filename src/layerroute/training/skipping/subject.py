@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ from layerroute.training.subject import Subject
 from layerroute.training.summary import describe_data, describe_run
 from layerroute.training.thresholds import ThresholdWindows
 from layerroute.training.trainer import CheckpointWeights
+from layerroute.training.windows import Boundaries
 
 
 class RouterWeights:
@@ -60,6 +61,8 @@ class RouterWeights:
 
 class SkippingSubject(Subject):
     """See ``Subject``."""
+
+    told_by: ClassVar[Boundaries] = "position_ids"
 
     @property
     def pretrained(self) -> PretrainedConfig:
@@ -96,6 +99,12 @@ class SkippingSubject(Subject):
         Raises:
             UserError: if the recipe names another tokenizer.
         """
+        train, attention = self.recipe.train, self.pretrained.attention or ""
+        if train.separate_documents and attention.startswith("flash"):
+            raise UserError(
+                f"train.separate_documents with model.attention: {attention}: transformers' flash attention sees the "
+                "documents of a batch of one window only; use model.attention: sdpa"
+            )
         data, name = self.recipe.data, self.pretrained.name
         if data.tokenizer not in (BPE, name):
             raise UserError(
@@ -133,7 +142,9 @@ class SkippingSubject(Subject):
                 "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
             )
         train = self.recipe.train
-        self.held_out = ThresholdWindows.of(self.data, train, train.threshold_tokens or 1)
+        self.held_out = ThresholdWindows.of(
+            self.data, train, train.threshold_tokens or 1, told_by=self.told_by
+        )
         self.flops: SkipFlops = forward_flops(
             self.model.config, router.config, self.recipe.data.sequence_length
         )

@@ -1,0 +1,99 @@
+"""Speed of a routed model against the same model at full depth, on one prompt."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from layerroute.errors import UserError
+
+if TYPE_CHECKING:
+    from layerroute.benchmark.timing import Spread
+    from layerroute.evaluation.loading import LoadedModel
+
+ROUTED, FULL = "routed", "full depth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedGeneration:
+    """Greedy continuations of the same prompt by the same number of tokens, in turn.
+
+    Attributes:
+        new_tokens: of each continuation.
+        rounds: of both.
+        tokens_per_second: by ``routed`` and ``full depth``, medians; the prompt's time is in them.
+        speedup: of the routed one, from the ratios of the rounds' pairs.
+    """
+
+    new_tokens: int
+    rounds: int
+    tokens_per_second: dict[str, float]
+    speedup: "Spread"
+
+    def describe(self) -> str:
+        """One line."""
+        speeds = ", ".join(f"{name} {value:.1f} tokens/s" for name, value in self.tokens_per_second.items())
+        spread = self.speedup
+        return (
+            f"timed: {speeds}: {spread.median:.2f}× (quartiles {spread.q1:.2f} to {spread.q3:.2f}; {self.rounds} "
+            f"rounds in turn of the prompt and {self.new_tokens} tokens; masked execution gave the same tokens)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "new_tokens": self.new_tokens,
+            "rounds": self.rounds,
+            "tokens_per_second": self.tokens_per_second,
+            "speedup": self.speedup.to_dict(),
+        }
+
+
+def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, rounds: int) -> TimedGeneration:
+    """Prove first that masked execution gives the tokens that are served, then time.
+
+    Raises:
+        UserError: a model without a layer router; execution that is not equal: nothing is timed then.
+    """
+    import torch
+
+    from layerroute.benchmark.timing import measure
+    from layerroute.evaluation.generation import prompt_ids
+    from layerroute.skipping import executed, get_router, router_disabled
+
+    model: Any = loaded.model
+    get_router(model)  # or there is nothing to time
+    ids = prompt_ids(loaded.tokenizer, prompt).to(loaded.device)
+
+    def routed() -> list[int]:
+        with torch.no_grad(), loaded.in_precision():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                min_new_tokens=new_tokens,  # as many in all rounds, whatever the text would be
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=loaded.tokenizer.pad_token_id,
+            )
+        return [int(token) for token in out[0, ids.shape[1] :]]
+
+    def full() -> None:
+        with router_disabled(model):
+            routed()
+
+    with executed(model, "masked"):
+        reference = routed()
+    if routed() != reference:
+        raise UserError("masked and served execution give other tokens for this prompt: nothing is timed")
+    cuda = loaded.device.type == "cuda"
+    timings = measure(
+        {FULL: full, ROUTED: routed},
+        repeats=rounds,
+        warmup=1,
+        synchronize=partial(torch.cuda.synchronize, loaded.device) if cuda else lambda: None,
+    )
+    return TimedGeneration(
+        new_tokens=new_tokens,
+        rounds=rounds,
+        tokens_per_second={name: new_tokens / timings.spread(name).median for name in (ROUTED, FULL)},
+        speedup=timings.speedup(ROUTED, FULL),
+    )

@@ -1,0 +1,108 @@
+"""What a model computed on some text: layers run per token, and FLOPs that were executed."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerroute.evaluation.executed import executed_flops_per_token
+from layerroute.evaluation.routing_statistics import RoutingStatistics
+from layerroute.skipping import FAMILIES, LayerRouter, forward_flops
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersRun:
+    """Layers that a token runs, on average.
+
+    Attributes:
+        total: layers of the model.
+        by_layer: by unit (``block``, ``attention``, ``mlp``), the share of tokens that ran it in each layer; layers
+            that may not be skipped are run by all.
+        skipped: share of the routed compute that was skipped, each site weighted by what skipping it saves.
+    """
+
+    total: int
+    by_layer: dict[str, list[float]]
+    skipped: float
+
+    @property
+    def per_token(self) -> dict[str, float]:
+        """By unit, the number of layers in which a token ran it, of ``total``."""
+        return {unit: sum(shares) for unit, shares in self.by_layer.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"total": self.total, "run_per_token": self.per_token, "by_layer": self.by_layer}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """FLOPs of forward passes, as PyTorch counts them.
+
+    Attributes:
+        per_token: of the model as it is served.
+        windows: on which they were counted.
+        full_depth: analytic FLOPs of a token that runs all layers, None where they are not known.
+    """
+
+    per_token: float
+    windows: int
+    full_depth: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "executed_per_token": self.per_token,
+            "full_depth_per_token": self.full_depth,
+            "windows": self.windows,
+        }
+
+
+def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> LayersRun | None:
+    """From the routing that was served; None for a model without a layer router, or with one that is switched off."""
+    router = _router(model)
+    if router is None or not router.enabled or routing is None:
+        return None
+    config: Any = model.config
+    total = int(config.get_text_config().num_hidden_layers)
+    by_layer = {
+        unit: [routing.rate.get(f"layer{layer}.{unit}", 1.0) for layer in range(total)]
+        for unit in router.config.units
+    }
+    return LayersRun(total=total, by_layer=by_layer, skipped=1.0 - routing.cost_weighted_rate)
+
+
+def count_executed(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    most: int = 4,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Executed:
+    """Count on at most ``most`` batches, evenly spaced: counting costs another forward pass."""
+    count = min(most, len(batches))
+    chosen = [batches[index * len(batches) // count] for index in range(count)]
+    sizes = [batch["input_ids"].numel() for batch in chosen]
+    flops = [
+        executed_flops_per_token(model, batch, precision=precision) * size
+        for batch, size in zip(chosen, sizes, strict=True)
+    ]
+    router, config = _router(model), getattr(model, "config", None)
+    full = None
+    if router is not None and config is not None and config.get_text_config().model_type in FAMILIES:
+        lengths = [batch["input_ids"].shape[1] for batch in chosen]
+        base = [forward_flops(config, router.config, length).base_per_token for length in lengths]
+        full = sum(one * size for one, size in zip(base, sizes, strict=True)) / sum(sizes)
+    return Executed(
+        per_token=sum(flops) / sum(sizes),
+        windows=sum(len(batch["input_ids"]) for batch in chosen),
+        full_depth=full,
+    )
+
+
+def _router(model: nn.Module) -> LayerRouter | None:
+    return next((module for module in model.modules() if isinstance(module, LayerRouter)), None)

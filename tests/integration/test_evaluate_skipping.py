@@ -1,0 +1,272 @@
+"""`layerroute evaluate`, `generate` and `inspect` on router folders: what they tell, and what they refuse."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.evaluation.loading import load_model
+from layerroute.evaluation.perplexity import evaluate
+from layerroute.skipping import SkipConfig, add_router, get_router, load_pretrained, save_router
+from tests.parity.skipping_models import sharpen
+
+LAYERS = 7
+ROUTED = {"layers": [2, 3, 4, 5], "router_layer": 2, "rank": 4, "execution": "sparse"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base, text, and routers for the base: of one budget, of several, and with an adapter."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    draw = random.Random(0)
+    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model"
+    words = sentence.split()
+    lines = [json.dumps({"text": " ".join(draw.choices(words, k=70))}) for _ in range(12)]
+    (folder / "text.jsonl").write_text("\n".join(lines))
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(folder / "text.jsonl")], vocab_size=290, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    budgets = {"0.25": [0.9, 0.8, 0.7, 0.6], "0.5": [0.7, 0.6, 0.4, 0.3]}
+    for name, settings in (("one", {}), ("many", {"budgets": budgets}), ("adapted", {})):
+        model, _ = load_pretrained(str(folder / "model"))
+        add_router(model, SkipConfig(**ROUTED, **settings))
+        sharpen(model)
+        if name == "many":
+            router = get_router(model)
+            for budget, threshold in ((0.25, 0.0), (0.5, 1e9)):  # the second lets nobody run
+                router.set_budget(budget)
+                router.all_routings()[0].thresholds.value.fill_(threshold)
+                router.store_thresholds()
+            router.set_budget(0.25)
+        if name == "adapted":
+            from peft import LoraConfig
+
+            model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        save_router(model, folder / name, notes={"model": {"dtype": "float32"}})
+    return folder
+
+
+def run(capsys, *words):
+    """Exit code and what was printed."""
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    return code, capsys.readouterr()
+
+
+def scores(capsys, files, router, *more):
+    data = ["--data", files / "text.jsonl", "--sequence-length", "32"]
+    code, printed = run(capsys, "evaluate", files / router, *data, *more, "--json")
+    assert code == 0, printed.err
+    found = json.loads(printed.out)
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+def test_evaluate_tells_layers_skips_and_flops_and_twice_the_same(files, capsys):
+    found = scores(capsys, files, "one")
+    assert found == scores(capsys, files, "one")
+    rates = found["routing"]["rate"]
+    assert 0.05 < found["routing"]["mean_rate"] < 0.95
+    by_layer = found["layers"]["by_layer"]["block"]
+    assert by_layer == [rates.get(f"layer{layer}.block", 1.0) for layer in range(LAYERS)]
+    assert found["layers"]["run_per_token"]["block"] == pytest.approx(LAYERS - 4 + sum(rates.values()))
+    assert found["routing"]["skipped"] == pytest.approx(1 - sum(rates.values()) / 4)
+    flops = found["flops"]
+    assert flops["executed_per_token"] < 0.97 * flops["full_depth_per_token"]
+    assert flops["windows"] > 8
+    data = ["--data", files / "text.jsonl", "--sequence-length", "32"]
+    code, printed = run(capsys, "evaluate", files / "one", *data)
+    assert code == 0
+    for word in (
+        "perplexity",
+        "accuracy",
+        "layer5.block",
+        "of 7 by each token",
+        "of routed compute",
+        "MFLOPs",
+    ):
+        assert word in printed.out, word
+    assert f"{found['layers']['run_per_token']['block']:.2f} of 7" in printed.out
+
+
+def test_at_full_depth_it_is_the_base(files, capsys):
+    found = scores(capsys, files, "one", "--full-depth")
+    assert found["routing"] is None and found["layers"] is None
+    flops = found["flops"]
+    assert flops["executed_per_token"] == pytest.approx(flops["full_depth_per_token"], rel=0.02)
+    assert found["loss"] != scores(capsys, files, "one")["loss"]
+    model, tokenizer = load_pretrained(str(files / "model"))
+    texts = [json.loads(line)["text"] for line in (files / "text.jsonl").read_text().splitlines()]
+    ids = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    windows = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+    rest = torch.tensor(ids[len(windows) * 32 :]).view(1, -1)
+    batches = [{"input_ids": part} for part in windows.split(8)]
+    if rest.shape[1] > 1:
+        batches.append({"input_ids": rest})
+    assert evaluate(model, batches).loss == pytest.approx(found["loss"], abs=1e-9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_rate_nor_loss(files, side):
+    model = load_model(files / "one").model
+    torch.manual_seed(0)
+    ids = torch.randint(5, 280, (3, 24))
+    plain = evaluate(model, [{"input_ids": row.view(1, -1)} for row in ids])
+    pad = (9, 0) if side == "left" else (0, 9)
+    padded = torch.nn.functional.pad(ids, pad, value=0)
+    mask = torch.nn.functional.pad(torch.ones_like(ids), pad, value=0)
+    found = evaluate(model, [{"input_ids": padded, "attention_mask": mask}])
+    assert found.routing.rate == plain.routing.rate
+    assert found.routing.tokens == plain.routing.tokens == ids.numel()
+    assert found.loss == pytest.approx(plain.loss, abs=1e-5) and found.tokens == plain.tokens
+
+
+def test_a_budget_is_chosen_at_load(files, capsys):
+    least = scores(capsys, files, "many")
+    most = scores(capsys, files, "many", "--budget", "0.5")
+    assert least == scores(capsys, files, "many", "--budget", "0.25")
+    # All skip but the first token of each window, the sink.
+    assert least["routing"]["skipped"] < 0.9 < most["routing"]["skipped"]
+
+
+def test_generate_times_the_routed_model_in_turn_with_full_depth(files, capsys):
+    words = ["generate", files / "one", "the router reads", "--max-new-tokens", "6", "--time", "2"]
+    code, printed = run(capsys, *words, "--json")
+    assert code == 0, printed.err
+    timed = json.loads(printed.out)["timed"]
+    assert timed["new_tokens"] == 6 and timed["rounds"] == 2
+    speeds = timed["tokens_per_second"]
+    assert set(speeds) == {"routed", "full depth"} and min(speeds.values()) > 0
+    assert timed["speedup"]["minimum"] <= timed["speedup"]["median"] <= timed["speedup"]["maximum"]
+    code, printed = run(capsys, *words, "--show-routes")
+    assert code == 0 and "rounds in turn" in printed.err and "tokens/s" in printed.err
+
+
+def test_inspect_shows_the_routes_of_a_router_folder(files, tmp_path, capsys):
+    words = ["inspect", files / "one", "--text", "the router reads a state", "--out", tmp_path / "out"]
+    code, printed = run(capsys, *words)
+    assert code == 0 and "layer5.block" in printed.out
+    assert any(path.suffix == ".html" for path in (tmp_path / "out").iterdir())
+
+
+def copy_of(files, tmp_path, name="adapted"):
+    return shutil.copytree(files / name, tmp_path / "copy")
+
+
+def without(*path):
+    def damage(files, tmp_path):
+        copy = copy_of(files, tmp_path)
+        copy.joinpath(*path).unlink()
+        return copy
+
+    return damage
+
+
+def another_base(files, tmp_path):
+    base = shutil.copytree(files / "model", tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    save_file(
+        {name: value + 1 for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    return _described(copy_of(files, tmp_path), lambda content: content["base"].update(id=str(base)))
+
+
+def no_base(files, tmp_path):
+    return _described(
+        copy_of(files, tmp_path), lambda content: content["base"].update(id=str(tmp_path / "no"))
+    )
+
+
+def of_four_bits(files, tmp_path):
+    return _described(
+        copy_of(files, tmp_path), lambda content: content["notes"]["model"].update(quantization="nf4")
+    )
+
+
+def of_no_known_form(files, tmp_path):
+    return _described(
+        copy_of(files, tmp_path), lambda content: content["notes"].update(model={"dtype": "int3"})
+    )
+
+
+def asked_for_code(files, tmp_path):
+    change = {"dtype": "float32", "trust_remote_code": True}
+    return _described(copy_of(files, tmp_path), lambda content: content["notes"].update(model=change))
+
+
+def _described(folder, change):
+    content = json.loads((folder / "router.json").read_text())
+    change(content)
+    (folder / "router.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "inspect"])
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (without("router.safetensors"), "router.safetensors is missing"),
+        (without("adapter", "adapter_model.safetensors"), "adapter_model.safetensors is missing"),
+        (without("router.json"), "holds no model"),
+        (another_base, "was made for the base"),
+        (no_base, "cannot load the model"),
+        (of_four_bits, "pip install 'layerroute[quantization]'"),
+        (of_no_known_form, "model.dtype is 'int3'"),
+        (asked_for_code, "notes.model must name"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_nothing_takes_the_place_of_what_is_missing(
+    files, tmp_path, capsys, monkeypatch, command, made, told
+):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
+    )
+    folder = made(files, tmp_path)
+    words = {
+        "evaluate": ["--data", files / "text.jsonl"],
+        "generate": ["the router"],
+        "inspect": ["--text", "the router", "--out", tmp_path / "out"],
+    }
+    code, printed = run(capsys, command, folder, *words[command])
+    lines = printed.err.strip().splitlines()
+    assert code == 2 and len(lines) == 1, printed.err
+    assert told in lines[0]
+    assert not printed.out.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "one", "--data", "text.jsonl", "--budget", "0.3"], "serves one budget"),
+        (["evaluate", "many", "--data", "text.jsonl", "--budget", "0.9"], "serves budgets of 0.25 to 0.5"),
+        (["evaluate", "one"], "give text with --data"),
+        (["generate", "one", "x", "--time", "0"], "--time is 0"),
+        (["evaluate", "one", "--data", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_line(files, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(files)
+    code, printed = run(capsys, *words)
+    assert code == 2 and told in printed.err and printed.err.strip().count("\n") == 0

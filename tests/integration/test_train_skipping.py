@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from layerroute.evaluation.loading import load_model
 from layerroute.recipe import load_recipe
 from layerroute.records import read_record
 from layerroute.skipping import get_router
+from layerroute.training.windows import model_inputs
 
 BASE = """
 capability: layer_skipping
@@ -53,9 +55,8 @@ def home(tmp_path_factory):
     """A model folder, texts and a base recipe."""
     folder = tmp_path_factory.mktemp("skipping")
     draw = random.Random(0)
-    words = (
-        "the router reads a state and decides which tokens run and which skip this layer of our model".split()
-    )
+    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model."
+    words = sentence.split()
     for name, count in (("train", 120), ("heldout", 60)):
         lines = [json.dumps({"text": " ".join(draw.choices(words, k=60))}) for _ in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
@@ -263,6 +264,13 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
     [
         ("skip: {unit: attention}", "skip.unit 'attention' cannot be calibrated"),
         ("skip: {layers: [2, 9]}", "out of range"),
+        ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),
+        ("skip: {layers: [2, 9]}\nstart: {method: fresh}", "out of range"),
+        (
+            "train: {separate_documents: true}\nmodel: {attention: flash_attention_2}",
+            "use model.attention: sdpa",
+        ),
+        ("model: {name: /no/such/model}", "/no/such/model"),
         ("skip: {routing: {rate: 0.0}}", "between 0 and 1"),
         ("data: {tokenizer: gpt2}", "leave data.tokenizer out"),
         ("data: {sequence_length: 100000}", "tokens are needed"),
@@ -277,6 +285,78 @@ def test_bad_input_is_one_line_and_exit_code_2(home, tmp_path, capsys, text, tol
     assert main(["train", recipe(home, "bad", text), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert told in error[-1] and "Traceback" not in "".join(error)
+
+
+def test_a_tokenizer_that_does_not_fit_is_told(home, tmp_path, capsys):
+    folder = shutil.copytree(home / "model", tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra-{number}>" for number in range(20)])
+    tokenizer.save_pretrained(folder)
+    file = recipe(home, "misfit", f"model: {{name: {folder}}}")
+    assert main(["train", file, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "they do not fit" in error[-1] and "Traceback" not in "".join(error)
+    data = ["--data", str(home / "train.jsonl"), "--length", "32"]
+    assert main(["calibrate", str(folder), "--budget", "0.25", *data]) == 2
+    assert "they do not fit" in capsys.readouterr().err
+
+
+def test_two_stages_train_router_and_skip_paths_first_and_the_adapter_then(home, tmp_path):
+    text = "adapt: {lora_rank: 2, lora_begin: 0.5, router_rate: 0.5}"
+    train(home, tmp_path / "run", "stages", text + "\ntrain: {max_steps: 8, save_every: 4}")
+    first, last = (tmp_path / "run" / "checkpoints" / f"checkpoint-{step}" for step in (4, 8))
+    adapter = "adapter/adapter_model.safetensors"
+    early, late = load_file(first / adapter), load_file(last / adapter)
+    assert all(not value.any() for name, value in early.items() if "lora_B" in name)
+    assert any(value.any() for name, value in late.items() if "lora_B" in name)
+    router = load_file(first / "router.safetensors")
+    calibrated = next((home / "cache" / "calibrations").glob("*/router.safetensors"))
+    start = load_file(calibrated)
+    moved = {name for name, value in router.items() if name in start and not torch.equal(value, start[name])}
+    assert any("skip_paths" in name for name in moved) and any("router" in name for name in moved)
+
+
+def test_packed_documents_are_trained_and_scored_apart(home, tmp_path, capsys):
+    """No token of a window sees another document: a window's loss is that of its documents alone."""
+    out = tmp_path / "run"
+    text = "train: {separate_documents: true}\ndata: {sequence_length: 128}"
+    record = train(home, out, "packed", text)
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["loss"] == pytest.approx(record["metrics"]["best_validation_loss"], abs=1e-5)
+    loaded = load_model(out)
+    config = replace(load_recipe(home / "base.yaml").data, tokenizer=str(home / "model"), sequence_length=128)
+    validation = prepare_data(config).validation
+    found = [
+        (window, int(place))
+        for window in range(validation.windows())
+        for place in (validation.batch([window])[0] == validation.end_of_text).nonzero()[0][:1]
+    ]
+    window, end = next((window, place) for window, place in found if 20 < place < 90)
+    batch = model_inputs(validation, [window], separate_documents=True, told_by="position_ids")
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        packed = loaded.model(**batch, use_cache=False).logits[:, end + 1 :]
+        alone = loaded.model(input_ids=ids[:, end + 1 :], use_cache=False).logits
+        joined = loaded.model(input_ids=ids, use_cache=False).logits[:, end + 1 :]
+    torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(joined, alone, rtol=1e-2, atol=1e-2)
+
+
+def test_fresh_starts_anew_and_keeps_the_earlier_run(home, tmp_path, capsys):
+    out = tmp_path / "run"
+    earlier = train(home, out, "token")
+    again = train(home, out, "token")
+    assert again["started"] == earlier["started"]
+    anew = train(home, out, "token", "", "--fresh")
+    assert anew["started"] != earlier["started"]
+    assert anew["metrics"]["validation_loss"] == earlier["metrics"]["validation_loss"]
+    assert read_record(tmp_path / "run.earlier-1") == earlier
+    capsys.readouterr()
+    resume = ["--resume", str(out / "checkpoints" / "checkpoint-4")]
+    assert main(["train", recipe(home, "token"), "--out", str(out), "--fresh", *resume]) == 2
+    assert "--fresh starts anew" in capsys.readouterr().err
 
 
 def test_four_bits_without_bitsandbytes_is_told(home, tmp_path, capsys, monkeypatch):
@@ -295,7 +375,8 @@ def test_four_bits_without_bitsandbytes_is_told(home, tmp_path, capsys, monkeypa
 def test_compare_and_report_hold_routing_against_its_controls(home, tmp_path, capsys):
     runs = tmp_path / "runs"
     for name in ("token", "random", "periodic", "static_greedy"):
-        train(home, runs / name, name, CONTROLS.get(name, ""))
+        text = CONTROLS.get(name, "train: {route_sentences: 4}")
+        train(home, runs / name, name, text)
     capsys.readouterr()
     assert main(["compare", str(runs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -311,5 +392,6 @@ def test_compare_and_report_hold_routing_against_its_controls(home, tmp_path, ca
     assert main(["report", str(runs)]) == 0
     first = {p.name: p.read_bytes() for p in (runs / "report").rglob("*") if p.is_file()}
     assert {"index.html", "paper.md", "compute.csv", "layers.png"} <= first.keys()
+    assert b"share of decisions for run by kind of token" in first["paper.md"].lower()
     assert main(["report", str(runs)]) == 0
     assert first == {p.name: p.read_bytes() for p in (runs / "report").rglob("*") if p.is_file()}

@@ -8,6 +8,7 @@ from typing import Any
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
 from layerroute.analysis.skipping import SkippingComparison, kind_of, skipped
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
+from layerroute.analysis.tokens import token_kinds
 from layerroute.report.figures_skipping import SkippingFigure, build_skipping_figures
 from layerroute.report.html import environment, inline_svg, token_views
 
@@ -26,6 +27,9 @@ def write_skipping_report(
     folder.mkdir(parents=True, exist_ok=True)
     figures = build_skipping_figures(comparison, folder, progress)
     tables = {**comparison.tables, "runs": _runs(comparison)}
+    kinds = _kinds(comparison)
+    if kinds is not None:
+        tables["kinds"] = kinds
     versions = sorted(
         {
             f"{name} {value}"
@@ -116,6 +120,13 @@ def _tokens(comparison: SkippingComparison) -> dict[str, Any] | None:
         "paths": routes.paths,
         "sentences": token_views(routes),
     }
+
+
+def _kinds(comparison: SkippingComparison) -> Table | None:
+    """Whether kinds of tokens (words, numbers, punctuation) run more layers than others."""
+    routes = None if comparison.subject is None else comparison.subject.example.token_routes
+    found = None if routes is None else token_kinds(routes)
+    return None if routes is None or found is None else found.table(routes.paths[-1])
 
 
 def _runs(comparison: SkippingComparison) -> Table:

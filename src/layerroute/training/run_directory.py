@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from layerroute.errors import UserError
 from layerroute.integrity import DamagedError
-from layerroute.liveness import LOCK, hold
+from layerroute.liveness import LOCK, hold, is_alive
 from layerroute.records import RECORD_NAME, read_record
 from layerroute.training.checkpoint import check_resumable, checkpoints, verify_checkpoint
 
@@ -88,6 +89,28 @@ class RunDirectory:
             if not free:
                 raise UserError(f"--out: another process is training in {self.path}; give another folder")
             yield
+
+
+def set_run_aside(path: Path) -> Path | None:
+    """Rename the folder of an earlier run, so that a new one can start there; nothing is deleted.
+
+    Returns:
+        Its new name (``NAME.earlier-N`` beside it), or None where there is no earlier run.
+
+    Raises:
+        UserError: the folder holds something else, or another process trains in it.
+    """
+    if not path.exists() or (path.is_dir() and not any(entry.name != LOCK for entry in path.iterdir())):
+        return None
+    if not (path / RECORD_NAME).is_file():
+        raise UserError(f"--fresh: {path} holds no run, and nothing else is moved away; give another --out")
+    if is_alive(path):
+        raise UserError(f"--fresh: another process is training in {path}; give another --out")
+    own = path.resolve()
+    number = next(n for n in itertools.count(1) if not (own.parent / f"{own.name}.earlier-{n}").exists())
+    aside = own.parent / f"{own.name}.earlier-{number}"
+    own.rename(aside)
+    return aside
 
 
 @dataclass(frozen=True)

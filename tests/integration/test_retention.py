@@ -1,0 +1,160 @@
+"""``layerroute retention`` over router folders: scored as served, paired, and kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from layerroute.cli.main import main
+from layerroute.skipping import SkipConfig, add_router, save_router
+from tests.parity.skipping_models import sharpen
+
+lm_eval = pytest.importorskip("lm_eval")
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from layerroute.evaluation.local_tasks import local_task  # noqa: E402
+
+WORDS = [
+    "the",
+    "router",
+    "reads",
+    "a",
+    "state",
+    "and",
+    "decides",
+    "which",
+    "tokens",
+    "run",
+    "and",
+    "which",
+    "skip",
+    "this",
+    "layer",
+    "of",
+    "our",
+    "model",
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model with two routers for it, tasks and text; all tiny."""
+    folder = tmp_path_factory.mktemp("retention")
+    draw = random.Random(0)
+
+    def phrase(count: int) -> str:
+        return " ".join(draw.choices(WORDS, k=count))
+
+    (folder / "text.txt").write_text(phrase(400))
+    trained = ByteLevelBPETokenizer()
+    trained.train([str(folder / "text.txt")], vocab_size=290, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token="<eos>", pad_token="<eos>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, layers in (("wide", [2, 3, 4]), ("narrow", [2])):
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+        add_router(model, SkipConfig(layers=layers, router_layer=2, execution="sparse"))
+        sharpen(model)
+        save_router(model.eval(), folder / name)
+    rows: dict[str, list[dict[str, Any]]] = {
+        "words": [{"context": phrase(6), "target": draw.choice(WORDS)} for _ in range(6)],
+        "choices": [
+            {"question": f"{phrase(5)}:", "choices": [phrase(2), phrase(1)], "gold": draw.randrange(2)}
+            for _ in range(5)
+        ],
+    }
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def command(files: Path, *runs: str, out: Path) -> list[str]:
+    tasks = [str(files / f"{name}.jsonl") for name in ("words", "choices")]
+    return [
+        "retention", *(str(files / run) for run in runs), "--tasks", *tasks, "--data", str(files / "text.txt"),
+        "--windows", "4", "--sequence-length", "32", "--out", str(out), "--device", "cpu", "--batch-size", "2",
+    ]  # fmt: skip
+
+
+def test_runs_are_held_against_their_base_and_against_each_other(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(files, "wide", "narrow", out=tmp_path)) == 0
+    captured = capsys.readouterr()
+    assert "wide − narrow" in captured.out and "Retained" in captured.out
+    content = json.loads((tmp_path / "retention.json").read_text())
+    assert {(c["task"], c["metric"]) for c in content["retained"]} == {
+        ("text", "perplexity"),
+        ("words", "acc"),
+        ("words", "perplexity"),
+        ("choices", "acc"),
+        ("choices", "acc_norm"),
+    }
+    assert content["skipped"]["base"] == 0.0
+    assert 0 < content["skipped"]["wide"] < 1
+    # The base's scores are the harness's own on the plain model.
+    model = HFLM(pretrained=str(files / "model"), device="cpu", dtype="float32", batch_size=2)
+    expected = lm_eval.simple_evaluate(
+        model=model,
+        tasks=[local_task(files / "words.jsonl")],
+        bootstrap_iters=10,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    assert expected is not None
+    perplexity = next(c for c in content["retained"] if (c["task"], c["metric"]) == ("words", "perplexity"))
+    assert perplexity["reference"] == pytest.approx(expected["results"]["words"]["perplexity,none"], rel=1e-9)
+    assert perplexity["value"] != perplexity["reference"], "routing does something"
+    rows = list(csv.DictReader((tmp_path / "retention.csv").read_text().splitlines()))
+    assert len(rows) == 3 * 5
+    assert "wide" in (tmp_path / "retention.md").read_text()
+
+    # A run that is added costs its own scores alone, and what is there gives the same numbers.
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()}
+    assert sorted(kept) == ["base.json", "narrow.json", "wide.json"]
+    assert main(command(files, "wide", "narrow", out=tmp_path)) == 0
+    assert "scoring" not in capsys.readouterr().err
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
+    assert json.loads((tmp_path / "retention.json").read_text()) == content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--limit", "0"], "--limit is 0"),
+        (["--windows", "0"], "--windows is 0"),
+        ([], "nothing to score"),
+    ],
+    ids=["limit", "windows", "nothing"],
+)
+def test_bad_input_is_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(["retention", str(files / "wide"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_without_a_router_is_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retention", str(files / "model"), "--data", str(files / "text.txt")]) == 2
+    assert "is not a router folder" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -14,13 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from layerroute.analysis.runs import load_runs
 from layerroute.cli.main import main
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridForCausalLM
 from layerroute.integrity import MANIFEST, seal
-from layerroute.records import read_record
+from layerroute.records import read_record, write_record
 from layerroute.skipping import load_pretrained, load_router, save_router
 from tests.integration.test_train import stop_after, train
 from tests.parity.skipping_models import plain, routed
@@ -163,9 +166,8 @@ def test_shards_are_read_from_their_own_folder_only(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_bomb_in_a_checkpoint_does_not_go_off(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path)
     with monkeypatch.context() as patch:
@@ -173,18 +175,39 @@ def test_a_pickle_bomb_in_a_checkpoint_does_not_go_off(
         assert train(recipe, tmp_path / "run") == 143
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-6"
     mark = tmp_path / "mark"
-    for dump in (
-        lambda path: torch.save({"state": {}, "x": Bomb(mark)}, path),
-        lambda path: path.write_bytes(pickle.dumps(Bomb(mark))),
-    ):
-        dump(checkpoint / name)
+
+    def refused(name: str, content: bytes) -> str:
+        """What is said of a checkpoint with this in the place of one of its files."""
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content)
         seal(checkpoint)  # it is a stranger's, and intact
         capsys.readouterr()
-        assert train(recipe, tmp_path / "run", "--resume", str(checkpoint)) == 2
+        assert train(recipe, tmp_path / "run", "--resume", str(checkpoint)) == 2, name
+        (checkpoint / name).write_bytes(whole)
+        assert read_record(tmp_path / "run")["status"] == "failed"
         line = complaint(capsys)
         assert str(checkpoint) in line and "cannot be used" in line
-        assert not mark.exists()
-    assert read_record(tmp_path / "run")["status"] == "failed"
+        return line
+
+    saved = io.BytesIO()
+    torch.save({"state": {}, "x": Bomb(mark)}, saved)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        for bomb in (saved.getvalue(), pickle.dumps(Bomb(mark))):
+            assert "none of it was run" in refused(name, bomb)
+            assert not mark.exists()
+    # What is no pickle may be nonsense, too.
+    state = json.loads((checkpoint / "layerroute_state.json").read_text())
+    trainer = json.loads((checkpoint / "trainer_state.json").read_text())
+    for name, tree in (
+        ("trainer_state.json", []),
+        ("trainer_state.json", {**trainer, "global_step": 10**9}),
+        ("trainer_state.json", {**trainer, "surprise": 1}),
+        ("layerroute_state.json", {**state, "meter": 5}),
+        ("layerroute_state.json", {key: value for key, value in state.items() if key != "loss"}),
+    ):
+        refused(name, json.dumps(tree).encode())
+    seal(checkpoint)
+    assert train(recipe, tmp_path / "run", "--resume", str(checkpoint)) == 0
 
 
 def test_weights_as_a_pickle_are_not_taken_beside_safetensors_either(
@@ -233,3 +256,81 @@ def test_a_router_that_asks_for_more_than_it_holds_is_refused(tmp_path: Path, li
             load_router(plain("llama"), folder)
     (folder / "router.json").write_text(json.dumps(whole))
     load_router(plain("llama"), folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask at the terminal, and run it after a "y"."""
+    mark, base = tmp_path / "mark", tmp_path / "base"
+    plain("llama").save_pretrained(base)
+    (base / "code.py").write_text(
+        f"open({str(mark)!r}, 'w')\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'strange'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    config = json.loads((base / "config.json").read_text())
+    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "strange", "auto_map": classes}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"run only where a recipe says model\.trust_remote_code: true"):
+        load_pretrained(str(base))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vocab_size": 10**15}, "says vocab_size 1000000000000000, but the weights beside it have"),
+        ({"num_hidden_layers": 10**6}, "says num_hidden_layers 1000000"),
+        (
+            {"num_hidden_layers": 60, "intermediate_size": 60_000},
+            "parameters, but the weights beside it have",
+        ),
+        ({"num_hidden_layers": 8}, "parameters, but the weights beside it have"),
+        ({"num_attention_heads": 5}, "config.json: "),
+        ({"intermediate_size": 47}, "cannot load the model"),
+        ({"num_hidden_layers": 8, "intermediate_size": 16}, "cannot load the model"),
+    ],
+)
+def test_a_base_model_that_asks_for_more_than_it_holds_is_refused(
+    tmp_path: Path, little_memory: None, change: dict[str, int], told: str
+) -> None:
+    """transformers makes at random what is missing."""
+    plain("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=told):
+        load_pretrained(str(tmp_path))
+
+
+def test_an_adapter_that_asks_for_more_than_it_holds_is_refused(tmp_path: Path, little_memory: None) -> None:
+    model = routed("llama")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    folder = save_router(model, tmp_path / "router")
+    path = folder / "adapter" / "adapter_config.json"
+    whole = json.loads(path.read_text())
+    for change, told in (
+        ({"r": 10**12}, "asks for a rank of 1000000000000"),
+        ({"rank_pattern": {"q_proj": 10**12}}, "asks for a rank of 1000000000000"),
+        ({"layer_replication": [[0, 7]] * 10}, "is no LoRA adapter"),
+        ({"peft_type": "PREFIX_TUNING"}, "is no LoRA adapter"),
+        ({"r": "2"}, "is damaged"),
+    ):
+        path.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(UserError, match=told):
+            load_router(plain("llama"), folder)
+    path.write_text(json.dumps(whole))
+    load_router(plain("llama"), folder)
+
+
+@pytest.mark.parametrize("key", ["curves", "token_routes"])
+def test_a_record_names_files_of_its_own_folder_only(finished_run: Path, tmp_path: Path, key: str) -> None:
+    secret = tmp_path / "secret.json"
+    shutil.copyfile(finished_run / read_record(finished_run)[key], secret)
+    for name in ("../secret.json", str(secret)):
+        write_record(tmp_path / "run", {**read_record(finished_run), key: name})
+        (run,) = load_runs([tmp_path / "run"])
+        with pytest.raises(UserError, match="nothing was read"):
+            getattr(run, key)

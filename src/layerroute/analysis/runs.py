@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from layerroute.errors import UserError, nearest
+from layerroute.integrity import inside
 from layerroute.records import RECORD_NAME, Record, read_record
 
 COMPLETED = "completed"
@@ -141,7 +142,7 @@ class Run:
         name = self.record.get(key)
         if not name:
             return None
-        file = self.path.parent / name
+        file = inside(self.path.parent, name)
         return file if file.is_file() else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +25,8 @@ from transformers import (
 )
 
 from layerroute.errors import UserError
+from layerroute.integrity import DamagedError, seal, verify
+from layerroute.skipping.declared import check_declared
 
 _logger = logging.getLogger(__name__)
 
@@ -42,16 +45,20 @@ def load_pretrained(
         name: the alias ``smollm2-135m``, a local folder, or an id on the hub.
         dtype: of the weights. ``auto`` is that of the checkpoint (fp32 for the alias).
         options: more arguments of ``from_pretrained`` (``quantization_config``, ``device_map``, …). Weights are read
-            from safetensors only.
+            from safetensors only, and code that comes with a model is not run unless they say ``trust_remote_code``.
 
     Raises:
-        UserError: if there is no such model here and none can be fetched.
+        UserError: if there is no such model here and none can be fetched, or its weights do not fit its configuration.
     """
     source = local_source(name)
     options.setdefault("use_safetensors", True)  # no pickle of anybody's is run
+    trusted = options.setdefault("trust_remote_code", False)  # not said, transformers asks at the terminal
+    check_declared(Path(source))
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
     except OSError as error:
         if name == SMOLLM2:
             raise UserError(
@@ -60,6 +67,16 @@ def load_pretrained(
             ) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is run only where a recipe says model.trust_remote_code: true"
+        raise UserError(f"cannot load the model {name!r}: {reason}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"cannot load the model {name!r}: its weights lack {', '.join(missing[:3])}, which would be random numbers"
+        )
     model.config._name_or_path = name  # what a router folder and an adapter remember as their base
     return model.eval(), tokenizer
 
@@ -142,7 +159,12 @@ def _smollm2() -> str:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether all files are there in the sizes that were written."""
+    """Whether all files are what was written; of one that was unpacked before they were sealed, in the same sizes."""
+    try:
+        verify(folder)
+        return True
+    except DamagedError:
+        pass
     try:
         sizes = json.loads((folder / _MANIFEST).read_text())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -179,8 +201,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
         built = Path(work) / "model"
         model.save_pretrained(built)
         AutoTokenizer.from_pretrained(**source).save_pretrained(built)
-        sizes = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
-        (built / _MANIFEST).write_text(json.dumps(sizes, indent=1))
+        seal(built)
         try:
             built.rename(folder)
         except OSError:

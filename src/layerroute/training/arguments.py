@@ -11,13 +11,16 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from layerroute.errors import UserError, nearest
 from layerroute.training.configuration import TrainConfig
 
+PROJECT = "layerroute"
+"""In trackers, unless they are told otherwise."""
+
 _NEVER = 10**9  # steps: the Trainer still evaluates and saves at the last one
 
 
 def training_arguments(
-    config: TrainConfig, *, folder: Path, device: torch.device, seed: int
+    config: TrainConfig, *, folder: Path, device: torch.device, seed: int, name: str | None = None
 ) -> TrainingArguments:
-    """The Trainer's arguments; ``folder`` takes the checkpoints.
+    """The Trainer's arguments; ``folder`` takes the checkpoints, ``name`` is the run's in trackers.
 
     Precision is not among them: ``RoutedTrainer`` makes its own autocast context, the same in training and evaluation.
 
@@ -26,6 +29,8 @@ def training_arguments(
             not installed.
     """
     _check_trackers(config.report_to)
+    if "wandb" in config.report_to:
+        os.environ.setdefault("WANDB_PROJECT", PROJECT)  # transformers' callback takes it from there only
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     parts = processes * config.gradient_accumulation
     if config.batch_size % parts:
@@ -67,6 +72,8 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         log_level="error",
+        run_name=name,
+        project=PROJECT,
         report_to=[name for name in config.report_to if name != "tensorboard"],
     )
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -54,14 +54,38 @@ def any_of(flag: int, device: torch.device | str) -> int:
     return int(largest)
 
 
+def described_processes(trainer: Trainer) -> dict[str, Any]:
+    """How many processes train, and what connects them, for the record."""
+    count = trainer.args.world_size
+    engine = "fsdp" if trainer.is_fsdp_enabled else "ddp"
+    return {"count": count, "engine": engine if count > 1 else None}
+
+
+def refuse_deepspeed() -> None:
+    """What DeepSpeed does would break promises that every run here keeps.
+
+    Raises:
+        UserError: accelerate was asked for it.
+    """
+    if _asked_for("DEEPSPEED"):
+        raise UserError(
+            "DeepSpeed was asked for (ACCELERATE_USE_DEEPSPEED), but under accelerate it takes the optimizer step "
+            "inside the backward pass, where a loss that is NaN cannot stop it, and its checkpoints are pickles that "
+            "run when they are loaded; take FSDP2, which spreads weights and optimizer in the same way"
+        )
+
+
+def _asked_for(engine: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("true", "1", "yes", "y", "on")
+
+
 def check_engine(trainer: Trainer) -> None:
     """What accelerate was asked for and left out without a word, or can do but we cannot, is an error.
 
     Raises:
         UserError: FSDP on CPUs, or the first version of FSDP.
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and not trainer.is_fsdp_enabled:
+    if _asked_for("FSDP") and not trainer.is_fsdp_enabled:
         raise UserError("FSDP was asked for (ACCELERATE_USE_FSDP), but needs several processes with GPUs")
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise UserError(

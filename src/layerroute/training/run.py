@@ -33,15 +33,22 @@ from layerroute.training.callbacks import (
     RecordCallback,
 )
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
-from layerroute.training.disk import disk_errors
+from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
-from layerroute.training.parallel import check_engine, is_main, lost_processes, of_the_first
+from layerroute.training.parallel import (
+    check_engine,
+    described_processes,
+    is_main,
+    lost_processes,
+    of_the_first,
+    refuse_deepspeed,
+)
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord, metrics_section
 from layerroute.training.saving import quiet_transformers, recover_model
 from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
 from layerroute.training.subject import Subject
-from layerroute.training.trainer import RoutedTrainer
+from layerroute.training.trainer import RoutedTrainer, check_trainer_state
 
 SITES_IN_WORDS = 6
 """Rates of so many sites are printed one by one at the end of a run."""
@@ -89,6 +96,7 @@ def train_recipe(
     Raises:
         UserError: for input that cannot be used; nothing of an earlier run is touched then.
     """
+    refuse_deepspeed()
     quiet_transformers()
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
@@ -154,7 +162,11 @@ class _Run:
         subject.read(progress=self.console.is_terminal and is_main())
         windows, self.validation = subject.windows(), subject.validation()
         arguments = training_arguments(
-            train, folder=self.directory.checkpoints, device=self.device, seed=recipe.seed
+            train,
+            name=f"{recipe.name}-seed{recipe.seed}",
+            folder=self.directory.checkpoints,
+            device=self.device,
+            seed=recipe.seed,
         )
         self.start = of_the_first(self.start)  # making the arguments has connected the processes
         self._check_same_data()
@@ -178,6 +190,8 @@ class _Run:
             whole=subject,
         )
         check_engine(self.trainer)
+        if self.record is not None:
+            self.record.update({"processes": described_processes(self.trainer)})
         self._add_callbacks()
 
     def train(self) -> None:
@@ -187,6 +201,8 @@ class _Run:
             print(f"layerroute: {self.start.note}", file=sys.stderr)
         if checkpoint is not None:
             self._tell(f"Going on from {checkpoint}")
+            with only_tensors(str(checkpoint)):
+                check_trainer_state(checkpoint)
         try:
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
 from layerroute.precision import autocast
@@ -34,6 +35,16 @@ from layerroute.training.optimization import (
 )
 from layerroute.training.parallel import is_main
 from layerroute.training.windows import collate
+
+
+def check_trainer_state(checkpoint: Path) -> None:
+    """Read a checkpoint's ``trainer_state.json`` as the Trainer will. Raises whatever that raises, or ValueError."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    own = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    if state.global_step != own["step"]:
+        raise ValueError(
+            f"{TRAINER_STATE_NAME} is of step {state.global_step}, {STATE_NAME} of {own['step']}"
+        )
 
 
 class CheckpointWeights(Protocol):
@@ -398,7 +409,7 @@ class RoutedTrainer(Trainer):
                 self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
-            self.meter.load_state_dict(state["meter"], self.args.device, share=int(is_main()))
-            self.loss.load_state_dict(state["loss"])
+            if checkpoint is not None:
+                state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
+                self.meter.load_state_dict(state["meter"], self.args.device, share=int(is_main()))
+                self.loss.load_state_dict(state["loss"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
+from layerroute.integrity import seal
 from layerroute.skipping import SMOLLM2, load_pretrained, pretrained
 
 
@@ -43,7 +44,7 @@ def test_the_unpacked_model_is_kept_and_damage_is_seen(monkeypatch, tmp_path):
         unpacked.append(gguf)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"12345")
-        (folder / "manifest.json").write_text(json.dumps({"model.safetensors": 5}))
+        seal(folder)
 
     monkeypatch.setattr(pretrained, "_unpack", unpack)
     folder = Path(pretrained._smollm2())
@@ -56,6 +57,13 @@ def test_the_unpacked_model_is_kept_and_damage_is_seen(monkeypatch, tmp_path):
     (folder / "manifest.json").write_text("[")
     pretrained._smollm2()
     assert len(unpacked) == 3
+    (folder / "model.safetensors").write_bytes(b"12346")  # one bit
+    pretrained._smollm2()
+    assert len(unpacked) == 4
+    # Unpacked by an earlier version, which kept sizes only.
+    (folder / "manifest.json").write_text(json.dumps({"model.safetensors": 5}))
+    pretrained._smollm2()
+    assert len(unpacked) == 4
 
 
 @pytest.mark.slow

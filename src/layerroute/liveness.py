@@ -3,7 +3,8 @@
 It holds an exclusive lock on ``.lock`` in the folder, which the system takes from it however it ends, and touches the
 file while it works. Another process sees it alive if the lock is taken. Where locks do not reach across hosts (some
 network file systems), a lock that looks free on another host than the trainer's counts only if the file has not been
-touched for ``STALE_SECONDS``.
+touched for ``STALE_SECONDS``. Where there are no locks at all, the file says which host trains as long as it does, and
+two processes that start in one folder at the same time are not kept apart.
 """
 
 import contextlib
@@ -38,15 +39,23 @@ class Heartbeat:
 def hold(folder: Path) -> Iterator[bool]:
     """Take the lock of ``folder`` for as long as the context lasts; the value says whether it was free."""
     with (folder / LOCK).open("a+") as file:
+        locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
+        except OSError:  # a file system without locks: Lustre mounted without flock, some FUSE
+            locked = False
         file.truncate(0)
         file.write(f"{platform.node()}\n")
         file.flush()
-        yield True
+        try:
+            yield True
+        finally:
+            if not locked:  # nothing else would tell that it has ended
+                with contextlib.suppress(OSError):
+                    file.truncate(0)
 
 
 def is_alive(folder: Path) -> bool:
@@ -63,7 +72,8 @@ def is_alive(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        # No locks on this file system, or no right to look: the clock alone has to say.
+        # No locks on this file system, or no right to look: the clock alone has to say, and a name that is gone.
         with contextlib.suppress(OSError):
-            return time.time() - path.stat().st_mtime < STALE_SECONDS
+            status = path.stat()
+            return status.st_size > 0 and time.time() - status.st_mtime < STALE_SECONDS
         return False

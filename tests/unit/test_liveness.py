@@ -47,6 +47,11 @@ def test_without_locks_the_clock_decides(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(liveness.fcntl, "flock", refuse)
+    with hold(tmp_path) as free:
+        assert free, "no lock is no reason not to train"
+        assert is_alive(tmp_path)
+    assert not is_alive(tmp_path), "it ended a moment ago, and nothing else says so"
+    (tmp_path / LOCK).write_text("a host whose process was killed\n")
     assert is_alive(tmp_path)
     old = time.time() - STALE_SECONDS - 1
     os.utime(tmp_path / LOCK, (old, old))

@@ -39,8 +39,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         A mapping of plain values: ``versions``, ``hardware``, ``torch``, ``devices``, ``precision``, ``gated_delta``,
-        ``routed_attention``, ``processes``, ``extras``, ``trackers``, ``cache``, ``disk``; ``problems`` lists, one
-        sentence each, what stands in the way, ``advice`` what would make it faster or more complete.
+        ``routed_attention``, ``processes``, ``extras``, ``trackers``, ``cache``, ``hub_cache``, ``disk``; ``problems``
+        lists, one sentence each, what stands in the way, ``advice`` what would make it faster or more complete.
     """
     problems: list[str] = []
     advice: list[str] = []
@@ -63,7 +63,8 @@ def examine() -> dict[str, Any]:
         **report,
         "extras": extras,
         "trackers": {name: _version(name) for name in _TRACKERS},
-        "cache": _cache(),
+        "cache": _cache(DataConfig().cache_folder()),
+        "hub_cache": _cache(_hub_cache()),
         "disk": {"here_free_gib": _free(Path.cwd()), "cache_free_gib": _free(DataConfig().cache_folder())},
         "problems": problems,
         "advice": advice,
@@ -146,8 +147,13 @@ def _torch(advice: list[str]) -> dict[str, Any]:
     }
 
 
-def _cache() -> dict[str, Any]:
-    folder = DataConfig().cache_folder()
+def _hub_cache() -> Path:
+    """Where models and data sets of the hub are kept; asked of the environment, as huggingface_hub does."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _cache(folder: Path) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return {
         "folder": str(folder),
@@ -170,10 +176,11 @@ def _text(report: dict[str, Any]) -> str:
     ]
     if "torch" in report:
         lines += _torch_text(report)
-    cache, disk = report["cache"], report["disk"]
+    cache, hub, disk = report["cache"], report["hub_cache"], report["disk"]
     lines += [
         f"cache        {cache['folder']} ({cache['gib']:g} GiB in {cache['files']} files, "
         f"{disk['cache_free_gib']} GiB free)",
+        f"hub cache    {hub['folder']} ({hub['gib']:g} GiB in {hub['files']} files)",
         f"disk         {disk['here_free_gib']} GiB free here",
     ]
     for name, extra in report["extras"].items():

@@ -67,7 +67,11 @@ def test_the_cache_is_measured(
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path))
     with (tmp_path / "tokens").open("wb") as file:
         file.truncate(2**30)
-    assert examine(capsys)["cache"] == {"folder": str(tmp_path), "files": 1, "gib": 1.0}
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    report = examine(capsys)
+    assert report["cache"] == {"folder": str(tmp_path), "files": 1, "gib": 1.0}
+    assert report["hub_cache"] == {"folder": str(tmp_path / "home" / "hub"), "files": 0, "gib": 0}
 
 
 def test_a_missing_extra_is_advice_and_a_missing_or_old_need_is_a_problem(

@@ -25,11 +25,13 @@ class EvictingLayer(DynamicLayer):
     Attributes:
         slots: (B, S) index in the sequence (padding counted) of the token in each slot, or -1.
         seen: number of tokens that passed, stored or not.
+        counts: (B,) number of filled slots, on the CPU; None where only the device knows.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.slots: Tensor | None = None
+        self.counts: Tensor | None = None
         self.seen = 0
         self._keep: Tensor | None = None
 
@@ -58,8 +60,14 @@ class EvictingLayer(DynamicLayer):
         values: Float[Tensor, "B G M V"],
         slots: Int[Tensor, "B M"],
         time: int,
+        counts: Int[Tensor, "B"] | None = None,
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S V"], Int[Tensor, "B S"]]:
-        """Store tokens by their indices (-1: not), of a call with ``time`` new tokens; return all, old ones first."""
+        """Store tokens by their indices (-1: not), of a call with ``time`` new tokens; return all, old ones first.
+
+        ``counts`` says how many of each row are stored, on the CPU; without it the device is asked.
+        """
+        if counts is not None and self.slots is not None:
+            counts = None if self.counts is None else self.counts + counts
         slots = torch.cat([self.slots_for(slots.shape[0], slots.device), slots], dim=1)
         if self.is_initialized:
             assert self.keys is not None and self.values is not None
@@ -68,15 +76,16 @@ class EvictingLayer(DynamicLayer):
         else:
             self.lazy_initialization(keys, values)
         self.seen += time
-        self._store(keys, values, slots)
+        self._store(keys, values, slots, counts)
         return keys, values, slots
 
-    def _store(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
-        """Keep the filled slots, at the left."""
+    def _store(self, keys: Tensor, values: Tensor, slots: Tensor, counts: Tensor | None = None) -> None:
+        """Keep the filled slots, ``counts`` of each row, at the left."""
         filled = slots >= 0
-        if not bool(filled.all()):
+        self.counts = filled.sum(dim=1).cpu() if counts is None else counts
+        if int(self.counts.min()) < slots.shape[1]:
             order = torch.argsort((~filled).to(torch.uint8), dim=1, stable=True)
-            order = order[:, : int(filled.sum(dim=1).max())]
+            order = order[:, : int(self.counts.max())]
             slots = slots.gather(1, order)
             spread = order[:, None, :, None]
             keys = keys.gather(2, spread.expand(-1, keys.shape[1], -1, keys.shape[3]))
@@ -94,7 +103,7 @@ class EvictingLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.slots, self.seen, self._keep = None, 0, None
+        self.slots, self.counts, self.seen, self._keep = None, None, 0, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens, stored or not."""
@@ -109,19 +118,19 @@ class EvictingLayer(DynamicLayer):
         """Follow beam search."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         if self.slots is not None:
-            self.slots = self.slots.index_select(0, beam_idx.to(self.slots.device))
+            self.slots, self.counts = self.slots.index_select(0, beam_idx.to(self.slots.device)), None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
         super().batch_repeat_interleave(repeats)
         if self.slots is not None:
-            self.slots = self.slots.repeat_interleave(repeats, dim=0)
+            self.slots, self.counts = self.slots.repeat_interleave(repeats, dim=0), None
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
         super().batch_select_indices(indices)
         if self.slots is not None:
-            self.slots = self.slots[indices]
+            self.slots, self.counts = self.slots[indices], None
 
 
 # Hidden states, cosine and sine of their rotary embedding -> keys and values
@@ -165,16 +174,19 @@ class DeferringLayer(DynamicLayer):
         return sum(hidden.shape[1] for hidden, _, _ in self._waiting)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Project what waits."""
-        if not self._waiting:
-            return
+    def _projected(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of what waits, which then waits no more."""
         assert self._project is not None
         waiting, self._waiting = self._waiting, []
         hidden, cos, sin = (
             parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*waiting, strict=True)
         )
-        super().update(*self._project(hidden, cos, sin))
+        return self._project(hidden, cos, sin)
+
+    def settle(self) -> None:
+        """Project what waits."""
+        if self._waiting:
+            super().update(*self._projected())
 
     @property
     def keys(self) -> Tensor | None:
@@ -199,8 +211,11 @@ class DeferringLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As ever, behind what waits."""
-        self.settle()
+        """As ever, behind what waits: all that was held is copied once for both."""
+        if self._waiting:
+            keys, values = self._projected()
+            key_states = torch.cat([keys, key_states], dim=2)
+            value_states = torch.cat([values, value_states], dim=2)
         return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from layerroute.ops.routed_attention.inputs import Intervals
@@ -91,17 +91,23 @@ def gathered_routed_attention(
     blocks = (plan or BlockPlan(spans)).blocks
     if 1 < count == len({block.row for block in blocks}) and visible is None and softcap is None:
         return _one_a_row(query, keys, values, spans, blocks, scale=scale, dropout=dropout)
+    additive = None
+    if query.device.type == "cpu" and visible is None and softcap is None:
+        additive = _PrefixMasks(key.shape[1], query.dtype)
     outputs = []
     for row, first, last, start, stop, same_start, nonempty in blocks:
         if stop <= start:
             outputs.append(query.new_zeros(last - first, heads, value.shape[-1]))
             continue
-        index = torch.arange(start, stop, device=query.device)
-        mask = index < spans.stop[first:last, None]
-        if not same_start:
-            mask = mask & (index >= spans.start[first:last, None])
-        if visible is not None:
-            mask = mask & visible[first:last, start:stop]
+        if additive is not None and same_start:
+            mask = additive.of(start, stop, spans.stop[first:last])
+        else:
+            index = torch.arange(start, stop, device=query.device)
+            mask = index < spans.stop[first:last, None]
+            if not same_start:
+                mask = mask & (index >= spans.start[first:last, None])
+            if visible is not None:
+                mask = mask & visible[first:last, start:stop]
         out = _attend(
             query[first:last].transpose(0, 1).unsqueeze(0),
             keys[row : row + 1, :, start:stop],
@@ -113,9 +119,30 @@ def gathered_routed_attention(
         )
         if visible is not None or not nonempty:
             # A query without keys gets zeros; kernels disagree on what an empty softmax is.
-            out = torch.where(mask.any(dim=-1)[:, None], out, 0.0)
+            seen = mask if mask.dtype == torch.bool else mask == 0.0
+            out = torch.where(seen.any(dim=-1)[:, None], out, 0.0)
         outputs.append(out.squeeze(0).transpose(0, 1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class _PrefixMasks:
+    """Masks of key prefixes, added to scores: each row is a stretch of zeros followed by minus infinity.
+
+    A CPU's kernel turns a boolean mask into this form anyway, in passes that cost more than to copy the rows.
+
+    Args:
+        keys: S, the longest row.
+        dtype: of the scores.
+    """
+
+    def __init__(self, keys: int, dtype: torch.dtype) -> None:
+        self.keys = keys
+        self.line = torch.zeros(2 * keys, dtype=dtype)
+        self.line[keys:] = float("-inf")
+
+    def of(self, start: int, stop: int, visible: Int[Tensor, "M"]) -> Float[Tensor, "M L"]:
+        """Of queries that see the keys from ``start`` to ``visible`` (without), over the keys ``start`` to ``stop``."""
+        return self.line.unfold(0, stop - start, 1).index_select(0, self.keys + start - visible)
 
 
 def _one_a_row(
@@ -164,7 +191,7 @@ def _attend(
     query: Float[Tensor, "1 H M K"],
     key: Float[Tensor, "1 G L K"],
     value: Float[Tensor, "1 G L V"],
-    mask: Bool[Tensor, "M L"],
+    mask: Bool[Tensor, "M L"] | Float[Tensor, "M L"],
     *,
     scale: float,
     softcap: float | None,

@@ -37,14 +37,14 @@ def softmax_rate(arm: Arm, routed: float | None) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RecallPair:
-    """A learned router against an arm that plays ``role`` for its claim; the difference is in answers recalled.
+    """A learned router against an arm that its claim needs in ``roles``; the difference is in answers recalled.
 
     ``p_adjusted`` is Holm's correction over all pairs of the table; None with fewer than two common seeds.
     """
 
     subject: Arm
     rival: Arm
-    role: str
+    roles: tuple[str, ...]
     difference: PairedDifference
     p_adjusted: float | None
 
@@ -80,23 +80,23 @@ def recall_pairs(arms: Sequence[Arm]) -> list[RecallPair]:
     """Every learned router that has recall data, against the arms that its claim needs.
 
     They are random and periodic at its rate (within 2 points, the same layers), static arms at the FLOPs that it
-    executes (within 2 %), all-softmax and all-GDN.
+    executes (within 2 %), the same layers with softmax for every token where it routes, all-softmax and all-GDN.
     """
     known = [arm for arm in arms if recall_by_seed(arm)]
-    pairs = [
-        RecallPair(
-            subject=subject,
-            rival=rival,
-            role=role,
-            difference=(found := paired_difference(recall_by_seed(subject), recall_by_seed(rival))),
-            p_adjusted=found.p_value,
-        )
-        for subject in known
-        if subject.kind is Kind.DYNAMIC
-        for role, fits in _ROLES
-        for rival in known
-        if fits(subject, rival)
-    ]
+    pairs = []
+    for subject in known:
+        if subject.kind is not Kind.DYNAMIC:
+            continue
+        for rival in known:
+            roles = tuple(role for role, fits in _ROLES if fits(subject, rival))
+            if roles:
+                found = paired_difference(recall_by_seed(subject), recall_by_seed(rival))
+                pairs.append(
+                    RecallPair(
+                        subject=subject, rival=rival, roles=roles, difference=found, p_adjusted=found.p_value
+                    )
+                )
+    pairs.sort(key=lambda pair: (known.index(pair.subject), _NAMES.index(pair.roles[0])))
     adjusted = holm([pair.p_adjusted for pair in pairs])
     return [replace(pair, p_adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]
 
@@ -116,13 +116,19 @@ def _same_flops(subject: Arm, rival: Arm) -> bool:
     return rival.kind is Kind.STATIC and offset is not None and abs(offset) <= FLOPS_TOLERANCE
 
 
+def _unrouted(arm: Arm) -> tuple[str, ...]:
+    return tuple("softmax" if kind == "routed" else kind for kind in arm.layer_pattern)
+
+
 _ROLES: tuple[tuple[str, Callable[[Arm, Arm], bool]], ...] = (
     ("random at its rate", _same_rate(Kind.RANDOM)),
     ("periodic at its rate", _same_rate(Kind.PERIODIC)),
     ("static at its FLOPs", _same_flops),
+    ("softmax where it routes", lambda subject, rival: rival.layer_pattern == _unrouted(subject)),
     ("all-softmax", lambda subject, rival: rival.kind is Kind.ALL_SOFTMAX),
     ("all-GDN", lambda subject, rival: rival.kind is Kind.ALL_GDN),
 )
+_NAMES = [role for role, _ in _ROLES]
 
 
 def recall_sentence(pairs: Sequence[RecallPair], subject: Arm | None) -> str:
@@ -133,7 +139,7 @@ def recall_sentence(pairs: Sequence[RecallPair], subject: Arm | None) -> str:
     estimate = t_interval(list(recall_by_seed(subject).values()))
     assert estimate is not None
     rate = softmax_rate(subject, subject.mean("routing", "mean_rate"))
-    missing = [role for role, _ in _ROLES if role not in {pair.role for pair in own}]
+    missing = [role for role in _NAMES if role not in {played for pair in own for played in pair.roles}]
     text = (
         f"Recall: {subject.label}, with softmax for {percent(rate)} of the tokens after the first layer, answers "
         f"{_share(estimate)} ({plural(estimate.n, 'seed')}); it {listing([pair.phrase() for pair in own])}."
@@ -207,7 +213,7 @@ def recall_differences(pairs: Sequence[RecallPair]) -> Table:
             Row(
                 cells=(
                     Cell(f"{pair.subject.label} − {pair.rival.label}"),
-                    Cell(pair.role),
+                    Cell(listing(pair.roles)),
                     Cell(str(len(found.seeds)), len(found.seeds)),
                     Cell(MISSING if mean is None else _points(mean), mean),
                     Cell(interval),

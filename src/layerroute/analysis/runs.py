@@ -20,16 +20,33 @@ _NOT_SEARCHED = {"checkpoints", "best", "last", "tensorboard", "report", "search
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenFacts:
+    """What is known of the tokens of one sentence beside their routes.
+
+    Attributes:
+        start: place of its first token in the window that it was read in.
+        losses: of each token in nats, given what comes before it; None for the first of a window.
+        seen: how often the training text holds each of them; None where that was not counted.
+    """
+
+    start: int
+    losses: tuple[float | None, ...]
+    seen: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenRoutes:
     """Decisions on a few validation sentences of one run.
 
     ``sentences`` holds for each sentence its tokens as text, the chosen path (tokens × sites, an index into
-    ``paths``) and the probability of the expensive path (tokens × sites).
+    ``paths``) and the probability of the expensive path (tokens × sites). ``facts`` has an entry for each sentence, or
+    is empty (runs of earlier versions).
     """
 
     sites: tuple[str, ...]
     paths: tuple[str, ...]
     sentences: tuple[tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]], ...]
+    facts: tuple[TokenFacts, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +139,7 @@ class Run:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             sites, paths = tuple(map(str, found["sites"])), tuple(map(str, found["paths"]))
-            sentences = []
+            sentences, facts = [], []
             for sentence in found["sentences"]:
                 tokens = tuple(map(str, sentence["tokens"]))
                 choice = tuple(tuple(int(c) for c in row) for row in sentence["choice"])
@@ -134,9 +151,16 @@ class Run:
                     raise ValueError("choice and probability must be tokens × sites")
                 if tokens:
                     sentences.append((tokens, choice, probability))
+                    facts.append(_facts(sentence, len(tokens)))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} does not hold token routes: {error}.") from None
-        return TokenRoutes(sites=sites, paths=paths, sentences=tuple(sentences))
+        there = tuple(fact for fact in facts if fact is not None)
+        return TokenRoutes(
+            sites=sites,
+            paths=paths,
+            sentences=tuple(sentences),
+            facts=there if len(there) == len(sentences) else (),
+        )
 
     def _beside(self, key: str) -> Path | None:
         name = self.record.get(key)
@@ -144,6 +168,16 @@ class Run:
             return None
         file = inside(self.path.parent, name)
         return file if file.is_file() else None
+
+
+def _facts(sentence: dict[str, Any], tokens: int) -> TokenFacts | None:
+    if "loss" not in sentence:
+        return None
+    losses = tuple(None if value is None else float(value) for value in sentence["loss"])
+    seen = tuple(map(int, sentence["seen"])) if sentence.get("seen") is not None else None
+    if len(losses) != tokens or (seen is not None and len(seen) != tokens):
+        raise ValueError("loss and seen must have an entry for each token")
+    return TokenFacts(start=int(sentence["start"]), losses=losses, seen=seen)
 
 
 def _keys(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Do kinds of tokens take different paths? Shares by kind, with intervals and a test against shuffled decisions.
+"""Do kinds of tokens take different paths? Shares by kind, with intervals and tests against shuffled decisions.
 
 Descriptive: a few validation sentences of one run. A flat picture must be seen to be flat, hence the permutation test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from layerroute.analysis.format import percent, probability
 from layerroute.analysis.runs import TokenRoutes
 from layerroute.analysis.table import Cell, Column, Row, Table
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
 FEWEST_SENTENCES = 3
@@ -51,41 +54,27 @@ class TokenKinds:
         text = probability(self.p_value)
         return f"p {text}" if text.startswith("<") else f"p = {text}"
 
-    def table(self, expensive: str) -> Table:
-        """The shares as a table."""
-        rows = tuple(
-            Row(
-                cells=(
-                    Cell(kind.kind),
-                    Cell(str(kind.tokens), kind.tokens),
-                    Cell(percent(kind.rate), kind.rate),
-                    Cell(
-                        "–" if kind.low is None else f"{percent(kind.low)} to {percent(kind.high)}", kind.low
-                    ),
-                )
-            )
-            for kind in self.kinds
-        )
-        test = "too few sentences for a test" if self.p_value is None else self.p_text
-        return Table(
-            name="Table of token kinds",
-            title=f"Share of decisions for {expensive} by kind of token",
-            columns=(
-                Column(label="Kind of token"),
-                Column(label="Tokens", numeric=True),
-                Column(label=f"{expensive} share", numeric=True),
-                Column(label="95% interval", numeric=True),
-            ),
-            rows=rows,
-            notes=(
-                f"{self.tokens} tokens of {self.sentences} validation sentences, one run; bootstrap over "
-                f"sentences. Permutation test against decisions shuffled within each sentence: {test}.",
-            ),
-        )
+
+_WORDS = """
+a about after all also an and any are as at be because been before being but by can could did do does for
+from had has have he her him his how i if in into is it its just me more most my no not now of on one
+only or other our out over she so some such than that the their them then there these they this those to
+too under up very was we were what when where which while who why will with would you your
+"""
+STOP_WORDS = frozenset(_WORDS.split())
+"""Words of English that carry grammar more than content."""
+
+POSITIONS = ((0, 32), (32, 128), (128, 512), (512, 1 << 40))
+"""Ranges of places in the context, in tokens."""
 
 
-def token_kind(token: str, *, starts: bool) -> str:
-    """The kind of a token by its text; ``starts``: nothing but white space comes before it on its sentence."""
+def token_kind(token: str, *, starts: bool, word: str | None = None) -> str:
+    """The kind of a token by its text.
+
+    Args:
+        starts: nothing but white space comes before it on its sentence.
+        word: the whole word that it begins, where it is known; default the token's own text.
+    """
     text = token.strip()
     if not text:
         return "white space"
@@ -93,7 +82,29 @@ def token_kind(token: str, *, starts: bool) -> str:
         return "number"
     if not any(character.isalnum() for character in text):
         return "punctuation"
-    return "word start" if starts or token[0].isspace() else "word continuation"
+    if not (starts or token[0].isspace()):
+        return "word continuation"
+    return "stop word" if (word or text).lower() in STOP_WORDS else "word start"
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """Tokens of all sentences in a row: the sentence of each, and at what share of the sites its path is expensive."""
+
+    sentence: Ints
+    rate: Floats
+
+
+def _decisions(routes: TokenRoutes) -> _Decisions | None:
+    sentence = [index for index, (tokens, _, _) in enumerate(routes.sentences) for _ in tokens]
+    expensive = len(routes.paths) - 1
+    rows = [
+        float(np.mean([path == expensive for path in decisions]))
+        for _, choice, _ in routes.sentences
+        for decisions in choice
+        if routes.sites
+    ]
+    return _Decisions(np.array(sentence), np.array(rows)) if rows else None
 
 
 def token_kinds(routes: TokenRoutes, *, seed: int = 0) -> TokenKinds | None:
@@ -101,26 +112,118 @@ def token_kinds(routes: TokenRoutes, *, seed: int = 0) -> TokenKinds | None:
 
     The resampling draws from ``seed``, so that the same routes give the same numbers.
     """
-    labels: list[str] = []
-    sentence: list[int] = []
-    rows: list[float] = []
-    for index, (tokens, choice, _) in enumerate(routes.sentences):
-        before = " "
-        for token, decisions in zip(tokens, choice, strict=True):
-            labels.append(token_kind(token, starts=before[-1:].isspace()))
-            sentence.append(index)
-            rows.append(float(np.mean([path == len(routes.paths) - 1 for path in decisions])))
-            before = token or before
-    if not rows or not routes.sites:
+    decisions = _decisions(routes)
+    return None if decisions is None else _compare(_kind_labels(routes), decisions, seed=seed)
+
+
+def token_groups(routes: TokenRoutes, *, seed: int = 0) -> dict[str, TokenKinds]:
+    """By name of the cut: kind of token, and, where the run noted them, corpus frequency, loss and place in context.
+
+    ``rare`` is the fifth of these tokens that the training text holds most seldom, ``high loss`` the fifth that the
+    model predicted worst; the others are told beside them. Places are not tested: all tokens of a sentence share one.
+    """
+    decisions = _decisions(routes)
+    if decisions is None:
+        return {}
+    found = {"kind": _compare(_kind_labels(routes), decisions, seed=seed)}
+    facts = routes.facts
+    if not facts:
+        return found
+    losses = [loss for fact in facts for loss in fact.losses]
+    places = [fact.start + index for fact in facts for index in range(len(fact.losses))]
+    if all(fact.seen is not None for fact in facts):
+        seen = np.array([count for fact in facts for count in fact.seen or ()], dtype=np.float64)
+        limit = np.quantile(seen, 0.2)
+        found["corpus frequency"] = _compare(
+            ["rare" if count <= limit else "frequent" for count in seen], decisions, seed=seed
+        )
+    known = np.array([np.nan if loss is None else loss for loss in losses], dtype=np.float64)
+    if np.isfinite(known).any():
+        worst = np.nanquantile(known, 0.8)
+        labels = [
+            "not predicted" if np.isnan(loss) else "high loss" if loss >= worst else "lower loss"
+            for loss in known
+        ]
+        found["loss"] = _compare(labels, decisions, seed=seed)
+    ranges = [
+        next(
+            f"{low} to {high - 1}" if high < 1 << 40 else f"{low} on" for low, high in POSITIONS if at < high
+        )
+        for at in places
+    ]
+    found["place in context"] = _compare(ranges, decisions, seed=seed, test=False)
+    return found
+
+
+def groups_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | None:
+    """All cuts in one table; None where there is none."""
+    if not groups:
         return None
+    rows, tests = [], []
+    for cut, group in groups.items():
+        tests.append(f"{cut}: {'not tested' if group.p_value is None else group.p_text}")
+        for kind in group.kinds:
+            interval = "–" if kind.low is None else f"{percent(kind.low)} to {percent(kind.high)}"
+            rows.append(
+                Row(
+                    cells=(
+                        Cell(cut),
+                        Cell(kind.kind),
+                        Cell(str(kind.tokens), kind.tokens),
+                        Cell(percent(kind.rate), kind.rate),
+                        Cell(interval, kind.low),
+                    )
+                )
+            )
+    first = next(iter(groups.values()))
+    return Table(
+        name="Table of token kinds",
+        title=f"Share of decisions for {expensive} by kind of token",
+        columns=(
+            Column(label="By"),
+            Column(label="Tokens that are"),
+            Column(label="Tokens", numeric=True),
+            Column(label=f"{expensive} share", numeric=True),
+            Column(label="95% interval", numeric=True),
+        ),
+        rows=tuple(rows),
+        notes=(
+            f"{first.tokens} tokens of {first.sentences} validation sentences, one run; bootstrap over sentences. "
+            f"Permutation tests against decisions shuffled within each sentence: {'; '.join(tests)}.",
+        ),
+    )
+
+
+def _kind_labels(routes: TokenRoutes) -> list[str]:
+    labels: list[str] = []
+    for tokens, _, _ in routes.sentences:
+        before = " "
+        for index, token in enumerate(tokens):
+            labels.append(token_kind(token, starts=before[-1:].isspace(), word=_whole_word(tokens, index)))
+            before = token or before
+    return labels
+
+
+def _whole_word(tokens: Sequence[str], index: int) -> str:
+    """The word that a token begins: itself and the continuations after it."""
+    word = tokens[index].strip()
+    for token in tokens[index + 1 :]:
+        if not token or token[0].isspace() or not token[0].isalpha():
+            break
+        word += token
+    return word
+
+
+def _compare(labels: Sequence[str], decisions: _Decisions, *, seed: int, test: bool = True) -> TokenKinds:
     names = sorted(set(labels))
     kind = np.array([names.index(label) for label in labels])
-    of = np.array(sentence)
-    rate = np.array(rows)
+    of, rate = decisions.sentence, decisions.rate
+    sentences = len(np.unique(of))
     generator = np.random.default_rng(seed)
-    enough = len(routes.sentences) >= FEWEST_SENTENCES
+    enough = sentences >= FEWEST_SENTENCES
     bounds = _bootstrap(kind, of, rate, len(names), generator) if enough else None
-    p_value = _permutation(kind, of, rate, len(names), generator) if enough and len(names) > 1 else None
+    tested = enough and test and len(names) > 1
+    p_value = _permutation(kind, of, rate, len(names), generator) if tested else None
     found = [
         KindRate(
             kind=name,
@@ -134,13 +237,9 @@ def token_kinds(routes: TokenRoutes, *, seed: int = 0) -> TokenKinds | None:
     return TokenKinds(
         kinds=tuple(sorted(found, key=lambda entry: -entry.rate)),
         p_value=p_value,
-        sentences=len(routes.sentences),
-        tokens=len(rows),
+        sentences=sentences,
+        tokens=len(rate),
     )
-
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def _bootstrap(

@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from layerroute.evaluation.decisions import decision_of
 
 SHORTEST, LONGEST = 8, 40
+_PART = 1 << 22
 
 
 class Decoder(Protocol):
@@ -30,6 +33,16 @@ class Span(NamedTuple):
 def token_texts(tokenizer: Decoder, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself (a byte that is part of a longer character decodes to U+FFFD)."""
     return [str(tokenizer.decode([int(token)])) for token in ids]
+
+
+def token_counts(tokens: NDArray[np.unsignedinteger], least: int = 0) -> list[int]:
+    """How often each id is in ``tokens``; ``least`` ids are counted at least. Read in parts: it may be a large file."""
+    counts = np.zeros(least, dtype=np.int64)
+    for start in range(0, len(tokens), _PART):
+        part = np.bincount(np.asarray(tokens[start : start + _PART]), minlength=len(counts))
+        part[: len(counts)] += counts
+        counts = part
+    return [int(value) for value in counts]
 
 
 def sentences(texts: Sequence[str]) -> list[tuple[int, int]]:
@@ -93,11 +106,15 @@ def collect_token_routes(
     windows: Tensor,
     *,
     count: int = 16,
+    seen: Sequence[int] | None = None,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any] | None:
     """Routes of ``count`` diverse sentences out of ``windows`` (N, T), each read in the context of its window.
 
-    Fewer come back where the text holds fewer sentences. None for a model without routing.
+    Each sentence also has ``start``, its place in the window, the ``loss`` of each of its tokens in nats, given what
+    comes before (null for a window's first token), and, with ``seen`` (how often the training text holds each id), that
+    number for each of its tokens. Fewer sentences come back where the text holds fewer. None for a model without
+    routing.
     """
     texts = [token_texts(tokenizer, row) for row in windows.tolist()]
     spans = choose_sentences(texts, count)
@@ -109,8 +126,31 @@ def collect_token_routes(
         if routes is None:
             return None
         sites, paths, choice, probability = routes
-        found.append(sentence_routes(texts[span.window], choice[0], probability[0], span.start, span.stop))
+        sentence = sentence_routes(texts[span.window], choice[0], probability[0], span.start, span.stop)
+        ids = windows[span.window, : span.stop]
+        sentence |= {"start": span.start, "loss": _losses(model, ids, precision)[span.start :]}
+        if seen is not None:
+            sentence["seen"] = [int(seen[token]) for token in ids[span.start :].tolist()]
+        found.append(sentence)
     return {"sites": sites, "paths": paths, "sentences": found}
+
+
+@torch.no_grad()
+def _losses(
+    model: nn.Module, ids: Tensor, precision: Callable[[], AbstractContextManager[object]]
+) -> list[float | None]:
+    """Cross-entropy in nats of every token but the first, in inference mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with precision():
+            logits: Tensor = model(
+                input_ids=ids[None].to(next(model.parameters()).device), use_cache=False
+            ).logits
+    finally:
+        model.train(was_training)
+    losses = torch.nn.functional.cross_entropy(logits[0, :-1].float().cpu(), ids[1:].cpu(), reduction="none")
+    return [None, *(round(value, 4) for value in losses.tolist())]
 
 
 def sentence_routes(

@@ -17,7 +17,7 @@ from layerroute.analysis.settings import pattern_text
 from layerroute.analysis.skipping import CAPABILITY as SKIPPING
 from layerroute.analysis.skipping import SkippingComparison, compare_skipping
 from layerroute.analysis.table import Table, escape_text
-from layerroute.analysis.tokens import TokenKinds, token_kinds
+from layerroute.analysis.tokens import TokenKinds, groups_table, token_groups
 from layerroute.errors import UserError
 from layerroute.records import RECORD_NAME
 from layerroute.report import wording
@@ -89,14 +89,16 @@ def _markdown_value(value: Any) -> Any:
 
 def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folder: Path) -> dict[str, Any]:
     """Everything that the templates show."""
-    kinds, tokens = _token_parts(comparison)
+    groups, tokens = _token_parts(comparison)
+    kinds = groups.get("kind")
     subject, baseline = comparison.subject, comparison.baseline
     versus = f"{subject.label} against {baseline.label}" if subject and baseline else comparison.arms[0].label
     architecture = describe(subject) if subject else None
     example = (subject or comparison.arms[0]).example
     tables = dict(comparison.tables)
-    if kinds is not None and subject is not None:
-        tables["kinds"] = kinds.table(path_name(subject.paths[1]))
+    by_kind = None if subject is None else groups_table(groups, path_name(subject.paths[1]))
+    if by_kind is not None:
+        tables["kinds"] = by_kind
     agreement = agreement_table(comparison.arms)
     if agreement is not None:
         tables["agreement"] = agreement
@@ -187,10 +189,10 @@ def _markdown_figure(figure: FigureEntry) -> Markdown:
     )
 
 
-def _token_parts(comparison: Comparison) -> tuple[TokenKinds | None, dict[str, Any] | None]:
+def _token_parts(comparison: Comparison) -> tuple[dict[str, TokenKinds], dict[str, Any] | None]:
     source = heatmap_source(comparison)
     if source is None:
-        return None, None
+        return {}, None
     arm, run = source
     routes = run.token_routes
     assert routes is not None
@@ -204,7 +206,7 @@ def _token_parts(comparison: Comparison) -> tuple[TokenKinds | None, dict[str, A
         "cut": [max(0, len(sentence) - TOKENS_ON_PAGE) for sentence in sentences],
         "height": min(60, max(6, 5 * len(routes.sites))),
     }
-    return (token_kinds(routes) if arm is comparison.subject else None), view
+    return (token_groups(routes) if arm is comparison.subject else {}), view
 
 
 def _holds_runs(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
 from layerroute.analysis.skipping import SkippingComparison, kind_of, skipped
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
-from layerroute.analysis.tokens import token_kinds
+from layerroute.analysis.tokens import groups_table, token_groups
 from layerroute.report.figures_skipping import SkippingFigure, build_skipping_figures
 from layerroute.report.html import environment, inline_svg, token_views
 
@@ -125,8 +125,7 @@ def _tokens(comparison: SkippingComparison) -> dict[str, Any] | None:
 def _kinds(comparison: SkippingComparison) -> Table | None:
     """Whether kinds of tokens (words, numbers, punctuation) run more layers than others."""
     routes = None if comparison.subject is None else comparison.subject.example.token_routes
-    found = None if routes is None else token_kinds(routes)
-    return None if routes is None or found is None else found.table(routes.paths[-1])
+    return None if routes is None else groups_table(token_groups(routes), routes.paths[-1])
 
 
 def _runs(comparison: SkippingComparison) -> Table:

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from layerroute.errors import UserError
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
-from layerroute.evaluation.token_routes import collect_token_routes
+from layerroute.evaluation.token_routes import collect_token_routes, token_counts
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
@@ -325,8 +325,10 @@ class _Run:
         if count == 0:
             return None
         windows = torch.cat([batch["input_ids"] for batch in self.validation])
+        train = getattr(self.subject.data, "train", None)  # generated data have none
+        seen = None if train is None else token_counts(train.tokens, int(windows.max()) + 1)
         routes = collect_token_routes(
-            self.subject.model, self.subject.tokenizer, windows, count=count, precision=precision
+            self.subject.model, self.subject.tokenizer, windows, count=count, seen=seen, precision=precision
         )
         if routes is None:
             return None

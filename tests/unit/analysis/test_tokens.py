@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from layerroute.analysis.runs import TokenRoutes
-from layerroute.analysis.tokens import token_kind, token_kinds
+from layerroute.analysis.runs import TokenFacts, TokenRoutes
+from layerroute.analysis.tokens import groups_table, token_groups, token_kind, token_kinds
 
 
 def routes(*, planted: bool, sentences: int = 12, seed: int = 0) -> TokenRoutes:
@@ -21,8 +21,9 @@ def routes(*, planted: bool, sentences: int = 12, seed: int = 0) -> TokenRoutes:
 @pytest.mark.parametrize(
     ("token", "starts", "kind"),
     [
-        (" the", False, "word start"),
-        ("The", True, "word start"),
+        (" the", False, "stop word"),
+        ("The", True, "stop word"),
+        (" cat", False, "word start"),
         ("ing", False, "word continuation"),
         (" 42", False, "number"),
         ("):", False, "punctuation"),
@@ -64,8 +65,73 @@ def test_too_few_sentences_for_a_test() -> None:
     assert found.p_value is None
     assert not found.differ
     assert {kind.low for kind in found.kinds} == {None}
-    assert "too few sentences" in found.table("softmax").notes[0]
+    table = groups_table(token_groups(routes(planted=True, sentences=2)), "softmax")
+    assert table is not None and "kind: not tested" in table.notes[0]
 
 
 def test_no_tokens() -> None:
     assert token_kinds(TokenRoutes(sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=())) is None
+    assert token_groups(TokenRoutes(sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=())) == {}
+    assert groups_table({}, "softmax") is None
+
+
+def noted(*, by: str, sentences: int = 12, seed: int = 0) -> TokenRoutes:
+    """Routes that follow one fact about each token, and nothing else; every second sentence stands late."""
+    generator = np.random.default_rng(seed)
+    made, facts = [], []
+    for number in range(sentences):
+        loss, seen = generator.gamma(2.0, 1.5, 30), generator.integers(1, 1000, 30)
+        start = 0 if number % 2 else 200
+        wanted = {
+            "loss": loss > 5.0,
+            "corpus frequency": seen < 150,
+            "place in context": np.full(30, start == 200),
+            "nothing": np.zeros(30, dtype=bool),
+        }[by]
+        choice = tuple((int(generator.random() < (0.9 if is_so else 0.2)),) for is_so in wanted)
+        made.append((tuple(" word" for _ in range(30)), choice, tuple((0.5,) for _ in range(30))))
+        first = None if start == 0 else float(loss[0])
+        facts.append(
+            TokenFacts(start=start, losses=(first, *map(float, loss[1:])), seen=tuple(map(int, seen)))
+        )
+    return TokenRoutes(
+        sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=tuple(made), facts=tuple(facts)
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "first"),
+    [("loss", "high loss"), ("corpus frequency", "rare"), ("place in context", "128 to 511")],
+)
+def test_each_cut_finds_what_was_planted_in_it(by: str, first: str) -> None:
+    groups = token_groups(noted(by=by))
+    assert list(groups) == ["kind", "corpus frequency", "loss", "place in context"]
+    assert groups[by].kinds[0].kind == first
+    assert groups[by].kinds[0].rate > groups[by].kinds[-1].rate + 0.3
+    for name, group in groups.items():
+        if name != by and name != "place in context":
+            assert not group.differ, name
+    assert groups[by].differ == (by != "place in context"), (
+        "a place is shared by a sentence, and is not tested"
+    )
+    table = groups_table(groups, "softmax")
+    assert table is not None
+    assert {row.cells[0].text for row in table.rows} == set(groups)
+
+
+def test_cuts_of_nothing_claim_nothing() -> None:
+    claims = [
+        group.differ for seed in range(4) for group in token_groups(noted(by="nothing", seed=seed)).values()
+    ]
+    assert sum(claims) <= 2
+
+
+def test_words_split_into_pieces_are_no_stop_words() -> None:
+    sentences = tuple(((" the", "sis", " the", " end"), ((0,),) * 4, ((0.5,),) * 4) for _ in range(3))
+    found = token_kinds(TokenRoutes(sites=("a",), paths=("gdn", "softmax"), sentences=sentences))
+    assert found is not None
+    assert {kind.kind: kind.tokens for kind in found.kinds} == {
+        "word start": 6,
+        "word continuation": 3,
+        "stop word": 3,
+    }

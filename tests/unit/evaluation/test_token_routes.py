@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from layerroute.evaluation.token_routes import (
     choose_sentences,
     collect_token_routes,
     sentences,
+    token_counts,
 )
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 
@@ -58,13 +60,21 @@ def test_routes_are_those_of_the_whole_window() -> None:
     draw = torch.Generator().manual_seed(3)
     windows = torch.randint(0, 28, (3, 40), generator=draw)
     windows[:, [4, 20]] = 28  # full stops: one sentence of 16 tokens in each window
-    found = collect_token_routes(model, Words(), windows, count=2)
+    seen = token_counts(np.array([1, 1, 28, 29], dtype=np.uint16), 30)
+    assert (seen[1], seen[2], seen[28], len(seen)) == (2, 0, 1, 30)
+    found = collect_token_routes(model, Words(), windows, count=2, seen=seen)
     assert found["sites"] == ["layer1.mixer", "layer2.mixer"]
     assert found["paths"] == ["gdn", "softmax"]
     assert len(found["sentences"]) == 2
     with torch.no_grad():
         decision = model.eval()(input_ids=windows[:1], use_cache=False).decision
     sentence = found["sentences"][0]
+    assert sentence["start"] == 5
+    assert sentence["seen"] == [seen[index] for index in windows[0, 5:21].tolist()]
+    with torch.no_grad():
+        logits = model(input_ids=windows[:1], use_cache=False).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits[4:20], windows[0, 5:21], reduction="none")
+    assert sentence["loss"] == pytest.approx(losses.tolist(), abs=1e-4)
     assert sentence["tokens"] == [WORDS[index] for index in windows[0, 5:21].tolist()]
     assert sentence["choice"] == decision.choice[0, 5:21].tolist()
     expected = decision.probabilities[0, 5:21, :, 1].tolist()
@@ -78,6 +88,8 @@ def test_text_without_sentences_still_shows_something() -> None:
         make(["gdn", "routed"]), Words(), torch.ones(2, 50, dtype=torch.long), count=4
     )
     assert [len(sentence["tokens"]) for sentence in found["sentences"]] == [LONGEST]
+    assert found["sentences"][0]["loss"][0] is None, "nothing predicts a window's first token"
+    assert "seen" not in found["sentences"][0]
 
 
 def test_a_model_without_routing_has_no_routes() -> None:

@@ -200,7 +200,9 @@ def test_disks_that_fill_up_become_read_only_or_vanish(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found: dict[str, Any] = {case["case"]: case for case in map(json.loads, result.stdout.splitlines())}
     told = {
+        "full at once": "No space left on device",
         "full": "No space left on device",
+        "nearly full": "No space left on device",
         "read-only": "Read-only file system",
         "vanished": "the folder of the run is gone",
     }

@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from layerroute.cli.main import main
 from layerroute.data.prepare import prepare_data
@@ -299,6 +305,16 @@ def test_a_tokenizer_that_does_not_fit_is_told(home, tmp_path, capsys):
     data = ["--data", str(home / "train.jsonl"), "--length", "32"]
     assert main(["calibrate", str(folder), "--budget", "0.25", *data]) == 2
     assert "they do not fit" in capsys.readouterr().err
+
+
+def test_a_family_without_a_description_is_not_trained(home, tmp_path, capsys):
+    folder = tmp_path / "model"
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=7, n_head=4)).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(home / "model").save_pretrained(folder)
+    file = recipe(home, "family", f"model: {{name: {folder}}}")
+    assert main(["train", file, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "of the family 'gpt2'" in error[-1] and "llama" in error[-1]
 
 
 def test_two_stages_train_router_and_skip_paths_first_and_the_adapter_then(home, tmp_path):

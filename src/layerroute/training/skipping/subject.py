@@ -17,6 +17,7 @@ from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, forward_flops
 from layerroute.skipping.model import get_router
 from layerroute.skipping.pretrained import local_source
@@ -116,6 +117,12 @@ class SkippingSubject(Subject):
         """The base, the router where it starts, and the adapter."""
         self.precision, self.device = precision, device
         self.model, _ = load_base(self.pretrained, device)
+        kind = self.model.config.get_text_config().model_type
+        if kind not in FAMILIES:
+            raise UserError(
+                f"{self.pretrained.name} is of the family {kind!r}, whose FLOPs are not known, and a run records them; "
+                f"recipes train {', '.join(FAMILIES)}"
+            )
         rows = cast("nn.Embedding", self.model.get_input_embeddings()).num_embeddings
         if self.data.vocabulary_size > rows:
             raise UserError(

@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from layerroute.benchmark import decode, prefill, skipping, train_skipping
+from layerroute.benchmark import decode, hybrid_phases, prefill, skipping, train_skipping
 from layerroute.benchmark.case import Comparison, Prepared
 from layerroute.benchmark.skipping import MASKED, SPARSE
 
 DESCRIPTION = """\
-Time sparse against masked execution at small shares of skipped tokens, in prefill, in decoding several rows at once and
-in training, and say from which share on sparse is the faster one: the values of skip.profitability for this machine,
-by which execution: auto decides. Before that, both must agree."""
+Time sparse against masked execution at small shares of skipped tokens (--model hybrid: of tokens on GDN), in prefill,
+in decoding several rows at once and in training, and say from which share on sparse is the faster one: the values of
+skip.profitability (--model hybrid: model.profitability) for this machine, by which execution: auto decides. Before
+that, both must agree."""
 
 PHASES = ("prefill", "decode", "train")
 
@@ -22,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     skipping.add_arguments(parser, "1x512")
     parser.set_defaults(skip=[0.04, 0.08, 0.15, 0.3, 0.5, 0.7])
+    parser.add_argument(
+        "--model",
+        choices=("skipping", "hybrid"),
+        default="skipping",
+        help="whose thresholds: layer skipping (default), or attention routing",
+    )
     parser.add_argument(
         "--decode-size", default="4x64", metavar="BxT", help="rows and context (default: 4x64)"
     )
@@ -38,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
     """One row for each phase and share."""
+    if arguments.model == "hybrid":
+        return list(hybrid_phases.comparisons(arguments))
     of_phase: dict[str, Any] = {
         "prefill": (prefill, {"scoring": False}),
         "decode": (decode, {"sizes": [arguments.decode_size], "new_tokens": 4, "cache": "dynamic"}),
@@ -98,6 +107,8 @@ def _crossing(points: Sequence[tuple[float, float]]) -> float:
     return threshold
 
 
-def conclusion_lines(conclusion: Mapping[str, float]) -> list[str]:
+def conclusion_lines(record: Mapping[str, Any]) -> list[str]:
     """The conclusion as a user's configuration has it."""
-    return ["skip:", "  profitability:", *(f"    {phase}: {value:g}" for phase, value in conclusion.items())]
+    section = "model" if record["rows"][0].get("model") == "hybrid" else "skip"
+    values = [f"    {phase}: {value:g}" for phase, value in record["conclusion"].items()]
+    return [f"{section}:", "  profitability:", *values]

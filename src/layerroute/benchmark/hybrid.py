@@ -26,6 +26,7 @@ Time the reading of prompts (keys, values and states go to a cache, logits of th
 (hidden 768, 12 heads, layers gdn routed routed softmax; weights at random): both paths of every token computed (masked)
 against chosen paths only (sparse), by forced random decisions. Before that, logits and cached tensors must agree."""
 
+VOCABULARY = 1024
 _TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 
 
@@ -76,19 +77,30 @@ def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
     ]
 
 
-def _prepare(
-    arguments: argparse.Namespace, rows: int, tokens: int, rate: float, device: torch.device
-) -> Prepared:
+def model_of(
+    arguments: argparse.Namespace, device: torch.device, routing: Mapping[str, Any] | None = None
+) -> HybridForCausalLM:
+    """A model in inference mode, weights at random; what is drawn after it is drawn from the same seed."""
     torch.manual_seed(arguments.seed)
     config = HybridConfig(
-        vocab_size=1024,
+        vocab_size=VOCABULARY,
         hidden_size=arguments.hidden_size,
         num_attention_heads=arguments.hidden_size // 64,
         context=arguments.context,
+        routing=dict(routing or {}),
     )
     model = HybridForCausalLM(config).eval()
     model.to(device=device, dtype=DTYPES[arguments.dtype])
-    ids = torch.randint(1024, (rows, tokens)).to(device)
+    return model
+
+
+def _prepare(
+    arguments: argparse.Namespace, rows: int, tokens: int, rate: float, device: torch.device
+) -> Prepared:
+    model = model_of(arguments, device)
+    config = model.config
+    assert isinstance(config, HybridConfig)
+    ids = torch.randint(VOCABULARY, (rows, tokens)).to(device)
     choice = draw(rows, tokens, len(config.sites), 1.0 - rate, arguments.seed)
 
     def run(execution: str) -> Mapping[str, Tensor]:

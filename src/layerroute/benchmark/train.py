@@ -15,14 +15,16 @@ from layerroute.hybrid.configuration import PATHS
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
 from layerroute.routing import forced
+from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.training.models import Vocabulary, build_model, model_config, model_figures
 from layerroute.training.objective import training_loss
 from layerroute.training.optimization import decay_parameter_names
 
 DESCRIPTION = """\
 Time training steps (forward, backward, clipping, AdamW) of the models of two recipes on the same batches of random
-tokens; both paths of a routed layer are computed (masked execution). Before that, each routed model, with every token
-sent to one path, must equal the plain model that has its weights: logits and gradients."""
+tokens, executed as in training: both paths of a routed layer are computed (masked), unless the estimator is one that
+trains sparsely. Before that, each routed model, with every token sent to one path, must equal the plain model that has
+its weights: logits and gradients."""
 
 STATIC, ROUTED = "attention_routing/baseline", "attention_routing/dynamic"
 _BATCHES = 4
@@ -77,7 +79,7 @@ def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
     return [
         Comparison(
             title=f"{batch} sequences of {time} tokens, {precision}",
-            labels={"batch": batch, "time": time, "precision": precision, "execution": "masked"},
+            labels={"batch": batch, "time": time, "precision": precision},
             baseline=static.name,
             tokens=batch * time,
             prepare=partial(_prepare, recipes, batch, time, precision, device),
@@ -173,13 +175,23 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _facts(model: HybridForCausalLM, recipe: Recipe, time: int) -> dict[str, Value]:
-    figures = model_figures(model, time)
+    figures, config = model_figures(model, time), model.config
+    assert isinstance(config, HybridConfig)
     return {
         "layer_pattern": " ".join(_pattern(recipe)),
         "parameters": figures.total,
         "forward_flops_per_token": figures.flops.forward_per_token,
         "optimizer_batch": recipe.train.batch_size,
+        "execution": _execution(config),
     }
+
+
+def _execution(config: HybridConfig) -> str:
+    """How training steps are executed: not at all routed, masked, sparse or auto."""
+    if not config.routed_layers:
+        return "plain"
+    sparse = config.routing_config.estimator in SPARSE_ESTIMATORS and config.sparse_obstacle is None
+    return config.execution if sparse else "masked"
 
 
 def _checks(name: str, model: HybridForCausalLM, batch: Tensor) -> Iterator[Check]:

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     case_module: Any = case
     if hasattr(case, "conclude"):
         record["conclusion"] = case_module.conclude(record)
-        lines = case_module.conclusion_lines(record["conclusion"])
+        lines = case_module.conclusion_lines(record)
     _show(record, options)
     if not options.json:
         print("\n".join(lines), end="\n" if lines else "")

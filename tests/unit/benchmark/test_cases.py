@@ -82,12 +82,30 @@ def test_a_wrong_result_is_not_timed(
 def test_train_measures_both_models(recipes: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(recipes, "--json")) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
-    assert row["baseline"] == "static" and row["tokens"] == 4 * 24 and row["execution"] == "masked"
+    assert row["baseline"] == "static" and row["tokens"] == 4 * 24
+    assert {name: arm["execution"] for name, arm in row["arms"].items()} == {
+        "static": "plain",
+        "dynamic": "masked",
+    }
     static, dynamic = row["arms"]["static"], row["arms"]["dynamic"]
     assert dynamic["parameters"] > static["parameters"]
     assert dynamic["forward_flops_per_token"] > static["forward_flops_per_token"]
     assert dynamic["layer_pattern"] == "gdn routed softmax"
     assert {check["what"].split(" of ")[0] for check in row["gate"]} == {"logits", "gradients"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "masked"),
+        ({"routing": {"estimator": "selected"}}, "auto"),
+        ({"routing": {"estimator": "selected"}, "execution": "masked"}, "masked"),
+        ({"routing": {"estimator": "selected"}, "granularity": "head", "context": "own_context"}, "masked"),
+    ],
+)
+def test_train_tells_how_a_step_is_executed(changes: dict, expected: str) -> None:
+    config = train.HybridConfig(vocab_size=30, hidden_size=32, num_attention_heads=2, **changes)
+    assert train._execution(config) == expected
 
 
 def test_a_training_step_trains(recipes: dict[str, Path]) -> None:

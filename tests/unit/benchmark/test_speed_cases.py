@@ -111,12 +111,30 @@ def test_hybrid_counts_what_sparse_leaves_out(tmp_path: Path, context: str) -> N
     assert hybrid.DESCRIPTION
 
 
-def test_calibrate_prints_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("model", "section"), [("skipping", "skip"), ("hybrid", "model")])
+def test_calibrate_prints_a_configuration(
+    model: str, section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--shape", "tiny", "--sizes", "1x24", "--decode-size", "2x6", "--train-size", "1x12"]
-    record = record_of(tmp_path, "calibrate", *options, "--skip", "0.2", "0.6")
+    record = record_of(tmp_path, "calibrate", "--model", model, *options, "--skip", "0.6")
     assert set(record["conclusion"]) == {"prefill", "decode", "train"}
     assert all(0.0 < value <= 1.0 for value in record["conclusion"].values())
-    assert "profitability:" in capsys.readouterr().out
+    assert f"{section}:\n  profitability:\n    prefill: " in capsys.readouterr().out
+    assert {row["phase"] for row in record["rows"]} == {"prefill", "decode", "train"}
+    gates = [check["what"] for row in record["rows"] if row["phase"] == "train" for check in row["gate"]]
+    assert any("router" in what or "routing" in what for what in gates)
+
+
+def test_calibrate_times_no_hybrid_model_whose_sparse_execution_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from layerroute.hybrid import mixers
+
+    honest = mixers.attend_spans
+    monkeypatch.setattr(mixers, "attend_spans", lambda *a, **k: 1.01 * honest(*a, **k))
+    command = ["bench", "calibrate", "--model", "hybrid", "--sizes", "1x24", "--skip", "0.5", *THREE]
+    assert main([*command, "--phases", "prefill"]) == 1
+    assert "logits of sparse and masked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -148,6 +166,7 @@ def test_the_threshold_is_where_sparse_begins_to_win(points, expected) -> None:
         (["hybrid", "--hidden-size", "100"], "not a multiple of 64"),
         (["peers", "--figure", "x.png"], "no speed-up by share to draw"),
         (["calibrate", "--figure", "x.png"], "no speed-up by share to draw"),
+        (["calibrate", "--model", "hybrid", "--kv", "evict"], "for models that skip layers"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,12 @@ def restrictions(name: str, batch: int, time: int, queries: int) -> dict:
         "packed": {"documents": (torch.arange(time) * 4 // time).expand(batch, -1)},
         "visible": {"visible": torch.rand(queries, time, generator=generator) < 0.5},
         "softcap": {"softcap": 3.0, "window": 9, "scale": 0.7},
+        "all": {
+            "key_start": torch.tensor([0, time // 5, time // 2][:batch]),
+            "window": 7,
+            "documents": (torch.arange(time) // 11).expand(batch, -1),
+            "visible": torch.rand(queries, time, generator=generator) < 0.8,
+        },
     }[name]
 
 
@@ -43,7 +49,7 @@ def results(backend, tensors, where, options, upstream=None):
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)], upstream
 
 
-@pytest.mark.parametrize("name", ["causal", "padded", "window", "packed", "visible", "softcap"])
+@pytest.mark.parametrize("name", ["causal", "padded", "window", "packed", "visible", "softcap", "all"])
 @pytest.mark.parametrize(
     ("batch", "time", "heads", "groups", "key", "value", "rate"),
     [(3, 37, 4, 2, 24, 16, 0.5), (2, 70, 3, 1, 16, 40, 0.15), (1, 1, 2, 2, 8, 8, 1.0)],

@@ -74,7 +74,8 @@ class SkipConfig:
         rank: of the low-rank skip path.
         kv: ``project`` (default): a skipped token still writes this layer's keys and values, from the layer's
             input. ``evict``: it writes none, and later tokens cannot see it there.
-        sink_tokens: so many first tokens of each sequence always run (attention sinks).
+        sink_tokens: so many first tokens of each sequence always run. Default 4, as many as Xiao et al. (2023) keep: an
+            attention sink is not always the very first token, and one that skips spoils all that follow.
         budgets: for a router that serves several budgets (or sites at rates of their own): by budget, written as a
             number, the share of tokens that run at each site, in the order of ``sites``. Made by calibration; its
             thresholds are in the router's weights. Default: none, all sites at ``routing.rate``.
@@ -94,7 +95,7 @@ class SkipConfig:
     skip_path: str = "low_rank"
     rank: int = 64
     kv: str = "project"
-    sink_tokens: int = 1
+    sink_tokens: int = 4
     budgets: dict[str, list[float]] | None = None
     execution: str = "auto"
     profitability: Profitability = field(default_factory=Profitability)

@@ -25,7 +25,7 @@ class CalibrationConfig:
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
         router_layer: layers that always run. Default 4.
         rank: of the low-rank skip paths.
-        sink_tokens: so many first tokens of a sequence always run.
+        sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
         length: tokens of a window.
         tokens_statistics: that the fits see.
         tokens_selection: on which rates and static layers are chosen.
@@ -50,7 +50,7 @@ class CalibrationConfig:
     layers: list[int] | None = None
     router_layer: int = 4
     rank: int = 64
-    sink_tokens: int = 1
+    sink_tokens: int = 4
     length: int = 256
     tokens_statistics: int = 12288
     tokens_selection: int = 2048

@@ -4,13 +4,24 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import StaticCache
 
 from layerroute.errors import UserError
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
-from layerroute.skipping import Profitability, executed, force_decision, get_router, last_decision
+from layerroute.skipping import (
+    Profitability,
+    executed,
+    force_decision,
+    get_router,
+    last_decision,
+    router_disabled,
+)
 from layerroute.skipping.router import LayerRouter
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
+from tests.parity.far_device import Far, counted_waits
 from tests.parity.skipping_models import FAMILIES, VOCABULARY, random_choice, routed
 
 
@@ -345,3 +356,59 @@ def test_rows_that_decide_differently_are_exact_in_decode():
         with torch.no_grad(), force_decision(model, choice[row : row + 1]), executed(model, "masked"):
             alone = model(torch.cat([text, follow[row]])[None], use_cache=False).logits[0, -1]
         assert_close(out.logits[row, -1], alone, f"row {row}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_family_batch_and_cache_gives_what_masked_execution_gives(data):
+    """Rows of any length behind padding, in any chunks, with a dynamic and a static cache: one answer."""
+    family = data.draw(st.sampled_from(list(FAMILIES)))
+    unit = data.draw(st.sampled_from(["block", "attention", "mlp", "attention+mlp"]))
+    static = data.draw(st.booleans())
+    kv = "project" if static or unit == "mlp" else data.draw(st.sampled_from(["project", "evict"]))
+    model = routed(family, unit=unit, kv=kv)
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in lengths])
+    time = ids.shape[1]
+    rate = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+    choice = random_choice(len(lengths), time, len(get_router(model).sites), rate, seed=time)
+    cuts = sorted({*data.draw(st.sets(st.integers(1, time), max_size=4)), time})
+    with torch.no_grad(), force_decision(model, choice):
+        with executed(model, "masked"):
+            expected = model(ids, attention_mask=mask, use_cache=False).logits
+        with executed(model, data.draw(st.sampled_from(["sparse", "auto"]))):
+            past = StaticCache(config=model.config, max_cache_len=time + 3) if static else None
+            pieces = []
+            for start, stop in zip([0, *cuts], cuts, strict=False):
+                out = model(
+                    ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True
+                )
+                pieces.append(out.logits)
+                past = out.past_key_values
+    real = mask.bool()
+    assert_close(torch.cat(pieces, dim=1)[real], expected[real], f"{family}, cut at {cuts}")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kv", ["project", "evict"])
+def test_decoding_waits_for_the_device_once_a_token(kv, rows, padded):
+    """Beyond what the plain model waits for itself, whatever rows decide, with padding too."""
+    model = routed("llama", kv=kv)
+    ids = tokens(rows, 12, VOCABULARY).as_subclass(Far)
+    choice = random_choice(rows, 12, 4).as_subclass(Far)
+    mask = torch.ones(rows, 12, dtype=torch.long)
+    mask[0, : 3 * padded * (rows > 1)] = 0
+    waits = {}
+    for who in ("plain", "routed"):
+        off = router_disabled(model) if who == "plain" else executed(model, "sparse")
+        with torch.no_grad(), force_decision(model, choice), off, counted_waits() as seen:
+            past, counts = None, []
+            for start, stop in ((0, 8), *((time, time + 1) for time in range(8, 12))):
+                before = len(seen)
+                given_mask = mask[:, :stop].as_subclass(Far) if padded else None
+                out = model(ids[:, start:stop], attention_mask=given_mask, past_key_values=past)
+                past = out.past_key_values
+                counts.append(len(seen) - before)
+        waits[who] = counts
+    assert [own - base for own, base in zip(waits["routed"], waits["plain"], strict=True)] == [1] * 5

@@ -53,6 +53,7 @@ class CallContext:
     full_layers_only: bool
     decisions: list[RouteDecision] = field(default_factory=list)
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
+    _mask_on_host: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "CallContext":
@@ -124,10 +125,20 @@ class CallContext:
 
     @cached_property
     def padding(self) -> "Padding":
-        """Who is padding, of past and new tokens. Reading it the first time copies the mask to the CPU."""
+        """Who is padding, of past and new tokens. Needs the mask on the CPU, where ``to_host`` has brought it."""
         if self.padding_mask is None:
             return Padding()
-        return Padding.of(self.padding_mask[:, : self.keys])
+        held = self._mask_on_host
+        return Padding.of(self.padding_mask[:, : self.keys], None if held is None else held[:, : self.keys])
+
+    def to_host(self, decided: Bool[Tensor, "R N"]) -> Bool[Tensor, "R N"]:
+        """Copy what was decided to the CPU, and the padding mask with it the first time: one synchronisation."""
+        mask = self.padding_mask
+        if mask is None or self._mask_on_host is not None:
+            return decided.cpu()
+        both = torch.cat([decided.flatten(), mask.flatten().to(decided.device)]).cpu()
+        self._mask_on_host = both[decided.numel() :].view(mask.shape)
+        return both[: decided.numel()].view(decided.shape)
 
 
 def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:

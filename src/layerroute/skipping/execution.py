@@ -275,10 +275,11 @@ class LayerCall:
         cache: Cache | None = options.get("past_key_values")
         attention = self.family.attention_of(layer)
         assert index.host is not None
-        on_host = torch.bincount(index.host.row, minlength=batch)
-        width = int(on_host.max())
-        first = (on_host.cumsum(0) - on_host).to(key.device)
-        rank = torch.arange(index.row.shape[0], device=key.device) - first[index.row]
+        counts = torch.bincount(index.host.row, minlength=batch)
+        width = int(counts.max())
+        first = counts.cumsum(0) - counts
+        rank = torch.arange(index.row.shape[0]) - first[index.host.row]
+        rank_on_host, rank = rank, rank.to(key.device, non_blocking=True)
         where = (index.row, rank)
         keys = key.new_zeros(batch, width, *key.shape[1:]).index_put(where, key)
         values = value.new_zeros(batch, width, *value.shape[1:]).index_put(where, value)
@@ -287,16 +288,19 @@ class LayerCall:
         if cache is not None:
             held = evicting_layer(cache, attention.layer_idx)
             before = held.slots_for(batch, key.device).shape[1]
-            merged = held.append(keys.transpose(1, 2), values.transpose(1, 2), slots, context.time)
+            merged = held.append(keys.transpose(1, 2), values.transpose(1, 2), slots, context.time, counts)
             keys, values, slots = merged[0].transpose(1, 2), merged[1].transpose(1, 2), merged[2]
         documents = context.documents(cache)
         if documents is not None:
             documents = torch.where(slots >= 0, documents.gather(1, slots.clamp_min(0)), -1)
         spans = intervals(index.row, rank + before, documents=documents)
+        plan = None
+        if index.host is not index and documents is None:
+            plan = BlockPlan(intervals(index.host.row, rank_on_host + before))
         window = self.family.window(attention)
         given = _as_visible(options.get("attention_mask")) if context.explicit_mask else None
         if batch == 1 and window is None and given is None:
-            return keys, values, Sight(spans)
+            return keys, values, Sight(spans, None, plan)
         own = slots[index.row]
         visible = own >= 0
         if window is not None:
@@ -304,7 +308,7 @@ class LayerCall:
         if given is not None:
             seen = given.expand(batch, -1, -1)[index.row, index.time]
             visible = visible & seen.gather(1, own.clamp_min(0))
-        return keys, values, Sight(spans, visible)
+        return keys, values, Sight(spans, visible, plan)
 
     def _expect_eviction(self, layer: nn.Module, route: SiteRoute, options: dict[str, Any]) -> dict[str, Any]:
         """The layer's options with a mask that hides evicted tokens, and its cache told whom to keep.

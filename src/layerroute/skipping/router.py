@@ -283,7 +283,7 @@ class LayerRouter(nn.Module):
         if threshold is not None:
             chosen = (decision.choice == len(PATHS) - 1) & context.valid.unsqueeze(-1)
             here = torch.cat([chosen, context.valid.unsqueeze(-1)], dim=-1).flatten(0, 1).T
-            on_host = here.cpu()  # the call's one synchronisation, for a router that decides once
+            on_host = context.to_host(here)  # the call's one synchronisation, for a router that decides once
             *counts, total = on_host.sum(dim=1).tolist()
             modes = [
                 self._mode(name, count, total, threshold, gated)

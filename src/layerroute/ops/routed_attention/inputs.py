@@ -44,16 +44,16 @@ class Padding(NamedTuple):
     holes: Bool[Tensor, "B S"] | None = None
 
     @classmethod
-    def of(cls, mask: Bool[Tensor, "B S"]) -> "Padding":
-        """From a mask over all keys. Copies it to the CPU."""
-        held = mask.cpu()
+    def of(cls, mask: Bool[Tensor, "B S"], on_host: Bool[Tensor, "B S"] | None = None) -> "Padding":
+        """From a mask over all keys. Copies it to the CPU unless it is given there too."""
+        held = mask.cpu() if on_host is None else on_host
         start = held.to(torch.uint8).argmax(dim=1)
         last = held.shape[1] - 1 - held.flip(1).to(torch.uint8).argmax(dim=1)
         if bool(((last - start + 1 != held.sum(dim=1)) & held.any(dim=1)).any()):
             return cls(holes=mask)
         if not bool((start > 0).any()):
             return cls()
-        return cls(start=start.to(mask.device), start_on_host=start)
+        return cls(start=start.to(mask.device, non_blocking=True), start_on_host=start)
 
 
 def document_starts(documents: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,6 +45,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file aside and put it in its place: never half of it, and never through a link to somewhere else."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.unlink(missing_ok=True)
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -154,9 +163,11 @@ def check_intact(folder: Path) -> None:
 
 def compare(path: Path, name: str, listed: Mapping[str, Any]) -> None:
     """Hold one file against its entry ``{bytes, sha256}``. Raises DamagedError where they differ."""
-    size = path.stat().st_size
-    if size != listed["bytes"]:
-        raise DamagedError(f"{name} has {size} bytes instead of {listed['bytes']}")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to read a pipe is to wait for ever
+        raise DamagedError(f"{name} is no regular file")
+    if status.st_size != listed["bytes"]:
+        raise DamagedError(f"{name} has {status.st_size} bytes instead of {listed['bytes']}")
     if file_sha256(path) != listed["sha256"]:
         raise DamagedError(f"the SHA-256 of {name} differs")
 

@@ -38,7 +38,10 @@ class Heartbeat:
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[bool]:
     """Take the lock of ``folder`` for as long as the context lasts; the value says whether it was free."""
-    with (folder / LOCK).open("a+") as file:
+    path = folder / LOCK
+    if path.is_symlink():  # of a folder that came from somebody else: what it points to is not ours to write
+        path.unlink()
+    with path.open("a+") as file:
         locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

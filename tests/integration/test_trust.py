@@ -207,7 +207,17 @@ def test_a_pickle_bomb_in_a_checkpoint_does_not_go_off(
     ):
         refused(name, json.dumps(tree).encode())
     seal(checkpoint)
+    # Links out of the folder are not written through.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    for name in ("recipe.yaml", ".lock", "token_routes.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / name).symlink_to(elsewhere)
+    (tmp_path / "run" / "curves.jsonl").unlink()
+    (tmp_path / "run" / "curves.jsonl").symlink_to(tmp_path / "new")
     assert train(recipe, tmp_path / "run", "--resume", str(checkpoint)) == 0
+    assert elsewhere.read_text() == "mine"
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_as_a_pickle_are_not_taken_beside_safetensors_either(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerroute.errors import UserError
-from layerroute.integrity import MANIFEST, DamagedError, inside, seal, verify
+from layerroute.integrity import MANIFEST, DamagedError, inside, replace_text, seal, verify
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_every_damage_is_told(folder: Path, name: str) -> None:
     path.mkdir()
     with pytest.raises(DamagedError):
         verify(folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits_for_it(folder: Path) -> None:
+    (folder / "a.bin").unlink()
+    os.mkfifo(folder / "a.bin")
+    with pytest.raises(DamagedError, match="no regular file"):
+        verify(folder)
+
+
+def test_a_file_is_replaced_and_not_written_through_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    for name in ("a.txt", ".a.txt.tmp"):
+        (tmp_path / name).symlink_to(elsewhere)
+    replace_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert elsewhere.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "elsewhere"]
 
 
 def test_what_is_not_listed_is_damage_where_the_list_is_exact(folder: Path) -> None:

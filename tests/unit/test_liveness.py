@@ -23,6 +23,15 @@ def test_a_held_folder_is_alive_and_a_left_one_is_not(tmp_path: Path) -> None:
     assert not is_alive(tmp_path)
 
 
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (tmp_path / LOCK).symlink_to(elsewhere)
+    with hold(tmp_path) as free:
+        assert free and is_alive(tmp_path)
+    assert elsewhere.read_text() == "mine"
+
+
 def test_where_locks_do_not_reach_the_clock_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hold(tmp_path):
         pass

@@ -18,6 +18,7 @@ from layerroute.errors import UserError
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
+from layerroute.integrity import replace_text
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
@@ -298,7 +299,7 @@ class _Run:
             step=step_of(checkpoint) if checkpoint is not None else None,
         )
         self.record.update({**self.subject.static_sections(), "precision": self.precision.name})
-        self.directory.recipe.write_text(dump(self.plain), encoding="utf-8")
+        replace_text(self.directory.recipe, dump(self.plain))
 
     def _add_callbacks(self) -> None:
         trainer = self.trainer
@@ -333,7 +334,7 @@ class _Run:
         if routes is None:
             return None
         path = self.directory.token_routes
-        path.write_text(json.dumps(routes, ensure_ascii=False), encoding="utf-8")
+        replace_text(path, json.dumps(routes, ensure_ascii=False))
         return path.name
 
     def _print_summary(self, micro_batch: int) -> None:

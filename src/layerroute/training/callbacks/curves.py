@@ -6,6 +6,8 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from layerroute.integrity import replace_text
+
 TRAIN_MARK, VALIDATION_MARK = "lm_loss", "eval_loss"
 _NOT_OF_THE_CURVE = ("epoch",)
 
@@ -68,6 +70,7 @@ def curve_point(step: int, logs: dict[str, Any]) -> dict[str, Any] | None:
 def keep_until(path: Path, step: int) -> None:
     """Drop the points after ``step``, and a line that was not written to its end."""
     if not path.exists():
+        path.unlink(missing_ok=True)  # a link to nowhere: what it names is not to be made
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -77,6 +80,4 @@ def keep_until(path: Path, step: int) -> None:
             continue
         if point["step"] <= step:
             kept.append(line)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))

@@ -23,6 +23,7 @@ from layerroute.records import RECORD_NAME
 from layerroute.report import wording
 from layerroute.report.architecture import describe
 from layerroute.report.discussion import discussion
+from layerroute.report.figures import FIGURES as NUMBERS
 from layerroute.report.figures import FigureEntry, build_figures
 from layerroute.report.figures_skipping import FILES as SKIPPING_FILES
 from layerroute.report.figures_tokens import heatmap_source
@@ -229,7 +230,7 @@ def _clear(target: Path) -> None:
     files = [*target.iterdir(), *(figures.iterdir() if figures.is_dir() else ())]
     ours = {target / PAGE, target / PAPER, figures} | {
         figures / name
-        for number in range(1, 8)
+        for number in range(1, NUMBERS + 1)
         for name in FigureEntry(number=number, title="", caption="").files
     }
     ours |= {figures / name for name in SKIPPING_FILES}

@@ -13,6 +13,7 @@ from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing, plural
 from layerroute.analysis.routing import path_name
 from layerroute.analysis.runs import TokenRoutes
+from layerroute.analysis.tokens import token_groups
 from layerroute.report.architecture import describe
 from layerroute.report.figures_architecture import (
     architecture_data,
@@ -20,11 +21,24 @@ from layerroute.report.figures_architecture import (
     comparison_figure,
     flops_data,
 )
+from layerroute.report.figures_common import (
+    annealing_data,
+    annealing_figure,
+    bars_data,
+    bars_figure,
+    heads_data,
+    heads_figure,
+    kinds_data,
+    kinds_figure,
+)
 from layerroute.report.figures_routing import routing_data, routing_figure, shown_arms
 from layerroute.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
 from layerroute.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
 from layerroute.report.figures_training import training_data, training_figure
-from layerroute.report.style import FORMATS, figure_style, save_figure
+from layerroute.report.style import FORMATS, arm_styles, figure_style, save_figure
+
+FIGURES = 11
+"""Numbers that figures may have, from 1 on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +64,7 @@ class FigureEntry:
 def build_figures(
     comparison: Comparison, folder: Path, progress: Callable[[str], None] = lambda step: None
 ) -> list[FigureEntry]:
-    """Draw figures 1 to 7 into ``folder`` with their data as CSV, and return what was drawn or why not.
+    """Draw all figures into ``folder`` with their data as CSV, and return what was drawn or why not.
 
     ``progress`` is told in words what is drawn next.
     """
@@ -62,7 +76,12 @@ def build_figures(
         _heatmap,
         _cost,
         _recall,
+        _bars,
+        _kinds,
+        _annealing,
+        _heads,
     )
+    assert len(makers) == FIGURES
     entries = []
     with figure_style():
         for index, make in enumerate(makers, start=1):
@@ -233,6 +252,58 @@ def _recall(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Data
         "blind guessing. Right: means against length, with as many pairs and more between them."
     )
     return FigureEntry(number=7, title=title, caption=caption), recall_figure(comparison, data), data
+
+
+def _bars(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Final validation loss by arm", bars_data(comparison.arms)
+    if len(data) < 2:
+        return _absent(8, title, "it takes two arms with a completed run.")
+    styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
+    caption = (
+        "Mean over seeds with the 95% t interval (none with one seed). The axis does not begin at 0: read the ends of "
+        "the bars, not their lengths."
+    )
+    figure = bars_figure(data, {label: style.color for label, style in styles.items()})
+    return FigureEntry(number=8, title=title, caption=caption), figure, data
+
+
+def _kinds(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, source = "Routing by kind of token", heatmap_source(comparison)
+    if source is None or source[1].token_routes is None:
+        return _absent(9, title, "no completed run has stored the decisions of single tokens.")
+    arm, run = source
+    groups = token_groups(source[1].token_routes)
+    data = kinds_data(groups)
+    caption = (
+        f"Share of decisions for {path_name(arm.paths[1])} in {arm.label}, seed {run.seed}, with 95% bootstrap "
+        "intervals over sentences; in brackets the number of tokens. Tests are in the table of token kinds."
+    )
+    return (
+        FigureEntry(number=9, title=title, caption=caption),
+        kinds_figure(data, path_name(arm.paths[1])),
+        data,
+    )
+
+
+def _annealing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Annealing of temperature and rate", annealing_data(comparison.arms)
+    if data.empty:
+        return _absent(10, title, "no learned router left such a curve.")
+    styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
+    caption = (
+        "Temperature of the router's softmax in training, and the share of training tokens that took the expensive "
+        "path, mean over sites and seeds."
+    )
+    return FigureEntry(number=10, title=title, caption=caption), annealing_figure(data, styles), data
+
+
+def _heads(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, data = "Routing by layer and head", heads_data(comparison.arms)
+    if data.empty:
+        return _absent(11, title, "in no completed run do heads choose apart.")
+    expensive = path_name(next(arm for arm in comparison.arms if arm.label == data["arm"].iloc[0]).paths[1])
+    caption = f"Share of validation tokens on {expensive} from hard decisions, mean over seeds."
+    return FigureEntry(number=11, title=title, caption=caption), heads_figure(data, expensive), data
 
 
 def _threshold_note(routes: TokenRoutes) -> str:

@@ -9,13 +9,25 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm
+from layerroute.analysis.pareto import pareto_front
 from layerroute.analysis.skipping import FULL, ROUTED, SkippingComparison, executed, kind_of, skipped
+from layerroute.analysis.tokens import token_groups
+from layerroute.report.figures_common import (
+    annealing_data,
+    annealing_figure,
+    bars_data,
+    bars_figure,
+    kinds_data,
+    kinds_figure,
+)
+from layerroute.report.figures_tokens import heatmap_data, heatmap_figure
 from layerroute.report.style import (
     FORMATS,
     GDN,
     MUTED,
     SOFTMAX,
     WIDTH,
+    LineStyle,
     figure_style,
     new_figure,
     save_figure,
@@ -30,7 +42,17 @@ MARKERS = {
     "periodic": ("+", "#7a8a1f"),
     "stochastic depth": ("v", "#8c5a3c"),
 }
-FIGURES = ("compute", "layers", "convergence", "terms")
+FIGURES = (
+    "compute",
+    "bars",
+    "layers",
+    "heatmap",
+    "kinds",
+    "convergence",
+    "validation",
+    "terms",
+    "annealing",
+)
 FILES = tuple(f"{name}.{suffix}" for name in FIGURES for suffix in ("csv", *FORMATS))
 """All that ``build_skipping_figures`` may write."""
 
@@ -59,7 +81,8 @@ def build_skipping_figures(
 ) -> dict[str, SkippingFigure]:
     """Draw all figures into ``folder`` with their data as CSV beside them."""
     made = {}
-    for name, draw in zip(FIGURES, (_compute, _layers, _convergence, _terms), strict=True):
+    makers = (_compute, _bars, _layers, _heatmap, _kinds, _convergence, _validation, _terms, _annealing)
+    for name, draw in zip(FIGURES, makers, strict=True):
         progress(f"figure {name}")
         with figure_style():
             entry, figure, data = draw(comparison)
@@ -96,6 +119,8 @@ def _compute(comparison: SkippingComparison) -> Drawn:
     if not rows:
         return _absent(name, title, "no completed run has both.")
     frame = pd.DataFrame(rows)
+    front = set(pareto_front({row["arm"]: (row["executed"], row["loss"]) for row in rows}))
+    frame["on_front"] = frame["arm"].isin(front)
     figure = new_figure(WIDTH, 3.6)
     axes = figure.add_axes((0.09, 0.14, 0.64, 0.8))
     for kind, group in frame.groupby("kind", sort=False):
@@ -123,15 +148,121 @@ def _compute(comparison: SkippingComparison) -> Drawn:
             fontsize=6.5,
             color=MUTED,
         )
+    if len(front) > 1:
+        best = frame[frame["on_front"]].sort_values("executed")
+        axes.step(
+            100 * best["executed"],
+            best["loss"],
+            where="post",
+            color=MUTED,
+            linewidth=0.9,
+            linestyle=(0, (4, 2)),
+        )
     axes.set_xlabel("FLOPs executed per token, % of the plain model (fewer is better)")
     axes.set_ylabel("validation cross-entropy, nats")
     axes.margins(x=0.12, y=0.12)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     caption = (
         "Each point is an arm; down and to the left is better. Bars are 95% intervals over seeds, where there are two "
-        "or more."
+        "or more. The broken line is the Pareto front of the means: no other arm has both a lower loss and fewer FLOPs."
     )
     return SkippingFigure(name=name, title=title, caption=caption), figure, frame
+
+
+def _colours(comparison: SkippingComparison) -> dict[str, str]:
+    return {
+        arm.label: SOFTMAX if arm is comparison.subject else MARKERS.get(kind_of(arm), ("", MUTED))[1]
+        for arm in comparison.arms
+    }
+
+
+def _styles(comparison: SkippingComparison) -> dict[str, LineStyle]:
+    kinds = {arm.label: kind_of(arm) for arm in comparison.arms}
+    return {
+        label: LineStyle(color=colour, dashes="-" if kinds[label] in (ROUTED, FULL) else "--")
+        for label, colour in _colours(comparison).items()
+    }
+
+
+def _bars(comparison: SkippingComparison) -> Drawn:
+    name, title = "bars", "Final validation loss by arm"
+    frame = bars_data(comparison.arms)
+    if len(frame) < 2:
+        return _absent(name, title, "it takes two arms with a completed run.")
+    caption = (
+        "Mean over seeds with the 95% t interval (none with one seed). The axis does not begin at 0, and arms skip "
+        "different shares of compute: the figure before this one has both."
+    )
+    return (
+        SkippingFigure(name=name, title=title, caption=caption),
+        bars_figure(frame, _colours(comparison)),
+        frame,
+    )
+
+
+def _heatmap(comparison: SkippingComparison) -> Drawn:
+    name, title = "heatmap", "Where single tokens run and skip"
+    routes = None if comparison.subject is None else comparison.subject.example.token_routes
+    if comparison.subject is None or routes is None or not routes.sentences:
+        return _absent(name, title, "the routed arm has stored no decisions of single tokens.")
+    caption = (
+        f"{comparison.subject.label}, seed {comparison.subject.example.seed}: rows are tokens, columns sites; orange "
+        "runs, blue skips, the paler, the nearer the router's probability is to 0.5. All sentences are in the data."
+    )
+    figure = SkippingFigure(name=name, title=title, caption=caption)
+    return figure, heatmap_figure(routes), heatmap_data(routes)
+
+
+def _kinds(comparison: SkippingComparison) -> Drawn:
+    name, title = "kinds", "Compute by kind of token"
+    routes = None if comparison.subject is None else comparison.subject.example.token_routes
+    groups = {} if routes is None else token_groups(routes)
+    if not groups or routes is None or comparison.subject is None:
+        return _absent(name, title, "the routed arm has stored no decisions of single tokens.")
+    frame = kinds_data(groups)
+    caption = (
+        f"Share of decisions to run, {comparison.subject.label}, seed {comparison.subject.example.seed}, with 95% "
+        "bootstrap intervals over sentences; in brackets the number of tokens. Tests are in the table of token kinds."
+    )
+    return (
+        SkippingFigure(name=name, title=title, caption=caption),
+        kinds_figure(frame, routes.paths[-1]),
+        frame,
+    )
+
+
+def _validation(comparison: SkippingComparison) -> Drawn:
+    name, title = "validation", "Validation loss while training"
+    curves = {arm.label: _mean_curve(arm, "validation", "loss") for arm in comparison.arms if arm.completed}
+    curves = {label: curve for label, curve in curves.items() if len(curve) > 1}
+    if not curves:
+        return _absent(name, title, "no run was evaluated while it trained (train.evaluate_every is 0).")
+    figure = new_figure(WIDTH, 3.0)
+    axes = figure.add_axes((0.09, 0.15, 0.64, 0.8))
+    for label, curve in curves.items():
+        axes.plot(
+            curve.index, curve, label=label, marker="o", markersize=2.5, **_styles(comparison)[label].line()
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    rows = [
+        {"arm": label, "step": int(step), "validation_loss": value}
+        for label, curve in curves.items()
+        for step, value in curve.items()
+    ]
+    caption = "Arms head to head on the same windows, routed as served; mean over seeds."
+    return SkippingFigure(name=name, title=title, caption=caption), figure, pd.DataFrame(rows)
+
+
+def _annealing(comparison: SkippingComparison) -> Drawn:
+    name, title = "annealing", "Temperature and share that runs, while training"
+    frame = annealing_data(comparison.arms)
+    if frame.empty:
+        return _absent(name, title, "no learned router left such a curve.")
+    caption = "Temperature of the router's softmax in training, and the share of training tokens that ran (all sites)."
+    entry = SkippingFigure(name=name, title=title, caption=caption)
+    return entry, annealing_figure(frame, _styles(comparison)), frame
 
 
 def _layers(comparison: SkippingComparison) -> Drawn:

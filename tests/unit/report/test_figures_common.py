@@ -1,0 +1,79 @@
+"""Figures of both reports: their data come from the records, and what is missing is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layerroute.analysis.comparison import Comparison, compare_runs
+from layerroute.analysis.runs import load_runs
+from layerroute.analysis.tokens import token_groups
+from layerroute.report.figures import _annealing, _bars, _heads, _kinds
+from layerroute.report.figures_common import (
+    annealing_data,
+    bars_data,
+    bars_figure,
+    heads_data,
+    heads_figure,
+    kinds_data,
+    kinds_figure,
+)
+from tests.unit.analysis.record_factory import make_run, sites
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    for seed in (1, 2):
+        make_run(tmp_path, "baseline", seed, loss=4.0 + 0.02 * seed)
+        make_run(tmp_path, "dynamic", seed, loss=3.9, rates=sites(0.3, 0.4))
+        make_run(tmp_path, "random", seed, loss=4.2, rates=sites(0.3, 0.4), control="random")
+    heads = {f"layer{layer}.head{head}": 0.1 * head + 0.2 * layer for layer in (1, 2) for head in range(3)}
+    make_run(tmp_path, "per_head", 1, rates=heads, heads=3)
+    return compare_runs(load_runs([tmp_path]))
+
+
+def test_bars_are_means_with_intervals_where_there_are_seeds(comparison: Comparison) -> None:
+    data = bars_data(comparison.arms).set_index("arm")
+    assert data.loc["baseline", "validation_loss"] == pytest.approx(4.03)
+    assert data.loc["baseline", "half_width_95"] == pytest.approx(12.706 * 0.01, rel=1e-3)
+    assert np.isnan(float(data.loc["per_head", "half_width_95"])), "one seed has no interval"
+    axes = bars_figure(bars_data(comparison.arms), {}).axes[0]
+    assert axes.get_xlim()[0] < 3.9
+    assert len(axes.patches) == 4
+
+
+def test_the_map_has_a_cell_for_every_layer_and_head(comparison: Comparison) -> None:
+    data = heads_data(comparison.arms)
+    assert set(data["arm"]) == {"per_head"}, "arms whose heads choose together have no map"
+    cell = data[(data["layer"] == 2) & (data["head"] == 1)]["rate"].iloc[0]
+    assert cell == pytest.approx(0.5)
+    figure = heads_figure(data, "softmax")
+    assert figure.axes[0].images[0].get_array().shape == (2, 3)
+
+
+def test_only_learned_routers_anneal(comparison: Comparison) -> None:
+    data = annealing_data(comparison.arms)
+    assert set(data["arm"]) == {"dynamic", "per_head"}
+    temperature = data[(data["arm"] == "dynamic") & (data["what"] == "temperature")]
+    assert temperature["value"].iloc[0] > temperature["value"].iloc[-1] == pytest.approx(0.5)
+
+
+def test_kinds_are_drawn_a_panel_for_each_cut(comparison: Comparison) -> None:
+    subject = comparison.subject
+    assert subject is not None
+    routes = subject.example.token_routes
+    assert routes is not None
+    groups = token_groups(routes)
+    data = kinds_data(groups)
+    assert list(data["rate"]) == [kind.rate for kind in groups["kind"].kinds]
+    assert len(kinds_figure(data, "softmax").axes) == len(groups)
+
+
+def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
+    make_run(tmp_path, "baseline", 1)
+    alone = compare_runs(load_runs([tmp_path]))
+    for make in (_bars, _kinds, _annealing, _heads):
+        entry, figure, _ = make(alone)
+        assert figure is None and entry.absent.startswith("Not drawn: ")

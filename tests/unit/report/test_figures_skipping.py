@@ -1,0 +1,104 @@
+"""The layer-skipping report from made-up records: every figure with its data, the front, and the same bytes again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from layerroute.report.build import build_report
+from layerroute.report.figures_skipping import FIGURES
+from layerroute.report.style import save_figure
+from tests.unit.analysis.record_factory import make_run, sites
+
+RUNS = {  # arm: (what it starts from, rate, loss)
+    "full_depth": (None, 1.0, 3.0),
+    "token": ("token", 0.75, 3.3),
+    "static_greedy": ("static_greedy", 0.75, 3.4),
+    "random": ("random", 0.75, 3.9),
+    "wasteful": ("token", 0.9, 3.95),
+}
+
+
+def study(root: Path) -> Path:
+    for arm, (start, rate, loss) in RUNS.items():
+        for seed in (1, 2):
+            content = _content(arm, seed, start, rate, loss + 0.01 * seed)
+            make_run(root, arm, seed, **content)
+    return root
+
+
+def _content(arm: str, seed: int, start: str | None, rate: float, loss: float) -> dict[str, Any]:
+    from tests.unit.analysis.record_factory import record
+
+    rates = sites(rate, rate, layer=4)
+    plain = record(arm, seed, rates=rates, loss=loss)
+    control = {"full_depth": "static", "random": "random"}.get(arm)
+    routing = {**plain["routing"], "paths": ["skip", "run"], "expensive_path": "run", "control": control}
+    routing |= {"skipped": 1 - rate, "router": "token"}
+    flops = {**plain["flops"], "base_per_token": 1e6, "executed_per_token": 1e6 * (0.2 + 0.8 * rate)}
+    recipe = {
+        **plain["recipe"],
+        "capability": "layer_skipping",
+        "model": {"name": "tiny"},
+        "skip": {"routing": {"control": control}},
+        "start": {"method": "fresh"} if start is None else {"method": "calibrated", "arm": start},
+    }
+    changes = {"routing": routing, "flops": flops, "recipe": recipe, "capability": "layer_skipping"}
+    return {"rates": rates, "loss": loss, **changes}
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def save(figure: Any, folder: Path, name: str) -> None:
+        save_figure(figure, folder, name, formats=("svg",))
+
+    monkeypatch.setattr("layerroute.report.figures_skipping.save_figure", save)
+    return build_report(study(tmp_path))[0].parent
+
+
+def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
+    page, paper = ((report / name).read_text() for name in ("index.html", "paper.md"))
+    for name in FIGURES:
+        assert (report / "figures" / f"{name}.svg").is_file(), name
+        assert len(pd.read_csv(report / "figures" / f"{name}.csv")) > 1, name
+        assert f'<figure id="{name}">' in page, name
+        assert f"(figures/{name}.png)" in paper, name
+
+
+def test_the_front_holds_what_no_arm_beats(report: Path) -> None:
+    data = pd.read_csv(report / "figures/compute.csv").set_index("arm")
+    assert data["on_front"].to_dict() == {
+        "full_depth": True,
+        "token": True,
+        "static_greedy": False,
+        "random": False,
+        "wasteful": False,
+    }
+
+
+def test_figures_say_what_the_records_say(report: Path) -> None:
+    bars = pd.read_csv(report / "figures/bars.csv").set_index("arm")
+    assert bars.loc["token", "validation_loss"] == pytest.approx(3.315)
+    assert (bars["seeds"] == 2).all()
+    kinds = pd.read_csv(report / "figures/kinds.csv")
+    assert set(kinds["by"]) == {"kind"}
+    assert kinds["rate"].between(0, 1).all()
+    annealing = pd.read_csv(report / "figures/annealing.csv")
+    assert set(annealing["arm"]) == {"token", "static_greedy", "wasteful"}, "controls have nothing to anneal"
+    assert set(annealing["what"]) == {"temperature", "mean rate in training"}
+    validation = pd.read_csv(report / "figures/validation.csv")
+    assert set(validation["arm"]) == set(RUNS)
+
+
+def test_deleted_and_written_again_it_has_the_same_bytes(report: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {str(f.relative_to(report)): f.read_bytes() for f in report.rglob("*") if f.is_file()}
+
+    first = contents()
+    shutil.rmtree(report)
+    build_report(report.parent)
+    assert contents() == first

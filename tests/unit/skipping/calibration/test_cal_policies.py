@@ -32,7 +32,14 @@ def config(**changes):
     sizes = dict.fromkeys(
         ("tokens_statistics", "tokens_selection", "tokens_search", "tokens_heldout"), 8 * LENGTH
     )
-    settings = {"budget": 0.3, "layers": LAYERS, "router_layer": 2, "rank": 4, "length": LENGTH}
+    settings = {
+        "budget": 0.3,
+        "layers": LAYERS,
+        "router_layer": 2,
+        "rank": 4,
+        "length": LENGTH,
+        "sink_tokens": 1,
+    }
     return CalibrationConfig(**{**settings, **sizes, **changes})
 
 

@@ -31,6 +31,7 @@ model: {{name: {model}}}
 skip:
   layers: [2, 3, 4, 5]
   router_layer: 2
+  sink_tokens: 1
   rank: 4
   granularity: token
   routing: {{router: linear, estimator: selected, budget: quantile, rate: 0.6}}

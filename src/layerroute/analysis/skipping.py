@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.analysis.arms import Arm, group_arms
-from layerroute.analysis.fairness import data_identity
+from layerroute.analysis.crossed import crossed_test
+from layerroute.analysis.fairness import data_identity, machine
 from layerroute.analysis.format import MISSING, listing, number, percent, plural, plus_minus, signed
 from layerroute.analysis.runs import Run
+from layerroute.analysis.statistics import minimal_detectable_effect
 from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
 from layerroute.errors import UserError, nearest
 
@@ -19,6 +21,8 @@ CAPABILITY = "layer_skipping"
 DRAWS = 10_000
 SAME_SKIP = 0.02
 """Arms that skip within so much of each other are compared as equals."""
+SAME_TIME = 0.05
+"""Arms whose evaluation takes within so much of the same time are compared as equally fast."""
 
 ROUTED, FULL = "routed", "full depth"
 NEEDED = ("random", "periodic", "static prune")
@@ -55,9 +59,10 @@ class Gap:
     """How much higher the routed arm's validation loss is than a rival's, in nats; negative: routing is better.
 
     Attributes:
-        mean, low, high: mean and 95 % bootstrap interval. Windows of text are drawn with replacement, and with two or
-            more seeds in common seeds too; with one, the interval says nothing of other seeds.
+        mean, low, high: mean and 95 % interval: with two or more seeds in common that of ``crossed_difference``, over
+            seeds and windows of text; with one a bootstrap over windows, which says nothing of other seeds.
         seeds, windows: how many of each.
+        detectable: the smallest true difference that would have been found with 80 % power.
     """
 
     mean: float
@@ -65,6 +70,7 @@ class Gap:
     high: float
     seeds: int
     windows: int
+    detectable: float | None = None
 
     @property
     def outcome(self) -> str:
@@ -78,26 +84,48 @@ def window_losses(arm: Arm) -> dict[int, NDArray[np.float64]]:
     return {seed: np.asarray(losses, dtype=np.float64) for seed, losses in found.items() if losses}
 
 
-def bootstrap_gap(subject: Arm, rival: Arm, *, draws: int = DRAWS) -> Gap | None:
+def paired_gap(subject: Arm, rival: Arm, *, draws: int = DRAWS) -> Gap | None:
     """Paired difference of two arms; None where they have no seed, or not the same windows, in common."""
     ours, theirs = window_losses(subject), window_losses(rival)
     seeds = sorted(set(ours) & set(theirs))
     if not seeds or len({len(x) for s in seeds for x in (ours[s], theirs[s])}) != 1:
         return None
     matrix = np.stack([ours[seed] - theirs[seed] for seed in seeds])
-    generator = np.random.default_rng(0)
     count, windows = matrix.shape
-    means = np.empty(draws)
-    for draw in range(draws):
-        rows = generator.integers(count, size=count) if count > 1 else np.zeros(1, dtype=np.int64)
-        means[draw] = matrix[rows][:, generator.integers(windows, size=windows)].mean()
+    if count > 1 and windows > 1:
+        found = crossed_test(matrix)
+        mean, half = float(found.mean), float(found.half_width)
+        return Gap(
+            mean=mean,
+            low=mean - half,
+            high=mean + half,
+            seeds=count,
+            windows=windows,
+            detectable=float(found.detectable),
+        )
+    generator = np.random.default_rng(0)
+    values = matrix.mean(axis=0)
+    means = values[generator.integers(windows, size=(draws, windows))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Gap(mean=float(matrix.mean()), low=float(low), high=float(high), seeds=count, windows=windows)
+    spread = float(values.std(ddof=1)) if windows > 1 else 0.0
+    return Gap(
+        mean=float(values.mean()),
+        low=float(low),
+        high=float(high),
+        seeds=count,
+        windows=windows,
+        detectable=minimal_detectable_effect(spread, windows),
+    )
 
 
 def skipped(arm: Arm) -> float | None:
     """Share of routed compute that was skipped at evaluation, mean over completed seeds."""
     return arm.mean("routing", "skipped")
+
+
+def evaluation_seconds(arm: Arm) -> float | None:
+    """Wall time of the last evaluation, which all arms spend on the same windows; mean over completed seeds."""
+    return arm.mean("timing", "evaluation_seconds")
 
 
 def executed(arm: Arm) -> float | None:
@@ -145,6 +173,20 @@ class SkippingComparison:
             and abs(share - own) <= SAME_SKIP
         ]
 
+    def as_fast(self) -> list[Arm]:
+        """Arms whose measured evaluation takes as long as the subject's, on the same machine."""
+        if self.subject is None or (own := evaluation_seconds(self.subject)) is None:
+            return []
+        where = {machine(run) for run in self.subject.completed}
+        return [
+            arm
+            for arm in self.arms
+            if arm is not self.subject
+            and (seconds := evaluation_seconds(arm)) is not None
+            and {machine(run) for run in arm.completed} == where
+            and abs(seconds / own - 1) <= SAME_TIME
+        ]
+
     @property
     def missing(self) -> list[str]:
         """Controls at the subject's skip that are not there."""
@@ -172,9 +214,10 @@ class SkippingComparison:
                 parts.append(f"cannot be paired with {arm.label}")
                 continue
             word = {"wins": "beats", "loses": "loses to"}.get(gap.outcome, "cannot be told from")
-            parts.append(
-                f"{word} {arm.label} ({signed(gap.mean)} nats, 95% {signed(gap.low)} to {signed(gap.high)})"
-            )
+            interval = f"{signed(gap.mean)} nats, 95% {signed(gap.low)} to {signed(gap.high)}"
+            if gap.outcome == "cannot be told" and gap.detectable is not None:
+                interval += f"; a difference below about {number(gap.detectable)} would go unseen"
+            parts.append(f"{word} {arm.label} ({interval})")
         text = f"{self.subject.label}, which skips {percent(own)} of routed compute, "
         text += (listing(parts) if parts else "has no control at the same skip to be held against") + "."
         if any(gap and gap.seeds == 1 for gap in self.gaps.values()):
@@ -277,16 +320,22 @@ class SkippingComparison:
             Column(label="Δ val loss", numeric=True),
             Column(label="95% interval", numeric=True),
             Column(label="Seeds × windows", numeric=True),
+            Column(label="Detectable", numeric=True),
+            Column(label="Its time", numeric=True),
+            Column(label="Equal in"),
             Column(label="Routing"),
         )
-        equal = {arm.label for arm in self.rivals()}
+        equal, fast = ({arm.label for arm in arms} for arms in (self.rivals(), self.as_fast()))
+        own = None if self.subject is None else evaluation_seconds(self.subject)
         rows = []
         for arm in self.arms:
             gap = self.gaps.get(arm.label)
             if arm is self.subject or gap is None:
                 continue
             share = skipped(arm)
-            outcome = gap.outcome if arm.label in equal else "not at the same skip"
+            seconds = evaluation_seconds(arm)
+            time = None if seconds is None or not own else seconds / own
+            alike = [word for word, arms in (("skip", equal), ("time", fast)) if arm.label in arms]
             rows.append(
                 Row(
                     cells=(
@@ -295,7 +344,10 @@ class SkippingComparison:
                         Cell(signed(gap.mean), gap.mean),
                         Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
                         Cell(f"{gap.seeds} × {gap.windows}"),
-                        Cell(outcome),
+                        Cell(number(gap.detectable), gap.detectable),
+                        Cell(MISSING if time is None else f"{number(time, 2)}×", time),
+                        Cell(listing(alike) or "neither"),
+                        Cell(gap.outcome if alike else f"{gap.outcome}, unequal"),
                     )
                 )
             )
@@ -306,8 +358,11 @@ class SkippingComparison:
             columns=columns,
             rows=tuple(rows),
             notes=(
-                "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is a "
-                "bootstrap over both (over windows alone where there is one seed).",
+                "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is over "
+                "both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
+                "difference that would have been found with 80% power. Time: wall time of the last evaluation, against "
+                "the routed arm's; other work on the machine counts in it. Equal: skip within 2 points, time "
+                "within 5%.",
             ),
         )
 
@@ -365,5 +420,5 @@ def compare_skipping(
         notes += (f"The question is asked of {chosen.label}; {listing(others)} shown as variants.",)
     gaps: dict[str, Gap | None] = {}
     if chosen is not None and len(identities) <= 1:
-        gaps = {arm.label: bootstrap_gap(chosen, arm) for arm in arms if arm is not chosen}
+        gaps = {arm.label: paired_gap(chosen, arm) for arm in arms if arm is not chosen}
     return SkippingComparison(arms=arms, subject=chosen, gaps=gaps, notes=notes)

@@ -119,7 +119,8 @@ def _compute(comparison: SkippingComparison) -> Drawn:
     if not rows:
         return _absent(name, title, "no completed run has both.")
     frame = pd.DataFrame(rows)
-    front = set(pareto_front({row["arm"]: (row["executed"], row["loss"]) for row in rows}))
+    points = {str(row.arm): (float(row.executed), float(row.loss)) for row in frame.itertuples()}
+    front = set(pareto_front(points))
     frame["on_front"] = frame["arm"].isin(front)
     figure = new_figure(WIDTH, 3.6)
     axes = figure.add_axes((0.09, 0.14, 0.64, 0.8))

@@ -2,8 +2,9 @@
 
     python several_processes.py RECIPE FOLDER CASE ...
 
-Processes are forks of this one, which has imported everything, in the environment that `torchrun` makes. Prints one
-JSON object a case.
+Processes are forks of this one, which has imported everything, in the environment that `torchrun` makes. A case is an
+engine and perhaps what happens to the run (``ddp-kill``), with ``mixed_`` before it for other settings of the recipe.
+Prints one JSON object a case.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ ENGINES: dict[str, tuple[int, dict[str, str]]] = {
 }
 
 
+MIXED = (
+    "--train.precision=bf16",
+    "--train.gradient_checkpointing=true",
+    "--train.gradient_accumulation=2",
+)
+# What happens in the middle of a step, and to which process.
+EVENTS = {"term": (signal.SIGTERM, 1), "kill": (signal.SIGKILL, 1), "lost": (signal.SIGKILL, 0)}
+
+
 def shard_on_cpus() -> None:
     """Let accelerate shard on CPUs, too: torch's FSDP2 can, but accelerate asks for GPUs and says nothing."""
     original = AcceleratorState.__init__
@@ -79,6 +89,7 @@ def start(
     recipe: str, out: Path, engine: str, *, struck: int | None = None, step: int = 0, number: int = 0
 ) -> list[int]:
     """Start all processes of a run; ``struck`` gets a signal in the middle of a step."""
+    mixed, _, engine = engine.rpartition("_")
     world, environment = ENGINES[engine]
     port = free_port()
 
@@ -91,7 +102,7 @@ def start(
                 shard_on_cpus()
             if rank == struck:
                 signal_in_step(step, number)
-            return main(["train", recipe, "--out", str(out)])
+            return main(["train", recipe, "--out", str(out), *(MIXED if mixed else ())])
 
         return train
 
@@ -103,11 +114,11 @@ def case(recipe: str, work: Path, name: str) -> dict[str, Any]:
     out = work / name
     if not event:
         return {"codes": [wait(process) for process in start(recipe, out, engine)]}
-    number = {"term": signal.SIGTERM, "kill": signal.SIGKILL}[event]
-    processes = start(recipe, out, engine, struck=1, step=12, number=number)
-    codes = {1: wait(processes[1])}
+    number, struck = EVENTS[event]
+    processes = start(recipe, out, engine, struck=struck, step=12, number=number)
+    codes = {struck: wait(processes[struck])}
     ended = time.monotonic()
-    codes[0] = wait(processes[0])
+    codes[1 - struck] = wait(processes[1 - struck])
     seconds = time.monotonic() - ended
     again = [wait(process) for process in start(recipe, out, engine)]
     return {"codes": [codes[0], codes[1]], "seconds": seconds, "again": again}

@@ -157,6 +157,16 @@ class Arm:
         return self.mean("flops", "forward_per_token") if routed is None else routed
 
     @property
+    def cost(self) -> float | None:
+        """Forward FLOPs per token that were executed at inference, where the record has them; else ``flops``.
+
+        With ``full_context`` routing saves less than the rate says (all tokens write K/V and state), and where masked
+        execution was chosen it saves nothing: equal compute means equal in what was executed.
+        """
+        executed = self.mean("flops", "executed_per_token")
+        return self.flops if executed is None else executed
+
+    @property
     def parameters(self) -> float | None:
         """Total number of parameters."""
         return self.mean("parameters", "total")

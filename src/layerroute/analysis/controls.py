@@ -40,7 +40,7 @@ def rate_of(arm: Arm) -> float | None:
 def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlCheck]:
     """The list of METHODS for attention routing, each with the arms that play the part.
 
-    Parameters count as equal within 1 %, forward FLOPs per token (at the measured rate) within 2 %, rates within
+    Parameters count as equal within 1 %, executed forward FLOPs per token within 2 %, rates within
     2 percentage points of those of ``subject``, the dynamic arm that the claim is about. Only arms with a completed
     run count. Without a subject nothing can be equal to it: the matched controls are then missing.
     """
@@ -68,9 +68,9 @@ def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlChec
             subject,
             "static at equal FLOPs",
             "that more compute explains it",
-            lambda arm: arm.flops,
+            lambda arm: arm.cost,
             FLOPS_TOLERANCE,
-            "FLOPs per token",
+            "executed FLOPs per token",
         ),
         _kinds(arms, CLAIM, "(the claim itself)", {Kind.DYNAMIC}),
         _same_rate(

@@ -9,16 +9,16 @@ from layerroute.analysis.runs import Run
 def unequal(subject: Arm, rival: Arm) -> list[str]:
     """What ``subject`` has more or less of than ``rival``, as short phrases; empty where all is equal.
 
-    Parameters within 1 % and forward FLOPs per token within 2 % count as equal; learning rate, tokens seen,
+    Parameters within 1 % and executed forward FLOPs per token within 2 % count as equal; learning rate, tokens seen,
     context length and batch size must be the same.
     """
     phrases = []
     parameters = relative(subject.parameters, rival.parameters)
     if parameters is not None and abs(parameters) > PARAMETER_TOLERANCE:
         phrases.append(f"{signed_percent(parameters)} parameters")
-    flops = relative(subject.flops, rival.flops)
+    flops = relative(subject.cost, rival.cost)
     if flops is not None and abs(flops) > FLOPS_TOLERANCE:
-        phrases.append(f"{signed_percent(flops)} forward FLOPs per token")
+        phrases.append(f"{signed_percent(flops)} executed FLOPs per token")
     if subject.learning_rate != rival.learning_rate:
         phrases.append(
             f"learning rate {learning_rate(subject.learning_rate)} against "

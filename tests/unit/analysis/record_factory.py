@@ -151,7 +151,7 @@ def record(
             "routed_per_token": routed,
             "by_part": flops,
             "by_path": path_flops,
-            "executed_per_token": forward * 1.003,
+            "executed_per_token": routed * 1.003,
             "context_length": CONTEXT,
         },
         "timing": {

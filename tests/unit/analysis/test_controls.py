@@ -81,3 +81,18 @@ def test_without_a_dynamic_arm_nothing_can_be_matched() -> None:
     assert "dynamic" not in missing_controls(list(found.values()))
     assert found["static at equal FLOPs"].missing
     assert not found["static"].missing
+
+
+def test_equal_flops_are_those_that_were_executed() -> None:
+    """An ideal saving that no execution reached makes no arm equal to a cheaper one."""
+    dynamic = record("dyn", **DYNAMIC)
+    needs = dynamic["flops"]["routed_per_token"]
+    ideal, real = ({**record(name)["flops"]} for name in ("ideal", "real"))
+    dynamic["flops"]["executed_per_token"] = 1.2 * needs
+    ideal["executed_per_token"], real["executed_per_token"] = needs, 1.21 * needs
+    runs = [dynamic, record("ideal", flops=ideal), record("real", flops=real, extra_parameters=9000)]
+    arms, _ = group_arms([Run(content, Path(content["arm"])) for content in runs])
+    subject = next(arm for arm in arms if arm.label == "dyn")
+    found = {entry.name: entry for entry in check_controls(arms, subject)}["static at equal FLOPs"]
+    assert found.arms == ("real",)
+    assert "executed FLOPs per token" in found.detail

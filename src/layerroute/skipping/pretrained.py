@@ -78,6 +78,11 @@ def load_pretrained(
             f"cannot load the model {name!r}: its weights lack {', '.join(missing[:3])}, which would be random numbers"
         )
     model.config._name_or_path = name  # what a router folder and an adapter remember as their base
+    for module in model.modules():
+        # On some CPUs bitsandbytes packs the weights anew in inference mode, for a kernel that lets no gradient
+        # through, and computes with it in training mode too from then on.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model.eval(), tokenizer
 
 

@@ -1,0 +1,93 @@
+"""``layerroute domains CHECKPOINT NAME=FILE ...``: a router's rates on prose, code and mathematics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from layerroute.errors import UserError
+
+DESCRIPTION = """\
+Read windows of several kinds of text with a routed model, and compare the share of decisions for its expensive path
+between them: means with bootstrap intervals over windows, and a permutation test."""
+EPILOG = """\
+example:
+  layerroute domains runs/token-seed1 prose=valid.jsonl.xz code=src maths=maths.jsonl --windows 32 --out domains"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Checkpoint and texts."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run, a saved model or a router")
+    parser.add_argument(
+        "texts", metavar="NAME=FILE", nargs="+", help="a name for each kind of text, and its file or glob"
+    )
+    parser.add_argument(
+        "--windows", type=int, default=32, metavar="N", help="windows of each text (default: 32)"
+    )
+    parser.add_argument(
+        "--sequence-length", type=int, default=256, metavar="T", help="tokens of a window (default: 256)"
+    )
+    parser.add_argument("--batch-size", type=int, default=4, metavar="B", help="windows at once (default: 4)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write domains.json and domains.csv (rates by site)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score, compare, print and write."""
+    texts: dict[str, list[str]] = {}
+    for given in arguments.texts:
+        name, sign, file = given.partition("=")
+        if not (name and sign and file):
+            raise UserError(f"{given!r} is no text: write NAME=FILE, such as prose=valid.jsonl")
+        texts.setdefault(name, []).append(file)
+    for name in ("windows", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1"
+            )
+    if arguments.sequence_length < 2:
+        raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
+    from rich.console import Console
+
+    from layerroute.analysis.domains import compare_domains
+    from layerroute.evaluation.domains import window_rates
+    from layerroute.evaluation.loading import load_model
+    from layerroute.report.terminal import print_table
+
+    loaded = load_model(arguments.checkpoint, device=arguments.device)
+    read = {
+        name: window_rates(
+            loaded,
+            files,
+            windows=arguments.windows,
+            length=arguments.sequence_length,
+            batch_size=arguments.batch_size,
+        )
+        for name, files in texts.items()
+    }
+    first = next(iter(read.values()))
+    found = compare_domains(
+        {name: windows.rates for name, windows in read.items()},
+        {name: windows.losses for name, windows in read.items()},
+        first.sites,
+        first.paths[-1],
+    )
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        content = {"checkpoint": str(arguments.checkpoint), "texts": texts, **found.to_dict()}
+        (arguments.out / "domains.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        lines = ["domain,site,rate"]
+        lines += [
+            f"{one.domain},{site},{rate:.6g}" for one in found.domains for site, rate in one.sites.items()
+        ]
+        (arguments.out / "domains.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(found.to_dict()))
+    else:
+        print_table(found.table, Console(highlight=False))
+    return 0

@@ -1,0 +1,57 @@
+"""Rates and losses of single windows of text: what ``layerroute domains`` compares."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from layerroute.errors import UserError
+from layerroute.evaluation.decisions import decision_of
+from layerroute.evaluation.loading import LoadedModel
+from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.objectives import shift_labels, token_cross_entropy
+
+
+class WindowRates(NamedTuple):
+    """Of windows of one text: share of tokens on the expensive path (windows, sites), and loss in nats per token."""
+
+    sites: tuple[str, ...]
+    paths: tuple[str, ...]
+    rates: NDArray[np.float64]
+    losses: list[float]
+
+
+@torch.no_grad()
+def window_rates(
+    loaded: LoadedModel, files: Sequence[str], *, windows: int, length: int, batch_size: int
+) -> WindowRates:
+    """Read ``windows`` whole windows of ``length`` tokens, each by itself, in inference mode.
+
+    Raises:
+        UserError: the text holds no whole window, or the model routes nothing.
+    """
+    ids = tokenize(loaded.tokenizer, read_texts(list(files)))
+    if len(ids) < length:
+        raise UserError(f"{', '.join(files)}: {len(ids)} tokens are no window of {length}; give more text")
+    sites: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    rates, losses = [], []
+    loaded.model.eval()
+    for batch in text_batches(ids, sequence_length=length, batch_size=batch_size, limit=windows):
+        inputs = batch["input_ids"]
+        if inputs.shape[1] < length:
+            continue
+        inputs = inputs.to(loaded.device)
+        with loaded.in_precision():
+            output = loaded.model(input_ids=inputs, use_cache=False)
+        decision = decision_of(loaded.model, output)
+        if decision is None:
+            raise UserError(f"{loaded.path} routes nothing, so that there are no rates to compare")
+        sites, paths = tuple(decision.sites), tuple(decision.paths)
+        rates.append((decision.choice == len(paths) - 1).double().mean(dim=1).cpu().numpy())
+        targets = shift_labels(inputs)
+        by_token = token_cross_entropy(output.logits, targets).double()
+        losses += (by_token.sum(dim=1) / (length - 1)).tolist()
+    return WindowRates(sites, paths, np.concatenate(rates), losses)

@@ -196,7 +196,12 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(corpus: Path, cache
 def test_an_interrupt_leaves_nothing_and_the_next_run_is_whole(cache: Path) -> None:
     """Ctrl-C in the middle of the standard library, which takes seconds."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = start(["prepare", "python-stdlib", "--max-characters", "6000000"], env=environment)
+    process = start(
+        ["prepare", "python-stdlib", "--max-characters", "6000000"],
+        env=environment,
+        # A shell lets what it starts in the background ignore Ctrl-C, and so what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not list(cache.glob("tokens/.build-*")) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 DESCRIPTION = """\
 Write a report about runs: DIR/report/index.html (opens from disk, needs no network), paper.md, and figures/ with
-figures 1 to 5 as PNG, SVG and PDF and their data as CSV. It is built from result records alone; deleting it and
+figures as PNG, SVG and PDF with their data as CSV. It is built from result records alone; deleting it and
 running the command again gives the same bytes."""
 EPILOG = """\
 examples:

@@ -17,7 +17,13 @@ from layerroute.skipping import SkipConfig, add_router, get_router, load_pretrai
 from tests.parity.skipping_models import sharpen
 
 LAYERS = 7
-ROUTED = {"layers": [2, 3, 4, 5], "router_layer": 2, "rank": 4, "execution": "sparse"}
+ROUTED = {
+    "layers": [2, 3, 4, 5],
+    "router_layer": 2,
+    "rank": 4,
+    "sink_tokens": 1,
+    "execution": "sparse",
+}
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="report on runs that saw different data nevertheless; the report then says so and gives no verdict",
     )
+    parser.add_argument(
+        "--bench",
+        nargs="+",
+        metavar="RECORD",
+        default=[],
+        help="records of `layerroute bench --out`, for the figure of the speed-up",
+    )
     parser.add_argument("--json", action="store_true", help="print the report's path and verdict as JSON")
 
 
@@ -52,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             baseline=arguments.baseline,
             allow_different_data=arguments.allow_different_data,
+            bench=arguments.bench,
             progress=status.update,
         )
     if arguments.json:

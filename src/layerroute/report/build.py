@@ -26,6 +26,7 @@ from layerroute.report.discussion import discussion
 from layerroute.report.figures import FIGURES as NUMBERS
 from layerroute.report.figures import FigureEntry, build_figures
 from layerroute.report.figures_skipping import FILES as SKIPPING_FILES
+from layerroute.report.figures_speed import read_speed_records
 from layerroute.report.figures_tokens import heatmap_source
 from layerroute.report.html import environment, inline_svg, token_views
 from layerroute.report.skipping import write_skipping_report
@@ -42,6 +43,7 @@ def build_report(
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     allow_different_data: bool = False,
+    bench: Sequence[str | os.PathLike[str]] = (),
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[Path, Comparison | SkippingComparison]:
     """Write the report about the runs in ``directory`` and in ``runs``; return the page's path and what it shows.
@@ -51,6 +53,7 @@ def build_report(
         runs: further runs or directories of runs.
         out: folder of the report; default ``directory/report``. An older report there is replaced.
         baseline, allow_different_data: as in `compare_runs`.
+        bench: records of ``layerroute bench``, for the figure of speed.
         progress: told in words what is done next.
 
     Raises:
@@ -61,15 +64,16 @@ def build_report(
     if not runs or _holds_runs(directory):
         sources.insert(0, directory)
     found = load_runs(sources)
+    speed = read_speed_records(bench)
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
     if found and all(run.record["capability"] == SKIPPING for run in found):
         skipping = compare_skipping(found, subject=baseline, allow_different_data=allow_different_data)
         _clear(target)
-        return write_skipping_report(skipping, target, mark=MARK, progress=progress), skipping
+        return write_skipping_report(skipping, target, mark=MARK, progress=progress, bench=speed), skipping
     comparison = compare_runs(found, baseline=baseline, allow_different_data=allow_different_data)
     _clear(target)
-    figures = build_figures(comparison, target / FIGURES, progress)
+    figures = build_figures(comparison, target / FIGURES, progress, speed)
     context = report_context(comparison, figures, target / FIGURES)
     templates = environment()
     for name, template in ((PAGE, "index.html.j2"), (PAPER, "paper.md.j2")):

@@ -1,9 +1,11 @@
 """All figures of a report: drawn, saved with their data, and described by captions that say what one sees."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,12 +34,13 @@ from layerroute.report.figures_common import (
     kinds_figure,
 )
 from layerroute.report.figures_routing import routing_data, routing_figure, shown_arms
+from layerroute.report.figures_speed import draw_speed, speed_data
 from layerroute.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
 from layerroute.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
 from layerroute.report.figures_training import training_data, training_figure
 from layerroute.report.style import FORMATS, arm_styles, figure_style, save_figure
 
-FIGURES = 11
+FIGURES = 12
 """Numbers that figures may have, from 1 on."""
 
 
@@ -62,11 +65,14 @@ class FigureEntry:
 
 
 def build_figures(
-    comparison: Comparison, folder: Path, progress: Callable[[str], None] = lambda step: None
+    comparison: Comparison,
+    folder: Path,
+    progress: Callable[[str], None] = lambda step: None,
+    bench: Sequence[Mapping[str, Any]] = (),
 ) -> list[FigureEntry]:
     """Draw all figures into ``folder`` with their data as CSV, and return what was drawn or why not.
 
-    ``progress`` is told in words what is drawn next.
+    ``progress`` is told in words what is drawn next; ``bench`` are records for the figure of speed.
     """
     makers: tuple[Callable[[Comparison], tuple[FigureEntry, Figure | None, pd.DataFrame]], ...] = (
         _architecture,
@@ -80,6 +86,7 @@ def build_figures(
         _kinds,
         _annealing,
         _heads,
+        partial(_speed, bench),
     )
     assert len(makers) == FIGURES
     entries = []
@@ -304,6 +311,19 @@ def _heads(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataF
     expensive = path_name(next(arm for arm in comparison.arms if arm.label == data["arm"].iloc[0]).paths[1])
     caption = f"Share of validation tokens on {expensive} from hard decisions, mean over seeds."
     return FigureEntry(number=11, title=title, caption=caption), heads_figure(data, expensive), data
+
+
+def _speed(
+    bench: Sequence[Mapping[str, Any]], _: Comparison
+) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title = "Speed-up of inference against the rate"
+    if not bench:
+        return _absent(12, title, "no benchmark record was given (layerroute report DIR --bench RECORD).")
+    caption = (
+        "Measured in pairs by `layerroute bench`, medians and quartiles; dotted the limit that is named. Not of the "
+        "runs above: of their shapes."
+    )
+    return FigureEntry(number=12, title=title, caption=caption), draw_speed(bench), speed_data(bench)
 
 
 def _threshold_note(routes: TokenRoutes) -> str:

@@ -1,8 +1,10 @@
 """Figures about layer skipping: loss against compute, where tokens skip, how the loss went."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -20,6 +22,7 @@ from layerroute.report.figures_common import (
     kinds_data,
     kinds_figure,
 )
+from layerroute.report.figures_speed import draw_speed, speed_data
 from layerroute.report.figures_tokens import heatmap_data, heatmap_figure
 from layerroute.report.style import (
     FORMATS,
@@ -45,6 +48,7 @@ MARKERS = {
 FIGURES = (
     "compute",
     "bars",
+    "speed",
     "layers",
     "heatmap",
     "kinds",
@@ -77,11 +81,26 @@ class SkippingFigure:
 
 
 def build_skipping_figures(
-    comparison: SkippingComparison, folder: Path, progress: Callable[[str], None]
+    comparison: SkippingComparison,
+    folder: Path,
+    progress: Callable[[str], None],
+    bench: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, SkippingFigure]:
     """Draw all figures into ``folder`` with their data as CSV beside them."""
     made = {}
-    makers = (_compute, _bars, _layers, _heatmap, _kinds, _convergence, _validation, _terms, _annealing)
+    speed = partial(_speed, bench)
+    makers: tuple[Callable[[SkippingComparison], Drawn], ...] = (
+        _compute,
+        _bars,
+        speed,
+        _layers,
+        _heatmap,
+        _kinds,
+        _convergence,
+        _validation,
+        _terms,
+        _annealing,
+    )
     for name, draw in zip(FIGURES, makers, strict=True):
         progress(f"figure {name}")
         with figure_style():
@@ -199,6 +218,17 @@ def _bars(comparison: SkippingComparison) -> Drawn:
         bars_figure(frame, _colours(comparison)),
         frame,
     )
+
+
+def _speed(bench: Sequence[Mapping[str, Any]], _: SkippingComparison) -> Drawn:
+    name, title = "speed", "Speed-up of inference against the share that is skipped"
+    if not bench:
+        return _absent(name, title, "no benchmark record was given (layerroute report DIR --bench RECORD).")
+    caption = (
+        "Measured in pairs by `layerroute bench`, medians and quartiles; dotted what a model with those layers removed "
+        "reaches. Not of the runs above: of their shapes."
+    )
+    return SkippingFigure(name=name, title=title, caption=caption), draw_speed(bench), speed_data(bench)
 
 
 def _heatmap(comparison: SkippingComparison) -> Drawn:

@@ -1,11 +1,15 @@
 """Speed-up of routed execution against the share that is left out, from benchmark records, with the ideal line."""
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from layerroute.errors import UserError
 from layerroute.report.style import (
@@ -80,6 +84,11 @@ def speed_figures(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     if path.suffix[1:] not in FORMATS:
         raise UserError(f"{path}: give the name of a .png, .svg or .pdf file.")
+    with figure_style():
+        save_figure(draw_speed(records), path.parent, path.stem, [path.suffix[1:]])
+
+
+def _all_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
     panels: list[Panel] = []
     for record in records:
         found = list(_panels(record))
@@ -88,19 +97,61 @@ def speed_figures(records: Sequence[Mapping[str, Any]], path: Path) -> None:
                 f"bench {record['case']} has no speed-up by share to draw; figures are for {_DRAWN}"
             )
         panels += found
-    with figure_style():
-        columns = min(3, len(panels))
-        lines = -(-len(panels) // columns)
-        width = WIDTH * columns / 3 if columns > 1 else WIDTH / 2
-        figure = new_figure(width, 2.9 * lines + 0.2)
-        for place, panel in enumerate(panels, start=1):
-            axes = figure.add_subplot(lines, columns, place)
-            _draw(axes, panel)
-            axes.legend()
-        notes = list(dict.fromkeys(map(_machine, records)))
-        figure.text(0.01, 0.005, "\n".join(notes), fontsize=6.5, color=MUTED, va="bottom")
-        figure.tight_layout(rect=(0, 0.02 + 0.04 * len(notes) / lines, 1, 1))
-        save_figure(figure, path.parent, path.stem, [path.suffix[1:]])
+    return panels
+
+
+def draw_speed(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """The figure of ``speed_figures``, in the style of the context."""
+    panels = _all_panels(records)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    width = WIDTH * columns / 3 if columns > 1 else WIDTH / 2
+    figure = new_figure(width, 2.9 * lines + 0.2)
+    for place, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        _draw(axes, panel)
+        axes.legend()
+    notes = list(dict.fromkeys(map(_machine, records)))
+    figure.text(0.01, 0.005, "\n".join(notes), fontsize=6.5, color=MUTED, va="bottom")
+    figure.tight_layout(rect=(0, 0.02 + 0.04 * len(notes) / lines, 1, 1))
+    return figure
+
+
+def speed_data(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What the figure shows: by panel, arm and share the speed-up, and what no routing can beat as arm ``ideal``."""
+    rows = []
+    for panel in _all_panels(records):
+        for row in panel.rows:
+            for name, _, _ in _ARMS:
+                if name != row["baseline"] and name in row["arms"]:
+                    found = row["arms"][name]["speedup"]
+                    rows.append(
+                        (panel.title, name, 100 * row[panel.share], found["median"], found["q1"], found["q3"])
+                    )
+        rows += [(panel.title, "ideal", share, value, None, None) for share, value in panel.ideal.items()]
+    return pd.DataFrame(
+        rows, columns=["panel", "arm", "share_percent", "speedup_median", "speedup_q1", "speedup_q3"]
+    )
+
+
+def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Records that ``layerroute bench --out`` wrote.
+
+    Raises:
+        UserError: a file that cannot be read, or is none, or has nothing to draw.
+    """
+    records = []
+    for path in map(Path, paths):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the benchmark record {path}: {error}") from None
+        if not isinstance(content, dict) or content.get("kind") != "benchmark":
+            raise UserError(f"{path} is no benchmark record: give files that `layerroute bench --out` wrote")
+        records.append(content)
+    if records:
+        _all_panels(records)
+    return records
 
 
 def _machine(record: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The report about layer-skipping runs: page, Markdown, figures and their data, from records alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ QUESTION = (
 
 
 def write_skipping_report(
-    comparison: SkippingComparison, target: Path, *, mark: str, progress: Callable[[str], None]
+    comparison: SkippingComparison,
+    target: Path,
+    *,
+    mark: str,
+    progress: Callable[[str], None],
+    bench: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write ``index.html``, ``paper.md`` and ``figures/`` into ``target``; returns the page."""
     folder = target / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figures = build_skipping_figures(comparison, folder, progress)
+    figures = build_skipping_figures(comparison, folder, progress, bench)
     tables = {**comparison.tables, "runs": _runs(comparison)}
     kinds = _kinds(comparison)
     if kinds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from layerroute.errors import UserError
 from layerroute.report.build import build_report
 from layerroute.report.figures_skipping import FIGURES
 from layerroute.report.style import save_figure
 from tests.unit.analysis.record_factory import make_run, sites
+from tests.unit.report.test_figures_speed import record as speed_record
+from tests.unit.report.test_figures_speed import skipping
 
 RUNS = {  # arm: (what it starts from, rate, loss)
     "full_depth": (None, 1.0, 3.0),
@@ -57,7 +61,15 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_figure(figure, folder, name, formats=("svg",))
 
     monkeypatch.setattr("layerroute.report.figures_skipping.save_figure", save)
-    return build_report(study(tmp_path))[0].parent
+    return build_report(study(tmp_path), bench=[bench(tmp_path)])[0].parent
+
+
+def bench(folder: Path) -> Path:
+    """A record as `layerroute bench prefill --out` writes it."""
+    path = folder / "bench.json"
+    rows = [skipping(skip, sparse, 0.9) for skip, sparse in ((0.25, 1.2), (0.5, 1.6))]
+    path.write_text(json.dumps(speed_record("prefill", rows)))
+    return path
 
 
 def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
@@ -100,5 +112,19 @@ def test_deleted_and_written_again_it_has_the_same_bytes(report: Path) -> None:
 
     first = contents()
     shutil.rmtree(report)
-    build_report(report.parent)
+    build_report(report.parent, bench=[report.parent / "bench.json"])
     assert contents() == first
+
+
+def test_speed_is_that_of_the_benchmark_and_absent_without_one(report: Path) -> None:
+    speed = pd.read_csv(report / "figures/speed.csv").set_index(["arm", "share_percent"])["speedup_median"]
+    assert speed["sparse", 50.0] == 1.6 and speed["masked", 25.0] == 0.9
+    assert speed["ideal", 50.0] == pytest.approx(1.6 / 0.9)
+    build_report(report.parent)
+    assert not (report / "figures/speed.csv").exists()
+    assert "no benchmark record was given" in (report / "index.html").read_text()
+
+
+def test_what_is_no_benchmark_record_is_told(report: Path) -> None:
+    with pytest.raises(UserError, match="is no benchmark record"):
+        build_report(report.parent, bench=[report.parent / "token-seed1/record.json"])

@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         "accuracy": result.accuracy,
         "tokens": result.tokens,
         "seconds": result.seconds,
+        "by_position": result.by_position,
         "routing": None
         if routing is None
         else {
@@ -121,6 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"cross-entropy  {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.3f}")
     print(f"accuracy       {result.accuracy:.2%}")
+    if result.by_position:
+        places = ", ".join(
+            f"{one['from']:.0f}–{one['to']:.0f}: {one['loss']:.3f}" for one in result.by_position
+        )
+        print(f"by position    {places}")
     if layers is not None:
         for unit, number in layers.per_token.items():
             print(f"layers run     {number:.2f} of {layers.total} by each token on average ({unit})")

@@ -25,6 +25,8 @@ class Evaluation:
         tokens: predicted tokens.
         window_losses: mean cross-entropy of each sequence, in order (those without a token to predict are left out):
             the units of paired intervals.
+        by_position: mean cross-entropy by place in the sequence, in doubling ranges: the first prediction, the second,
+            the third and fourth, …; sequences with padding are left out.
         routing: from hard decisions in inference mode, None for a model without routing.
         seconds: wall time.
     """
@@ -33,6 +35,7 @@ class Evaluation:
     accuracy: float
     tokens: int
     window_losses: list[float]
+    by_position: list[dict[str, float]]
     routing: RoutingStatistics | None
     seconds: float
 
@@ -40,6 +43,35 @@ class Evaluation:
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+class _Places:
+    """Sums of loss and numbers of tokens by place in the sequence."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(0, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def add(self, by_token: Tensor, wanted: Tensor) -> None:
+        """Losses (B, T) in float64, and where there is one."""
+        more = by_token.shape[1] - len(self.sums)
+        if more > 0:
+            self.sums = torch.nn.functional.pad(self.sums, (0, more))
+            self.counts = torch.nn.functional.pad(self.counts, (0, more))
+        self.sums[: by_token.shape[1]] += by_token.sum(dim=0)
+        self.counts[: by_token.shape[1]] += wanted.sum(dim=0)
+
+    def result(self) -> list[dict[str, float]]:
+        """Doubling ranges that hold a token: ``from`` and ``to`` count predictions from 1 on."""
+        sums, counts = self.sums.tolist(), self.counts.tolist()
+        found, low, high = [], 0, 1
+        while low < len(sums):
+            tokens = sum(counts[low:high])
+            if tokens:
+                loss = sum(sums[low:high]) / tokens
+                found.append({"from": low + 1, "to": min(high, len(sums)), "loss": loss, "tokens": tokens})
+            low, high = high, 2 * high
+        return found
 
 
 @torch.no_grad()
@@ -69,6 +101,7 @@ def evaluate(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     count = torch.zeros((), dtype=torch.int64, device=device)
     windows: list[Tensor] = []
+    places = _Places(device)
     routing = RoutingAccumulator()
     started = time.perf_counter()
     try:
@@ -88,6 +121,8 @@ def evaluate(
             total += by_token.sum()
             wanted = (targets != IGNORE).sum(dim=1)
             windows.append((by_token.sum(dim=1) / wanted)[wanted > 0])
+            if mask is None:
+                places.add(by_token, targets != IGNORE)
             correct += (output.logits.argmax(dim=-1) == targets).sum()  # no prediction equals IGNORE
             count += (targets != IGNORE).sum()
             decision = decision_of(model, output)
@@ -105,6 +140,7 @@ def evaluate(
         accuracy=int(correct) / tokens,
         tokens=tokens,
         window_losses=torch.cat(windows).tolist(),
+        by_position=places.result(),
         routing=routing.result(),
         seconds=time.perf_counter() - started,
     )

@@ -239,7 +239,10 @@ class _Run:
                     "bigram_loss": self.subject.bigram_loss(),
                     "steps": state.global_step,
                 },
-                "validation": {"window_losses": [round(loss, 6) for loss in evaluation.window_losses]},
+                "validation": {
+                    "window_losses": [round(loss, 6) for loss in evaluation.window_losses],
+                    "by_position": evaluation.by_position,
+                },
                 "routing": None if routing is None else self.subject.routing_section(routing),
                 "flops": self.subject.flops_section(routing, executed),
                 "timing": {

@@ -78,6 +78,29 @@ def test_an_overflowing_perplexity_is_infinite(model, ids) -> None:
     from layerroute.evaluation.perplexity import Evaluation
 
     assert (
-        Evaluation(loss=800.0, accuracy=0.0, tokens=1, window_losses=[], routing=None, seconds=0.0).perplexity
+        Evaluation(
+            loss=800.0, accuracy=0.0, tokens=1, window_losses=[], by_position=[], routing=None, seconds=0.0
+        ).perplexity
         == math.inf
     )
+
+
+def test_loss_by_position_is_that_of_the_places(model, ids) -> None:
+    result = evaluate(model, [{"input_ids": ids[:, :9]}, {"input_ids": ids[:2]}])
+    assert [(one["from"], one["to"]) for one in result.by_position] == [
+        (1, 1),
+        (2, 2),
+        (3, 4),
+        (5, 8),
+        (9, 12),
+    ]
+    assert [one["tokens"] for one in result.by_position] == [6, 6, 12, 6 * 4, 2 * 3]
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, use_cache=False).logits
+    by_token = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    expected = torch.cat([by_token[:, 2:4].flatten(), by_token[:2, 2:4].flatten()]).mean()
+    assert result.by_position[2]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    total = sum(one["loss"] * one["tokens"] for one in result.by_position)
+    assert total / result.tokens == pytest.approx(result.loss, rel=1e-6)
+    padded = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert evaluate(model, [padded]).by_position == []

@@ -50,13 +50,20 @@ class RecallPair:
 
     @property
     def outcome(self) -> str:
-        """``recalls more``, ``recalls less``, ``no difference within noise`` or ``one seed: cannot tell``."""
+        """``recalls more`` or ``less``, the same ``before correction``, ``no difference within noise``, or one seed."""
         estimate = self.difference.estimate
         if estimate is None or self.p_adjusted is None:
             return "one seed: cannot tell" if estimate else "no seed in common: cannot tell"
-        if self.p_adjusted >= SIGNIFICANT:
-            return "no difference within noise"
-        return "recalls more" if estimate.mean > 0 else "recalls less"
+        word = "recalls more" if estimate.mean > 0 else "recalls less"
+        if self.p_adjusted < SIGNIFICANT:
+            return word
+        return f"{word}, before correction" if self._alone_significant else "no difference within noise"
+
+    @property
+    def _alone_significant(self) -> bool:
+        """Whether this comparison, were it the only one, would count: its interval does not reach 0."""
+        p = self.difference.p_value
+        return p is not None and p < SIGNIFICANT
 
     def phrase(self) -> str:
         """``more than random (+60.0 points, 95% +50.0 to +70.0)``, for a sentence about the subject."""
@@ -70,6 +77,10 @@ class RecallPair:
         if self.p_adjusted < SIGNIFICANT:
             word = "more" if estimate.mean > 0 else "less"
             return f"recalls {word} than {self.rival.label} ({amount})"
+        if self._alone_significant:
+            side = "ahead of" if estimate.mean > 0 else "behind"
+            corrected = f"p = {probability(self.p_adjusted)} when corrected for the number of comparisons"
+            return f"is {side} {self.rival.label} ({amount}), but {corrected}"
         unseen = number(100 * (self.difference.detectable or 0.0), 1)
         return (
             f"cannot be told from {self.rival.label} ({amount}; below about {unseen} points would go unseen)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,13 @@ def test_without_recall_data_there_is_no_such_table() -> None:
     comparison = compare_runs([Run(record("baseline", 1), Path("a/record.json"))])
     assert "recall" not in comparison.tables and comparison.recall == ""
     assert recall_by_seed(comparison.arms[0]) == {}
+
+
+def test_what_only_one_comparison_would_have_shown_is_said_so() -> None:
+    pair = next(pair for pair in study().recall_pairs if pair.rival.label == "random")
+    doubtful = replace(pair, p_adjusted=0.09)
+    assert doubtful.outcome == "recalls more, before correction"
+    assert doubtful.phrase().startswith("is ahead of random (+69.8 points")
+    assert doubtful.phrase().endswith("but p = 0.090 when corrected for the number of comparisons")
+    noisy = next(pair for pair in study().recall_pairs if pair.rival.label == "narrow")
+    assert replace(noisy, p_adjusted=0.09).outcome == "no difference within noise"

@@ -1,16 +1,14 @@
 """`layerroute calibrate` and `headroom` as users meet them, on a tiny model with a tokenizer of its own."""
 
 import json
-import random
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerroute.cli.main import main
 from layerroute.skipping import executed, last_decision
 from layerroute.skipping.storage import load_routed
+from tests.tiny_pretrained import write_documents, write_pretrained
 
 SIZES = ["--length", "32", "--tokens-statistics", "768", "--tokens-selection", "256", "--rank", "4"]
 LAYERS = ["--layers", "2-5", "--router-layer", "2"]
@@ -20,28 +18,8 @@ LAYERS = ["--layers", "2-5", "--router-layer", "2"]
 def files(tmp_path_factory):
     """A model folder and two text files."""
     folder = tmp_path_factory.mktemp("calibrate")
-    draw = random.Random(0)
-    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model"
-    words = sentence.split()
-    for name, count in (("train", 70), ("heldout", 12)):
-        lines = [json.dumps({"text": " ".join(draw.choices(words, k=90))}) for _ in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "train.jsonl")], vocab_size=290, special_tokens=["<eos>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=7,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_documents(folder, {"train": 70, "heldout": 12}, length=90)
+    write_pretrained(folder / "model", folder / "train.jsonl")
     return folder
 
 

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import PreTrainedTokenizerFast
 
 from layerroute.integrity import verify
 from layerroute.records import read_record
@@ -22,6 +20,7 @@ from tests.integration.test_crash import helper
 from tests.integration.test_train import assert_same_run, curves
 from tests.parity.skipping_models import plain
 from tests.tiny import write_corpus, write_recipe
+from tests.tiny_pretrained import write_tokenizer
 
 # No noise: two processes cannot draw what one does. The rest is there: balance, budget loss, controller.
 RECIPE: dict[str, Any] = {
@@ -59,10 +58,7 @@ train: {{max_steps: 16, batch_size: 4, learning_rate: 3.0e-3, log_every: 3, eval
 def skipping_recipe(folder: Path) -> Path:
     """A tiny pretrained model with a tokenizer of its own, and a recipe that adds a router, skip paths and LoRA."""
     write_corpus(folder / "corpus.txt")
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "corpus.txt")], vocab_size=290, special_tokens=["</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="</s>")
-    tokenizer.save_pretrained(folder / "base")
+    write_tokenizer(folder / "base", folder / "corpus.txt")
     plain("llama", vocab_size=300, num_hidden_layers=6).save_pretrained(folder / "base")
     path = folder / "skipping.yaml"
     path.write_text(SKIPPING.format(folder=folder))

@@ -1,20 +1,18 @@
 """`layerroute evaluate`, `generate` and `inspect` on router folders: what they tell, and what they refuse."""
 
 import json
-import random
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerroute.cli.main import main
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.skipping import SkipConfig, add_router, get_router, load_pretrained, save_router
 from tests.parity.skipping_models import sharpen
+from tests.tiny_pretrained import write_documents, write_pretrained
 
 LAYERS = 7
 ROUTED = {
@@ -30,27 +28,8 @@ ROUTED = {
 def files(tmp_path_factory):
     """A base, text, and routers for the base: of one budget, of several, and with an adapter."""
     folder = tmp_path_factory.mktemp("evaluate")
-    draw = random.Random(0)
-    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model"
-    words = sentence.split()
-    lines = [json.dumps({"text": " ".join(draw.choices(words, k=70))}) for _ in range(12)]
-    (folder / "text.jsonl").write_text("\n".join(lines))
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "text.jsonl")], vocab_size=290, special_tokens=["<eos>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_documents(folder, {"text": 12}, length=70)
+    write_pretrained(folder / "model", folder / "text.jsonl", num_hidden_layers=LAYERS)
     budgets = {"0.25": [0.9, 0.8, 0.7, 0.6], "0.5": [0.7, 0.6, 0.4, 0.3]}
     for name, settings in (("one", {}), ("many", {"budgets": budgets}), ("adapted", {})):
         model, _ = load_pretrained(str(folder / "model"))

@@ -1,13 +1,10 @@
 """A base in four bits (QLoRA): gradients, FLOPs, a run and what is made of it. Skipped without bitsandbytes."""
 
 import json
-import random
 
 import pytest
 import torch
 from peft import LoraConfig
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerroute.cli.main import main
 from layerroute.evaluation.compute import count_executed
@@ -16,6 +13,7 @@ from layerroute.precision import choose_device
 from layerroute.records import read_record
 from layerroute.skipping import SkipConfig, add_router, get_router, load_pretrained, router_disabled
 from layerroute.skipping.pretrained import base_options
+from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
 
 pytest.importorskip("bitsandbytes")
 
@@ -50,28 +48,9 @@ train:
 def folder(tmp_path_factory):
     """A tiny model with a tokenizer of its own, and text."""
     folder = tmp_path_factory.mktemp("four-bits")
-    draw = random.Random(0)
-    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model."
-    words = sentence.split()
-    for name, count in (("train", 120), ("heldout", 60)):
-        lines = [json.dumps({"text": " ".join(draw.choices(words, k=60))}) for _ in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "train.jsonl")], vocab_size=290, special_tokens=["</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="</s>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=7,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_documents(folder, {"train": 120, "heldout": 60}, length=60, sentence=f"{SENTENCE}.")
+    sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128}
+    write_pretrained(folder / "model", folder / "train.jsonl", **sizes)
     return folder
 
 

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from layerroute.cli.main import main
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import SkipConfig, add_router, load_pretrained, save_router
+from tests.tiny_pretrained import write_pretrained
 
 PROMPT = "the router reads a state"
 
@@ -20,22 +18,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base model, and a router that skips at random."""
     root = tmp_path_factory.mktemp("lossless")
     (root / "text.txt").write_text("the router reads a state and decides which tokens skip a layer\n" * 30)
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(root / "text.txt")], vocab_size=290, special_tokens=["<eos>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
+    write_pretrained(root / "base", root / "text.txt", num_hidden_layers=6)
     model, _ = load_pretrained(str(root / "base"))
     skip = SkipConfig(router_layer=1, skip_path="identity", routing=RoutingConfig(control="random", rate=0.5))
     return root / "base", save_router(add_router(model, skip), root / "router")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, save_router
 from tests.parity.skipping_models import sharpen
+from tests.tiny_pretrained import SENTENCE, write_pretrained
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
@@ -25,8 +25,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from layerroute.evaluation.harness import LayerrouteLM, run_tasks  # noqa: E402
 from layerroute.evaluation.local_tasks import local_task  # noqa: E402
 
-TEXT = "the router reads a state and decides which tokens run and which skip this layer of our model"
-WORDS = TEXT.split()
+WORDS = SENTENCE.split()
 NO_TASKS = TaskManager(include_defaults=False)
 FEW: dict[str, Any] = {"device": "cpu", "bootstrap_iterations": 10}
 
@@ -41,25 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return " ".join(draw.choices(WORDS, k=count))
 
     (folder / "corpus.txt").write_text(phrase(600))
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "corpus.txt")], vocab_size=290, special_tokens=["<eos>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer, eos_token="<eos>", pad_token="<eos>"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=7,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        max_position_embeddings=128,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_pretrained(folder / "model", folder / "corpus.txt", pads=True, max_position_embeddings=128)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     add_router(model, SkipConfig(layers=[2, 3, 4, 5], router_layer=2, execution="sparse"))
     sharpen(model)

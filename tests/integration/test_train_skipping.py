@@ -1,21 +1,13 @@
 """`layerroute train` on layer-skipping recipes as users meet it: a tiny model, its own tokenizer, real runs."""
 
 import json
-import random
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from layerroute.cli.main import main
 from layerroute.data.prepare import prepare_data
@@ -24,6 +16,7 @@ from layerroute.recipe import load_recipe
 from layerroute.records import read_record
 from layerroute.skipping import get_router
 from layerroute.training.windows import model_inputs
+from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
 
 BASE = """
 capability: layer_skipping
@@ -61,28 +54,8 @@ adapt: {{lora_rank: 2}}
 def home(tmp_path_factory):
     """A model folder, texts and a base recipe."""
     folder = tmp_path_factory.mktemp("skipping")
-    draw = random.Random(0)
-    sentence = "the router reads a state and decides which tokens run and which skip this layer of our model."
-    words = sentence.split()
-    for name, count in (("train", 120), ("heldout", 60)):
-        lines = [json.dumps({"text": " ".join(draw.choices(words, k=60))}) for _ in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    trained = ByteLevelBPETokenizer()
-    trained.train([str(folder / "train.jsonl")], vocab_size=290, special_tokens=["</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="</s>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=7,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_documents(folder, {"train": 120, "heldout": 60}, length=60, sentence=f"{SENTENCE}.")
+    write_pretrained(folder / "model", folder / "train.jsonl", vocab_size=300)
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "heldout")}
     text = BASE.format(model=folder / "model", cache=folder / "cache", **paths)
     (folder / "base.yaml").write_text(text)

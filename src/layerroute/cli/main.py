@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -114,6 +115,8 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"there is no command {name!r}.{nearest(name, COMMANDS)}")
 
     wait_patiently()  # before any command imports torch
+    # bitsandbytes, which PEFT imports wherever it is installed, asks every CPU user for one more package.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     module_name, line = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(

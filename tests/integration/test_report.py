@@ -16,7 +16,9 @@ from layerroute.cli.main import main
 from layerroute.report.style import save_figure
 from tests.unit.analysis.record_factory import make_run, record, sample_study, sites, write_run
 
-FIGURE_FILES = {f"figure-{n}.{suffix}" for n in (*range(1, 7), 8, 9, 10) for suffix in ("png", "svg", "pdf", "csv")}
+FIGURE_FILES = {
+    f"figure-{n}.{suffix}" for n in (*range(1, 7), 8, 9, 10) for suffix in ("png", "svg", "pdf", "csv")
+}
 
 
 class Page(HTMLParser):

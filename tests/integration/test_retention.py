@@ -78,11 +78,11 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     }
     assert content["skipped"]["base"] == 0.0
     assert 0 < content["skipped"]["wide"] < 1
-    # The base's scores are the harness's own on the plain model.
+    # The base's scores are the harness's own on the plain model. Both tasks: the harness batches over all of them.
     model = HFLM(pretrained=str(files / "model"), device="cpu", dtype="float32", batch_size=2)
     expected = lm_eval.simple_evaluate(
         model=model,
-        tasks=[local_task(files / "words.jsonl")],
+        tasks=[local_task(files / f"{name}.jsonl") for name in ("words", "choices")],
         bootstrap_iters=10,
         task_manager=TaskManager(include_defaults=False),
     )

@@ -23,7 +23,9 @@ def block_size(queries: int, keys: int) -> int:
     A block reads keys up to its last query: what it reads beyond its first is wasted on some. Sparse queries therefore
     want small blocks, dense ones blocks as large as the kernel likes. Measured on a CPU (docs/LOG.md).
     """
-    return 32 if queries < 0.4 * keys else 192
+    if queries >= 0.4 * keys:
+        return 192
+    return 64 if queries >= 256 else 32
 
 
 class Block(NamedTuple):

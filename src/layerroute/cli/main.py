@@ -42,7 +42,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("layerroute.cli.report", "write HTML page, Markdown paper and figures about runs"),
     "evaluate": ("layerroute.cli.evaluate", "measure a checkpoint: perplexity, accuracy, rates"),
     "retention": ("layerroute.cli.retention", "tell what layer-skipping runs keep of their base's quality"),
-    "domains": ("layerroute.cli.domains", "compare a router's rates on kinds of text: prose, code, mathematics"),
+    "domains": (
+        "layerroute.cli.domains",
+        "compare a router's rates on kinds of text: prose, code, mathematics",
+    ),
     "generate": ("layerroute.cli.generate", "continue a prompt; can colour each token by its route"),
     "serve": ("layerroute.cli.serve", "serve a model over HTTP, in the manner of OpenAI's API"),
     "inspect": ("layerroute.cli.inspect", "draw the token × site heatmap of a text"),

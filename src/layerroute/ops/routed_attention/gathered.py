@@ -16,6 +16,9 @@ from torch import Tensor
 
 from layerroute.ops.routed_attention.inputs import Intervals
 
+_LONGEST_ADDITIVE = 2048
+"""Keys beyond which, as in training, rows of masks cost more to copy than booleans to turn into them (docs/LOG.md)."""
+
 
 def block_size(queries: int, keys: int) -> int:
     """Queries a block, where ``queries`` of them spread over a stretch of ``keys`` keys.
@@ -94,7 +97,8 @@ def gathered_routed_attention(
     if 1 < count == len({block.row for block in blocks}) and visible is None and softcap is None:
         return _one_a_row(query, keys, values, spans, blocks, scale=scale, dropout=dropout)
     additive = None
-    if query.device.type == "cpu" and visible is None and softcap is None:
+    plain = visible is None and softcap is None and not query.requires_grad
+    if plain and query.device.type == "cpu" and key.shape[1] <= _LONGEST_ADDITIVE:
         additive = _PrefixMasks(key.shape[1], query.dtype)
     outputs = []
     for row, first, last, start, stop, same_start, nonempty in blocks:

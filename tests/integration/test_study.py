@@ -23,9 +23,13 @@ from layerroute.studies.session import Session
 from layerroute.studies.worker import work
 from tests.tiny import write_recipe
 
+LONG = 600
+"""Steps of a run that is still at work seconds after its first checkpoint."""
+
 
 def write_study(folder: Path, *, steps: int, **content: Any) -> Path:
-    train = {"max_steps": steps, "evaluate_every": steps, "save_every": 5, "route_sentences": 2}
+    # The first checkpoint comes early in a long run: a test that stops it there has seconds, even on a busy machine.
+    train = {"max_steps": steps, "evaluate_every": steps, "save_every": 5 if steps < 100 else 20, "route_sentences": 2}
     write_recipe(folder, name="routed", train=train)
     write_recipe(folder, name="static", train=train, model={"layer_pattern": ["gdn", "softmax"]})
     path = folder / "study.yaml"
@@ -66,7 +70,7 @@ def at_work(session: Session) -> str | None:
 
 @pytest.mark.slow
 def test_two_workers_share_a_study_and_a_killed_one_costs_one_retry(tmp_path: Path) -> None:
-    study, out = write_study(tmp_path, steps=60), tmp_path / "out"
+    study, out = write_study(tmp_path, steps=LONG), tmp_path / "out"
     session = session_of(study, out)
     process = start(study, out, "--workers", "2", "--json")
     key = wait_for(lambda: at_work(session))
@@ -79,7 +83,7 @@ def test_two_workers_share_a_study_and_a_killed_one_costs_one_retry(tmp_path: Pa
     assert {run["run"]: run["attempts"] for run in summary["runs"] if run["attempts"] != 1} == {key: 2}
     for run in summary["runs"]:
         record = read_record(out / run["run"])
-        assert (record["status"], record["metrics"]["steps"]) == ("completed", 60)
+        assert (record["status"], record["metrics"]["steps"]) == ("completed", LONG)
         log = (out / "logs" / f"{run['run'].replace('/', '_')}.log").read_text()
         assert log.count("completed   validation loss") == 1
         assert ("Going on from" in log) == (run["run"] == key)
@@ -89,7 +93,7 @@ def test_two_workers_share_a_study_and_a_killed_one_costs_one_retry(tmp_path: Pa
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path) -> None:
-    study, out = write_study(tmp_path, steps=60, arms=["static.yaml"], seeds=[1]), tmp_path / "out"
+    study, out = write_study(tmp_path, steps=LONG, arms=["static.yaml"], seeds=[1]), tmp_path / "out"
     session = session_of(study, out)
     process = start(study, out)
     wait_for(lambda: at_work(session))
@@ -102,7 +106,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tmp_path: Path) -> None:
     assert json.loads((out / "study.json").read_text())["counts"]["waiting"] == 1
     assert work(session) == 1
     record = read_record(out / "runs/static-seed1")
-    assert (record["status"], record["metrics"]["steps"]) == ("completed", 60)
+    assert (record["status"], record["metrics"]["steps"]) == ("completed", LONG)
     assert "Going on from" in (out / "logs/runs_static-seed1.log").read_text()
 
 

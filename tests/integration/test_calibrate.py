@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from layerroute.cli.main import main
-from layerroute.skipping import executed, last_decision
+from layerroute.skipping import executed, get_router, last_decision
+from layerroute.skipping.calibration import CONTROLS, arm_folder
 from layerroute.skipping.storage import load_routed
 from tests.tiny_pretrained import write_documents, write_pretrained
 
@@ -77,6 +78,35 @@ def check_commands_on_router_folder(files, out, record, capsys):
     assert len(generated["routing"]["choice"]) == len(generated["tokens"]) - 1
 
 
+@pytest.mark.parametrize("unit", ["attention", "mlp"])
+def test_attention_and_mlps_alone_are_calibrated_with_their_controls(files, tmp_path, capsys, unit):
+    out, record_file = tmp_path / "router", tmp_path / "record.json"
+    words = ["--budget", "0.4", "--unit", unit, "--out", str(out), "--controls", "--record", str(record_file)]
+    assert calibrate(files, *words) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(record_file.read_text())
+    assert record["run"] == f"calibrate-{unit}-40" and record["recipe"]["unit"] == unit
+    assert f"budget 40% of {unit}" in printed
+    pruned = ", ".join(map(str, record["static"]["greedy"]))
+    of = {"attention": "the attention of layers", "mlp": "the MLP of layers"}[unit]
+    assert f"static prune by greedy takes out {of} {pruned}\n" in printed
+    assert list(record["sites"]) == ["2", "3", "4", "5"]
+    for name in ("routed", *CONTROLS):
+        arm = record["arms"][name]
+        model, tokenizer = load_routed(arm_folder(out, name))
+        router = get_router(model)
+        assert router.sites == tuple(f"layer{layer}.{unit}" for layer in (2, 3, 4, 5))
+        assert set(router.skip_paths) == {site.replace(".", "_") for site in router.sites}
+        assert any(path.up.any() for path in router.skip_paths.values()), "fitted where tokens skip"
+        ids = tokenizer("the router reads a state and decides which tokens run", return_tensors="pt")[
+            "input_ids"
+        ]
+        text = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        assert text.shape[1] == ids.shape[1] + 5
+        assert 0 < arm["skipped"] < 0.6
+    check_commands_on_router_folder(files, out, record, capsys)
+
+
 def test_two_calibrations_are_the_same(files, capsys):
     losses = []
     for _ in range(2):
@@ -101,6 +131,12 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
     assert record["verdict"].startswith("Per-token routing")
     assert main(["headroom", str(files / "model"), *data, *SIZES, *LAYERS, "--budgets", "0.25"]) == 0
     assert "oracle - static" in capsys.readouterr().out
+    words = [*data, *SIZES, *LAYERS, "--budgets", "0.25", "--unit", "attention"]
+    assert main(["headroom", str(files / "model"), *words]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "with oracle decisions about attention" in printed and "taking the attention of layers out" in printed
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,6 +147,7 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
         (["--budget", "0.25", "--layers", "two"], "--layers two: give layers like"),
         (["--budget", "0.25", "--layers", "0-3"], None),
         (["--budget", "0.25", "--rank", "0"], "rank"),
+        (["--budget", "0.25", "--unit", "attention", "--layers", "2-9"], "out of range"),
         (["--budget", "0.25", "--tokens-heldout", "31"], "less than one window"),
         (["--budget", "0.25", "--tokens-heldout", "64000"], "has 12 documents"),
         (["--budget", "0.25", "--record", "record.txt"], "give the name of a .json file"),

@@ -122,6 +122,35 @@ def test_controls_start_from_the_same_calibration_and_skip_as_much(home, tmp_pat
     )
 
 
+PARTS = {"attention": ("keys", "queries", "scores"), "mlp": ("mlp",)}
+
+
+@pytest.mark.parametrize("unit", PARTS)
+def test_a_run_of_one_unit_starts_from_a_calibration_of_that_unit(home, tmp_path, capsys, monkeypatch, unit):
+    """And so does a control of it; another unit's calibration is refused, and blocks do not find it in the cache."""
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
+    text = f"skip: {{unit: {unit}}}"
+    record = train(home, tmp_path / "run", unit, text)
+    routing = record["routing"]
+    assert record["status"] == "completed" and routing["control"] is None
+    assert routing["sites"] == [f"layer{layer}.{unit}" for layer in (2, 3, 4, 5)]
+    assert routing["skipped"] == pytest.approx(0.4, abs=0.06) and 0 < min(routing["rate"].values()) < 1
+    assert record["flops"]["executed_per_token"] < record["flops"]["forward_per_token"]
+    parts = record["flops"]["by_part"]
+    run = sum(parts[f"layer {part}"] for part in PARTS[unit]) / 7
+    assert record["flops"]["by_path"]["run"] == pytest.approx(run)
+    static = train(home, tmp_path / "static", unit, text + "\nstart: {arm: static_greedy}")
+    assert static["routing"]["sites"] == routing["sites"] and static["routing"]["control"] == "static"
+    folders = [path for path in (tmp_path / "cache" / "calibrations").iterdir() if path.name[0] != "."]
+    assert len(folders) == 1, "both arms share one calibration"
+    loaded = load_model(tmp_path / "run")
+    assert get_router(loaded.model).config.unit == unit
+    start = f"start: {{folder: {folders[0]}}}"
+    assert main(["train", recipe(home, "other", start), "--out", str(tmp_path / "other")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"was calibrated for unit {unit}, and the recipe asks for skip.unit block" in error
+
+
 def test_early_exit_never_comes_back(home, tmp_path):
     train(home, tmp_path / "run", "early_exit", CONTROLS["early_exit"])
     loaded = load_model(tmp_path / "run")
@@ -242,7 +271,10 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("skip: {unit: attention}", "skip.unit 'attention' cannot be calibrated"),
+        (
+            "skip: {unit: attention+mlp}",
+            "skip.unit 'attention+mlp' cannot be calibrated (only block or attention",
+        ),
         ("skip: {layers: [2, 9]}", "out of range"),
         ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),
         ("skip: {layers: [2, 9]}\nstart: {method: fresh}", "out of range"),

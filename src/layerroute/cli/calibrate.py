@@ -1,8 +1,8 @@
 """A routed model from a pretrained one without gradients: forward passes, minutes on a CPU.
 
 Fits low-rank skip paths and predictors of each layer's influence in closed form, shares the budget out among the
-layers by what skipping costs, writes a router folder, and measures it on held-out text beside static pruning and
-random skipping with skip paths fitted in the same way.
+layers (with --unit among their attentions, or their MLPs) by what skipping costs, writes a router folder, and measures
+it on held-out text beside static pruning and random skipping with skip paths fitted in the same way.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from layerroute.errors import UserError
 EPILOG = """\
 examples:
   layerroute calibrate smollm2-135m --budget 0.25 --data train/*.jsonl.xz --heldout valid.jsonl.xz --out routers/25
-  layerroute calibrate ./my-llama --budget 0.4 --router token --layers 4-28"""
+  layerroute calibrate ./my-llama --budget 0.4 --router token --layers 4-28
+  layerroute calibrate smollm2-135m --unit attention --budget 0.4 --data train/*.jsonl.xz --out routers/attention-40"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         required=True,
         metavar="SHARE",
-        help="share of routed compute to skip, between 0 and 1",
+        help="share of routed compute to skip, between 0 and 1: of --unit in --layers",
     )
     parser.add_argument(
         "--also",
@@ -143,10 +144,11 @@ def run(arguments: argparse.Namespace) -> int:
         save_calibration(
             model, calibration, statistics.ids.to(device), arguments.out, controls=arguments.controls
         )
+    unit = "" if config.unit == "block" else f"{config.unit}-"
     record = {
         "schema": 1,
         "kind": "calibration",
-        "run": f"calibrate-{round(100 * config.budget)}",
+        "run": f"calibrate-{unit}{round(100 * config.budget)}",
         "capability": "layer_skipping",
         "model": arguments.model,
         "command": shlex.join(["layerroute", "calibrate", *sys.argv[2:]]),

@@ -24,6 +24,12 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: the Python library's source text; prose is better)",
     )
     parser.add_argument(
+        "--unit",
+        choices=("block", "attention", "mlp"),
+        default="block",
+        help="what may be skipped of a layer: all of it, its attention, or its MLP (default: %(default)s)",
+    )
+    parser.add_argument(
         "--layers",
         metavar="LIST",
         help="layers that may be skipped: 4-28 or 4,6,8 (default: 4 to the last but one)",
@@ -93,6 +99,7 @@ def settings(arguments: argparse.Namespace, **more: Any) -> "CalibrationConfig":
 
         torch.set_num_threads(arguments.threads)
     return CalibrationConfig(
+        unit=arguments.unit,
         layers=parse_layers(arguments.layers),
         router_layer=arguments.router_layer,
         rank=arguments.rank,

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from layerroute.skipping.calibration.configuration import PRUNED
+
 
 def console() -> Console:
     """Of stdout; wide enough for the tables when piped."""
@@ -27,8 +29,10 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
     """The arms of a calibration record, and the verdict last."""
     out, arms = console(), record["arms"]
     tokens = record["documents"] * record["recipe"]["length"]
+    unit = record["recipe"]["unit"]
+    of = "" if unit == "block" else f" of {unit}"
     out.print(
-        f"{record['model']}, budget {record['recipe']['budget']:.0%}: held-out cross-entropy in nats per token "
+        f"{record['model']}, budget {record['recipe']['budget']:.0%}{of}: held-out cross-entropy in nats per token "
         f"({tokens:,} tokens of {record['documents']} documents of {record['data']['heldout_source']})",
         soft_wrap=True,
     )
@@ -48,7 +52,9 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
         )
     out.print(table(["", "skipped", "cross-entropy", "above full", "routed - this", "95 % interval"], rows))
     for name, layers in record["static"].items():
-        out.print(f"static prune by {name} takes out layers {', '.join(map(str, layers))}", soft_wrap=True)
+        out.print(
+            f"static prune by {name} takes out {PRUNED[unit]} {', '.join(map(str, layers))}", soft_wrap=True
+        )
     rates = {layer: site["rate"] for layer, site in record["sites"].items() if site["rate"] > 0}
     out.print(
         "routed, share of tokens that skip, by layer: "
@@ -63,8 +69,10 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
 def show_headroom(record: dict[str, Any], verdict: str) -> None:
     """Oracle, static and random by rate, and the verdict last."""
     out = console()
+    unit = record["recipe"]["unit"]
+    of = "" if unit == "block" else f" about {unit}"
     out.print(
-        f"{record['model']}: cross-entropy in nats per token with oracle decisions ({record['tokens']:,} tokens of "
+        f"{record['model']}: cross-entropy in nats per token with oracle decisions{of} ({record['tokens']:,} tokens of "
         f"{record['documents']} documents; full depth {record['dense']:.4f})",
         soft_wrap=True,
     )

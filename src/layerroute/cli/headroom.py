@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         "documents": len(selection.ids),
         "dense": dense,
         "rows": [asdict(row) for row in rows],
-        "verdict": verdict(rows),
+        "verdict": verdict(rows, config.unit),
         **provenance(),
     }
     if arguments.json:
@@ -72,5 +72,5 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from layerroute.cli.calibration_table import show_headroom
 
-    show_headroom(record, verdict(rows))
+    show_headroom(record, record["verdict"])
     return 0

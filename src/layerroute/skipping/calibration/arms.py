@@ -54,7 +54,7 @@ def install(
     layers = config.layers or []
     if adapters:
         for layer in layers:
-            path, fit = router.skip_path(layer, "block"), policy.sites[layer].skip
+            path, fit = router.skip_path(layer, config.unit), policy.sites[layer].skip
             assert path is not None
             path.set(fit.mean, fit.down, fit.up, fit.bias)
     routings = router.all_routings()

@@ -111,7 +111,7 @@ def calibrate(
     """
     clock = _Clock(stage)
     precision = choose_precision(config.precision, model.device).name
-    stack = LayerStack(model, config.length, precision)
+    stack = LayerStack(model, config.length, precision, config.unit)
     skip = config.skip_config(len(stack.layers))
     layers = skip.layers or []
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])

@@ -8,6 +8,10 @@ from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
 from layerroute.skipping.configuration import SkipConfig
 
+PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the MLP of layers"}
+"""What static pruning takes out, by unit."""
+
+UNITS = tuple(PRUNED)
 GRANULARITIES = ("per_layer", "token")
 TARGETS = ("update", "dense")
 
@@ -17,9 +21,10 @@ class CalibrationConfig:
     """How a router is calibrated.
 
     Attributes:
-        budget: share of routed compute to skip, between 0 and 1.
+        budget: share of routed compute to skip, between 0 and 1 (of ``unit`` in ``layers``).
         also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
             thresholds alone.
+        unit: what may be skipped of a layer: all of it (``block``, default), its ``attention``, or its ``mlp``.
         granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
             ``router_layer`` layers decides for all: one decision a token, which decodes faster).
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
@@ -46,6 +51,7 @@ class CalibrationConfig:
 
     budget: float
     also: list[float] = field(default_factory=list)
+    unit: str = "block"
     granularity: str = "per_layer"
     layers: list[int] | None = None
     router_layer: int = 4
@@ -71,7 +77,7 @@ class CalibrationConfig:
                 raise UserError(
                     f"a skip budget is the share of routed compute to skip, between 0 and 1, got {budget}"
                 )
-        for key, valid in (("granularity", GRANULARITIES), ("target", TARGETS)):
+        for key, valid in (("unit", UNITS), ("granularity", GRANULARITIES), ("target", TARGETS)):
             value = getattr(self, key)
             if value not in valid:
                 raise UserError(f"calibration.{key}: {value!r} is not known.{nearest(str(value), valid)}")
@@ -103,6 +109,7 @@ class CalibrationConfig:
         """
         config = SkipConfig(
             layers=self.layers,
+            unit=self.unit,
             granularity=self.granularity,
             router_layer=self.router_layer,
             rank=self.rank,

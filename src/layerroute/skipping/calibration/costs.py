@@ -51,7 +51,7 @@ class LayerCosts:
     Attributes:
         cost: (n,) by token: how much larger the divergence is if it skips here than if it runs.
         score: (n,) what the policy orders tokens by, rising.
-        influence: (n,) the layer's true log-influence.
+        influence: (n,) the true log-influence of the layer's unit.
     """
 
     cost: Float[Tensor, "n"]
@@ -88,8 +88,8 @@ def measure_costs(
         last = replay(stack, policy, states, search.ids, first=layer + 1, features=features)
         reversed_ = search.divergence(stack, last)
         cost = torch.where(skips, base - reversed_, reversed_ - base)
-        ran = stack.run(layer, inputs[layer])
-        measured = influence(inputs[layer], ran, policy.sites[layer].skip)[counted]
+        given = stack.before(layer, inputs[layer])
+        measured = influence(given, stack.through(layer, given), policy.sites[layer].skip)[counted]
         predictor = policy.sites[layer].predictor
         if policy.chooser == "oracle" or predictor is None:
             score = measured

@@ -71,7 +71,7 @@ def cached_calibration(
     """
     key = {
         "layerroute": layerroute.__version__,
-        "config": config.to_dict(),
+        "config": _settings(config),
         "base": fingerprint(model),
         "tokens": [_digest(statistics), _digest(selection)],
     }
@@ -93,6 +93,14 @@ def cached_calibration(
             if not (folder / "router.json").is_file():  # else another process was faster
                 raise
     return folder
+
+
+def _settings(config: CalibrationConfig) -> dict[str, Any]:
+    """What a calibration depends on; of blocks as it was written before there were other units."""
+    settings = config.to_dict()
+    if config.unit == "block":
+        del settings["unit"]
+    return settings
 
 
 def _digest(ids: Tensor) -> str:

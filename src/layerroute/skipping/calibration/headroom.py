@@ -10,7 +10,7 @@ from torch import Tensor
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import allocate, cost_curve
 from layerroute.skipping.calibration.calibrate import Stage, silent
-from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.configuration import PRUNED, CalibrationConfig
 from layerroute.skipping.calibration.controls import greedy_static
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.heldout import Difference, paired_bootstrap
@@ -28,7 +28,7 @@ WORTH = 0.01
 class Headroom:
     """One budget: cross-entropies in nats.
 
-    Oracle and random serve ``skipped``, static the nearest number of whole layers.
+    Oracle and random serve ``skipped``, static the nearest number of layers.
     """
 
     budget: float
@@ -67,7 +67,8 @@ def headroom(
     Returns:
         The full model's cross-entropy, and a row a budget.
     """
-    stack = LayerStack(model, config.length, choose_precision(config.precision, model.device).name)
+    precision = choose_precision(config.precision, model.device).name
+    stack = LayerStack(model, config.length, precision, config.unit)
     layers = config.skip_config(len(stack.layers)).layers or []
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
     embedded = stack.embed(selection)
@@ -123,7 +124,7 @@ def served(
     return total / len(policy.sites)
 
 
-def verdict(rows: list[Headroom]) -> str:
+def verdict(rows: list[Headroom], unit: str = "block") -> str:
     """One sentence: at which budgets oracle decisions win, and how much."""
     best = min(rows, key=lambda row: row.gap.mean)
     at = f"at {best.budget:.0%} skipped"
@@ -131,9 +132,9 @@ def verdict(rows: list[Headroom]) -> str:
     if best.gap.high < 0 and best.gap.mean < -WORTH:
         return (
             f"Per-token routing can win here: {at}, oracle decisions are {-best.gap.mean:.3f} nats {interval} "
-            "better than taking out whole layers, with the same skip paths."
+            f"better than taking {PRUNED[unit]} out for all tokens, with the same skip paths."
         )
     return (
         f"Per-token routing has little to win here: even oracle decisions change the loss by only "
-        f"{best.gap.mean:+.3f} nats {interval} against taking out whole layers, {at}."
+        f"{best.gap.mean:+.3f} nats {interval} against taking {PRUNED[unit]} out for all tokens, {at}."
     )

@@ -26,13 +26,15 @@ Advance = Callable[[float], None]
 
 @dataclass(kw_only=True)
 class Site:
-    """A layer that may be skipped, as calibrated.
+    """A layer's unit that may be skipped, as calibrated.
 
     Attributes:
         rate: share of tokens that skip.
-        skip: its skip path.
-        predictor: None where rate is 0 or 1 and nothing needs to be predicted.
-        influence: mean of the block influence 1 - cos(h_in, h_out) over the statistics tokens.
+        skip: its skip path, of the unit's input.
+        predictor: reads the layer's input (or that of ``Policy.router_layer``); None where rate is 0 or 1 and nothing
+            needs to be predicted.
+        influence: mean of 1 - cos(h_in, h_out) around the unit over the statistics tokens; of blocks, the block
+            influence.
     """
 
     rate: float
@@ -138,18 +140,18 @@ def calibrate_in_order(
     for layer in range(last + 1):
         if layer == shared:
             features = states
-        ran = stack.run(layer, states)
-        if config.target == "dense":
-            dense = ran if dense is states else stack.run(layer, dense)
-        rate = rates.get(layer, 0.0)
+        given = stack.before(layer, states)
+        ran = reached = stack.through(layer, given)
+        if config.target == "dense" and dense is not states:
+            reached = stack.through(layer, stack.before(layer, dense))
+        out, rate = ran, rates.get(layer, 0.0)
         if layer in rates and (rate > 0 or fit_all):
-            target = dense if config.target == "dense" else ran
             read = features if shared is not None else states
             own, common = (1.0, 0.0) if weights is None else weights[layer]
             offset = None if sensitivity is None else common * sensitivity.flatten()
             site, skip = _fit_site(
-                states,
-                target,
+                given,
+                reached if config.target == "dense" else ran,
                 read,
                 ids,
                 sinks,
@@ -160,10 +162,11 @@ def calibrate_in_order(
                 _Wanted(own=own, offset=offset, predict=fit_all or rate < 1),
             )
             policy.sites[layer] = site
-            skipped = skip.view(ids.shape).unsqueeze(-1)
-            states = torch.where(skipped, site.skip(states), ran) if rate > 0 else ran
-        else:
-            states = dense if dense is ran else ran
+            if rate > 0:
+                out = torch.where(skip.view(ids.shape).unsqueeze(-1), site.skip(given), ran)
+        states = stack.after(layer, out)
+        if config.target == "dense":
+            dense = states if reached is out else stack.after(layer, reached)
         if advance is not None:
             advance((layer + 1) / (last + 1))
     if final is not None:
@@ -284,11 +287,12 @@ def step(
     if site is None or (site.rate <= 0.0 and not flip):
         return stack.run(layer, states), everyone
     sinks = policy.sinks(ids)
+    given = stack.before(layer, states)
     if site.rate >= 1.0 and not flip and not policy.sink_tokens:
-        return site.skip(states), ~everyone
-    ran = stack.run(layer, states)
+        return stack.after(layer, site.skip(given)), ~everyone
+    ran = stack.through(layer, given)
     read = states if policy.router_layer is None else features
     assert read is not None
-    skips = policy.skips(layer, read, lambda: influence(states, ran, site.skip), ids)
+    skips = policy.skips(layer, read, lambda: influence(given, ran, site.skip), ids)
     taken = (~skips & ~sinks) if flip else skips
-    return torch.where(taken.unsqueeze(-1), site.skip(states), ran), skips
+    return stack.after(layer, torch.where(taken.unsqueeze(-1), site.skip(given), ran)), skips

@@ -1,10 +1,11 @@
 """A causal LM opened at its layers: states of many windows go through one layer at a time.
 
 All of calibration works layer by layer, so that memory holds the states of one layer and not those of all, and a
-change at a layer costs only the layers above it.
+change at a layer costs only the layers above it. A layer is three parts one after the other: what comes ``before`` the
+unit that may be skipped, the unit, and what comes ``after``. Where whole layers are skipped the outer two are empty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from layerroute.errors import UserError
 from layerroute.precision import autocast
-from layerroute.skipping.families import decoder_stack
+from layerroute.skipping.families import FAMILIES, decoder_stack, family_of
 from layerroute.skipping.router import LayerRouter
 
 CHUNK_TOKENS = 1024
@@ -47,16 +48,18 @@ class LayerStack:
         model: a transformers causal LM without a router. It is put into inference mode and otherwise left alone.
         length: tokens of a window.
         precision: ``bf16`` (layers and head under autocast; states stay in the model's dtype) or ``fp32``.
+        unit: what may be skipped: ``block``, ``attention`` or ``mlp``.
 
     Attributes:
         layers: the decoder layers.
         hidden_size: D.
 
     Raises:
-        UserError: if the model's layers cannot be found, or it has a router already.
+        UserError: if the model's layers cannot be found, it has a router already, or parts of its layers are to be
+            skipped and its family has no description that names them.
     """
 
-    def __init__(self, model: Any, length: int, precision: str = "fp32") -> None:
+    def __init__(self, model: Any, length: int, precision: str = "fp32", unit: str = "block") -> None:
         if any(isinstance(module, LayerRouter) for module in model.modules()):
             raise UserError(
                 "the model has a router already; calibrate the plain model (remove_router takes it off)"
@@ -64,6 +67,13 @@ class LayerStack:
         self.model, self.length, self.precision = model.eval(), length, precision
         self.stack, layers = decoder_stack(model)
         self.layers = list(layers)
+        self.unit, self.family = unit, family_of(model, layers)
+        if unit != "block" and self.family is None:
+            kind = model.config.get_text_config().model_type
+            raise UserError(
+                f"unit {unit}: {kind!r} is not a family whose layers layerroute can take apart "
+                f"({', '.join(FAMILIES)}); only unit block can be calibrated there"
+            )
         self._name = next(name for name, child in self.stack.named_children() if child is layers)
         self.hidden_size: int = model.config.get_text_config().hidden_size
         with torch.inference_mode(), self._recording() as recorders:
@@ -105,12 +115,43 @@ class LayerStack:
     @torch.inference_mode()
     def run(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
         """What a layer makes of the states; every token runs."""
-        parts = []
+        return self._in_chunks(self._layer, layer, states)
+
+    def before(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """The input of a layer's unit, from the layer's input."""
+        return self._in_chunks(self._attention, layer, states) if self.unit == "mlp" else states
+
+    def through(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """What a layer's unit makes of its input; every token runs."""
+        part = {"block": self._layer, "attention": self._attention, "mlp": self._mlp}[self.unit]
+        return self._in_chunks(part, layer, states)
+
+    def after(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """A layer's output, from the output of its unit."""
+        return self._in_chunks(self._mlp, layer, states) if self.unit == "attention" else states
+
+    @torch.inference_mode()
+    def _in_chunks(self, part: Callable[[int, Tensor], Tensor], layer: int, states: Tensor) -> Tensor:
+        done = []
         for chunk in self.chunks(len(states)):
             with autocast(self.precision, states.device):
-                out = self.layers[layer](states[chunk], **self._options[layer])
-            parts.append(out[0] if isinstance(out, tuple) else out)
-        return torch.cat(parts)
+                done.append(part(layer, states[chunk]))
+        return torch.cat(done)
+
+    def _layer(self, layer: int, states: Tensor) -> Tensor:
+        out = self.layers[layer](states, **self._options[layer])
+        return out[0] if isinstance(out, tuple) else out
+
+    def _attention(self, layer: int, states: Tensor) -> Tensor:
+        module, family = self.layers[layer], self.family
+        assert family is not None
+        read = family.attention_input(module, states)
+        attended, *_ = family.attention_of(module)(hidden_states=read, **self._options[layer])
+        return states + family.attention_update(module, attended)
+
+    def _mlp(self, layer: int, states: Tensor) -> Tensor:
+        assert self.family is not None
+        return states + self.family.mlp_update(self.layers[layer], states)
 
     @torch.inference_mode()
     def logits(self, states: Float[Tensor, "n T D"], ids: Int[Tensor, "n T"]) -> Float[Tensor, "n T V"]:

@@ -14,6 +14,7 @@ from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.errors import UserError
 from layerroute.precision import Precision
 from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
+from layerroute.skipping.calibration.configuration import UNITS
 from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router
 from layerroute.skipping.pretrained import base_options, load_pretrained
@@ -94,6 +95,11 @@ def start_router(
             f"start.folder: {folder} was calibrated for a budget of {router.config.budget:g}, and the recipe asks for "
             f"{skip.budget:g} (1 - skip.routing.rate)"
         )
+    if router.config.unit != skip.unit:
+        raise UserError(
+            f"start.folder: {folder} was calibrated for unit {router.config.unit}, and the recipe asks for skip.unit "
+            f"{skip.unit}"
+        )
     router.config.profitability = skip.profitability
     own, asked = router.config.routing, skip.routing
     if own.control is None:
@@ -112,7 +118,7 @@ def calibration_config(
         UserError: for what calibration does not make.
     """
     for key, value, made in (
-        ("unit", skip.unit, ("block",)),
+        ("unit", skip.unit, UNITS),
         ("granularity", skip.granularity, ("token", "per_layer")),
         ("skip_path", skip.skip_path, ("low_rank",)),
         ("kv", skip.kv, ("project",)),
@@ -126,6 +132,7 @@ def calibration_config(
     return CalibrationConfig(
         budget=round(skip.budget, 6),
         also=sorted({round(b, 6) for b in also} - {round(skip.budget, 6)}),
+        unit=skip.unit,
         granularity=skip.granularity,
         layers=skip.layers,
         router_layer=skip.router_layer,

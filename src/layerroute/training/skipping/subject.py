@@ -16,9 +16,9 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import SkipFlops, forward_flops
+from layerroute.skipping.flops import SkipFlops, forward_flops, path_costs
 from layerroute.skipping.model import get_router
 from layerroute.skipping.pretrained import local_source
 from layerroute.skipping.storage import restore_router, save_router
@@ -272,8 +272,9 @@ class SkippingSubject(Subject):
     def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
         """See ``Subject``."""
         section = self.flops.to_dict()
-        layer = self.flops.layer
-        section["by_path"] = {"skip": layer.keys + self.flops.skip_path, "run": layer.total}
+        config, length = self.flops.config, self.flops.context_length
+        units = path_costs(self.model.config.get_text_config(), config, length)[: len(config.units)]
+        section["by_path"] = {path: sum(unit[at] for unit in units) for at, path in enumerate(PATHS)}
         section["executed_per_token"] = executed
         if statistics is not None:
             section["routed_per_token"] = self.flops.sparse_per_token(statistics.rate)

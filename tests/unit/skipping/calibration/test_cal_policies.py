@@ -8,7 +8,6 @@ import torch
 from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, executed, last_decision
 from layerroute.skipping.calibration import (
-    CalibrationConfig,
     calibrate,
     evaluate_arms,
     installed,
@@ -17,30 +16,8 @@ from layerroute.skipping.calibration import (
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.stack import LayerStack
-from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain
-
-LENGTH = 32
-LAYERS = [2, 3, 4, 5]
-
-
-def ids(windows, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2, VOCABULARY, (windows, LENGTH), generator=generator)
-
-
-def config(**changes):
-    sizes = dict.fromkeys(
-        ("tokens_statistics", "tokens_selection", "tokens_search", "tokens_heldout"), 8 * LENGTH
-    )
-    settings = {
-        "budget": 0.3,
-        "layers": LAYERS,
-        "router_layer": 2,
-        "rank": 4,
-        "length": LENGTH,
-        "sink_tokens": 1,
-    }
-    return CalibrationConfig(**{**settings, **sizes, **changes})
+from tests.parity.skipping_models import FAMILIES, plain
+from tests.unit.skipping.calibration.tiny_calibration import LAYERS, LENGTH, config, ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,10 +16,12 @@ from layerroute.skipping.calibration import (
     installed,
 )
 from layerroute.skipping.calibration.costs import Search, measure_costs
+from layerroute.skipping.calibration.fits import fit_skip
 from layerroute.skipping.calibration.folders import _settings
 from layerroute.skipping.calibration.headroom import headroom
 from layerroute.skipping.calibration.headroom import verdict as headroom_verdict
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
+from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.model import remove_router
 from tests.parity.skipping_models import FAMILIES, plain
@@ -104,6 +106,28 @@ def test_a_skip_path_is_fitted_to_what_the_unit_adds(unit):
     assert missed < float((block - policy.sites[2].skip(states))[:, 1:].square().mean())
     cosine = torch.nn.functional.cosine_similarity(given, made, dim=-1)[:, 1:]
     assert policy.sites[2].influence == pytest.approx(float(1 - cosine.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize("target", ["update", "dense"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_later_layers_are_fitted_to_what_those_below_leave(unit, target):
+    """On the states that skipping below produces; towards those of the full model where these are the target."""
+    model, asked = plain(), config(unit=unit, target=target)
+    stack = LayerStack(model, LENGTH, unit=unit)
+    text = ids(16)
+    policy = calibrate_in_order(stack, text, dict.fromkeys(LAYERS, 1.0), asked)
+    states = full = stack.embed(text)
+    inner = ~policy.sinks(text)
+    for layer in range(LAYERS[-1] + 1):
+        if layer in LAYERS:
+            given = stack.before(layer, states)
+            reached = stack.through(layer, stack.before(layer, full) if target == "dense" else given)
+            rows = regular(given[inner]) & regular(reached[inner])
+            expected = fit_skip(
+                given[inner][rows], reached[inner][rows], rank=asked.rank, strength=asked.ridge
+            )
+            torch.testing.assert_close(policy.sites[layer].skip(given), expected(given), rtol=1e-3, atol=1e-3)
+        states, full = step(stack, policy, layer, states, None, text)[0], stack.run(layer, full)
 
 
 @pytest.mark.parametrize("unit", UNITS)

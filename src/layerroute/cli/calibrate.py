@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="measure costs again under the routing found, N - 1 times (default: %(default)s)",
+        help="share the budget out anew under the routing found, N - 1 times (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"

@@ -12,6 +12,9 @@ from layerroute.skipping.calibration.costs import LayerCosts
 STEPS = 40
 """Shares of tokens at which a layer's cost curve is read."""
 
+REACH = 0.5
+"""How far a layer's rate may move from the one under which its costs were measured."""
+
 
 def cost_curve(costs: LayerCosts) -> Float[Tensor, "steps"]:
     """Mean cost per token if the shares 0, 1/STEPS, ..., 1 of the tokens skip, those of lowest score first."""
@@ -39,7 +42,13 @@ def convex_hull(curve: Float[Tensor, "steps"]) -> Float[Tensor, "steps"]:
     return torch.tensor(hull, dtype=curve.dtype)
 
 
-def allocate(curves: Mapping[int, Float[Tensor, "steps"]], budget: float) -> dict[int, float]:
+def allocate(
+    curves: Mapping[int, Float[Tensor, "steps"]],
+    budget: float,
+    *,
+    around: Mapping[int, float] | None = None,
+    reach: float = 1.0,
+) -> dict[int, float]:
     """Rates by layer, of mean ``budget``, that minimise the sum of costs.
 
     On convex curves taking the cheapest step of all layers, again and again, is optimal.
@@ -47,20 +56,42 @@ def allocate(curves: Mapping[int, Float[Tensor, "steps"]], budget: float) -> dic
     Args:
         curves: by layer (see ``cost_curve``); their hulls are used.
         budget: mean over layers of the share of tokens that skip.
+        around, reach: no rate is to be farther than ``reach`` from that of ``around`` (default: any may be taken);
+            where the budget cannot be served within it, ``reach`` is widened until it can.
     """
+    total = budget * len(curves) * STEPS
+    while True:
+        bounds = {layer: _bounds(None if around is None else around[layer], reach) for layer in curves}
+        least, most = (sum(bound[side] for bound in bounds.values()) for side in (0, 1))
+        if least <= total <= most + 1e-9 or reach >= 1.0:
+            break
+        reach += 1 / STEPS
     steps = [
         (float(slope), layer, index)
         for layer, curve in curves.items()
-        for index, slope in enumerate(convex_hull(curve).diff())
+        for index, slope in enumerate(_slopes(curve, *bounds[layer]))
     ]
     # Slopes rise along a hull, but for round-off: the index keeps a layer's steps in order.
     steps.sort(key=lambda item: (item[0], item[1], item[2]))
-    left = budget * len(curves)
-    rates = dict.fromkeys(curves, 0.0)
+    left = total - least
+    taken = {layer: float(low) for layer, (low, _) in bounds.items()}
     for _, layer, _ in steps:
-        taken = min(1 / STEPS, left)
-        if taken <= 1e-12:
+        step = min(1.0, left)
+        if step <= 1e-9:
             break
-        rates[layer] = min(1.0, rates[layer] + taken)
-        left -= taken
+        taken[layer] += step
+        left -= step
+    rates = {layer: steps_taken / STEPS for layer, steps_taken in taken.items()}
     return {layer: 0.0 if rate < 1e-9 else 1.0 if rate > 1 - 1e-9 else rate for layer, rate in rates.items()}
+
+
+def _bounds(rate: float | None, reach: float) -> tuple[int, int]:
+    """The fewest and the most steps that a layer may take."""
+    if rate is None:
+        return 0, STEPS
+    return max(0, round((rate - reach) * STEPS)), min(STEPS, round((rate + reach) * STEPS))
+
+
+def _slopes(curve: Float[Tensor, "steps"], low: int, high: int) -> list[float]:
+    """What each step from ``low`` to ``high`` costs, along the hull of that part."""
+    return convex_hull(curve[low : high + 1]).diff().tolist() if high > low else []

@@ -10,10 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import allocate, cost_curve
+from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.controls import fit_controls
-from layerroute.skipping.calibration.costs import Search, measure_costs, rescored
+from layerroute.skipping.calibration.controls import fit_controls, greedy_static
+from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.sensitivity import cost_weights, probe
 from layerroute.skipping.calibration.stack import LayerStack
@@ -131,47 +131,47 @@ def calibrate(
     sensitivity = probe(stack, chance, statistics, final.pop(), advance=clock("sensitivity of predictions"))
     known = probe(stack, chance, search.ids, search.final)[~start.sinks(search.ids)]
     weights = cost_weights(costs, known)
-    knowing = calibrate_in_order(
-        stack,
-        statistics,
-        none,
-        config,
-        sensitivity=sensitivity,
-        weights=weights,
-        fit_all=True,
-        advance=clock("predictors of the cost"),
-    )
-    now = rescored(stack, search, knowing, costs)
-    rounds: list[dict[str, Any]] = []
-    policies: list[Policy] = []
-    for turn in range(config.rounds):
-        rates = allocate({layer: cost_curve(cost) for layer, cost in now.items()}, config.budget)
-        policy = calibrate_in_order(
+    count = max(1, round(config.budget * len(layers)))
+    removed = greedy_static(stack, search, start, costs, count, clock("greedy choice of layers"))
+
+    def fit(rates: dict[int, float], name: str, *, everywhere: bool) -> Policy:
+        return calibrate_in_order(
             stack,
             statistics,
             rates,
             config,
             sensitivity=sensitivity,
             weights=weights,
-            fit_all=turn + 1 < config.rounds or bool(config.also),
-            advance=clock(f"fits under routing, round {turn + 1}"),
+            fit_all=everywhere,
+            advance=clock(name),
         )
-        policies.append(policy)
-        rounds.append({"rates": rates, **_selection_loss(stack, policy, selection)})
-        if turn + 1 < config.rounds:
-            now, _ = measure_costs(
-                stack, search, policy, advance=clock(f"cost of each choice, round {turn + 1}")
-            )
+
+    def curves_under(policy: Policy, name: str) -> dict[int, Tensor]:
+        found, _ = measure_costs(stack, search, policy, advance=clock(name))
+        return {layer: cost_curve(cost) for layer, cost in found.items()}
+
+    # Costs do not add up: a layer next to one that is skipped is cheaper to skip than the full model says. So rates
+    # start where greedy pruning is, which has felt that, and move as far as costs measured there can be believed.
+    rates = {layer: float(layer in removed) for layer in layers}
+    pruned = fit(rates, "fits under greedy pruning", everywhere=True)
+    curves = curves_under(pruned, "cost of each choice")
+    rounds: list[dict[str, Any]] = []
+    policies: list[Policy] = []
+    for turn in range(config.rounds):
+        if turn:
+            curves = curves_under(policies[-1], f"cost of each choice, round {turn + 1}")
+        rates = allocate(curves, config.budget, around=rates, reach=REACH / 2**turn)
+        more = turn + 1 < config.rounds or bool(config.also)
+        policies.append(fit(rates, f"fits under routing, round {turn + 1}", everywhere=more))
+        rounds.append({"rates": rates, **_selection_loss(stack, policies[-1], selection)})
     chosen = min(range(len(rounds)), key=lambda index: rounds[index]["loss"])
-    curves = {layer: cost_curve(cost) for layer, cost in now.items()}
     arms, static = fit_controls(
         stack,
-        search,
         statistics,
         controls,
         config,
         start=start,
-        costs=costs,
+        greedy=removed,
         sensitivity=sensitivity,
         clock=clock,
     )
@@ -181,7 +181,7 @@ def calibrate(
         skip=skip,
         policy=policies[chosen],
         static=static,
-        rates={budget: allocate(curves, budget) for budget in config.also},
+        rates={budget: allocate(curves, budget, around=rates, reach=REACH) for budget in config.also},
         rounds=rounds,
         chosen=chosen,
         arms={"routed": policies[chosen], **arms},

@@ -40,8 +40,8 @@ class CalibrationConfig:
             ``dense``, what leads back to the state of the full model after this layer.
         refits: how often skip path and predictor are fitted in turn at a layer, to the tokens that skip there.
         background: weight, in a skip path's fit, of tokens that run against those that skip.
-        rounds: how often rates are allocated: first by costs under the full model, then under the routing of the
-            round before.
+        rounds: how often rates are allocated: first around greedy pruning, then around the routing of the round
+            before, half as far.
         ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
         predictor_ridge: the same for predictors.
         precision: of the layers' and the head's products: ``auto`` (default) is bfloat16 where the machine has units

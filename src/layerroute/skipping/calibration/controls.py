@@ -16,13 +16,12 @@ Clock = Callable[[str], Callable[[float], None]]
 
 def fit_controls(
     stack: LayerStack,
-    search: Search,
     statistics: Int[Tensor, "N T"],
     names: Sequence[str],
     config: CalibrationConfig,
     *,
     start: Policy,
-    costs: dict[int, LayerCosts],
+    greedy: tuple[int, ...],
     sensitivity: Float[Tensor, "N T"],
     clock: Clock,
 ) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
@@ -38,18 +37,17 @@ def fit_controls(
 
     Args:
         start: skip paths and influences under the full model.
-        costs: of each layer, under the full model.
+        greedy: the layers of ``greedy_static``.
         sensitivity: of the statistics tokens.
     """
-    layers = list(costs)
-    count = max(1, round(config.budget * len(layers)))
+    layers = list(start.sites)
     static: dict[str, tuple[int, ...]] = {}
     arms: dict[str, Policy] = {}
     if "static_influence" in names:
         by_influence = sorted(layers, key=lambda layer: start.sites[layer].influence)
-        static["influence"] = tuple(sorted(by_influence[:count]))
+        static["influence"] = tuple(sorted(by_influence[: len(greedy)]))
     if "static_greedy" in names:
-        static["greedy"] = greedy_static(stack, search, start, costs, count, clock("greedy choice of layers"))
+        static["greedy"] = greedy
     for name, removed in static.items():
         rates = {layer: float(layer in removed) for layer in layers}
         advance = clock(f"fits of the static control ({name})")

@@ -1,7 +1,7 @@
 """What skipping costs, token by token and layer by layer, in the loss and not in the states: forward passes only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -99,22 +99,6 @@ def measure_costs(
         if advance is not None:
             advance((done + 1) / len(policy.sites))
     return found, float(base[counted].mean())
-
-
-def rescored(
-    stack: LayerStack, search: Search, policy: Policy, costs: dict[int, LayerCosts]
-) -> dict[int, LayerCosts]:
-    """Costs that were measured under the full model, with tokens in the order of other predictors."""
-    inputs: list[Tensor] = []
-    replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
-    counted = ~policy.sinks(search.ids)
-    found = {}
-    for layer, measured in costs.items():
-        predictor = policy.sites[layer].predictor
-        assert predictor is not None
-        read = inputs[layer if policy.router_layer is None else policy.router_layer]
-        found[layer] = replace(measured, score=predictor(read)[counted])
-    return found
 
 
 def greedy_layers(

@@ -21,6 +21,8 @@ from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import save_router
 
 CONTROLS_FOLDER = "controls"
+METHOD = 2
+"""Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
 
 
 def arm_folder(folder: Path, arm: str) -> Path:
@@ -71,7 +73,8 @@ def cached_calibration(
     """
     key = {
         "layerroute": layerroute.__version__,
-        "config": _settings(config),
+        "method": METHOD,
+        "config": config.to_dict(),
         "base": fingerprint(model),
         "tokens": [_digest(statistics), _digest(selection)],
     }
@@ -93,14 +96,6 @@ def cached_calibration(
             if not (folder / "router.json").is_file():  # else another process was faster
                 raise
     return folder
-
-
-def _settings(config: CalibrationConfig) -> dict[str, Any]:
-    """What a calibration depends on; of blocks as it was written before there were other units."""
-    settings = config.to_dict()
-    if config.unit == "block":
-        del settings["unit"]
-    return settings
 
 
 def _digest(ids: Tensor) -> str:

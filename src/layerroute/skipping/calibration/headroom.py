@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import allocate, cost_curve
+from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve
 from layerroute.skipping.calibration.calibrate import Stage, silent
 from layerroute.skipping.calibration.configuration import PRUNED, CalibrationConfig
 from layerroute.skipping.calibration.controls import greedy_static
@@ -90,9 +90,13 @@ def headroom(
     rows = []
     advance = stage("budgets")
     for index, budget in enumerate(budgets):
-        rates = allocate({layer: cost_curve(cost) for layer, cost in costs.items()}, budget)
         count = max(1, round(budget * len(layers)))
         removed = greedy_static(stack, search, start, costs, count)
+        pruned = {layer: float(layer in removed) for layer in layers}
+        felt, _ = measure_costs(stack, search, oracle.with_rates(pruned))
+        rates = allocate(
+            {layer: cost_curve(cost) for layer, cost in felt.items()}, budget, around=pruned, reach=REACH
+        )
         routed = losses(oracle.with_rates(rates))
         static = losses(start.with_rates(dict.fromkeys(removed, 1.0)))
         chance = replace(start, chooser="random").with_rates(dict.fromkeys(layers, budget))

@@ -78,3 +78,31 @@ def test_greedy_is_greedy_and_measures_less_than_everything():
     assert greedy_layers(loss, {layer: float(own[layer]) for layer in range(10)}, 4) == expected
     assert len(calls) < 10 + 9 + 8 + 7
     assert greedy_layers(loss, {layer: float(own[layer]) for layer in range(10)}, 1) == (int(own.argmin()),)
+
+
+def test_allocation_stays_near_where_costs_were_measured_and_serves_the_budget():
+    torch.manual_seed(2)
+    share = torch.linspace(0, 1, STEPS + 1).double()
+    curves = {layer: (layer + 0.5) * share for layer in range(4)}
+    around = {0: 0.0, 1: 0.0, 2: 1.0, 3: 0.0}
+    assert allocate(curves, 0.25) == {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0}
+    near = allocate(curves, 0.25, around=around, reach=0.25)
+    assert near == {0: 0.25, 1: 0.0, 2: 0.75, 3: 0.0}
+    assert allocate(curves, 0.25, around=around, reach=0.0) == around
+
+
+def test_the_reach_is_widened_where_the_budget_lies_outside_of_it():
+    share = torch.linspace(0, 1, STEPS + 1).double()
+    curves = {layer: (layer + 0.5) * share for layer in range(4)}
+    around = {0: 0.0, 1: 0.0, 2: 1.0, 3: 0.0}
+    for budget in (0.01, 0.7, 0.97):
+        rates = allocate(curves, budget, around=around, reach=0.1)
+        assert sum(rates.values()) / 4 == pytest.approx(budget)
+
+
+def test_a_part_of_a_curve_that_is_not_convex_is_measured_by_its_own_hull():
+    # From a half on skipping is free, but the first half is dear: around 0.75 only what lies near counts.
+    share = torch.linspace(0, 1, STEPS + 1).double()
+    cliff = torch.where(share < 0.5, share * 10, torch.full_like(share, 5.0))
+    rates = allocate({0: cliff, 1: share}, 0.5, around={0: 0.75, 1: 0.25}, reach=0.25)
+    assert rates == {0: 1.0, 1: 0.0}

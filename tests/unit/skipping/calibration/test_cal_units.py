@@ -17,7 +17,6 @@ from layerroute.skipping.calibration import (
 )
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.fits import fit_skip
-from layerroute.skipping.calibration.folders import _settings
 from layerroute.skipping.calibration.headroom import headroom
 from layerroute.skipping.calibration.headroom import verdict as headroom_verdict
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
@@ -214,12 +213,6 @@ def test_headroom_of_a_unit_is_about_that_unit(unit):
 def test_units_that_are_not_calibrated_are_refused():
     with pytest.raises(UserError, match="unit: 'attention\\+mlp' is not known"):
         CalibrationConfig(budget=0.25, unit="attention+mlp")
-
-
-def test_cached_calibrations_of_blocks_are_found_under_the_name_that_they_had():
-    assert "unit" not in _settings(CalibrationConfig(budget=0.25))
-    assert _settings(CalibrationConfig(budget=0.25, unit="mlp"))["unit"] == "mlp"
-    assert _settings(CalibrationConfig(budget=0.25)).keys() < CalibrationConfig(budget=0.25).to_dict().keys()
 
 
 def test_the_empty_policy_is_the_model_whatever_the_unit():

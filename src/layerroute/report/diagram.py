@@ -197,13 +197,11 @@ def draw_router(
         _path(axes, [(column.middle, source), (x - width / 2, source)], arrow=True)
     trunk = left + 0.22
     ends = [places[index][0] - 0.2 for index in routed]
-    start = y - 0.24
+    # From the height of the first layer where the box reaches so far: a step of a hair's breadth is no step.
+    start = ends[0] if abs(y - ends[0]) < 0.38 else y - 0.24
     for end in ends:
-        _path(
-            axes,
-            [(x - width / 2, start), (trunk, start), (trunk, end), (column.middle + 0.05, end)],
-            arrow=True,
-        )
+        bend = [] if end == start else [(trunk, start), (trunk, end)]
+        _path(axes, [(x - width / 2, start), *bend, (column.middle + 0.05, end)], arrow=True)
 
 
 def draw_key(axes: Axes, y: float) -> None:

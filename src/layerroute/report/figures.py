@@ -28,6 +28,7 @@ from layerroute.report.figures_common import (
     annealing_figure,
     bars_data,
     bars_figure,
+    bars_note,
     heads_data,
     heads_figure,
     kinds_data,
@@ -159,7 +160,8 @@ def _training(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Da
         "Against the training step: cross-entropy on training batches and on validation text (nats per "
         "token; the star is the best validation point, the inset magnifies the end), share of next tokens "
         "predicted right (%), and the Switch load balance loss (1 where shares or probabilities are even, 2 "
-        "with all tokens surely on one path). Solid lines are static arms, dashed ones learned routers, "
+        "with all tokens surely on one path, below 1 where a budget's threshold sends most tokens to the path that the "
+        "router finds less probable). Solid lines are static arms, dashed ones learned routers, "
         f"dotted ones controls. {spread}{failed}"
     )
     return FigureEntry(number=2, title=title, caption=caption), training_figure(comparison, data), data
@@ -241,8 +243,8 @@ def _cost(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFr
     caption = (
         "Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both paths "
         "where both were computed). Small points are seeds, large ones means over seeds with 95% t intervals (none "
-        "with one seed); diamonds and the broken line are the Pareto front of the means: no other arm has both a lower "
-        "loss and fewer FLOPs. Intervals of arms on the front may overlap with those beside it."
+        "with one seed); a dark ring and the broken line are the Pareto front of the means: no other arm has both a "
+        "lower loss and fewer FLOPs. Intervals of arms on the front may overlap with those beside it."
     )
     return FigureEntry(number=6, title=title, caption=caption), cost_figure(comparison, data), data
 
@@ -255,8 +257,9 @@ def _recall(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Data
     caption = (
         f"{example.value('recall', 'task')} with {example.value('recall', 'pairs')} pairs. Left: share of answers "
         "recalled at the length of training against the share of tokens with softmax attention, averaged over the "
-        "layers after the first; small points are seeds, large ones means with 95% t intervals; the dotted line is "
-        "blind guessing. Right: means against length, with as many pairs and more between them."
+        "layers after the first; small points are seeds, large ones means with 95% t intervals, cut at 0 and 100%; "
+        "arms of nearly one rate stand side by side (the data have their rates); the dotted line is blind guessing. "
+        "Right: means against length, with as many pairs and more between them."
     )
     return FigureEntry(number=7, title=title, caption=caption), recall_figure(comparison, data), data
 
@@ -266,10 +269,7 @@ def _bars(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFr
     if len(data) < 2:
         return _absent(8, title, "it takes two arms with a completed run.")
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    caption = (
-        "Mean over seeds with the 95% t interval (none with one seed). The axis does not begin at 0: read the ends of "
-        "the bars, not their lengths."
-    )
+    caption = f"Mean over seeds with the 95% t interval (none with one seed).{bars_note(data)}"
     figure = bars_figure(data, {label: style.color for label, style in styles.items()})
     return FigureEntry(number=8, title=title, caption=caption), figure, data
 
@@ -297,11 +297,17 @@ def _annealing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.D
     if data.empty:
         return _absent(10, title, "no learned router left such a curve.")
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
+    arm = next(arm for arm in comparison.arms if arm.label == data["arm"].iloc[0])
+    expensive = path_name(arm.paths[1])
     caption = (
-        "Temperature of the router's softmax in training, and the share of training tokens that took the expensive "
-        "path, mean over sites and seeds."
+        f"Temperature of the router's softmax in training, and the share of training tokens that took {expensive}, "
+        "mean over sites and seeds. Lines that coincide are drawn one in the other."
     )
-    return FigureEntry(number=10, title=title, caption=caption), annealing_figure(data, styles), data
+    return (
+        FigureEntry(number=10, title=title, caption=caption),
+        annealing_figure(data, styles, expensive),
+        data,
+    )
 
 
 def _heads(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:

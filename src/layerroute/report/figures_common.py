@@ -1,14 +1,30 @@
-"""Figures of both reports: final bars, kinds of tokens, annealing, and a map of rates by layer and head."""
+"""Figures of both reports: final bars, kinds of tokens, curves, annealing, points by cost, rates by layer and head."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm
+from layerroute.analysis.format import number
 from layerroute.analysis.tokens import TokenKinds
-from layerroute.report.style import GDN, INK, MUTED, PAPER, SOFTMAX, WIDTH, LineStyle, clip, new_figure
+from layerroute.report.style import (
+    GDN,
+    INK,
+    MUTED,
+    PAPER,
+    SOFTMAX,
+    WIDTH,
+    LineStyle,
+    clip,
+    legend_below,
+    legend_height,
+    new_figure,
+)
 
 _PALETTE = LinearSegmentedColormap.from_list("rates", [GDN, PAPER, SOFTMAX])
 
@@ -31,10 +47,10 @@ def bars_data(arms: Sequence[Arm]) -> pd.DataFrame:
 
 
 def bars_figure(data: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
-    """A bar an arm from the lowest loss shown, single seeds without an interval."""
+    """A bar an arm with its value; single seeds without an interval. See `bars_start` for where they begin."""
     height = 0.75 + 0.27 * len(data)
     figure = new_figure(WIDTH, height)
-    axes = figure.add_axes((0.27, 0.5 / height, 0.68, 1 - 0.6 / height))
+    axes = figure.add_axes((0.27, 0.5 / height, 0.63, 1 - 0.6 / height))
     places = range(len(data))
     half = data["half_width_95"].astype(float)
     axes.barh(
@@ -53,16 +69,44 @@ def bars_figure(data: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
         elinewidth=1.0,
         capsize=2.5,
     )
-    axes.set_yticks(list(places), [clip(str(arm), 30) for arm in data["arm"]])
+    axes.set_yticks(list(places), [_two_lines(str(arm)) for arm in data["arm"]])
     axes.invert_yaxis()
-    low = float((data["validation_loss"] - half.fillna(0.0)).min())
     high = float((data["validation_loss"] + half.fillna(0.0)).max())
-    room = high - low or abs(high) or 1.0
-    # Losses differ in their second digit: bars from 0 would all look alike. The caption says where they begin.
-    axes.set_xlim(max(0.0, low - 0.25 * room), high + 0.08 * room)
+    low = bars_start(data)
+    axes.set_xlim(low, high + 0.08 * ((high - low) or 1.0))
     axes.grid(False, axis="y")
-    axes.set_xlabel("final validation loss (nats)")
+    axes.set_xlabel("final validation loss (nats / token)")
+    right = axes.twinx()
+    right.set_ylim(axes.get_ylim())
+    right.set_yticks(list(places), [number(float(loss)) for loss in data["validation_loss"]])
+    right.tick_params(length=0)
+    right.spines["left"].set_visible(False)
+    right.grid(False)
     return figure
+
+
+def bars_start(data: pd.DataFrame) -> float:
+    """Where the bars begin: losses differ in their second digit, and bars from 0 would all look alike."""
+    half = data["half_width_95"].astype(float).fillna(0.0)
+    low, high = (
+        float((data["validation_loss"] - half).min()),
+        float((data["validation_loss"] + half).max()),
+    )
+    return max(0.0, low - 0.25 * (high - low or abs(high) or 1.0))
+
+
+def bars_note(data: pd.DataFrame) -> str:
+    """What the caption says of where the bars begin; empty where it is 0."""
+    return (
+        " The axis does not begin at 0: read the ends of the bars, not their lengths."
+        if bars_start(data)
+        else ""
+    )
+
+
+def _two_lines(label: str) -> str:
+    lines = textwrap.wrap(label, 29) or [""]
+    return "\n".join([lines[0], clip(" ".join(lines[1:]), 29)] if len(lines) > 1 else lines)
 
 
 def kinds_data(groups: Mapping[str, TokenKinds]) -> pd.DataFrame:
@@ -86,39 +130,46 @@ def kinds_data(groups: Mapping[str, TokenKinds]) -> pd.DataFrame:
 
 
 def kinds_figure(data: pd.DataFrame, expensive: str) -> Figure:
-    """A panel for each cut, a bar for each kind of token."""
+    """A panel for each cut, a bar of one thickness for each kind of token."""
     cuts = list(dict.fromkeys(data["by"]))
-    most = max(int((data["by"] == cut).sum()) for cut in cuts)
-    height = 0.8 + 0.25 * most
-    lines = -(-len(cuts) // 2)
-    figure = new_figure(WIDTH, height * lines)
-    grid = figure.subplots(lines, min(2, len(cuts)), squeeze=False, sharex=True)
-    figure.subplots_adjust(
-        left=0.21, right=0.98, top=1 - 0.25 / (height * lines), bottom=0.45 / (height * lines), wspace=0.62, hspace=0.5
-    )  # fmt: skip
-    for axes in grid.flat[len(cuts) :]:
-        axes.set_visible(False)
-    for axes, cut in zip(grid.flat, cuts, strict=False):
-        part = data[data["by"] == cut]
-        rate = 100 * part["rate"].astype(float)
-        low, high = (
-            100 * part[name].astype(float).fillna(part["rate"].astype(float))
-            for name in ("low_95", "high_95")
-        )
-        places = list(range(len(part)))
-        axes.barh(places, rate, height=0.66, color=SOFTMAX)
-        error = [(rate - low).clip(lower=0), (high - rate).clip(lower=0)]
-        axes.errorbar(rate, places, xerr=error, fmt="none", ecolor=INK, capsize=2)
-        axes.set_yticks(
-            places, [f"{kind} ({count})" for kind, count in zip(part["kind"], part["tokens"], strict=True)]
-        )
-        axes.invert_yaxis()
-        axes.grid(False, axis="y")
-        axes.set_xlim(0, 100)
-        axes.set_title(cut)
-    for axes in grid[-1]:
-        axes.set_xlabel(f"decisions for {expensive} (%)")
+    sizes = [int((data["by"] == cut).sum()) for cut in cuts]
+    columns = min(2, len(cuts))
+    heights = [max(sizes[place : place + columns]) for place in range(0, len(cuts), columns)]
+    bar, gap = 0.25, 0.62
+    height = 0.3 + sum(bar * size + gap for size in heights)
+    figure = new_figure(WIDTH, height)
+    names, part = 1.55, WIDTH / columns  # inches: what the names of kinds take of a panel's width
+    top = height - 0.28
+    for line, most in enumerate(heights):
+        for column, cut in enumerate(cuts[line * columns : (line + 1) * columns]):
+            size = sizes[line * columns + column]
+            left, wide = column * part + names, part - names - 0.2
+            axes = figure.add_axes(
+                (left / WIDTH, (top - bar * size) / height, wide / WIDTH, bar * size / height)
+            )
+            _kinds_panel(axes, data[data["by"] == cut], f"By {cut}")
+            axes.set_xlabel(f"decisions for {expensive} (%)")
+        top -= bar * most + gap
     return figure
+
+
+def _kinds_panel(axes: Axes, part: pd.DataFrame, title: str) -> None:
+    rate = 100 * part["rate"].astype(float)
+    low, high = (100 * part[name].astype(float) for name in ("low_95", "high_95"))
+    places = list(range(len(part)))
+    axes.barh(places, rate, height=0.66, color=SOFTMAX)
+    known = (low.notna() & high.notna()).to_numpy()
+    if known.any():
+        error = [(rate - low)[known].clip(lower=0), (high - rate)[known].clip(lower=0)]
+        at = [place for place, has in zip(places, known, strict=True) if has]
+        axes.errorbar(rate[known], at, xerr=error, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2)
+    axes.set_yticks(
+        places, [f"{kind} ({count})" for kind, count in zip(part["kind"], part["tokens"], strict=True)]
+    )
+    axes.set_ylim(len(part) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlim(0, 100)
+    axes.set_title(title)
 
 
 def annealing_data(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -149,28 +200,103 @@ def annealing_data(arms: Sequence[Arm]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def annealing_figure(data: pd.DataFrame, styles: Mapping[str, LineStyle]) -> Figure:
-    """Left the temperature, right the rate, each against the step; a line is the mean of an arm's seeds."""
+def annealing_figure(data: pd.DataFrame, styles: Mapping[str, LineStyle], which: str) -> Figure:
+    """Left the temperature, right the rate, each against the step; a line is the mean of an arm's seeds.
+
+    ``which`` says which tokens the rate counts, as ``on softmax``. Lines that coincide are drawn one in the other, the
+    first the widest.
+    """
     names = list(dict.fromkeys(data["what"]))
-    arms = list(dict.fromkeys(data["arm"]))
-    legend = 0.2 + 0.18 * -(-len(arms) // 3)
-    height = 2.5 + legend
+    arms = [str(arm) for arm in dict.fromkeys(data["arm"])]
+    titles = {
+        "temperature": ("Temperature", "τ (no unit)", 1.0),
+        "mean rate in training": (f"Training tokens {which}", "tokens (%)", 100.0),
+    }
+    longest = max(min(len(arm), 40) for arm in arms)
+    legend = legend_height(len(arms), longest)
+    height = 2.65 + legend
     figure = new_figure(WIDTH, height)
     grid = figure.subplots(1, len(names), squeeze=False)[0]
     figure.subplots_adjust(
         left=0.08, right=0.98, top=1 - 0.25 / height, bottom=(0.5 + legend) / height, wspace=0.25
     )
     for axes, name in zip(grid, names, strict=True):
-        for arm, rows in data[data["what"] == name].groupby("arm", sort=False):
-            mean = rows.groupby("step")["value"].mean()
-            style = styles.get(str(arm), LineStyle(color=MUTED, dashes="-"))
-            axes.plot(mean.index, mean, label=clip(str(arm), 26), **style.line())
-        axes.set_title(name)
+        title, unit, scale = titles[str(name)]
+        shown = data[data["what"] == name]
+        for arm in arms:
+            mean = scale * shown[shown["arm"] == arm].groupby("step")["value"].mean()
+            wide = {"linewidth": 1.5 + 1.3 * (len(arms) - 1 - arms.index(arm)) / max(1, len(arms) - 1)}
+            axes.plot(mean.index, mean, label=clip(arm, 40), **_style(styles, arm).line() | wide)
+        axes.set_title(title)
         axes.set_xlabel("training step")
-        axes.set_ylim(bottom=0)
-    handles, labels = grid[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3)
+        axes.set_ylabel(unit)
+        axes.set_ylim(0, 103 if scale > 1 else 1.05 * float(shown["value"].max()) or 1.0)
+    legend_below(figure, grid[-1], len(arms), longest, height)
     return figure
+
+
+def curves_figure(
+    curves: Mapping[str, pd.Series], styles: Mapping[str, LineStyle], ylabel: str, *, dots: bool = False
+) -> Figure:
+    """A line an arm against the training step; an arm with a single point is a marker."""
+    longest = max(min(len(label), 40) for label in curves)
+    legend = legend_height(len(curves), longest)
+    height = 3.1 + legend
+    figure = new_figure(WIDTH, height)
+    axes = figure.add_axes((0.08, (0.5 + legend) / height, 0.9, 1 - (0.65 + legend) / height))
+    for label, curve in curves.items():
+        style = _style(styles, label)
+        points: dict[str, Any] = {}
+        if dots or len(curve) == 1:
+            points = {"marker": style.marker, "markersize": 3}
+        axes.plot(curve.index, curve, label=clip(label, 40), **style.line(), **points)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(ylabel)
+    legend_below(figure, axes, len(curves), longest, height)
+    return figure
+
+
+def draw_points(axes: Axes, means: pd.DataFrame, styles: Mapping[str, LineStyle], by: str = "arm") -> None:
+    """Mean losses against their cost with intervals over seeds, ringed where on the Pareto front, and the front.
+
+    Args:
+        means: a row an arm: ``cost``, ``loss``, ``half_width`` (NaN with one seed), ``on_front``, and ``by``.
+        by: the column whose values share a style and an entry of the legend.
+    """
+    named: set[str] = set()
+    for row in means.to_dict("records"):
+        style = styles[row[by]]
+        ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.1} if row["on_front"] else {}
+        axes.errorbar(
+            row["cost"],
+            row["loss"],
+            yerr=None if pd.isna(row["half_width"]) else row["half_width"],
+            color=style.color,
+            marker=style.marker,
+            markersize=6,
+            capsize=3,
+            linewidth=1.2,
+            linestyle="none",
+            label=None if row[by] in named else clip(str(row[by]), 32),
+            **ring,
+        )
+        named.add(row[by])
+    front = means[means["on_front"]].sort_values("cost")
+    if len(front) > 1:
+        axes.step(
+            front["cost"],
+            front["loss"],
+            where="post",
+            color=MUTED,
+            linewidth=0.9,
+            linestyle=(0, (4, 2)),
+            zorder=1.5,
+        )
+
+
+def _style(styles: Mapping[str, LineStyle], label: str) -> LineStyle:
+    return styles.get(label, LineStyle(color=MUTED, dashes="-"))
 
 
 def heads_data(arms: Sequence[Arm]) -> pd.DataFrame:

@@ -136,7 +136,7 @@ def _routing_panel(axes: Axes, data: pd.DataFrame, arm: Arm) -> None:
         low, high = main.min(axis=1), main.max(axis=1)
         axes.fill_between(mean.index, low, high, color=SOFTMAX, alpha=0.25, linewidth=0)
         axes.fill_between(mean.index, 100 - high, 100 - low, color=GDN, alpha=0.25, linewidth=0)
-    dots: dict[str, Any] = {"marker": "o", "markersize": 2.6} if len(mean) < 40 else {}
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.6, "clip_on": False} if len(mean) < 40 else {}
     axes.plot(mean.index, 100 - mean, color=GDN, **dots)
     axes.plot(mean.index, mean, color=SOFTMAX, **dots)
     axes.axhline(50, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))

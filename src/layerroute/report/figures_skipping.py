@@ -1,5 +1,6 @@
 """Figures about layer skipping: loss against compute, where tokens skip, how the loss went."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +20,29 @@ from layerroute.report.figures_common import (
     annealing_figure,
     bars_data,
     bars_figure,
+    bars_note,
+    curves_figure,
+    draw_points,
     kinds_data,
     kinds_figure,
 )
 from layerroute.report.figures_speed import draw_speed, speed_data
 from layerroute.report.figures_tokens import heatmap_data, heatmap_figure
+from layerroute.report.labels import label_points
 from layerroute.report.style import (
     FORMATS,
     GDN,
+    INK,
     MUTED,
+    SHARES,
     SOFTMAX,
     WIDTH,
     LineStyle,
+    clip,
     figure_style,
     new_figure,
     save_figure,
+    shade,
 )
 
 MARKERS = {
@@ -60,12 +69,15 @@ FIGURES = (
 FILES = tuple(f"{name}.{suffix}" for name in FIGURES for suffix in ("csv", *FORMATS))
 """All that ``build_skipping_figures`` may write."""
 
-TERMS = {
-    "lm_loss": "cross-entropy",
-    "kd_loss": "distillation (T²·KL)",
-    "activity": "share that runs",
-    "budget_loss": "budget",
-    "policy_loss": "policy gradient",
+_DASHES = ((0, (4, 1.6)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MOST_BAR_ROWS = 6  # arms with bars of their own; beyond, one map for all
+
+TERMS = {  # key of the curve: (panel's title, unit)
+    "lm_loss": ("Cross-entropy", "nats / token"),
+    "kd_loss": ("Distillation, T²·KL", "nats / token"),
+    "activity": ("Gate: mean p(run)", "no unit"),
+    "budget_loss": ("Budget", "no unit"),
+    "policy_loss": ("Policy gradient", "no unit"),
 }
 
 
@@ -139,69 +151,44 @@ def _compute(comparison: SkippingComparison) -> Drawn:
         return _absent(name, title, "no completed run has both.")
     frame = pd.DataFrame(rows)
     points = {str(row.arm): (float(row.executed), float(row.loss)) for row in frame.itertuples()}
-    front = set(pareto_front(points))
-    frame["on_front"] = frame["arm"].isin(front)
-    figure = new_figure(WIDTH, 3.6)
-    axes = figure.add_axes((0.09, 0.14, 0.64, 0.8))
-    for kind, group in frame.groupby("kind", sort=False):
-        marker, colour = MARKERS.get(str(kind), ("o", MUTED))
-        ordered = group.sort_values("executed")
-        half = ordered["half_width"].astype(float)
-        if len(ordered) > 1 and kind in (ROUTED, "random", "periodic"):
-            axes.plot(100 * ordered["executed"], ordered["loss"], color=colour, alpha=0.35, linewidth=1.0)
-        axes.errorbar(
-            100 * ordered["executed"],
-            ordered["loss"],
-            yerr=None if half.isna().all() else half.fillna(0.0),
-            fmt=marker,
-            color=colour,
-            markersize=6,
-            capsize=2.5,
-            label=str(kind),
-        )
-    for _, row in frame.iterrows():
-        axes.annotate(
-            str(row["arm"]),
-            (100 * row["executed"], row["loss"]),
-            textcoords="offset points",
-            xytext=(5, 4),
-            fontsize=6.5,
-            color=MUTED,
-        )
-    if len(front) > 1:
-        best = frame[frame["on_front"]].sort_values("executed")
-        axes.step(
-            100 * best["executed"],
-            best["loss"],
-            where="post",
-            color=MUTED,
-            linewidth=0.9,
-            linestyle=(0, (4, 2)),
-        )
+    frame["on_front"] = frame["arm"].isin(pareto_front(points))
+    kinds = {
+        kind: LineStyle(color=_look(kind)[1], dashes="-", marker=_look(kind)[0]) for kind in frame["kind"]
+    }
+    figure = new_figure(WIDTH, 4.0)
+    axes = figure.add_axes((0.09, 0.13, 0.70, 0.83))
+    draw_points(axes, frame.assign(cost=100 * frame["executed"]), kinds, by="kind")
     axes.set_xlabel("FLOPs executed per token, % of the plain model (fewer is better)")
-    axes.set_ylabel("validation cross-entropy, nats")
+    axes.set_ylabel("validation cross-entropy (nats / token)")
     axes.margins(x=0.12, y=0.12)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    label_points(axes, [(100 * cost, loss) for cost, loss in points.values()], list(points))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=1.2)
     caption = (
         "Each point is an arm; down and to the left is better. Bars are 95% intervals over seeds, where there are two "
-        "or more. The broken line is the Pareto front of the means: no other arm has both a lower loss and fewer FLOPs."
+        "or more. Dark rings and the broken line are the Pareto front of the means: no other arm has both a lower loss "
+        "and fewer FLOPs."
     )
     return SkippingFigure(name=name, title=title, caption=caption), figure, frame
 
 
-def _colours(comparison: SkippingComparison) -> dict[str, str]:
-    return {
-        arm.label: SOFTMAX if arm is comparison.subject else MARKERS.get(kind_of(arm), ("", MUTED))[1]
-        for arm in comparison.arms
-    }
+def _look(kind: str) -> tuple[str, str]:
+    """Marker and colour of a kind of arm."""
+    return MARKERS.get(kind, ("o", MUTED))
 
 
 def _styles(comparison: SkippingComparison) -> dict[str, LineStyle]:
-    kinds = {arm.label: kind_of(arm) for arm in comparison.arms}
-    return {
-        label: LineStyle(color=colour, dashes="-" if kinds[label] in (ROUTED, FULL) else "--")
-        for label, colour in _colours(comparison).items()
-    }
+    """A hue and a marker a kind of arm, and in it a shade and dashes an arm; solid lines route or run at full depth."""
+    styles: dict[str, LineStyle] = {}
+    before: Counter[str] = Counter()
+    # The arm in question has the pure colour of its kind.
+    for arm in sorted(comparison.arms, key=lambda arm: arm is not comparison.subject):
+        kind = kind_of(arm)
+        marker, colour = _look(kind)
+        number = before[kind]
+        before[kind] += 1
+        dashes: Any = "-" if kind in (ROUTED, FULL) and not number else _DASHES[number % len(_DASHES)]
+        styles[arm.label] = LineStyle(color=shade(colour, number), dashes=dashes, marker=marker)
+    return styles
 
 
 def _bars(comparison: SkippingComparison) -> Drawn:
@@ -210,14 +197,11 @@ def _bars(comparison: SkippingComparison) -> Drawn:
     if len(frame) < 2:
         return _absent(name, title, "it takes two arms with a completed run.")
     caption = (
-        "Mean over seeds with the 95% t interval (none with one seed). The axis does not begin at 0, and arms skip "
-        "different shares of compute: the figure before this one has both."
+        f"Mean over seeds with the 95% t interval (none with one seed).{bars_note(frame)} Arms skip different shares "
+        "of compute: the figure of loss against compute has both."
     )
-    return (
-        SkippingFigure(name=name, title=title, caption=caption),
-        bars_figure(frame, _colours(comparison)),
-        frame,
-    )
+    colours = {label: style.color for label, style in _styles(comparison).items()}
+    return SkippingFigure(name=name, title=title, caption=caption), bars_figure(frame, colours), frame
 
 
 def _speed(bench: Sequence[Mapping[str, Any]], _: SkippingComparison) -> Drawn:
@@ -225,8 +209,9 @@ def _speed(bench: Sequence[Mapping[str, Any]], _: SkippingComparison) -> Drawn:
     if not bench:
         return _absent(name, title, "no benchmark record was given (layerroute report DIR --bench RECORD).")
     caption = (
-        "Measured in pairs by `layerroute bench`, medians and quartiles; dotted what a model with those layers removed "
-        "reaches. Not of the runs above: of their shapes."
+        "Measured in pairs by `layerroute bench`, medians and quartiles: how many times as fast as the plain model "
+        "(dense). Sparse computes only what is not skipped, masked computes all and selects; dotted is what a model "
+        "with those layers removed reaches. Not of the runs above: of their shapes."
     )
     return SkippingFigure(name=name, title=title, caption=caption), draw_speed(bench), speed_data(bench)
 
@@ -262,28 +247,39 @@ def _kinds(comparison: SkippingComparison) -> Drawn:
     )
 
 
-def _validation(comparison: SkippingComparison) -> Drawn:
-    name, title = "validation", "Validation loss while training"
-    curves = {arm.label: _mean_curve(arm, "validation", "loss") for arm in comparison.arms if arm.completed}
-    curves = {label: curve for label, curve in curves.items() if len(curve) > 1}
+def _curves(
+    comparison: SkippingComparison, title: str, split: str, key: str, unit: str, *, dots: bool = False
+) -> tuple[Figure, pd.DataFrame] | None:
+    """An arm's mean curve each, and the figure of them; None where no run left a curve."""
+    curves = {arm.label: _mean_curve(arm, split, key) for arm in comparison.arms if arm.completed}
+    curves = {label: curve for label, curve in curves.items() if len(curve)}
     if not curves:
-        return _absent(name, title, "no run was evaluated while it trained (train.evaluate_every is 0).")
-    figure = new_figure(WIDTH, 3.0)
-    axes = figure.add_axes((0.09, 0.15, 0.64, 0.8))
-    for label, curve in curves.items():
-        axes.plot(
-            curve.index, curve, label=label, marker="o", markersize=2.5, **_styles(comparison)[label].line()
-        )
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+        return None
     rows = [
-        {"arm": label, "step": int(step), "validation_loss": value}
+        {"arm": label, "step": int(step), title: value}
         for label, curve in curves.items()
         for step, value in curve.items()
     ]
+    return curves_figure(curves, _styles(comparison), unit, dots=dots), pd.DataFrame(rows)
+
+
+def _convergence(comparison: SkippingComparison) -> Drawn:
+    name, title = "convergence", "Training cross-entropy by arm"
+    found = _curves(comparison, "lm_loss", "train", "lm_loss", "training cross-entropy (nats / token)")
+    if found is None:
+        return _absent(name, title, "no run left a curve.")
+    caption = "Cross-entropy alone, without the other terms of the training loss; mean over seeds."
+    return SkippingFigure(name=name, title=title, caption=caption), *found
+
+
+def _validation(comparison: SkippingComparison) -> Drawn:
+    name, title = "validation", "Validation loss while training"
+    unit = "validation cross-entropy (nats / token)"
+    found = _curves(comparison, "validation_loss", "validation", "loss", unit, dots=True)
+    if found is None:
+        return _absent(name, title, "no run was evaluated while it trained (train.evaluate_every is 0).")
     caption = "Arms head to head on the same windows, routed as served; mean over seeds."
-    return SkippingFigure(name=name, title=title, caption=caption), figure, pd.DataFrame(rows)
+    return SkippingFigure(name=name, title=title, caption=caption), *found
 
 
 def _annealing(comparison: SkippingComparison) -> Drawn:
@@ -291,9 +287,12 @@ def _annealing(comparison: SkippingComparison) -> Drawn:
     frame = annealing_data(comparison.arms)
     if frame.empty:
         return _absent(name, title, "no learned router left such a curve.")
-    caption = "Temperature of the router's softmax in training, and the share of training tokens that ran (all sites)."
+    caption = (
+        "Temperature of the router's softmax in training, and the share of training tokens that ran, mean over sites "
+        "and seeds. Lines that coincide are drawn one in the other."
+    )
     entry = SkippingFigure(name=name, title=title, caption=caption)
-    return entry, annealing_figure(frame, _styles(comparison)), frame
+    return entry, annealing_figure(frame, _styles(comparison), "that run"), frame
 
 
 def _layers(comparison: SkippingComparison) -> Drawn:
@@ -312,64 +311,71 @@ def _layers(comparison: SkippingComparison) -> Drawn:
         if (rate := arm.mean("routing", "rate", site)) is not None
     ]
     frame = pd.DataFrame(rows)
-    sites = list(dict.fromkeys(frame["site"]))
-    figure = new_figure(WIDTH, 0.5 + 0.62 * len(shown) + 0.5)
-    grid = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)
-    figure.subplots_adjust(
-        left=0.09,
-        right=0.98,
-        top=1 - 0.25 / figure.get_figheight(),
-        bottom=0.5 / figure.get_figheight(),
-        hspace=0.45,
+    table = 100 * frame.pivot(index="arm", columns="site", values="skip").reindex(
+        index=[arm.label for arm in shown], columns=sorted(set(frame["site"]), key=_depth)
     )
-    for axes, arm in zip(grid[:, 0], shown, strict=True):
-        own = frame[frame["arm"] == arm.label].set_index("site")["skip"].reindex(sites)
-        axes.bar(range(len(sites)), 100 * own, color=SOFTMAX if arm is comparison.subject else GDN, width=0.8)
+    colours = {label: style.color for label, style in _styles(comparison).items()}
+    figure = _layer_bars(table, colours) if len(table) <= MOST_BAR_ROWS else _layer_map(table)
+    caption = (
+        "From hard decisions in inference mode on the validation text; tokens that must run count as running."
+    )
+    return SkippingFigure(name=name, title=title, caption=caption), figure, frame
+
+
+def _depth(site: str) -> tuple[int, str]:
+    layer, _, unit = site.removeprefix("layer").partition(".")
+    return int(layer), unit
+
+
+def _layer_names(sites: Sequence[str]) -> tuple[list[str], str]:
+    """What the axis says at each site, and the axis' own name."""
+    units = {site.partition(".")[2] for site in sites}
+    if len(units) == 1:
+        return [site.partition(".")[0].removeprefix("layer") for site in sites], "layer"
+    return [site.removeprefix("layer") for site in sites], "layer and unit"
+
+
+def _layer_bars(table: pd.DataFrame, colours: Mapping[str, str]) -> Figure:
+    height = 1.0 + 0.62 * len(table)
+    figure = new_figure(WIDTH, height)
+    grid = figure.subplots(len(table), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.09, right=0.98, top=1 - 0.25 / height, bottom=0.5 / height, hspace=0.45)
+    for axes, (arm, row) in zip(grid, table.iterrows(), strict=True):
+        axes.bar(range(len(row)), row, color=colours[str(arm)], width=0.8)
         axes.set_ylim(0, 100)
-        axes.set_title(arm.label, pad=2)
-    last = grid[-1, 0]
-    last.set_xticks(range(len(sites)), [site.removeprefix("layer").removesuffix(".block") for site in sites])
-    last.tick_params(axis="x", labelsize=6.5)
-    last.set_xlabel("layer")
-    grid[len(shown) // 2, 0].set_ylabel("% of tokens that skip")
-    return (
-        SkippingFigure(
-            name=name, title=title, caption="From hard decisions in inference mode on the validation text."
-        ),
-        figure,
-        frame,
+        axes.set_title(str(arm), pad=2)
+        axes.grid(False, axis="x")
+    names, what = _layer_names(list(table.columns))
+    grid[-1].set_xticks(range(len(names)), names, rotation=90 if what != "layer" else 0)
+    grid[-1].tick_params(axis="x", labelsize=6.5)
+    grid[-1].set_xlim(-0.6, len(names) - 0.4)
+    grid[-1].set_xlabel(what)
+    figure.supylabel("tokens that skip (%)", x=0.005, fontsize=8.5, color=INK)
+    return figure
+
+
+def _layer_map(table: pd.DataFrame) -> Figure:
+    height = 1.1 + 0.2 * len(table)
+    figure = new_figure(WIDTH, height)
+    axes = figure.add_axes((0.29, 0.5 / height, 0.62, 1 - 0.8 / height))
+    image = axes.imshow(
+        table.to_numpy(), cmap=SHARES, vmin=0, vmax=100, aspect="auto", interpolation="nearest"
     )
+    names, what = _layer_names(list(table.columns))
+    axes.set_xticks(range(len(names)), names, rotation=90 if what != "layer" else 0)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.set_yticks(range(len(table)), [clip(str(arm), 30) for arm in table.index])
+    axes.set_xlabel(what)
+    axes.grid(False)
+    bar = figure.add_axes((0.93, 0.5 / height, 0.015, 1 - 0.8 / height))
+    figure.colorbar(image, cax=bar)
+    axes.set_title("Tokens that skip (%)")
+    return figure
 
 
 def _mean_curve(arm: Arm, split: str, key: str) -> pd.Series:
     curves = [curve for run in arm.completed if not (curve := run.curve(split, key)).empty]
     return pd.concat(curves, axis=1).mean(axis=1) if curves else pd.Series(dtype=float)
-
-
-def _convergence(comparison: SkippingComparison) -> Drawn:
-    name, title = "convergence", "Training cross-entropy by arm"
-    curves = {arm.label: _mean_curve(arm, "train", "lm_loss") for arm in comparison.arms if arm.completed}
-    curves = {label: curve for label, curve in curves.items() if len(curve) > 1}
-    if not curves:
-        return _absent(name, title, "no run left a curve.")
-    figure = new_figure(WIDTH, 3.0)
-    axes = figure.add_axes((0.09, 0.15, 0.64, 0.8))
-    by_label = {arm.label: arm for arm in comparison.arms}
-    for label, curve in curves.items():
-        kind = kind_of(by_label[label])
-        colour = SOFTMAX if by_label[label] is comparison.subject else MARKERS.get(kind, ("", MUTED))[1]
-        dashes = "-" if kind in (ROUTED, FULL) else "--"
-        axes.plot(curve.index, curve, label=label, color=colour, linestyle=dashes)
-    axes.set_xlabel("step")
-    axes.set_ylabel("nats")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
-    rows = [
-        {"arm": label, "step": int(step), "lm_loss": value}
-        for label, curve in curves.items()
-        for step, value in curve.items()
-    ]
-    caption = "Cross-entropy alone, without the other terms of the training loss; mean over seeds."
-    return SkippingFigure(name=name, title=title, caption=caption), figure, pd.DataFrame(rows)
 
 
 def _terms(comparison: SkippingComparison) -> Drawn:
@@ -381,11 +387,13 @@ def _terms(comparison: SkippingComparison) -> Drawn:
         return _absent(name, title, "the routed arm left no curve.")
     figure = new_figure(WIDTH, 2.2)
     grid = figure.subplots(1, len(curves), squeeze=False)
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.88, bottom=0.2, wspace=0.35)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.88, bottom=0.2, wspace=0.55)
     for axes, (key, curve) in zip(grid[0], curves.items(), strict=True):
         axes.plot(curve.index, curve, color=SOFTMAX)
-        axes.set_title(TERMS[key])
-        axes.set_xlabel("step")
+        title_of, unit = TERMS[key]
+        axes.set_title(title_of)
+        axes.set_ylabel(unit)
+        axes.set_xlabel("training step")
     rows = [
         {"term": key, "step": int(step), "value": value}
         for key, curve in curves.items()

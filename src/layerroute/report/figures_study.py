@@ -1,17 +1,18 @@
 """Figures 6 and 7: what each arm's loss costs in executed FLOPs, and what it recalls at which rate and length."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.pareto import pareto_front
 from layerroute.analysis.recall import softmax_rate
 from layerroute.analysis.statistics import t_interval
-from layerroute.report.style import INK, MUTED, WIDTH, LineStyle, arm_styles, clip, new_figure
+from layerroute.report.figures_common import draw_points
+from layerroute.report.style import INK, MUTED, WIDTH, LineStyle, arm_styles, clip, columns_for, new_figure
 
 _EXECUTED = ("flops", "executed_per_token")
 
@@ -53,36 +54,36 @@ def cost_data(comparison: Comparison) -> pd.DataFrame:
 def cost_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
     """Loss against executed FLOPs: small points are seeds, large ones means with their 95 % intervals."""
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    figure = new_figure(WIDTH, 3.6)
+    scale, unit = _unit(float(data["mean_flops"].median()))
+    arms = data["arm"].nunique()
+    figure = new_figure(WIDTH, max(3.6, 0.5 + 0.19 * arms))
     axes = figure.add_axes((0.09, 0.14, 0.60, 0.80))
-    front = []
     for label, rows in data.groupby("arm", sort=False):
-        style, mean = styles[str(label)], rows.iloc[0]
         axes.scatter(
-            rows["executed_flops_per_token"] / 1e6, rows["validation_loss"], s=9, color=style.color, alpha=0.6
+            rows["executed_flops_per_token"] / scale,
+            rows["validation_loss"],
+            s=7,
+            color=styles[str(label)].color,
+            alpha=0.6,
+            linewidths=0,
         )
-        width = mean["half_width_95"]
-        axes.errorbar(
-            mean["mean_flops"] / 1e6,
-            mean["mean_loss"],
-            yerr=None if pd.isna(width) else width,
-            color=style.color,
-            marker="D" if mean["on_front"] else "o",
-            markersize=6,
-            capsize=3,
-            linewidth=1.2,
-            label=clip(str(label), 32),
-        )
-        if mean["on_front"]:
-            front.append((mean["mean_flops"] / 1e6, mean["mean_loss"]))
-    if len(front) > 1:
-        axes.step(
-            *zip(*sorted(front), strict=True), where="post", color=MUTED, linewidth=0.9, linestyle=(0, (4, 2))
-        )
-    axes.set_xlabel("executed forward FLOPs per token (millions)")
-    axes.set_ylabel("validation loss (nats)")
+    means = data.groupby("arm", sort=False).first().reset_index()
+    means = means.assign(
+        cost=means["mean_flops"] / scale, loss=means["mean_loss"], half_width=means["half_width_95"]
+    )
+    draw_points(axes, means, styles)
+    axes.set_xlabel(f"executed forward FLOPs per token{unit}")
+    axes.set_ylabel("validation loss (nats / token)")
     figure.legend(loc="center left", bbox_to_anchor=(0.70, 0.54), handlelength=1.2)
     return figure
+
+
+def _unit(value: float) -> tuple[float, str]:
+    """What to divide by, and how the axis says so, for numbers of about ``value``."""
+    for scale, word in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if value >= scale:
+            return scale, f" ({word})"
+    return 1.0, ""
 
 
 def recall_data(comparison: Comparison) -> pd.DataFrame:
@@ -106,25 +107,35 @@ def recall_data(comparison: Comparison) -> pd.DataFrame:
 
 
 def recall_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
-    """Left: recall against the rate of softmax, at the length of training. Right: against length."""
+    """Left: recall against the rate of softmax, at the length of training. Right: against length.
+
+    Arms whose rates are within 2 points of each other are drawn side by side: they would hide each other.
+    """
     styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    figure = new_figure(WIDTH, 3.9)
-    left = figure.add_axes((0.08, 0.30, 0.40, 0.64))
-    right = figure.add_axes((0.58, 0.30, 0.40, 0.64))
+    labels = [str(label) for label in dict.fromkeys(data["arm"])]
+    longest = max(min(len(label), 30) for label in labels)
+    columns = columns_for(len(labels), longest)
+    legend = 0.35 + 0.18 * -(-len(labels) // columns)
+    height = 3.2 + legend
+    figure = new_figure(WIDTH, height)
+    left, right = (
+        figure.add_axes((place, (legend + 0.3) / height, 0.40, 2.75 / height)) for place in (0.08, 0.58)
+    )
+    at_training = data[(data["multiple"] == 1) & data["rate"].notna()]
+    rates = {str(label): 100 * float(rows["rate"].mean()) for label, rows in at_training.groupby("arm")}
+    beside = _beside(rates)
     handles: list[Any] = []
-    labels: list[str] = []
-    for label, rows in data.groupby("arm", sort=False):
-        style = styles[str(label)]
-        at_training = rows[rows["multiple"] == 1]
-        if not at_training.empty and at_training["rate"].notna().all():
-            left.scatter(
-                100 * at_training["rate"], 100 * at_training["accuracy"], s=9, color=style.color, alpha=0.6
+    for label in labels:
+        style, rows = styles[label], data[data["arm"] == label]
+        means = rows.groupby("multiple")["accuracy"].mean()
+        line = {**style.line(), "marker": style.marker, "markersize": 4}
+        handles += right.plot(means.index, 100 * means, **line, label=clip(label, 30))
+        if label in rates:
+            _recall_point(
+                left, 100 * rows.loc[rows["multiple"] == 1, "accuracy"], rates[label] + beside[label], style
             )
-            handles.append(_mean_point(left, at_training, style))
-            labels.append(clip(str(label), 26))
-        by_length = rows.groupby("multiple")["accuracy"].mean()
-        right.plot(by_length.index, 100 * by_length, marker="o", markersize=3, **style.line())
     left.axhline(100 * float(data["chance"].iloc[0]), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+    left.set_xlim(-6, 106)
     right.set_xscale("log", base=2)
     multiples = sorted(data["multiple"].unique())
     right.set_xticks(multiples, [f"{multiple}×" for multiple in multiples])
@@ -133,23 +144,48 @@ def recall_figure(comparison: Comparison, data: pd.DataFrame) -> Figure:
         (left, "tokens with softmax after the first layer (%)"),
         (right, "length, relative to training"),
     ):
-        axes.set_ylim(-3, 103)
+        axes.set_ylim(-4, 104)
         axes.set_xlabel(words, color=INK)
         axes.set_ylabel("answers recalled (%)")
-    figure.legend(handles, labels, loc="lower center", ncols=4, handlelength=1.2, columnspacing=1.2)
+    figure.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=columns, handlelength=2.2
+    )
     return figure
 
 
-def _mean_point(axes: Axes, rows: pd.DataFrame, style: LineStyle) -> ErrorbarContainer:
-    estimate = t_interval([float(value) for value in rows["accuracy"]])
+def _beside(rates: Mapping[str, float], near: float = 2.0, apart: float = 2.2) -> dict[str, float]:
+    """How far to move each arm sideways, in points of the rate, so that arms of nearly one rate stand side by side."""
+    moved: dict[str, float] = {}
+    group: list[str] = []
+    ordered = sorted(rates, key=lambda label: rates[label])
+    for label in [*ordered, ""]:
+        if group and (not label or rates[label] - rates[group[-1]] > near):
+            middle = sum(rates[member] for member in group) / len(group)
+            for place, member in enumerate(group):
+                moved[member] = middle + apart * (place - (len(group) - 1) / 2) - rates[member]
+            group = []
+        group.append(label)
+    return moved
+
+
+def _recall_point(axes: Axes, recalled: pd.Series, place: float, style: LineStyle) -> None:
+    estimate = t_interval([float(value) for value in recalled])
     assert estimate is not None
-    return axes.errorbar(
-        100 * float(rows["rate"].mean()),
-        100 * estimate.mean,
-        yerr=None if estimate.half_width is None else 100 * estimate.half_width,
+    axes.scatter([place] * len(recalled), recalled, s=7, color=style.color, alpha=0.6, linewidths=0)
+    half = estimate.half_width
+    # Shares end at 0 and 100 %, whatever a t interval says.
+    ends = (
+        None
+        if half is None
+        else [[max(0.0, min(half, room))] for room in (estimate.mean, 100 - estimate.mean)]
+    )
+    axes.errorbar(
+        place,
+        estimate.mean,
+        yerr=ends,
         color=style.color,
-        marker="o",
+        marker=style.marker,
         markersize=5,
-        capsize=3,
-        linewidth=1.2,
+        capsize=2.5,
+        linewidth=1.1,
     )

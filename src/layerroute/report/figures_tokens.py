@@ -94,7 +94,7 @@ def heatmap_figure(routes: TokenRoutes) -> Figure:
         strengths = np.array(
             [_strengths(c, p) for c, p in zip(choice[:kept], probability[:kept], strict=True)]
         )
-        left = column * cell + cell - wide - 0.08
+        left = (cell - wide) / 2 + 0.4 if columns == 1 else column * cell + cell - wide - 0.08
         axes = figure.add_axes(
             (
                 left / width,
@@ -105,7 +105,7 @@ def heatmap_figure(routes: TokenRoutes) -> Figure:
         )
         axes.imshow(strengths, cmap=_COLOURS, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_yticks(range(kept), [token_label(token) for token in tokens[:kept]], fontsize=6.6)
-        places, labels = _columns(names)
+        places, labels = _columns(names, wide)
         axes.set_xticks(places, labels, fontsize=6.6, rotation=90 if upright else 0)
         axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False, pad=2)
         edges = np.arange(-0.5, len(names)) if len(places) == len(names) else _layer_edges(names)
@@ -118,11 +118,11 @@ def heatmap_figure(routes: TokenRoutes) -> Figure:
             spine.set_visible(False)
         if len(tokens) > kept:
             axes.text(
-                0.5,
+                1.0,
                 -0.06 / (row_height * kept),
                 f"… {len(tokens) - kept} more",
                 transform=axes.transAxes,
-                ha="center",
+                ha="right",
                 va="top",
                 fontsize=6.6,
                 color=MUTED,
@@ -131,8 +131,8 @@ def heatmap_figure(routes: TokenRoutes) -> Figure:
     return figure
 
 
-def _columns(names: list[str]) -> tuple[list[float], list[str]]:
-    """Where columns are named: each of a few sites, or the middle of each layer's many."""
+def _columns(names: list[str], width: float) -> tuple[list[float], list[str]]:
+    """Where columns are named: each of a few sites, or the middle of each layer's many, as ``width`` inches hold."""
     if len(names) <= MOST_NAMED_SITES:
         return [float(index) for index in range(len(names))], names
     layers = [name.partition(".")[0] for name in names]
@@ -140,7 +140,8 @@ def _columns(names: list[str]) -> tuple[list[float], list[str]]:
     middles = [
         float(np.mean([index for index, layer in enumerate(layers) if layer == name])) for name in unique
     ]
-    step = -(-len(unique) // 6)
+    room = max(1, int(width / (0.075 * max(map(len, unique)))))
+    step = -(-len(unique) // room)
     return middles[::step], unique[::step]
 
 

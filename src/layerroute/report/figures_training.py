@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.comparison import Comparison
@@ -20,11 +21,12 @@ from layerroute.report.style import GRID, INK, MUTED, PAPER, WIDTH, LineStyle, a
 PANELS = (
     ("Training loss", "loss (nats / token)", "train", ("lm_loss", "loss")),
     ("Validation loss", "loss (nats / token)", "validation", ("loss",)),
-    ("Validation accuracy", "next token right (%)", "validation", ("accuracy",)),
+    ("Validation accuracy", "next tokens right (%)", "validation", ("accuracy",)),
     ("Load balance loss", "Switch loss (no unit)", "train", ("balance_loss",)),
 )
 _SMOOTHED_FROM = 80
 _COLUMNS, _LABEL_ABREAST = 2, 34
+_HALO = [withStroke(linewidth=2.2, foreground=PAPER)]
 _BIGRAM: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (6, 2, 1, 2))}
 
 
@@ -113,7 +115,11 @@ def _draw_arm(axes: Axes, data: pd.DataFrame, style: LineStyle, *, star: bool, s
         if len(mean) >= _SMOOTHED_FROM:
             smooth = mean.rolling(max(3, len(mean) // 25), center=True, min_periods=1).mean()
             axes.plot(mean.index, mean, color=style.color, linewidth=0.6, alpha=0.3)
-        axes.plot(smooth.index, smooth, **style.line())
+        # A single evaluation is a point: a line through it would show nothing.
+        alone: dict[str, Any] = (
+            {"marker": style.marker, "markersize": 5} if len(mean) == 1 and not star else {}
+        )
+        axes.plot(smooth.index, smooth, **style.line(), **alone)
         if table.shape[1] > 1:
             axes.fill_between(
                 table.index, table.min(axis=1), table.max(axis=1), color=style.color, alpha=0.16, linewidth=0
@@ -216,6 +222,7 @@ def _balance_panel(axes: Axes, comparison: Comparison, data: pd.DataFrame) -> No
             color=MUTED,
             xytext=(0, 3),
             textcoords="offset points",
+            path_effects=_HALO,
         )
     axes.axhline(1.0, color=GRID, linewidth=1.0)
     axes.annotate(
@@ -228,6 +235,7 @@ def _balance_panel(axes: Axes, comparison: Comparison, data: pd.DataFrame) -> No
         color=MUTED,
         xytext=(0, -4),
         textcoords="offset points",
+        path_effects=_HALO,
     )
     top = float(np.nanmax(data["value"])) if len(data) else 1.0
     axes.set_ylim(-0.06 if static else min(0.86, float(data["value"].min())), max(1.25, 1.06 * top))

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm, Kind
@@ -31,6 +32,8 @@ PAGE_COLOURS = {
 }
 FORMATS = ("png", "svg", "pdf")
 WIDTH = 7.2  # inches: a page's text width
+SHARES = LinearSegmentedColormap.from_list("shares", [PAPER, SOFTMAX_PALE, SOFTMAX])
+"""From none to all."""
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -76,7 +79,11 @@ _METADATA: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-_OTHERS = ("#2a9d8f", "#8a63b3", "#c2447f", "#7a8a1f", "#8c5a3c", "#4aa3df", "#d1495b", "#5f7a76", "#b08d00")
+_OTHERS = (
+    "#2a9d8f", "#8a63b3", "#c2447f", "#7a8a1f", "#8c5a3c", "#4aa3df", "#d1495b", "#5f7a76", "#b08d00",
+    "#3b3f9e", "#e39bb5", "#0f6b4f", "#b79be0", "#6b1f3a",
+)  # fmt: skip
+_MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "p", "h")
 
 
 @contextmanager
@@ -91,10 +98,11 @@ def figure_style() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LineStyle:
-    """How an arm's curves are drawn."""
+    """How an arm's curves and points are drawn."""
 
     color: str
     dashes: Any
+    marker: str = "o"
 
     def line(self) -> dict[str, Any]:
         """Keyword arguments of ``Axes.plot``."""
@@ -105,11 +113,12 @@ def arm_styles(arms: Sequence[Arm], baseline: Arm | None, subject: Arm | None) -
     """A style for each arm by label.
 
     The baseline is a blue solid line, the dynamic arm in question an orange dashed one. Others keep the meaning of
-    the dashes in colours of their own: solid is static, dashed a learned router, dotted a control.
+    the dashes in colours of their own: solid is static, dashed a learned router, dotted a control. Neighbours have
+    markers of their own, too, for who cannot tell the colours.
     """
     others = iter(_OTHERS * (1 + len(arms) // len(_OTHERS)))
     styles = {}
-    for arm in arms:
+    for index, arm in enumerate(arms):
         if arm is baseline:
             color = GDN
         elif arm is subject:
@@ -121,7 +130,7 @@ def arm_styles(arms: Sequence[Arm], baseline: Arm | None, subject: Arm | None) -
             dashes = (0, (4, 1.6))
         elif arm.kind.control:
             dashes = (0, (1, 1.4))
-        styles[arm.label] = LineStyle(color=color, dashes=dashes)
+        styles[arm.label] = LineStyle(color=color, dashes=dashes, marker=_MARKERS[index % len(_MARKERS)])
     return styles
 
 
@@ -151,3 +160,41 @@ def save_figure(figure: Figure, folder: Path, name: str, formats: Iterable[str] 
 def clip(text: str, length: int) -> str:
     """``text``, or its beginning with an ellipsis, in at most ``length`` characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def shade(color: str, step: int) -> str:
+    """``color`` itself for step 0, then darker and paler ones in turn: arms of one family in one hue."""
+    if step == 0:
+        return color
+    towards = 0.0 if step % 2 else 1.0
+    share = min(0.65, 0.28 * ((step + 1) // 2))
+    red, green, blue = ((1 - share) * part + share * towards for part in to_rgb(color))
+    return to_hex((red, green, blue))
+
+
+def legend_below(figure: Figure, axes: Axes, labels: int, longest: int, height: float) -> None:
+    """The legend of ``axes`` under the panels of ``figure``, in as many columns as ``columns_for`` says.
+
+    Args:
+        labels: how many there are.
+        longest: characters of the longest.
+        height: of the figure, in inches.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.03 / height),
+        ncols=columns_for(labels, longest),
+    )
+
+
+def columns_for(labels: int, longest: int) -> int:
+    """Columns of a legend of so many labels that fit a page's width, the longest of so many characters."""
+    return max(1, min(labels, 4 if longest <= 16 else 3 if longest <= 26 else 2 if longest <= 40 else 1))
+
+
+def legend_height(labels: int, longest: int) -> float:
+    """Inches that ``legend_below`` needs."""
+    return 0.14 + 0.18 * -(-labels // columns_for(labels, longest))

@@ -5,10 +5,12 @@ import matplotlib
 import numpy as np
 import pytest
 
+from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison, compare_runs
-from layerroute.analysis.runs import TokenRoutes, load_runs
+from layerroute.analysis.runs import Run, TokenRoutes, load_runs
 from layerroute.report.figures_routing import panels_of, routing_data, routing_figure
 from layerroute.report.figures_tokens import (
+    _columns,
     heatmap_data,
     heatmap_figure,
     heatmap_source,
@@ -17,7 +19,7 @@ from layerroute.report.figures_tokens import (
 )
 from layerroute.report.figures_training import training_data, training_figure
 from layerroute.report.style import GDN, SOFTMAX, arm_styles, figure_style, save_figure
-from tests.unit.analysis.record_factory import make_run, sites
+from tests.unit.analysis.record_factory import make_run, record, sites
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,27 @@ def test_styles_are_the_drafts(comparison: Comparison) -> None:
     assert styles["dynamic"].dashes != "-"
     assert len({style.color for style in styles.values()}) == len(comparison.arms)
     assert styles["random"].dashes not in ("-", styles["dynamic"].dashes)
+
+
+def test_sixteen_arms_have_sixteen_colours() -> None:
+    arms = [Arm(f"arm{n}", (Run(record(f"arm{n}"), Path(f"arm{n}/record.json")),)) for n in range(16)]
+    styles = arm_styles(arms, arms[0], arms[1])
+    assert len({style.color for style in styles.values()}) == 16
+    assert len({style.marker for style in list(styles.values())[:8]}) == 8
+
+
+def test_a_single_evaluation_is_a_point_in_every_panel(tmp_path: Path) -> None:
+    for arm in ("baseline", "other"):
+        make_run(tmp_path, arm, 1)
+    alone = compare_runs(load_runs([tmp_path]), allow_different_data=True)
+    data = training_data(alone)
+    last = data[data["panel"].str.startswith("Validation")]["step"].max()
+    data = data[~data["panel"].str.startswith("Validation") | (data["step"] == last)]
+    with figure_style():
+        panels = {axes.get_title(loc="left"): axes for axes in training_figure(alone, data).axes}
+    for title in ("Validation loss", "Validation accuracy"):
+        points = [line for line in panels[title].lines if len(line.get_xdata()) == 1]
+        assert {line.get_marker() for line in points} - {"None", ""}, title
 
 
 def test_training_data_holds_every_run_and_no_zero_for_missing(comparison: Comparison) -> None:
@@ -148,6 +171,13 @@ def test_heatmap_shows_the_choice_where_a_threshold_makes_it() -> None:
         figure = heatmap_figure(routes)
     first, second = np.asarray(figure.axes[0].images[0].get_array())[:, 0]
     assert first > 0 > second
+
+
+def test_names_of_many_layers_have_room() -> None:
+    places, labels = _columns([f"L{layer}" for layer in range(4, 29)], width=0.9)
+    assert labels[0] == "L4" and 2 <= len(labels) == len(places)
+    apart = (places[1] - places[0]) / 25 * 0.9  # inches; a name of three letters takes 0.2
+    assert apart > 0.21
 
 
 def test_heatmap_data_has_every_token_and_site(comparison: Comparison) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 
 from layerroute.analysis.comparison import Comparison, compare_runs
 from layerroute.analysis.runs import load_runs
@@ -13,8 +15,11 @@ from layerroute.analysis.tokens import token_groups
 from layerroute.report.figures import _annealing, _bars, _heads, _kinds
 from layerroute.report.figures_common import (
     annealing_data,
+    annealing_figure,
     bars_data,
     bars_figure,
+    bars_note,
+    bars_start,
     heads_data,
     heads_figure,
     kinds_data,
@@ -69,6 +74,42 @@ def test_kinds_are_drawn_a_panel_for_each_cut(comparison: Comparison) -> None:
     data = kinds_data(groups)
     assert list(data["rate"]) == [kind.rate for kind in groups["kind"].kinds]
     assert len(kinds_figure(data, "softmax").axes) == len(groups)
+
+
+def test_the_caption_says_where_bars_begin_only_if_it_is_not_0() -> None:
+    close = pd.DataFrame({"arm": ["a", "b"], "validation_loss": [3.7, 3.9], "half_width_95": [0.05, None]})
+    wide = close.assign(validation_loss=[0.003, 3.4])
+    assert bars_start(close) > 3 and "does not begin at 0" in bars_note(close)
+    assert bars_start(wide) == 0 and bars_note(wide) == ""
+
+
+def test_kinds_without_an_interval_have_no_bar_of_error_and_every_panel_has_its_axis() -> None:
+    rows = [
+        ("kind", "word", 9, 0.5, None, None),
+        ("kind", "number", 4, 0.2, 0.1, 0.3),
+        ("loss", "high", 3, 0.9, 0.8, 1),
+    ]
+    data = pd.DataFrame(rows, columns=["by", "kind", "tokens", "rate", "low_95", "high_95"], dtype=object)
+    kind, loss = kinds_figure(data, "softmax").axes
+    segments = [len(c.get_segments()) for c in kind.collections if isinstance(c, LineCollection)]
+    assert sum(segments) == 1
+    assert kind.get_xlabel() == loss.get_xlabel() == "decisions for softmax (%)"
+    thick = [axes.patches[0].get_window_extent().height for axes in (kind, loss)]
+    assert thick[0] == pytest.approx(thick[1])
+
+
+def test_a_flat_rate_is_not_at_the_edge_and_lines_that_coincide_differ_in_width() -> None:
+    rows = [
+        (arm, 1, what, step, value)
+        for arm in ("one", "two")
+        for what, value in (("temperature", 1.0), ("mean rate in training", 0.75))
+        for step in (1, 40)
+    ]
+    data = pd.DataFrame(rows, columns=["arm", "seed", "what", "step", "value"])
+    temperature, rate = annealing_figure(data, {}, "that run").axes
+    assert list(rate.lines[0].get_ydata()) == [75.0, 75.0] and rate.get_ylim()[1] > 100
+    assert temperature.get_ylim()[1] > 1.0
+    assert rate.lines[0].get_linewidth() > rate.lines[1].get_linewidth()
 
 
 def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:

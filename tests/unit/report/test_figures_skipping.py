@@ -10,10 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from layerroute.analysis.runs import load_runs
+from layerroute.analysis.skipping import compare_skipping
 from layerroute.errors import UserError
 from layerroute.report.build import build_report
-from layerroute.report.figures_skipping import FIGURES
-from layerroute.report.style import save_figure
+from layerroute.report.figures_skipping import FIGURES, _depth, _layer_bars, _layer_map, _styles
+from layerroute.report.style import SOFTMAX, save_figure
 from tests.unit.analysis.record_factory import make_run, sites
 from tests.unit.report.test_figures_speed import record as speed_record
 from tests.unit.report.test_figures_speed import skipping
@@ -104,6 +106,28 @@ def test_figures_say_what_the_records_say(report: Path) -> None:
     assert set(annealing["what"]) == {"temperature", "mean rate in training"}
     validation = pd.read_csv(report / "figures/validation.csv")
     assert set(validation["arm"]) == set(RUNS)
+
+
+def test_arms_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    shown = compare_skipping(load_runs([study(tmp_path)]))
+    styles = _styles(shown)
+    token, wasteful = styles["token"], styles["wasteful"]
+    assert token.color == SOFTMAX and token.dashes == "-", "the arm in question"
+    assert token.marker == wasteful.marker, "one marker a kind"
+    assert token.color != wasteful.color and token.dashes != wasteful.dashes
+
+
+def test_few_arms_have_bars_by_layer_and_many_share_a_map() -> None:
+    sites = ["layer4.block", "layer10.block"]
+    few = pd.DataFrame([[10.0, 90.0]], index=["token"], columns=sites)
+    bars = _layer_bars(few, {"token": SOFTMAX})
+    assert [patch.get_height() for patch in bars.axes[0].patches] == [10.0, 90.0]
+    assert [label.get_text() for label in bars.axes[0].get_xticklabels()] == ["4", "10"]
+    many = pd.concat([few.rename(index={"token": f"arm {n}"}) for n in range(9)])
+    shown = _layer_map(many)
+    assert shown.axes[0].images[0].get_array().shape == (9, 2)
+    assert len(shown.axes[0].get_yticklabels()) == 9
+    assert sorted(["layer10.block", "layer4.mlp", "layer4.attention"], key=_depth)[-1] == "layer10.block"
 
 
 def test_deleted_and_written_again_it_has_the_same_bytes(report: Path) -> None:

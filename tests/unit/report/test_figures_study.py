@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison, compare_runs
@@ -13,7 +15,7 @@ from layerroute.analysis.pareto import pareto_front
 from layerroute.analysis.recall import softmax_rate
 from layerroute.analysis.runs import Run
 from layerroute.report.figures import _cost, _recall
-from layerroute.report.figures_study import cost_data, recall_data
+from layerroute.report.figures_study import _beside, cost_data, cost_figure, recall_data, recall_figure
 from layerroute.report.style import figure_style, save_figure
 from tests.unit.analysis.record_factory import record, sites
 
@@ -117,6 +119,39 @@ def test_both_are_drawn_and_the_same_records_give_the_same_bytes(
                 save_figure(figure, tmp_path / folder, entry.name, formats=("svg",))
     for name in ("figure-6.svg", "figure-7.svg"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_arms_of_one_rate_stand_side_by_side_and_others_where_they_are() -> None:
+    moved = _beside({"a": 25.0, "b": 25.3, "c": 24.9, "alone": 50.0, "e": 100.0, "f": 100.0})
+    places = {"a": 25.0, "b": 25.3, "c": 24.9, "e": 100.0, "f": 100.0}
+    assert moved["alone"] == 0
+    near = sorted(places[name] + moved[name] for name in "abc")
+    assert near[1] - near[0] == pytest.approx(2.2) and sum(near) / 3 == pytest.approx(25.067, abs=1e-3)
+    assert abs(moved["e"] - moved["f"]) == pytest.approx(2.2)
+
+
+def test_intervals_of_shares_end_at_nothing_and_all(comparison: Comparison) -> None:
+    data = recall_data(comparison)
+    data.loc[(data["arm"] == "baseline") & (data["seed"] == 1), "accuracy"] = 0.05  # a wide interval
+    left = recall_figure(comparison, data).axes[0]
+    ends = np.concatenate(
+        [
+            part
+            for bars in left.collections
+            if isinstance(bars, LineCollection)
+            for part in bars.get_segments()
+        ]
+    )
+    assert ends[:, 1].max() == pytest.approx(100.0) and ends[:, 1].min() >= -1e-9
+
+
+@pytest.mark.parametrize(("flops", "unit"), [(2e5, "thousands"), (2e6, "millions"), (3e9, "billions")])
+def test_the_axis_of_flops_has_a_unit_that_fits(flops: float, unit: str) -> None:
+    runs = [run(arm, 1, executed=flops * (1 + index / 10)) for index, arm in enumerate(("baseline", "other"))]
+    together = compare_runs(runs)
+    axes = cost_figure(together, cost_data(together)).axes[0]
+    assert unit in axes.get_xlabel()
+    assert 0.1 < axes.get_xlim()[1] < 1000
 
 
 def test_without_their_data_they_say_why_they_are_absent() -> None:

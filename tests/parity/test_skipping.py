@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import StaticCache
 
+from layerroute.routing import RoutingConfig
 from layerroute.skipping import (
     collect_decisions,
     executed,
@@ -370,6 +371,21 @@ def test_sinks_always_run():
         run = last_decision(model).choice.float().mean(dim=(0, 2))
         assert (run[:sinks] == 1).all()
         assert run[sinks:].max() < 1
+
+
+@pytest.mark.parametrize("control", [None, "random", "static"])
+def test_tokens_of_sink_ids_always_run_masked_sparse_and_cached(control):
+    controlled = {"routing": RoutingConfig(control=control, rate=0.4)} if control else {}
+    model = routed("llama", sink_tokens=0, sink_ids=[5, 7], **controlled)
+    ids = tokens(4, 12, VOCABULARY)
+    ids[0, 3], ids[1, 11], ids[2, 0], ids[3, 5], ids[3, 6] = 5, 7, 5, 7, 7
+    expected = logits(model, ids, "masked")
+    separators = torch.isin(ids, torch.tensor([5, 7]))
+    run = last_decision(model).choice.bool()
+    assert run[separators].all()
+    assert not run[~separators].all()
+    assert_close(logits(model, ids, "sparse"), expected, "sparse")
+    assert_close(chunked(model, ids, "sparse", [4, 5]), expected, "cached")
 
 
 def test_greedy_text_is_the_same_masked_and_sparse():

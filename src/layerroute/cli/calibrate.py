@@ -9,6 +9,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
@@ -114,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         save_calibration,
         verdict,
     )
+    from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
     if arguments.data is None:
@@ -124,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = Texts(arguments.data)
     heldout_texts = texts if arguments.heldout is None else Texts(arguments.heldout)
     model, tokenizer = open_model(arguments.model, arguments.device)
+    config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
         advance = stage("text")
         selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)

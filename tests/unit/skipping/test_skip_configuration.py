@@ -70,6 +70,7 @@ def test_who_reads_where_and_what_is_causal():
         ({"execution": "fast"}, "skip.execution"),
         ({"rank": 0}, "skip.rank must be at least 1"),
         ({"sink_tokens": -1}, "skip.sink_tokens must be at least 0"),
+        ({"sink_ids": [3, -1]}, "which count from 0"),
         ({"prefix_tokens": 0}, "skip.prefix_tokens"),
         ({"layers": []}, "empty"),
         ({"layers": [6, 5]}, "rising order"),

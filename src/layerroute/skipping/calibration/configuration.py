@@ -31,6 +31,7 @@ class CalibrationConfig:
         router_layer: layers that always run. Default 4.
         rank: of the low-rank skip paths.
         sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
+        sink_ids: ids of further tokens that always run; ``special_tokens`` of the tokenizer, as a rule.
         length: tokens of a window.
         tokens_statistics: that the fits see.
         tokens_selection: on which rates and static layers are chosen.
@@ -57,6 +58,7 @@ class CalibrationConfig:
     router_layer: int = 4
     rank: int = 64
     sink_tokens: int = 4
+    sink_ids: list[int] = field(default_factory=list)
     length: int = 256
     tokens_statistics: int = 12288
     tokens_selection: int = 2048
@@ -114,6 +116,7 @@ class CalibrationConfig:
             router_layer=self.router_layer,
             rank=self.rank,
             sink_tokens=self.sink_tokens,
+            sink_ids=self.sink_ids,
         )
         config.routing.router, config.routing.initial_bias = "linear", 0.0
         return config.resolve(num_layers).with_budget(self.budget)

@@ -53,6 +53,7 @@ class Policy:
             all.
         router_layer: whose input predictors read; None: each its own layer's.
         sink_tokens: first tokens that always run.
+        sink_ids: ids of tokens that always run.
         seed: of ``random``.
     """
 
@@ -60,6 +61,7 @@ class Policy:
     chooser: str = "predicted"
     router_layer: int | None = None
     sink_tokens: int = 1
+    sink_ids: tuple[int, ...] = ()
     seed: int = 0
 
     def rates(self) -> dict[int, float]:
@@ -72,8 +74,9 @@ class Policy:
         return replace(self, sites=sites)
 
     def sinks(self, ids: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
-        """True at the first tokens."""
-        return (torch.arange(ids.shape[1], device=ids.device) < self.sink_tokens).expand_as(ids)
+        """True at tokens that always run."""
+        first = (torch.arange(ids.shape[1], device=ids.device) < self.sink_tokens).expand_as(ids)
+        return first | torch.isin(ids, torch.tensor(self.sink_ids, dtype=ids.dtype, device=ids.device))
 
     def skips(
         self,
@@ -132,7 +135,13 @@ def calibrate_in_order(
         The policy, with a site for each layer of ``rates``.
     """
     shared = config.router_layer if config.granularity == "token" else None
-    policy = Policy(chooser=chooser, router_layer=shared, sink_tokens=config.sink_tokens, seed=config.seed)
+    policy = Policy(
+        chooser=chooser,
+        router_layer=shared,
+        sink_tokens=config.sink_tokens,
+        sink_ids=tuple(config.sink_ids),
+        seed=config.seed,
+    )
     sinks = policy.sinks(ids).flatten()
     states = stack.embed(ids)
     dense, features = states, states
@@ -288,7 +297,7 @@ def step(
         return stack.run(layer, states), everyone
     sinks = policy.sinks(ids)
     given = stack.before(layer, states)
-    if site.rate >= 1.0 and not flip and not policy.sink_tokens:
+    if site.rate >= 1.0 and not flip and not policy.sink_tokens and not policy.sink_ids:
         return stack.after(layer, site.skip(given)), ~everyone
     ran = stack.through(layer, given)
     read = states if policy.router_layer is None else features

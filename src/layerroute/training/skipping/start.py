@@ -138,6 +138,7 @@ def calibration_config(
         router_layer=skip.router_layer,
         rank=skip.rank,
         sink_tokens=skip.sink_tokens,
+        sink_ids=list(skip.sink_ids or []),
         length=length,
         tokens_statistics=max(start.tokens_statistics, length),
         tokens_selection=max(start.tokens_selection, length),

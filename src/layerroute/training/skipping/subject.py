@@ -20,7 +20,7 @@ from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, forward_flops, path_costs
 from layerroute.skipping.model import get_router
-from layerroute.skipping.pretrained import local_source
+from layerroute.skipping.pretrained import local_source, special_tokens
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.objective import RoutedLoss
@@ -131,10 +131,13 @@ class SkippingSubject(Subject):
             )
         if self.start.method == "calibrated" and self.start.folder is None:
             tell("start       calibrated on training text; made once for all arms, kept in the cache")
+        skip = self.skip
+        if skip.sink_ids is None:
+            skip = replace(skip, sink_ids=special_tokens(self.tokenizer))
         with stages(True) as stage:
             start_router(
                 self.model,
-                self.skip,
+                skip,
                 self.start,
                 self.data.train,
                 also=self.objective.budgets,

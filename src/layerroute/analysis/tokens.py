@@ -3,6 +3,7 @@
 Descriptive: a few validation sentences of one run. A flat picture must be seen to be flat, hence the permutation test.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,12 @@ too under up very was we were what when where which while who why will with woul
 STOP_WORDS = frozenset(_WORDS.split())
 """Words of English that carry grammar more than content."""
 
+UNTESTED = frozenset({"place in context"})
+"""Cuts whose kinds are shared by all tokens of a sentence, so that shuffling within sentences says nothing."""
+
+_RECALL = re.compile(r"(?P<part>[kvf])\d+|\?|<\|endoftext\|>|")
+"""Tokens of the synthetic recall tasks: keys, values, fillers, and the mark before a question."""
+
 POSITIONS = ((0, 32), (32, 128), (128, 512), (512, 1 << 40))
 """Ranges of places in the context, in tokens."""
 
@@ -107,25 +114,25 @@ def _decisions(routes: TokenRoutes) -> _Decisions | None:
     return _Decisions(np.array(sentence), np.array(rows)) if rows else None
 
 
-def token_kinds(routes: TokenRoutes, *, seed: int = 0) -> TokenKinds | None:
-    """Compare kinds of tokens in ``routes``; None where there is no token.
-
-    The resampling draws from ``seed``, so that the same routes give the same numbers.
-    """
-    decisions = _decisions(routes)
-    return None if decisions is None else _compare(_kind_labels(routes), decisions, seed=seed)
-
-
 def token_groups(routes: TokenRoutes, *, seed: int = 0) -> dict[str, TokenKinds]:
     """By name of the cut: kind of token, and, where the run noted them, corpus frequency, loss and place in context.
 
     ``rare`` is the fifth of these tokens that the training text holds most seldom, ``high loss`` the fifth that the
     model predicted worst; the others are told beside them. Places are not tested: all tokens of a sentence share one.
+    The resampling draws from ``seed``, so that the same routes give the same numbers.
     """
     decisions = _decisions(routes)
     if decisions is None:
         return {}
-    found = {"kind": _compare(_kind_labels(routes), decisions, seed=seed)}
+    return {
+        cut: _compare(labels, decisions, seed=seed, test=cut not in UNTESTED)
+        for cut, labels in token_cuts(routes).items()
+    }
+
+
+def token_cuts(routes: TokenRoutes) -> dict[str, list[str]]:
+    """By name of the cut, what each token of ``routes`` is, all sentences in a row; see ``token_groups``."""
+    found = {"kind": _recall_labels(routes) or _kind_labels(routes)}
     facts = routes.facts
     if not facts:
         return found
@@ -134,24 +141,20 @@ def token_groups(routes: TokenRoutes, *, seed: int = 0) -> dict[str, TokenKinds]
     if all(fact.seen is not None for fact in facts):
         seen = np.array([count for fact in facts for count in fact.seen or ()], dtype=np.float64)
         limit = np.quantile(seen, 0.2)
-        found["corpus frequency"] = _compare(
-            ["rare" if count <= limit else "frequent" for count in seen], decisions, seed=seed
-        )
+        found["corpus frequency"] = ["rare" if count <= limit else "frequent" for count in seen]
     known = np.array([np.nan if loss is None else loss for loss in losses], dtype=np.float64)
     if np.isfinite(known).any():
         worst = np.nanquantile(known, 0.8)
-        labels = [
+        found["loss"] = [
             "not predicted" if np.isnan(loss) else "high loss" if loss >= worst else "lower loss"
             for loss in known
         ]
-        found["loss"] = _compare(labels, decisions, seed=seed)
-    ranges = [
+    found["place in context"] = [
         next(
             f"{low} to {high - 1}" if high < 1 << 40 else f"{low} on" for low, high in POSITIONS if at < high
         )
         for at in places
     ]
-    found["place in context"] = _compare(ranges, decisions, seed=seed, test=False)
     return found
 
 
@@ -201,6 +204,25 @@ def _kind_labels(routes: TokenRoutes) -> list[str]:
         for index, token in enumerate(tokens):
             labels.append(token_kind(token, starts=before[-1:].isspace(), word=_whole_word(tokens, index)))
             before = token or before
+    return labels
+
+
+def _recall_labels(routes: TokenRoutes) -> list[str]:
+    """What each token of a recall task is; empty where the tokens are of other text.
+
+    A key that its sequence held before is one that is asked for.
+    """
+    names = {"v": "value", "f": "filler", None: "mark"}
+    labels = []
+    for tokens, _, _ in routes.sentences:
+        before: set[str] = set()
+        for token in tokens:
+            match = _RECALL.fullmatch(token.strip())
+            if match is None:
+                return []
+            part = match["part"]
+            labels.append(names[part] if part != "k" else "key, asked" if token in before else "key, told")
+            before.add(token)
     return labels
 
 

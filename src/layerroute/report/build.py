@@ -17,6 +17,7 @@ from layerroute.analysis.settings import pattern_text
 from layerroute.analysis.skipping import CAPABILITY as SKIPPING
 from layerroute.analysis.skipping import SkippingComparison, compare_skipping
 from layerroute.analysis.table import Table, escape_text
+from layerroute.analysis.token_layers import LayerKinds, kinds_by_layer, layers_table
 from layerroute.analysis.tokens import TokenKinds, groups_table, token_groups
 from layerroute.errors import UserError
 from layerroute.records import RECORD_NAME
@@ -94,7 +95,7 @@ def _markdown_value(value: Any) -> Any:
 
 def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folder: Path) -> dict[str, Any]:
     """Everything that the templates show."""
-    groups, tokens = _token_parts(comparison)
+    groups, by_layer, tokens = _token_parts(comparison)
     kinds = groups.get("kind")
     subject, baseline = comparison.subject, comparison.baseline
     versus = f"{subject.label} against {baseline.label}" if subject and baseline else comparison.arms[0].label
@@ -104,6 +105,9 @@ def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folde
     by_kind = None if subject is None else groups_table(groups, path_name(subject.paths[1]))
     if by_kind is not None:
         tables["kinds"] = by_kind
+    layers = None if subject is None else layers_table(by_layer, path_name(subject.paths[1]))
+    if layers is not None:
+        tables["kinds_by_layer"] = layers
     agreement = agreement_table(comparison.arms)
     if agreement is not None:
         tables["agreement"] = agreement
@@ -194,10 +198,12 @@ def _markdown_figure(figure: FigureEntry) -> Markdown:
     )
 
 
-def _token_parts(comparison: Comparison) -> tuple[dict[str, TokenKinds], dict[str, Any] | None]:
+def _token_parts(
+    comparison: Comparison,
+) -> tuple[dict[str, TokenKinds], dict[str, LayerKinds], dict[str, Any] | None]:
     source = heatmap_source(comparison)
     if source is None:
-        return {}, None
+        return {}, {}, None
     arm, run = source
     routes = run.token_routes
     assert routes is not None
@@ -211,7 +217,9 @@ def _token_parts(comparison: Comparison) -> tuple[dict[str, TokenKinds], dict[st
         "cut": [max(0, len(sentence) - TOKENS_ON_PAGE) for sentence in sentences],
         "height": min(60, max(6, 5 * len(routes.sites))),
     }
-    return (token_groups(routes) if arm is comparison.subject else {}), view
+    if arm is not comparison.subject:
+        return {}, {}, view
+    return token_groups(routes), kinds_by_layer(routes), view
 
 
 def _holds_runs(directory: Path) -> bool:

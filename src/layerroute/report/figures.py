@@ -15,6 +15,7 @@ from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing, plural
 from layerroute.analysis.routing import path_name
 from layerroute.analysis.runs import TokenRoutes
+from layerroute.analysis.token_layers import kinds_by_layer
 from layerroute.analysis.tokens import token_groups
 from layerroute.report.architecture import describe
 from layerroute.report.figures_architecture import (
@@ -31,9 +32,8 @@ from layerroute.report.figures_common import (
     bars_note,
     heads_data,
     heads_figure,
-    kinds_data,
-    kinds_figure,
 )
+from layerroute.report.figures_kinds import LAYERS_NOTE, kinds_data, kinds_figure, layers_data, layers_figure
 from layerroute.report.figures_routing import routing_data, routing_figure, shown_arms
 from layerroute.report.figures_speed import draw_speed, speed_data
 from layerroute.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
@@ -41,7 +41,7 @@ from layerroute.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heat
 from layerroute.report.figures_training import training_data, training_figure
 from layerroute.report.style import FORMATS, arm_styles, figure_style, save_figure
 
-FIGURES = 12
+FIGURES = 13
 """Numbers that figures may have, from 1 on."""
 
 
@@ -88,6 +88,7 @@ def build_figures(
         _annealing,
         _heads,
         partial(_speed, bench),
+        _kinds_by_layer,
     )
     assert len(makers) == FIGURES
     entries = []
@@ -289,6 +290,27 @@ def _kinds(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataF
         FigureEntry(number=9, title=title, caption=caption),
         kinds_figure(data, path_name(arm.paths[1])),
         data,
+    )
+
+
+def _kinds_by_layer(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
+    title, source = "Routing by kind of token and layer", heatmap_source(comparison)
+    routes = None if source is None else source[1].token_routes
+    if source is None or routes is None:
+        return _absent(13, title, "no completed run has stored the decisions of single tokens.")
+    found = kinds_by_layer(routes)
+    if not found:
+        return _absent(13, title, "there is one routed layer, and the figure by kind shows it.")
+    arm, run = source
+    expensive = path_name(arm.paths[1])
+    caption = (
+        f"How far each kind of token is from the layer's mean share on {expensive}, in percentage points; {arm.label}, "
+        f"seed {run.seed}. {LAYERS_NOTE}"
+    )
+    return (
+        FigureEntry(number=13, title=title, caption=caption),
+        layers_figure(found, expensive),
+        layers_data(found),
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of both reports: final bars, kinds of tokens, curves, annealing, points by cost, rates by layer and head."""
+"""Figures of both reports: final bars, curves, annealing, points by cost, rates by layer and head."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.format import number
-from layerroute.analysis.tokens import TokenKinds
 from layerroute.report.style import (
     GDN,
     INK,
@@ -107,69 +106,6 @@ def bars_note(data: pd.DataFrame) -> str:
 def _two_lines(label: str) -> str:
     lines = textwrap.wrap(label, 29) or [""]
     return "\n".join([lines[0], clip(" ".join(lines[1:]), 29)] if len(lines) > 1 else lines)
-
-
-def kinds_data(groups: Mapping[str, TokenKinds]) -> pd.DataFrame:
-    """Share of decisions for the expensive path by cut and kind of token, with bootstrap intervals."""
-    rows = [
-        {
-            "by": cut,
-            "kind": kind.kind,
-            "tokens": kind.tokens,
-            "rate": kind.rate,
-            "low_95": kind.low,
-            "high_95": kind.high,
-            "p_value": group.p_value,
-        }
-        for cut, group in groups.items()
-        for kind in group.kinds
-    ]
-    return pd.DataFrame(
-        rows, columns=["by", "kind", "tokens", "rate", "low_95", "high_95", "p_value"], dtype=object
-    )
-
-
-def kinds_figure(data: pd.DataFrame, expensive: str) -> Figure:
-    """A panel for each cut, a bar of one thickness for each kind of token."""
-    cuts = list(dict.fromkeys(data["by"]))
-    sizes = [int((data["by"] == cut).sum()) for cut in cuts]
-    columns = min(2, len(cuts))
-    heights = [max(sizes[place : place + columns]) for place in range(0, len(cuts), columns)]
-    bar, gap = 0.25, 0.62
-    height = 0.3 + sum(bar * size + gap for size in heights)
-    figure = new_figure(WIDTH, height)
-    names, part = 1.55, WIDTH / columns  # inches: what the names of kinds take of a panel's width
-    top = height - 0.28
-    for line, most in enumerate(heights):
-        for column, cut in enumerate(cuts[line * columns : (line + 1) * columns]):
-            size = sizes[line * columns + column]
-            left, wide = column * part + names, part - names - 0.2
-            axes = figure.add_axes(
-                (left / WIDTH, (top - bar * size) / height, wide / WIDTH, bar * size / height)
-            )
-            _kinds_panel(axes, data[data["by"] == cut], f"By {cut}")
-            axes.set_xlabel(f"decisions for {expensive} (%)")
-        top -= bar * most + gap
-    return figure
-
-
-def _kinds_panel(axes: Axes, part: pd.DataFrame, title: str) -> None:
-    rate = 100 * part["rate"].astype(float)
-    low, high = (100 * part[name].astype(float) for name in ("low_95", "high_95"))
-    places = list(range(len(part)))
-    axes.barh(places, rate, height=0.66, color=SOFTMAX)
-    known = (low.notna() & high.notna()).to_numpy()
-    if known.any():
-        error = [(rate - low)[known].clip(lower=0), (high - rate)[known].clip(lower=0)]
-        at = [place for place, has in zip(places, known, strict=True) if has]
-        axes.errorbar(rate[known], at, xerr=error, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2)
-    axes.set_yticks(
-        places, [f"{kind} ({count})" for kind, count in zip(part["kind"], part["tokens"], strict=True)]
-    )
-    axes.set_ylim(len(part) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.set_xlim(0, 100)
-    axes.set_title(title)
 
 
 def annealing_data(arms: Sequence[Arm]) -> pd.DataFrame:

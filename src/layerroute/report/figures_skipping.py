@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.pareto import pareto_front
 from layerroute.analysis.skipping import FULL, ROUTED, SkippingComparison, executed, kind_of, skipped
+from layerroute.analysis.token_layers import kinds_by_layer
 from layerroute.analysis.tokens import token_groups
 from layerroute.report.figures_common import (
     annealing_data,
@@ -23,9 +24,8 @@ from layerroute.report.figures_common import (
     bars_note,
     curves_figure,
     draw_points,
-    kinds_data,
-    kinds_figure,
 )
+from layerroute.report.figures_kinds import LAYERS_NOTE, kinds_data, kinds_figure, layers_data, layers_figure
 from layerroute.report.figures_speed import draw_speed, speed_data
 from layerroute.report.figures_tokens import heatmap_data, heatmap_figure
 from layerroute.report.labels import label_points
@@ -61,6 +61,7 @@ FIGURES = (
     "layers",
     "heatmap",
     "kinds",
+    "kinds_by_layer",
     "convergence",
     "validation",
     "terms",
@@ -108,6 +109,7 @@ def build_skipping_figures(
         _layers,
         _heatmap,
         _kinds,
+        _kinds_by_layer,
         _convergence,
         _validation,
         _terms,
@@ -244,6 +246,26 @@ def _kinds(comparison: SkippingComparison) -> Drawn:
         SkippingFigure(name=name, title=title, caption=caption),
         kinds_figure(frame, routes.paths[-1]),
         frame,
+    )
+
+
+def _kinds_by_layer(comparison: SkippingComparison) -> Drawn:
+    name, title = "kinds_by_layer", "Compute by kind of token and layer"
+    arm = comparison.subject
+    routes = None if arm is None else arm.example.token_routes
+    found = {} if routes is None else kinds_by_layer(routes)
+    if arm is None or not found:
+        return _absent(
+            name, title, "the routed arm has stored no decisions of single tokens on two or more layers."
+        )
+    caption = (
+        "How far each kind of token is from the share of tokens that run the layer, in percentage points; "
+        f"{arm.label}, seed {arm.example.seed}. {LAYERS_NOTE}"
+    )
+    return (
+        SkippingFigure(name=name, title=title, caption=caption),
+        layers_figure(found, "run"),
+        layers_data(found),
     )
 
 

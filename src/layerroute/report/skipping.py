@@ -8,6 +8,7 @@ from typing import Any
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
 from layerroute.analysis.skipping import SkippingComparison, kind_of, skipped
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
+from layerroute.analysis.token_layers import kinds_by_layer, layers_table
 from layerroute.analysis.tokens import groups_table, token_groups
 from layerroute.report.figures_skipping import SkippingFigure, build_skipping_figures
 from layerroute.report.html import environment, inline_svg, token_views
@@ -32,9 +33,7 @@ def write_skipping_report(
     folder.mkdir(parents=True, exist_ok=True)
     figures = build_skipping_figures(comparison, folder, progress, bench)
     tables = {**comparison.tables, "runs": _runs(comparison)}
-    kinds = _kinds(comparison)
-    if kinds is not None:
-        tables["kinds"] = kinds
+    tables |= _kinds(comparison)
     versions = sorted(
         {
             f"{name} {value}"
@@ -127,10 +126,16 @@ def _tokens(comparison: SkippingComparison) -> dict[str, Any] | None:
     }
 
 
-def _kinds(comparison: SkippingComparison) -> Table | None:
-    """Whether kinds of tokens (words, numbers, punctuation) run more layers than others."""
+def _kinds(comparison: SkippingComparison) -> dict[str, Table]:
+    """Whether kinds of tokens (words, numbers, punctuation) run more layers than others, and which."""
     routes = None if comparison.subject is None else comparison.subject.example.token_routes
-    return None if routes is None else groups_table(token_groups(routes), routes.paths[-1])
+    if routes is None:
+        return {}
+    tables = {
+        "kinds": groups_table(token_groups(routes), routes.paths[-1]),
+        "kinds_by_layer": layers_table(kinds_by_layer(routes), routes.paths[-1]),
+    }
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _runs(comparison: SkippingComparison) -> Table:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from layerroute.analysis.runs import TokenFacts, TokenRoutes
-from layerroute.analysis.tokens import groups_table, token_groups, token_kind, token_kinds
+from layerroute.analysis.tokens import groups_table, token_groups, token_kind
 
 
 def routes(*, planted: bool, sentences: int = 12, seed: int = 0) -> TokenRoutes:
@@ -38,8 +38,7 @@ def test_kind(token: str, starts: bool, kind: str) -> None:
 
 
 def test_planted_difference_is_found() -> None:
-    found = token_kinds(routes(planted=True))
-    assert found is not None
+    found = token_groups(routes(planted=True))["kind"]
     assert found.differ
     assert found.kinds[0].kind == "punctuation"
     assert found.kinds[0].rate == pytest.approx(0.9, abs=0.06)
@@ -50,18 +49,19 @@ def test_planted_difference_is_found() -> None:
 
 
 def test_no_difference_is_not_claimed() -> None:
-    claims = [found.differ for seed in range(8) if (found := token_kinds(routes(planted=False, seed=seed)))]
+    claims = [
+        found.differ for seed in range(8) if (found := token_groups(routes(planted=False, seed=seed))["kind"])
+    ]
     assert len(claims) == 8
     assert sum(claims) <= 2
 
 
 def test_same_routes_same_numbers() -> None:
-    assert token_kinds(routes(planted=True)) == token_kinds(routes(planted=True))
+    assert token_groups(routes(planted=True))["kind"] == token_groups(routes(planted=True))["kind"]
 
 
 def test_too_few_sentences_for_a_test() -> None:
-    found = token_kinds(routes(planted=True, sentences=2))
-    assert found is not None
+    found = token_groups(routes(planted=True, sentences=2))["kind"]
     assert found.p_value is None
     assert not found.differ
     assert {kind.low for kind in found.kinds} == {None}
@@ -70,7 +70,6 @@ def test_too_few_sentences_for_a_test() -> None:
 
 
 def test_no_tokens() -> None:
-    assert token_kinds(TokenRoutes(sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=())) is None
     assert token_groups(TokenRoutes(sites=("layer1.mixer",), paths=("gdn", "softmax"), sentences=())) == {}
     assert groups_table({}, "softmax") is None
 
@@ -128,10 +127,24 @@ def test_cuts_of_nothing_claim_nothing() -> None:
 
 def test_words_split_into_pieces_are_no_stop_words() -> None:
     sentences = tuple(((" the", "sis", " the", " end"), ((0,),) * 4, ((0.5,),) * 4) for _ in range(3))
-    found = token_kinds(TokenRoutes(sites=("a",), paths=("gdn", "softmax"), sentences=sentences))
-    assert found is not None
+    found = token_groups(TokenRoutes(sites=("a",), paths=("gdn", "softmax"), sentences=sentences))["kind"]
     assert {kind.kind: kind.tokens for kind in found.kinds} == {
         "word start": 6,
         "word continuation": 3,
         "stop word": 3,
     }
+
+
+def test_tokens_of_a_recall_task_are_keys_values_and_fillers() -> None:
+    tokens = ("k1", "v7", "k2", "v9", "f3", "?", "k2", "<|endoftext|>")
+    recall = TokenRoutes(
+        sites=("a",), paths=("gdn", "softmax"), sentences=((tokens, ((0,),) * 8, ((0.5,),) * 8),)
+    )
+    found = {kind.kind: kind.tokens for kind in token_groups(recall)["kind"].kinds}
+    assert found == {"key, told": 2, "key, asked": 1, "value": 2, "filler": 1, "mark": 2}
+    text = TokenRoutes(
+        sites=("a",),
+        paths=("gdn", "softmax"),
+        sentences=((("k1", " cat"), ((0,),) * 2, ((0.5,),) * 2),),
+    )
+    assert {kind.kind for kind in token_groups(text)["kind"].kinds} == {"word start"}

@@ -22,9 +22,8 @@ from layerroute.report.figures_common import (
     bars_start,
     heads_data,
     heads_figure,
-    kinds_data,
-    kinds_figure,
 )
+from layerroute.report.figures_kinds import kinds_data, kinds_figure
 from tests.unit.analysis.record_factory import make_run, sites
 
 

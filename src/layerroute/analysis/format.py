@@ -42,6 +42,11 @@ def signed_percent(fraction: float | None, digits: int = 1) -> str:
     return text if text == MISSING else f"{text}%"
 
 
+def points(fraction: float | None) -> str:
+    """A difference of two shares of one in percentage points, with its sign."""
+    return signed(None if fraction is None else 100 * fraction, 1)
+
+
 def count(value: float | None, unit: str = "") -> str:
     """A large number in three significant digits with k, M, G or T; ``unit`` follows the prefix."""
     if value is None or not math.isfinite(value):

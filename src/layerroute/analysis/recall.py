@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.controls import FLOPS_TOLERANCE, RATE_TOLERANCE, relative
-from layerroute.analysis.format import MISSING, count, listing, number, percent, plural, probability, signed
+from layerroute.analysis.format import MISSING, count, listing, number, percent, plural, points, probability
 from layerroute.analysis.statistics import Estimate, PairedDifference, holm, paired_difference, t_interval
 from layerroute.analysis.table import Cell, Column, Row, Table
 from layerroute.analysis.verdict import SIGNIFICANT
@@ -70,10 +70,10 @@ class RecallPair:
         estimate = self.difference.estimate
         if estimate is None:
             return f"cannot be paired with {self.rival.label}"
-        amount = f"{_points(estimate.mean)} points"
+        amount = f"{points(estimate.mean)} points"
         if self.p_adjusted is None:
             return f"is {amount} from {self.rival.label} with one seed, which may be chance"
-        amount += f", 95% {_points(estimate.low)} to {_points(estimate.high)}"
+        amount += f", 95% {points(estimate.low)} to {points(estimate.high)}"
         if self.p_adjusted < SIGNIFICANT:
             word = "more" if estimate.mean > 0 else "less"
             return f"recalls {word} than {self.rival.label} ({amount})"
@@ -218,7 +218,7 @@ def recall_differences(pairs: Sequence[RecallPair]) -> Table:
         found, estimate = pair.difference, pair.difference.estimate
         interval, mean = MISSING, None if estimate is None else estimate.mean
         if estimate is not None and estimate.half_width is not None:
-            interval = f"{_points(estimate.low)} to {_points(estimate.high)}"
+            interval = f"{points(estimate.low)} to {points(estimate.high)}"
         unseen = found.detectable
         rows.append(
             Row(
@@ -226,7 +226,7 @@ def recall_differences(pairs: Sequence[RecallPair]) -> Table:
                     Cell(f"{pair.subject.label} − {pair.rival.label}"),
                     Cell(listing(pair.roles)),
                     Cell(str(len(found.seeds)), len(found.seeds)),
-                    Cell(MISSING if mean is None else _points(mean), mean),
+                    Cell(MISSING if mean is None else points(mean), mean),
                     Cell(interval),
                     Cell(probability(pair.p_adjusted), pair.p_adjusted),
                     Cell(number(None if unseen is None else 100 * unseen, 1), unseen),
@@ -255,7 +255,3 @@ def _share(estimate: Estimate) -> str:
     half = estimate.half_width
     text = number(100 * estimate.mean, 1)
     return f"{text}%" if half is None else f"{text} ± {number(100 * half, 1)}%"
-
-
-def _points(value: float) -> str:
-    return signed(100 * value, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.analysis.format import MISSING, number, percent, signed
+from layerroute.analysis.format import MISSING, number, percent, points, signed
 from layerroute.analysis.table import Cell, Column, Row, Table
 from layerroute.errors import UserError
 
@@ -234,4 +234,4 @@ def _kept(found: Change) -> str:
 
 
 def _delta(value: float, metric: str) -> str:
-    return signed(value, 3) if metric == PERPLEXITY else signed(100 * value, 1)
+    return signed(value, 3) if metric == PERPLEXITY else points(value)

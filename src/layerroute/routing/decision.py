@@ -3,13 +3,16 @@
 Shapes: B batch, T time, R routed sites, P paths (path 0 is the cheapest, the last path the most expensive).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Chooser = Callable[[tuple[str, ...], Tensor, Tensor | None], Tensor]
+"""Decides in a router's stead: (site names, positions (B, T), token ids (B, T) or None) -> choices (B, T, R)."""
 
 
 @dataclass(frozen=True, kw_only=True)

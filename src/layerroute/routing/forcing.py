@@ -1,20 +1,15 @@
 """Forcing decisions: for parity tests, and for benchmarks whose speed must not depend on a trained router."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from layerroute.routing.controls import hashed_uniform
-
-if TYPE_CHECKING:
-    pass
-
-# (site names, positions (B, T), token ids (B, T) or None) -> choices (B, T, R)
-Chooser = Callable[[tuple[str, ...], Tensor, Tensor | None], Tensor]
+from layerroute.routing.decision import Chooser
+from layerroute.routing.module import Routing
 
 
 def constant(path: int) -> Chooser:
@@ -53,9 +48,7 @@ def forced(model: nn.Module, chooser: Chooser | int) -> Iterator[None]:
 
     Estimators still give these choices their gates, so gradients can be compared too.
     """
-    from layerroute.routing.module import Routing
-
-    modules: list[Routing] = [module for module in model.modules() if isinstance(module, Routing)]
+    modules = [module for module in model.modules() if isinstance(module, Routing)]
     before = [module.chooser for module in modules]
     for module in modules:
         module.chooser = constant(chooser) if isinstance(chooser, int) else chooser

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from layerroute.errors import UserError, nearest
 from layerroute.routing.budget import BUDGETS, Thresholds, margins
 from layerroute.routing.controls import CONTROLS, control_choice
-from layerroute.routing.decision import RouteDecision
+from layerroute.routing.decision import Chooser, RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, centred_gradient, estimate, training_noise
-from layerroute.routing.forcing import Chooser
 from layerroute.routing.routers import ROUTERS, build_router
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from layerroute.errors import UserError, nearest
-from layerroute.routing.decision import RouteDecision
-from layerroute.routing.forcing import Chooser, at_rate, forced, table
+from layerroute.routing.decision import Chooser, RouteDecision
+from layerroute.routing.forcing import at_rate, forced, table
 from layerroute.skipping.configuration import EXECUTIONS, SkipConfig
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
 from layerroute.skipping.flops import path_costs

@@ -75,6 +75,10 @@ def unfinished_notes(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
+MOST_TOLD = 10.0
+"""Relative changes beyond it are not told in full: they say only that the baseline is all but 0."""
+
+
 def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Table:
     """Table 1: final validation loss, perplexity and accuracy, with the improvement on the baseline."""
     columns = (
@@ -149,7 +153,12 @@ def _improvement(arm: Arm, baseline: Arm) -> Row:
         common = [seed for seed in seeds if seed in ours and seed in theirs]
         change = relative(sum(ours[s] for s in common), sum(theirs[s] for s in common)) if common else None
         change = None if change is None else sign * change
-        cells.append(Cell(signed_percent(change), change))
+        text = signed_percent(change)
+        if change is not None and abs(change) > MOST_TOLD:
+            text = (
+                f"{'above' if change > 0 else 'below'} {signed_percent(math.copysign(MOST_TOLD, change), 0)}"
+            )
+        cells.append(Cell(text, change))
     return Row(cells=(*cells, Cell(MISSING)), kind="improvement")
 
 

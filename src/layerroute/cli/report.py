@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bench",
         nargs="+",
+        action="extend",
         metavar="RECORD",
         default=[],
         help="records of `layerroute bench --out`, for the figure of the speed-up",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from layerroute.analysis.runs import TokenRoutes
 from layerroute.report.style import PAGE_COLOURS
@@ -31,7 +31,7 @@ class TokenView:
 
 def environment() -> Environment:
     """Templates with autoescape on in HTML, and an error for any name that is not there."""
-    return Environment(
+    made = Environment(
         loader=PackageLoader("layerroute.report"),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
@@ -39,6 +39,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["code"] = with_code
+    return made
+
+
+def with_code(text: str) -> Markup:
+    """``text`` as HTML, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline_svg(path: Path) -> Markup:

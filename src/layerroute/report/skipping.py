@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
-from layerroute.analysis.skipping import SkippingComparison, kind_of, skipped
+from layerroute.analysis.skipping import SkippingComparison, kind_of
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
 from layerroute.analysis.token_layers import kinds_by_layer, layers_table
 from layerroute.analysis.tokens import groups_table, token_groups
@@ -90,8 +90,8 @@ def _all(comparison: SkippingComparison) -> list[Any]:
 def _facts(comparison: SkippingComparison) -> list[tuple[str, str]]:
     runs = _all(comparison)
 
-    def distinct(*keys: str) -> str:
-        found = list(dict.fromkeys(str(value) for run in runs if (value := run.value(*keys)) is not None))
+    def distinct(*keys: str, style: Callable[[Any], str] = str) -> str:
+        found = list(dict.fromkeys(style(value) for run in runs if (value := run.value(*keys)) is not None))
         return listing(found) if found else MISSING
 
     facts = [
@@ -99,17 +99,21 @@ def _facts(comparison: SkippingComparison) -> list[tuple[str, str]]:
         ("Data", distinct("data", "source")),
         (
             "Steps and tokens trained",
-            f"{distinct('metrics', 'steps')} steps, {distinct('tokens_seen')} tokens",
+            f"{distinct('metrics', 'steps')} steps, {distinct('tokens_seen', style=_thousands)} tokens",
         ),
         (
             "Hardware",
-            f"{distinct('hardware', 'cpu')} ({distinct('hardware', 'cores')} cores); "
-            f"accelerator {distinct('hardware', 'accelerator')}",
+            f"{distinct('hardware', 'cpu')} ({distinct('hardware', 'cores')} cores)"
+            + ("" if (accelerator := distinct("hardware", "accelerator")) == MISSING else f"; {accelerator}"),
         ),
     ]
     if comparison.subject is not None:
         facts.append(("Command of the routed arm", str(comparison.subject.example.value("command"))))
     return facts
+
+
+def _thousands(value: int) -> str:
+    return f"{value:,}"
 
 
 def _tokens(comparison: SkippingComparison) -> dict[str, Any] | None:
@@ -167,8 +171,4 @@ def _runs(comparison: SkippingComparison) -> Table:
                     )
                 )
             )
-    share = None if comparison.subject is None else skipped(comparison.subject)
-    note = "" if share is None else f"The routed arm skips {percent(share)}."
-    return Table(
-        name="Table 4", title="All runs", columns=columns, rows=tuple(rows), notes=(note,) if note else ()
-    )
+    return Table(name="Table 4", title="All runs", columns=columns, rows=tuple(rows))

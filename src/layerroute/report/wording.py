@@ -4,6 +4,7 @@ from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.fairness import machine
 from layerroute.analysis.format import count, duration, listing, plural, signed_percent
+from layerroute.analysis.runs import Run
 from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome
 
 QUESTION = (
@@ -27,9 +28,8 @@ def what_was_run(comparison: Comparison) -> list[tuple[str, str]]:
         facts.append(("Training", f"{listing([count(value) for value in tokens])} tokens a run{in_steps}"))
     data = sorted(
         {
-            f"{run.value('data', 'source')}: {count(run.value('data', 'train_tokens'))} training and "
-            f"{count(run.value('data', 'validation_tokens'))} validation tokens, tokenizer "
-            f"{run.value('data', 'tokenizer')} with {run.value('data', 'vocabulary_size'):,} entries"
+            f"{run.value('data', 'source')}: {_amount(run)}, tokenizer {run.value('data', 'tokenizer')} with "
+            f"{run.value('data', 'vocabulary_size'):,} entries"
             for run in runs
             if run.value("data", "vocabulary_size") is not None
         }
@@ -43,6 +43,13 @@ def what_was_run(comparison: Comparison) -> list[tuple[str, str]]:
     if seconds:
         facts.append(("Training time", f"{duration(seconds)} in all, {plural(len(runs), 'run')}"))
     return facts
+
+
+def _amount(run: Run) -> str:
+    train, validation = (run.value("data", f"{split}_tokens") for split in ("train", "validation"))
+    if not train and not validation:
+        return "made anew for every batch"
+    return f"{count(train)} training and {count(validation)} validation tokens"
 
 
 def _named(arm: Arm) -> str:

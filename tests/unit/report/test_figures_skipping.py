@@ -81,6 +81,11 @@ def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
         assert len(pd.read_csv(report / "figures" / f"{name}.csv")) > 1, name
         assert f'<figure id="{name}">' in page, name
         assert f"(figures/{name}.png)" in paper, name
+    assert "Kinds of tokens by layer" in page
+    assert "–" not in page[page.index("<dt>Hardware</dt>") :].partition("</dd>")[0], (
+        "no accelerator, no word of one"
+    )
+    assert "<code>layerroute bench</code>" in page
 
 
 def test_the_front_holds_what_no_arm_beats(report: Path) -> None:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from layerroute.analysis.runs import TokenRoutes
-from layerroute.report.html import environment, inline_svg, token_views
+from layerroute.report.html import environment, inline_svg, token_views, with_code
 from layerroute.report.style import GDN, INK
 
 
@@ -35,6 +35,13 @@ def test_html_is_escaped_and_unknown_names_are_errors() -> None:
     page = environment().get_template("index.html.j2")
     assert page.environment.autoescape("index.html.j2") is True  # type: ignore[operator]
     assert page.environment.autoescape("paper.md.j2") is False  # type: ignore[operator]
+
+
+def test_code_is_code_and_everything_else_is_text() -> None:
+    assert with_code("by `layerroute bench <CASE>` & more") == (
+        "by <code>layerroute bench &lt;CASE&gt;</code> &amp; more"
+    )
+    assert with_code("one ` alone") == "one ` alone"
 
 
 def test_token_views() -> None:

@@ -123,6 +123,20 @@ def test_facts() -> None:
     assert "Example CPU" in facts["Hardware"]
 
 
+def test_text_that_is_made_as_it_is_needed_is_not_called_0_tokens() -> None:
+    made = runs("baseline", 4.1, 42)
+    assert "training and" in dict(what_was_run(compare(made)))["Data"]
+    for run in made:
+        run.record["data"] |= {"source": "recall: mqar", "train_tokens": 0, "validation_tokens": 0}
+    assert dict(what_was_run(compare(made)))["Data"].startswith("recall: mqar: made anew for every batch, ")
+
+
+def test_a_baseline_of_all_but_nothing_gives_no_absurd_percentage() -> None:
+    found = compare(runs("baseline", 0.003, 42), runs("dynamic", 2.5, 42, **RATES))
+    rows = {row.cells[0].text: row.cells[2].text for row in found.tables["main"].rows}
+    assert rows["Improvement: dynamic"] == "below −1,000%"
+
+
 def test_cost() -> None:
     found = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, **RATES))
     assert cost_sentence(found).startswith("Against baseline, dynamic has 1.83 times the training time")

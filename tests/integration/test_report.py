@@ -17,7 +17,7 @@ from layerroute.report.style import save_figure
 from tests.unit.analysis.record_factory import make_run, record, sample_study, sites, write_run
 
 FIGURE_FILES = {
-    f"figure-{n}.{suffix}" for n in (*range(1, 7), 8, 9, 10) for suffix in ("png", "svg", "pdf", "csv")
+    f"figure-{n}.{suffix}" for n in (*range(1, 7), 8, 9, 10, 13) for suffix in ("png", "svg", "pdf", "csv")
 }
 
 

@@ -327,7 +327,7 @@ def _annealing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.D
     )
     return (
         FigureEntry(number=10, title=title, caption=caption),
-        annealing_figure(data, styles, expensive),
+        annealing_figure(data, styles, f"on {expensive}"),
         data,
     )
 

@@ -62,6 +62,12 @@ def test_only_learned_routers_anneal(comparison: Comparison) -> None:
     assert set(data["arm"]) == {"dynamic", "per_head"}
     temperature = data[(data["arm"] == "dynamic") & (data["what"] == "temperature")]
     assert temperature["value"].iloc[0] > temperature["value"].iloc[-1] == pytest.approx(0.5)
+    figure = _annealing(comparison)[1]
+    assert figure is not None
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes] == [
+        "Temperature",
+        "Training tokens on softmax",
+    ]
 
 
 def test_kinds_are_drawn_a_panel_for_each_cut(comparison: Comparison) -> None:

@@ -29,7 +29,12 @@ LONG = 600
 
 def write_study(folder: Path, *, steps: int, **content: Any) -> Path:
     # The first checkpoint comes early in a long run: a test that stops it there has seconds, even on a busy machine.
-    train = {"max_steps": steps, "evaluate_every": steps, "save_every": 5 if steps < 100 else 20, "route_sentences": 2}
+    train = {
+        "max_steps": steps,
+        "evaluate_every": steps,
+        "save_every": 5 if steps < 100 else 20,
+        "route_sentences": 2,
+    }
     write_recipe(folder, name="routed", train=train)
     write_recipe(folder, name="static", train=train, model={"layer_pattern": ["gdn", "softmax"]})
     path = folder / "study.yaml"

@@ -1,6 +1,6 @@
 """How the budget is shared out among layers: skip where the next token costs least."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import torch
@@ -14,6 +14,12 @@ STEPS = 40
 
 REACH = 0.5
 """How far a layer's rate may move from the one under which its costs were measured."""
+
+
+def static_rates(layers: Iterable[int], removed: Iterable[int]) -> dict[int, float]:
+    """Rates of static pruning: all tokens skip the removed layers, and no other."""
+    taken = set(removed)
+    return {layer: float(layer in taken) for layer in layers}
 
 
 def cost_curve(costs: LayerCosts) -> Float[Tensor, "steps"]:

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve
+from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import fit_controls, greedy_static
 from layerroute.skipping.calibration.costs import Search, measure_costs
@@ -152,7 +152,7 @@ def calibrate(
 
     # Costs do not add up: a layer next to one that is skipped is cheaper to skip than the full model says. So rates
     # start where greedy pruning is, which has felt that, and move as far as costs measured there can be believed.
-    rates = {layer: float(layer in removed) for layer in layers}
+    rates = static_rates(layers, removed)
     pruned = fit(rates, "fits under greedy pruning", everywhere=True)
     curves = curves_under(pruned, "cost of each choice")
     rounds: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ from dataclasses import replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerroute.skipping.calibration.allocation import static_rates
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
@@ -49,7 +50,7 @@ def fit_controls(
     if "static_greedy" in names:
         static["greedy"] = greedy
     for name, removed in static.items():
-        rates = {layer: float(layer in removed) for layer in layers}
+        rates = static_rates(layers, removed)
         advance = clock(f"fits of the static control ({name})")
         arms[f"static_{name}"] = calibrate_in_order(stack, statistics, rates, config, advance=advance)
     even = dict.fromkeys(layers, config.budget)

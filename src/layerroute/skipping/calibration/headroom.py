@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve
+from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
 from layerroute.skipping.calibration.calibrate import Stage, silent
 from layerroute.skipping.calibration.configuration import PRUNED, CalibrationConfig
 from layerroute.skipping.calibration.controls import greedy_static
@@ -92,7 +92,7 @@ def headroom(
     for index, budget in enumerate(budgets):
         count = max(1, round(budget * len(layers)))
         removed = greedy_static(stack, search, start, costs, count)
-        pruned = {layer: float(layer in removed) for layer in layers}
+        pruned = static_rates(layers, removed)
         felt, _ = measure_costs(stack, search, oracle.with_rates(pruned))
         rates = allocate(
             {layer: cost_curve(cost) for layer, cost in felt.items()}, budget, around=pruned, reach=REACH
@@ -105,7 +105,7 @@ def headroom(
                 budget=budget,
                 skipped=served(stack, oracle.with_rates(rates), embedded, selection),
                 oracle=float(routed.mean()),
-                static_skipped=count / len(layers) * (1 - config.sink_tokens / config.length),
+                static_skipped=served(stack, start.with_rates(pruned), embedded, selection),
                 static=float(static.mean()),
                 random=float(losses(chance).mean()),
                 gap=paired_bootstrap(routed, static),

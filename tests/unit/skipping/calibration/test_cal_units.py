@@ -129,7 +129,7 @@ def test_later_layers_are_fitted_to_what_those_below_leave(unit, target):
         states, full = step(stack, policy, layer, states, None, text)[0], stack.run(layer, full)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["block", *UNITS])
 def test_the_cost_of_a_unit_is_what_reversing_it_changes(unit):
     model, asked = plain(), config(unit=unit)
     stack = LayerStack(model, LENGTH, unit=unit)
@@ -145,6 +145,7 @@ def test_the_cost_of_a_unit_is_what_reversing_it_changes(unit):
     for layer in (2, 4):
         expected = divergence({layer: 1.0}) - divergence({layer: 0.0})
         torch.testing.assert_close(costs[layer].cost, expected, rtol=1e-3, atol=1e-4)
+    assert costs[3].cost.shape == costs[3].score.shape == (4 * (LENGTH - 1),)
     states = search.embedded
     for layer in range(2):
         states = stack.run(layer, states)

@@ -388,6 +388,24 @@ def test_tokens_of_sink_ids_always_run_masked_sparse_and_cached(control):
     assert_close(chunked(model, ids, "sparse", [4, 5]), expected, "cached")
 
 
+def test_padding_whose_id_is_a_separator_changes_nothing():
+    model = routed("llama", sink_tokens=1, sink_ids=[0, 7])
+    rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9, 13)]
+    rows[1][5] = rows[2][0] = 7
+    singles = {}
+    for execution in ("masked", "sparse"):
+        for index, row in enumerate(rows):
+            singles[execution, index] = logits(model, row[None], execution)[0], last_decision(model).choice[0]
+    ids, mask = left_padded(rows)
+    for execution in ("masked", "sparse"):
+        result = logits(model, ids, execution, attention_mask=mask)
+        choice = last_decision(model).choice
+        for index, real in enumerate(mask.bool()):
+            expected, decided = singles[execution, index]
+            assert_close(result[index][real], expected, f"{execution}, row {index}")
+            assert torch.equal(choice[index][real], decided)
+
+
 def test_greedy_text_is_the_same_masked_and_sparse():
     model = routed("llama")
     ids = tokens(3, 7, VOCABULARY)

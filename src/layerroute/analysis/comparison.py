@@ -17,6 +17,7 @@ from layerroute.analysis.recall import (
     recall_sentence,
     recall_table,
 )
+from layerroute.analysis.recall_length import recall_lengths
 from layerroute.analysis.routing import routing_sentence
 from layerroute.analysis.runs import Run
 from layerroute.analysis.settings import settings_table
@@ -86,6 +87,9 @@ class Comparison:
         found = {} if recall is None else {"recall": recall}
         if self.recall_pairs:
             found["recall_differences"] = recall_differences(self.recall_pairs)
+        lengths = recall_lengths(self.arms)
+        if lengths is not None:
+            found["recall_lengths"] = lengths
         return {
             "main": tables.main_results(self.arms, self.baseline, self.same_data),
             "differences": tables.differences(self.pairs),

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.format import listing
+from layerroute.analysis.recall_length import rate_sentence
 from layerroute.analysis.skipping import SkippingComparison
 from layerroute.analysis.table import Column, Row, Table
 
@@ -28,6 +29,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for name in ("recall", "recall_differences"):
         if name in tables:
             print_table(_without(tables[name], {"Detectable", "Kind"}), console)
+    for sentence in filter(None, map(rate_sentence, comparison.arms)):
+        console.print(Padding(Text(sentence), (0, 0, 1, 1)))
     if tables["routing"].rows:
         print_table(tables["routing"], console)
     print_table(tables["efficiency"], console)

@@ -57,3 +57,13 @@ def test_many_heads_and_a_long_name(tmp_path: Path) -> None:
     text = printed(tmp_path)
     assert max(map(len, text.splitlines())) <= 80
     assert name in text.replace("\n", "").replace(" ", "") or name[:20] in text
+
+
+def test_whether_a_router_holds_its_rate_is_told(tmp_path: Path) -> None:
+    points = [
+        {"multiple": m, "length": 128 * m, "accuracy": 0.9, "mean_rate": 0.25 / m, "answers": 9, "loss": 1.0}
+        for m in (1, 16)
+    ]
+    recall = {"task": "mqar", "pairs": 16, "chance": 1 / 32, "by_length": points, "by_distance": []}
+    make_run(tmp_path, "dynamic", rates=sites(0.25), recall=recall)
+    assert "dynamic does not hold its rate but the number of tokens" in " ".join(printed(tmp_path).split())

@@ -109,6 +109,34 @@ def test_at_full_depth_it_is_the_base(files, capsys):
     assert evaluate(model, batches).loss == pytest.approx(found["loss"], abs=1e-9)
 
 
+def test_the_execution_can_be_chosen_and_is_told(files, capsys, tmp_path):
+    found = {word: scores(capsys, files, "one", "--execution", word) for word in ("sparse", "masked", "auto")}
+    assert {word: content["execution"] for word, content in found.items()} == {word: word for word in found}
+    assert found["sparse"] == scores(capsys, files, "one"), "the configuration of these routers says sparse"
+    sparse, masked = found["sparse"], found["masked"]
+    assert sparse["routing"] == masked["routing"]
+    assert sparse["loss"] == pytest.approx(masked["loss"], abs=1e-5)
+    assert sparse["flops"]["executed_per_token"] < 0.97 * masked["flops"]["executed_per_token"]
+    # Masked execution computes everything, and the router and the skip paths besides.
+    assert masked["flops"]["executed_per_token"] > masked["flops"]["full_depth_per_token"]
+    words = ["evaluate", files / "one", "--data", files / "text.jsonl", "--sequence-length", "32"]
+    code, printed = run(capsys, *words, "--execution", "masked", "--out", tmp_path / "scores")
+    assert code == 0 and "windows, masked execution)" in printed.out
+    content = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert content["execution"] == "masked" and content["loss"] == masked["loss"]
+    rows = [line.split(",") for line in (tmp_path / "scores" / "windows.csv").read_text().splitlines()]
+    assert rows[0] == ["window", "loss"] and len(rows) > 9
+    assert [row[0] for row in rows[1:]] == [str(n) for n in range(len(rows) - 1)]
+
+
+def test_there_is_no_execution_to_choose_where_nothing_is_routed(files, capsys):
+    words = ["evaluate", files / "one", "--data", files / "text.jsonl", "--sequence-length", "32"]
+    code, printed = run(capsys, *words, "--full-depth", "--execution", "sparse")
+    assert code == 2 and "routes nothing, so that there is no execution to choose" in printed.err
+    code, printed = run(capsys, *words, "--execution", "fast")
+    assert code == 2 and "sparse" in printed.err
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_neither_rate_nor_loss(files, side):
     model = load_model(files / "one").model

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
-from layerroute.skipping import SkipConfig, add_router, save_router
+from layerroute.skipping import SkipConfig, add_router, get_router, save_router
+from layerroute.skipping.layer import plain_class
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -144,6 +145,8 @@ def test_hybrid_models_tell_their_rates(files: Path, finished_run: Path) -> None
     found = run_tasks(finished_run, tasks(files, "words", "answers"), batch_size=2, **FEW)
     assert set(found["routing"]["rate"]) == {"layer1.mixer", "layer2.mixer"}
     assert found["routing"]["executed_share"] is None
+    assert found["execution"] == "auto"
+    assert run_tasks(finished_run, tasks(files, "words"), execution="masked", **FEW)["execution"] == "masked"
     with pytest.raises(UserError, match="nothing to switch off"):
         LayerrouteLM(finished_run, full_depth=True)
 
@@ -154,14 +157,60 @@ def test_a_routed_model_that_decides_nothing_is_not_scored_as_one(files: Path) -
         model.routing()
 
 
+@pytest.mark.parametrize("execution", ["auto", "sparse"])
+def test_layers_that_ignore_the_router_are_not_scored_as_routed(files: Path, execution: str) -> None:
+    """As when adapters were merged and the router was left behind: it decides, and every layer runs for every token."""
+    model = LayerrouteLM(files / "router", device="cpu", execution=execution)
+    router = get_router(model.model)
+    router.all_routings()[0].thresholds.value.fill_(1e9)  # nobody is to run
+    for layer in model.watch.layers:
+        layer.__class__ = plain_class(type(layer))
+    model.model(torch.arange(1, 30).view(1, -1))
+    with pytest.raises(RuntimeError, match="scores at full depth"):
+        model.routing()
+    model.watch.layers = []
+    with pytest.raises(RuntimeError, match="no layer that does what it decides"):
+        model.routing()
+
+
+def test_what_is_computed_follows_the_execution_that_was_asked_for(files: Path) -> None:
+    found = {
+        execution: run_tasks(
+            files / "router", tasks(files, "words"), batch_size=2, execution=execution, **FEW
+        )
+        for execution in ("sparse", "masked")
+    }
+    assert {name: result["execution"] for name, result in found.items()} == {
+        "sparse": "sparse",
+        "masked": "masked",
+    }
+    sparse, masked = found["sparse"]["routing"], found["masked"]["routing"]
+    assert sparse["rate"] == masked["rate"]
+    assert 0 < sparse["executed_share"] < 1 == masked["executed_share"]
+    assert found["sparse"]["tasks"]["words"]["perplexity"] == pytest.approx(
+        found["masked"]["tasks"]["words"]["perplexity"], rel=1e-4
+    )
+
+
+def test_attention_that_is_skipped_is_counted_by_attention(files: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(files / "model", dtype=torch.float32)
+    add_router(model, SkipConfig(layers=[2, 3, 4, 5], router_layer=2, unit="attention", execution="sparse"))
+    sharpen(model)
+    save_router(model.eval(), tmp_path / "router")
+    found = run_tasks(tmp_path / "router", tasks(files, "words"), batch_size=1, **FEW)["routing"]
+    assert found["executed_share"] == pytest.approx(found["mean_rate"], abs=1e-9)
+    assert found["executed_share"] < 1
+
+
 def test_the_command_prints_and_writes_scores(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["evaluate", str(files / "router"), "--tasks", str(files / "words.jsonl"), "--batch-size", "2"]
     assert main([*command, "--limit", "4", "--out", str(tmp_path), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
-    assert "acc" in shown and "(4 documents)" in shown and "run " in shown and "computed: " in shown
+    assert "acc" in shown and "(4 documents)" in shown and "run " in shown and "(sparse execution)" in shown
     content = json.loads((tmp_path / "results.json").read_text())
+    assert content["execution"] == "sparse"
     assert content["n_samples"] == {"words": 4}
     rows = list(csv.DictReader((tmp_path / "words.csv").read_text().splitlines()))
     assert len(rows) == 4 and set(rows[0]) == {"document", "target", "responses", "acc", "perplexity"}

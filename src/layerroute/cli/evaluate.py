@@ -5,6 +5,7 @@ jsonl, parquet, compressed or not), folders or globs.
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_budget_argument(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="tasks: write results.json, and a CSV of the samples of each"
+        "--execution",
+        choices=("auto", "sparse", "masked"),
+        help="how routed layers are computed: sparse computes the chosen path alone, masked all of them, auto what "
+        "pays (default: as the model's configuration says)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -74,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
     if arguments.full_depth:
         loaded.switch_router_off()
+    if arguments.execution is not None:
+        loaded.execute(arguments.execution)
     batches, source = _batches(arguments, loaded)
     total, done = sum(len(batch["input_ids"]) for batch in batches), 0
     with stages(True) as stage:
@@ -91,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         "checkpoint": str(loaded.path),
         "data": source,
         "precision": loaded.precision,
+        "execution": loaded.execution,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "accuracy": result.accuracy,
@@ -113,6 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
         "layers": None if layers is None else layers.to_dict(),
         "flops": executed.to_dict(),
     }
+    if arguments.out is not None:
+        _write(arguments.out, content, result.window_losses)
     if arguments.json:
         print(json.dumps(content))
         return 0
@@ -134,13 +149,24 @@ def run(arguments: argparse.Namespace) -> int:
     counted = f"{executed.per_token / 1e6:,.2f} MFLOPs per token"
     if executed.full_depth is not None:
         counted += f", {executed.per_token / executed.full_depth:.1%} of full depth's"
-    print(f"executed       {counted} (counted on {executed.windows} windows)")
+    how = "" if loaded.execution is None else f", {loaded.execution} execution"
+    print(f"executed       {counted} (counted on {executed.windows} windows{how})")
     for site in routing.sites if routing else ():
         assert routing is not None
         print(f"{site:<14} {routing.paths[-1]} {routing.rate[site]:.2%}  entropy {routing.entropy[site]:.3f}")
     if routing is not None and not routing.causal:
         print("The router is not causal: a decision may depend on later tokens.")
     return 0
+
+
+def _write(folder: Path, content: dict[str, Any], window_losses: list[float]) -> None:
+    """``results.json``, and ``windows.csv`` with the mean loss of each window in nats."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with (folder / "windows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["window", "loss"])
+        writer.writerows(enumerate(window_losses))
 
 
 def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list[Any], str]:

@@ -26,6 +26,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         shots=arguments.shots,
         full_depth=arguments.full_depth,
         budget=arguments.budget,
+        execution=arguments.execution,
         device=None if arguments.device == "auto" else arguments.device,
     )
     samples = found.pop("samples")
@@ -87,4 +88,6 @@ def _print(found: dict[str, Any]) -> None:
     for site, rate in routing["rate"].items():
         print(f"  {site:<22} {rate:.1%}")
     if routing["executed_share"] is not None:
-        print(f"computed: {routing['executed_share']:.1%} of tokens × routed layers")
+        print(
+            f"computed: {routing['executed_share']:.1%} of tokens × routed layers ({found['execution']} execution)"
+        )

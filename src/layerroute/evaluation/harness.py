@@ -38,8 +38,9 @@ class RoutingWatch:
 
     Attributes:
         decisions: of real tokens, in all calls.
-        offered, seen: tokens that came to routed layers, and those that their MLPs computed. Masked execution computes
-            all of them; sparse execution computes fewer, and that it did is read here and not believed.
+        offered, seen: tokens that came to routed units, and those that they computed, by what the last projection of
+            attention, or the MLP, was given. Masked execution computes all of them; sparse execution computes fewer,
+            and that it did is read here and not believed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,11 +48,12 @@ class RoutingWatch:
         self.decisions = RoutingAccumulator()
         self.offered = self.seen = 0
         self._handles = [model.register_forward_hook(self._after, with_kwargs=True)]
+        self.router = next((module for module in model.modules() if isinstance(module, LayerRouter)), None)
+        kinds = self.router.config.units if self.router is not None else ()
         self.layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
-        for layer in self.layers:
-            mlp = getattr(layer, "mlp", None)
-            if isinstance(mlp, nn.Module):
-                self._handles.append(mlp.register_forward_pre_hook(self._before_mlp))
+        parts = [_last_part(layer, kind) for layer in self.layers for kind in kinds]
+        self.units = [part for part in parts if part is not None]
+        self._handles += [unit.register_forward_pre_hook(self._before_unit) for unit in self.units]
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -60,10 +62,35 @@ class RoutingWatch:
 
     @property
     def executed_share(self) -> float | None:
-        """Share of (token, routed layer) pairs whose MLP was computed; None for models without skipped layers."""
-        return self.seen / self.offered if self.layers and self.offered else None
+        """Share of (token, routed unit) pairs that were computed; None for models without skipped layers."""
+        return self.seen / self.offered if self.units and self.offered else None
 
-    def _before_mlp(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def check_active(self, statistics: RoutingStatistics) -> None:
+        """Compare what was decided with what was computed.
+
+        Raises:
+            RuntimeError: tokens were to skip, and everything was computed for all of them where it need not be: what
+                was scored is the model at full depth.
+        """
+        router, computed = self.router, self.executed_share
+        if router is None or not router.enabled:
+            return
+        if not self.layers:
+            raise RuntimeError("the model has a router, and no layer that does what it decides")
+        if router.execution == "masked" or router.sparse_obstacle or computed is None or computed < 1.0:
+            return
+        skipped, enough = 1.0 - min(statistics.rate.values()), 0.0
+        if router.execution == "auto":
+            # From its threshold on a site is computed sparsely; calls that fall short of it have others that do not.
+            profitable = router.config.profitability
+            enough = max(0.5, profitable.prefill, profitable.decode)
+        if skipped > enough:
+            raise RuntimeError(
+                f"{skipped:.0%} of the tokens were to skip a layer, and all of them were computed in every layer: "
+                "these would be scores at full depth"
+            )
+
+    def _before_unit(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.seen += inputs[0].numel() // inputs[0].shape[-1]
 
     def _after(
@@ -71,13 +98,19 @@ class RoutingWatch:
     ) -> None:
         ids = options.get("input_ids", inputs[0] if inputs else None)
         if ids is not None:
-            self.offered += ids.numel() * len(self.layers)
+            self.offered += ids.numel() * len(self.units)
         decision = decision_of(self.model, output)
         if decision is None:
             return
         if ids is not None and options.get("attention_mask") is None and decision.valid.shape == ids.shape:
             decision = replace(decision, valid=decision.valid & _before_padding(ids))
         self.decisions.add(decision)
+
+
+def _last_part(layer: nn.Module, unit: str) -> nn.Module | None:
+    """The module that is given exactly the tokens which run a unit: a block ends with its MLP."""
+    wanted = ".o_proj" if unit == "attention" else ".mlp"
+    return next((module for name, module in layer.named_modules() if f".{name}".endswith(wanted)), None)
 
 
 def _before_padding(ids: Tensor) -> Tensor:
@@ -95,11 +128,13 @@ class LayerrouteLM(HFLM):
         pretrained: run, saved model or router folder, as ``load_model`` takes it.
         full_depth: switch a layer router off: the base model's own scores, by the same path.
         budget: see ``load_model``.
+        execution: ``auto``, ``sparse`` or ``masked``; default as the model's configuration says.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
 
     Raises:
-        UserError: ``full_depth`` or ``budget`` for a model that has no layer router, or not that budget.
+        UserError: ``full_depth`` or ``budget`` for a model that has no layer router, or not that budget; an
+            ``execution`` that it cannot have.
     """
 
     def __init__(
@@ -108,6 +143,7 @@ class LayerrouteLM(HFLM):
         *,
         full_depth: bool = False,
         budget: float | None = None,
+        execution: str | None = None,
         device: str | None = None,
         **settings: Any,
     ) -> None:
@@ -117,6 +153,9 @@ class LayerrouteLM(HFLM):
         routers = [module for module in model.modules() if isinstance(module, LayerRouter)]
         if full_depth:
             loaded.switch_router_off()
+        if execution is not None:
+            loaded.execute(execution)
+        self.execution = loaded.execution
         self.routed = not full_depth and (
             bool(routers) or any(isinstance(m, Routing) for m in model.modules())
         )
@@ -130,11 +169,14 @@ class LayerrouteLM(HFLM):
         """Rates by site over everything scored so far; None for a model that routes nothing.
 
         Raises:
-            RuntimeError: a routed model decided nothing, so that its scores are not those of a routed model.
+            RuntimeError: a routed model decided nothing, or computed everything for tokens that were to skip: its
+                scores are not those of a routed model.
         """
         found = self.watch.decisions.result()
         if self.routed and found is None:
             raise RuntimeError("the model is routed, but no decision was made while it was scored")
+        if found is not None:
+            self.watch.check_active(found)
         return found
 
 
@@ -147,6 +189,7 @@ def run_tasks(
     shots: int | None = None,
     full_depth: bool = False,
     budget: float | None = None,
+    execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
 ) -> dict[str, Any]:
@@ -156,7 +199,7 @@ def run_tasks(
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
         shots: examples before each question. None: the task's own number.
-        full_depth, budget: see :class:`LayerrouteLM`.
+        full_depth, budget, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
 
     Returns:
@@ -171,7 +214,12 @@ def run_tasks(
     # The index of the harness's own tasks takes seconds to read: not where all of them are local.
     manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
     model = LayerrouteLM(
-        checkpoint, full_depth=full_depth, budget=budget, device=device, batch_size=batch_size
+        checkpoint,
+        full_depth=full_depth,
+        budget=budget,
+        execution=execution,
+        device=device,
+        batch_size=batch_size,
     )
     try:
         found = lm_eval.simple_evaluate(
@@ -195,6 +243,7 @@ def run_tasks(
         routing["executed_share"] = model.watch.executed_share
     return {
         "full_depth": full_depth,
+        "execution": model.execution,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "versions": found["versions"],

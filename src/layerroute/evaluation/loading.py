@@ -1,6 +1,7 @@
 """Load a trained model for use: the one place that decides what a checkpoint is, and says what is wrong with one."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.evaluation.weights import check_fits
-from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, HybridModel
+from layerroute.hybrid.execution import EXECUTIONS
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
@@ -49,6 +51,35 @@ class LoadedModel:
         if not routers:
             raise UserError(f"{self.path} has no layer router, so that there is nothing to switch off")
         routers[0].enabled = False
+
+    def execute(self, execution: str) -> None:
+        """Execute routed layers ``auto``, ``sparse`` or ``masked`` from now on, whatever the configuration says.
+
+        Raises:
+            UserError: for a model that routes nothing (now), one that cannot be executed sparsely, or another word.
+        """
+        if execution not in EXECUTIONS:
+            raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
+        routed = list(self._routed())
+        if not routed:
+            raise UserError(f"{self.path} routes nothing, so that there is no execution to choose")
+        for module, obstacle in routed:
+            if execution == "sparse" and obstacle is not None:
+                raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
+            module.execution = execution
+
+    @property
+    def execution(self) -> str | None:
+        """How routed layers are executed; None where nothing is routed."""
+        return next((str(module.execution) for module, _ in self._routed()), None)
+
+    def _routed(self) -> Iterator[tuple[Any, str | None]]:
+        """Modules that hold the word for execution, each with what stands in the way of sparse execution."""
+        for module in self.model.modules():
+            if isinstance(module, LayerRouter) and module.enabled:
+                yield module, module.sparse_obstacle
+            elif isinstance(module, HybridModel) and "routed" in module.config.layer_pattern:
+                yield module, module.config.sparse_obstacle
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,7 @@
 """Runs grouped into arms: one configuration, its seeds, and what kind of model it is by its content."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -226,11 +226,20 @@ def _check_seeds(arm: Arm) -> None:
         seen[run.seed] = run
 
 
-def _configuration(run: Run) -> str:
+def _configuration(run: Run, without: Collection[str] = ()) -> str:
     flat = dict(_flatten(run.value("recipe") or {}))
+    left_out = {*_IRRELEVANT, *without}
     return json.dumps(
-        {key: value for key, value in flat.items() if key not in _IRRELEVANT}, sort_keys=True, default=str
+        {key: value for key, value in flat.items() if key not in left_out}, sort_keys=True, default=str
     )
+
+
+def alike_besides(arms: Sequence[Arm], keys: Collection[str]) -> list[list[Arm]]:
+    """``arms`` in groups whose recipes are equal besides these dotted keys: one method at several rates, say."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(_configuration(arm.example, keys), []).append(arm)
+    return list(groups.values())
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -5,36 +5,36 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from layerroute.analysis.arms import Arm, group_arms
-from layerroute.analysis.crossed import crossed_test
+from layerroute.analysis.arms import Arm, alike_besides, group_arms
+from layerroute.analysis.equal_cost import Cost, EqualCost, equal_cost, equal_cost_table
 from layerroute.analysis.fairness import data_identity, machine
 from layerroute.analysis.format import MISSING, listing, number, percent, plural, plus_minus, signed
+from layerroute.analysis.paired import Gap, paired_gap
 from layerroute.analysis.runs import Run
-from layerroute.analysis.statistics import minimal_detectable_effect
 from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
+from layerroute.analysis.timing import NOISY, spread
 from layerroute.errors import UserError, nearest
 
 CAPABILITY = "layer_skipping"
-DRAWS = 10_000
 SAME_SKIP = 0.02
 """Arms that skip within so much of each other are compared as equals."""
+SAME_FLOPS = 0.01
+"""Arms that execute within so much of the same FLOPs are compared as equals."""
 SAME_TIME = 0.05
 """Arms whose evaluation takes within so much of the same time are compared as equally fast."""
 
-ROUTED, FULL = "routed", "full depth"
-NEEDED = ("random", "periodic", "static prune")
+ROUTED, FULL, STATIC = "routed", "full depth", "static prune"
+NEEDED = ("random", "periodic", STATIC)
 """Controls without which nothing can be said for routing."""
 
 _KINDS = {
-    "static_influence": "static prune",
-    "static_greedy": "static prune",
+    "static_influence": STATIC,
+    "static_greedy": STATIC,
     "random": "random",
     "periodic": "periodic",
     "early_exit": "early exit",
 }
+_RATE = "skip.routing.rate"
 _ORDER = (FULL, "stochastic depth", ROUTED, "early exit", "static prune", "periodic", "random")
 
 
@@ -48,74 +48,10 @@ def kind_of(arm: Arm) -> str:
         skipped = arm.mean("routing", "skipped")
         if run.value("recipe", "start", "method") == "fresh" and not skipped:
             return FULL
-        return "static prune"
+        return STATIC
     if control:
         return str(control)
     return _KINDS.get(str(run.value("recipe", "start", "arm")), ROUTED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """How much higher the routed arm's validation loss is than a rival's, in nats; negative: routing is better.
-
-    Attributes:
-        mean, low, high: mean and 95 % interval: with two or more seeds in common that of ``crossed_difference``, over
-            seeds and windows of text; with one a bootstrap over windows, which says nothing of other seeds.
-        seeds, windows: how many of each.
-        detectable: the smallest true difference that would have been found with 80 % power.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-    windows: int
-    detectable: float | None = None
-
-    @property
-    def outcome(self) -> str:
-        """``wins``, ``loses`` or ``cannot be told``, of the routed arm."""
-        return "wins" if self.high < 0 else "loses" if self.low > 0 else "cannot be told"
-
-
-def window_losses(arm: Arm) -> dict[int, NDArray[np.float64]]:
-    """Losses by validation window of every completed run that has them."""
-    found = {run.seed: run.value("validation", "window_losses") for run in arm.completed}
-    return {seed: np.asarray(losses, dtype=np.float64) for seed, losses in found.items() if losses}
-
-
-def paired_gap(subject: Arm, rival: Arm, *, draws: int = DRAWS) -> Gap | None:
-    """Paired difference of two arms; None where they have no seed, or not the same windows, in common."""
-    ours, theirs = window_losses(subject), window_losses(rival)
-    seeds = sorted(set(ours) & set(theirs))
-    if not seeds or len({len(x) for s in seeds for x in (ours[s], theirs[s])}) != 1:
-        return None
-    matrix = np.stack([ours[seed] - theirs[seed] for seed in seeds])
-    count, windows = matrix.shape
-    if count > 1 and windows > 1:
-        found = crossed_test(matrix)
-        mean, half = float(found.mean), float(found.half_width)
-        return Gap(
-            mean=mean,
-            low=mean - half,
-            high=mean + half,
-            seeds=count,
-            windows=windows,
-            detectable=float(found.detectable),
-        )
-    generator = np.random.default_rng(0)
-    values = matrix.mean(axis=0)
-    means = values[generator.integers(windows, size=(draws, windows))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    spread = float(values.std(ddof=1)) if windows > 1 else 0.0
-    return Gap(
-        mean=float(values.mean()),
-        low=float(low),
-        high=float(high),
-        seeds=count,
-        windows=windows,
-        detectable=minimal_detectable_effect(spread, windows),
-    )
 
 
 def skipped(arm: Arm) -> float | None:
@@ -152,8 +88,69 @@ class SkippingComparison:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """All tables by short name."""
-        return {"main": self._main(), "differences": self._differences(), "sites": self._sites()}
+        """All tables by short name; that of equal cost only where arms can be read off at each other's cost."""
+        cost = equal_cost_table(self.equal_costs, [self.time_note] if self.timed else [])
+        found = {} if cost is None else {"equal_cost": cost}
+        return {"main": self._main(), "differences": self._differences(), "sites": self._sites(), **found}
+
+    @cached_property
+    def equal_costs(self) -> list[tuple[str, Cost, EqualCost]]:
+        """Routing and controls at equal FLOPs executed, and, where times can be believed, at equal time."""
+        routers, controls = self._at_rates(ROUTED), self._at_rates(*_ORDER[_ORDER.index(ROUTED) + 1 :])
+        costs: list[tuple[str, Cost]] = [("FLOPs", executed)]
+        if self.timed:
+            costs.append(("time", evaluation_seconds))
+        return [(word, cost, one) for word, cost in costs for one in equal_cost(routers, controls, cost)]
+
+    def _at_rates(self, *kinds: str) -> dict[str, list[Arm]]:
+        """Completed arms of these kinds, those together that differ in the rate alone; by the shortest label."""
+        arms = [arm for arm in self.arms if arm.completed and kind_of(arm) in kinds]
+        groups = alike_besides(arms, [_RATE])
+        return {
+            min((arm.label for arm in group), key=lambda name: (len(name), name)): group for group in groups
+        }
+
+    @cached_property
+    def time_spread(self) -> float | None:
+        """How far times of equal work are apart, as a ratio; None where no two runs did equal work.
+
+        Equal work is that of one arm's seeds, and, for each FLOP that they execute, that of arms whose layers are the
+        same for all tokens.
+        """
+        runs = [(arm, run) for arm in self.arms for run in arm.completed]
+        if len({machine(run) for _, run in runs}) > 1:
+            return None
+        groups: dict[str, list[float]] = {}
+        for arm, run in runs:
+            seconds, flops = (
+                run.value("timing", "evaluation_seconds"),
+                run.value("flops", "executed_per_token"),
+            )
+            if not seconds:
+                continue
+            groups.setdefault(arm.label, []).append(seconds)
+            if flops and kind_of(arm) in (FULL, STATIC):
+                groups.setdefault("static, by FLOPs", []).append(seconds / flops)
+        return spread(groups.values())
+
+    @property
+    def timed(self) -> bool:
+        """Whether times can be believed: equal work took equal time."""
+        return self.time_spread is not None and self.time_spread <= NOISY
+
+    @property
+    def time_note(self) -> str:
+        """What the times are worth."""
+        what = "Time: wall time of each run's last evaluation, not measured in turn"
+        if self.time_spread is None:
+            return f"{what}; no two runs of one machine did equal work by which to judge it, so it is not compared."
+        apart = f"equal work (seeds of one arm; static arms, by FLOPs) took times up to {number(self.time_spread, 2)}×"
+        if self.timed:
+            return f"{what}; {apart} apart."
+        return (
+            f"{what}, and the machine was busy with other work: {apart} apart. So times are not compared here; "
+            "`layerroute bench` measures speed in turn."
+        )
 
     @property
     def full(self) -> Arm | None:
@@ -174,18 +171,19 @@ class SkippingComparison:
         ]
 
     def as_fast(self) -> list[Arm]:
-        """Arms whose measured evaluation takes as long as the subject's, on the same machine."""
-        if self.subject is None or (own := evaluation_seconds(self.subject)) is None:
+        """Arms whose measured evaluation takes as long as the subject's; none where times cannot be believed."""
+        return self._as_dear(evaluation_seconds, SAME_TIME) if self.timed else []
+
+    def as_dear(self) -> list[Arm]:
+        """Arms that execute as many FLOPs as the subject."""
+        return self._as_dear(executed, SAME_FLOPS)
+
+    def _as_dear(self, cost: Cost, tolerance: float) -> list[Arm]:
+        own = None if self.subject is None else cost(self.subject)
+        if not own:
             return []
-        where = {machine(run) for run in self.subject.completed}
-        return [
-            arm
-            for arm in self.arms
-            if arm is not self.subject
-            and (seconds := evaluation_seconds(arm)) is not None
-            and {machine(run) for run in arm.completed} == where
-            and abs(seconds / own - 1) <= SAME_TIME
-        ]
+        priced = [(arm, cost(arm)) for arm in self.arms if arm is not self.subject]
+        return [arm for arm, paid in priced if paid is not None and abs(paid / own - 1) <= tolerance]
 
     @property
     def missing(self) -> list[str]:
@@ -220,6 +218,7 @@ class SkippingComparison:
             parts.append(f"{word} {arm.label} ({interval})")
         text = f"{self.subject.label}, which skips {percent(own)} of routed compute, "
         text += (listing(parts) if parts else "has no control at the same skip to be held against") + "."
+        text += self._at_equal_cost()
         if any(gap and gap.seeds == 1 for gap in self.gaps.values()):
             text += " One seed: the intervals are over text, not over seeds."
         if self.missing:
@@ -233,6 +232,32 @@ class SkippingComparison:
             named = [arm.label for arm in self.arms if not arm.causal]
             text += f" Decisions of {listing(named)} are not causal: they may see later tokens."
         return text
+
+    def _at_equal_cost(self) -> str:
+        """The same against the controls of its skip, at equal FLOPs: what is said holds however one reads off."""
+        assert self.subject is not None
+        line = next(arms for arms in self._at_rates(ROUTED).values() if self.subject in arms)
+        flops = [one for word, _, one in self.equal_costs if word == "FLOPs" and one.gap is not None]
+        parts = []
+        for arm in self.rivals():
+            family = next((n for n, arms in self._at_rates(kind_of(arm)).items() if arm in arms), None)
+            read = next((one for one in flops if one.control == arm.label and one.low in line), None)
+            other = next((one for one in flops if one.at is self.subject and one.control == family), None)
+            outcomes = {one.outcome for one in (read, other) if one is not None}
+            if read is None or read.gap is None:
+                continue
+            word = (
+                "beats"
+                if "wins" in outcomes
+                else "loses to"
+                if "loses" in outcomes
+                else "cannot be told from"
+            )
+            interval = f"{signed(read.gap.mean)} nats, 95% {signed(read.gap.low)} to {signed(read.gap.high)}"
+            if read.outcome == "loses as read" and word == "cannot be told from":
+                interval += ", which the straight line between its points may have made"
+            parts.append(f"{word} {arm.label} ({interval})")
+        return f" At the FLOPs that each of them executes it {listing(parts)}." if parts else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data, for ``--json``."""
@@ -317,6 +342,7 @@ class SkippingComparison:
         columns = (
             Column(label="Against"),
             Column(label="Its skip", numeric=True),
+            Column(label="Its FLOPs", numeric=True),
             Column(label="Δ val loss", numeric=True),
             Column(label="95% interval", numeric=True),
             Column(label="Seeds × windows", numeric=True),
@@ -325,8 +351,11 @@ class SkippingComparison:
             Column(label="Equal in"),
             Column(label="Routing"),
         )
-        equal, fast = ({arm.label for arm in arms} for arms in (self.rivals(), self.as_fast()))
-        own = None if self.subject is None else evaluation_seconds(self.subject)
+        equal, dear, fast = (
+            {arm.label for arm in arms} for arms in (self.rivals(), self.as_dear(), self.as_fast())
+        )
+        timed = self.subject is not None and self.timed
+        own, paid = (cost(self.subject) if self.subject else None for cost in (evaluation_seconds, executed))
         rows = []
         for arm in self.arms:
             gap = self.gaps.get(arm.label)
@@ -334,19 +363,23 @@ class SkippingComparison:
                 continue
             share = skipped(arm)
             seconds = evaluation_seconds(arm)
-            time = None if seconds is None or not own else seconds / own
-            alike = [word for word, arms in (("skip", equal), ("time", fast)) if arm.label in arms]
+            time = None if seconds is None or not own or not timed else seconds / own
+            flops = None if not paid or (done := executed(arm)) is None else done / paid
+            alike = [
+                word for word, arms in (("skip", equal), ("FLOPs", dear), ("time", fast)) if arm.label in arms
+            ]
             rows.append(
                 Row(
                     cells=(
                         Cell(arm.label),
                         Cell(percent(share), share),
+                        Cell(MISSING if flops is None else f"{number(flops, 3)}×", flops),
                         Cell(signed(gap.mean), gap.mean),
                         Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
                         Cell(f"{gap.seeds} × {gap.windows}"),
                         Cell(number(gap.detectable), gap.detectable),
                         Cell(MISSING if time is None else f"{number(time, 2)}×", time),
-                        Cell(listing(alike) or "neither"),
+                        Cell(listing(alike) or "nothing"),
                         Cell(gap.outcome if alike else f"{gap.outcome}, unequal"),
                     )
                 )
@@ -360,9 +393,9 @@ class SkippingComparison:
             notes=(
                 "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is over "
                 "both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
-                "difference that would have been found with 80% power. Time: wall time of the last evaluation, against "
-                "the routed arm's; other work on the machine counts in it. Equal: skip within 2 points, time "
-                "within 5%.",
+                "difference that would have been found with 80% power. FLOPs (executed) and time are against the "
+                "routed arm's. Equal: skip within 2 points, FLOPs within 1%, time within 5%.",
+                self.time_note,
             ),
         )
 

@@ -52,6 +52,8 @@ def print_skipping(comparison: SkippingComparison, console: Console) -> None:
     print_table(comparison.tables["main"], console)
     if comparison.tables["differences"].rows:
         print_table(comparison.tables["differences"], console)
+    if "equal_cost" in comparison.tables:
+        print_table(_without(comparison.tables["equal_cost"], {"Detectable", "Seeds × windows"}), console)
     console.print(Text(comparison.verdict, style="bold"))
 
 

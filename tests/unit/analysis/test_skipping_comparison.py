@@ -18,16 +18,21 @@ TEXT = np.random.default_rng(0).normal(3.0, 0.6, WINDOWS)
 
 def run(
     arm: str, seed: int, *, skip: float, above: float, control: str | None = None, start: str | None = None,
-    seconds: float = 10.0, noise: float = 0.01,
+    rate: float = 0.75, dearer: float = 0.0, slower: float = 1.0, noise: float = 0.01,
 ) -> Run:  # fmt: skip
     draw = np.random.default_rng([seed, *arm.encode()])
     losses = TEXT + above + draw.normal(0, noise) + draw.normal(0, noise, WINDOWS)
     content: dict[str, Any] = record(arm, seed, rates=sites(1 - skip, layer=4), loss=float(losses.mean()))
     content["capability"] = "layer_skipping"
     content["routing"] |= {"control": control, "skipped": skip}
-    content["recipe"] |= {"start": {"method": "calibrated", "arm": start or "token"}, "skip": {}}
+    content["recipe"] |= {
+        "start": {"method": "calibrated", "arm": start or control or "token"},
+        "skip": {"routing": {"rate": rate}},
+    }
     content["validation"] = {"window_losses": losses.tolist()}
-    content["timing"]["evaluation_seconds"] = seconds
+    executed = 100 * (1 - skip / 2 + dearer)
+    content["flops"] |= {"base_per_token": 100.0, "executed_per_token": executed}
+    content["timing"]["evaluation_seconds"] = slower * executed / 10
     return Run(content, Path(f"{arm}-{seed}/record.json"))
 
 
@@ -38,12 +43,11 @@ def compared(
     for seed in seeds:
         runs += [
             run("token", seed, skip=0.25, above=0.3, noise=noise),
-            run(
-                "greedy", seed, skip=0.24, above=0.3 + better, start="static_greedy", noise=noise, seconds=8.0
-            ),
+            run("greedy", seed, skip=0.24, above=0.3 + better, start="static_greedy", noise=noise),
             run("random", seed, skip=0.25, above=0.9, control="random", noise=noise),
             run("periodic", seed, skip=0.25, above=0.8, control="periodic", noise=noise),
-            run("shallow", seed, skip=0.15, above=0.25, start="static_greedy", noise=noise, seconds=10.2),
+            run("shallow", seed, skip=0.15, above=0.25, start="static_greedy", rate=0.85, noise=noise),
+            run("greedy_40", seed, skip=0.40, above=0.7, start="static_greedy", rate=0.60, noise=noise),
         ]
     return compare_skipping(runs)
 
@@ -57,16 +61,58 @@ def test_a_planted_difference_is_found_at_equal_skip() -> None:
     assert found.outcome == "wins"
     assert "beats greedy (−0.089 nats, 95% −0." in found.verdict
     assert {arm.label for arm in found.rivals()} == {"greedy", "random", "periodic"}
-    assert rows(found)["greedy"]["Equal in"] == "skip"
+    assert rows(found)["shallow"]["Equal in"] == "nothing"
+
+
+def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> SkippingComparison:
+    """Routing that gathers tokens slowly: a static arm that skips less takes its time."""
+    runs = []
+    for seed in seeds:
+        runs += [
+            run("token", seed, skip=0.25, above=0.3, slower=1.06),
+            run(
+                "greedy", seed, skip=0.25, above=0.4, start="static_greedy", slower=busy if seed == 2 else 1.0
+            ),
+            run("shallow", seed, skip=0.15, above=0.25, start="static_greedy", rate=0.85),
+        ]
+    return compare_skipping(runs)
 
 
 def test_equal_time_is_another_comparison_than_equal_skip() -> None:
-    found = compared()
-    assert {arm.label for arm in found.as_fast()} == {"shallow", "random", "periodic"}
+    found = timed()
+    assert found.timed and found.time_spread == pytest.approx(1.0)
+    assert {arm.label for arm in found.as_fast()} == {"shallow"}
     table = rows(found)
     assert table["shallow"]["Equal in"] == "time" and table["shallow"]["Routing"] == "loses"
-    assert table["random"]["Equal in"] == "skip and time"
-    assert table["greedy"]["Its time"] == pytest.approx(0.8)
+    assert table["greedy"]["Equal in"] == "skip and FLOPs"
+    assert table["greedy"]["Its time"] == pytest.approx(1 / 1.06)
+
+
+def test_times_of_a_busy_machine_are_not_compared() -> None:
+    """One seed of one arm took 1.6 times as long as the other: the machine did something else."""
+    found = timed(busy=1.6)
+    assert not found.timed and found.time_spread == pytest.approx(1.6)
+    assert found.as_fast() == []
+    assert {row["Its time"] for row in rows(found).values()} == {"–"}
+    notes = " ".join(found.tables["differences"].notes)
+    assert "the machine was busy with other work" in notes and "1.60× apart" in notes
+
+
+def test_times_that_nothing_can_judge_are_not_compared() -> None:
+    found = compare_skipping(
+        [run("token", 1, skip=0.25, above=0.3), run("r", 1, skip=0.25, above=0.9, control="random")]
+    )
+    assert found.time_spread is None and found.as_fast() == []
+    assert "no two runs of one machine did equal work" in found.time_note
+
+
+def test_static_arms_of_other_skips_are_equal_work_for_each_flop() -> None:
+    runs = [
+        run("token", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+        run("shallow", 1, skip=0.15, above=0.25, start="static_greedy", rate=0.85, slower=1.3),
+    ]
+    assert compare_skipping(runs).time_spread == pytest.approx(1.3)
 
 
 def test_no_difference_comes_with_what_would_have_been_found() -> None:
@@ -101,3 +147,61 @@ def test_controls_that_are_not_there_are_named() -> None:
     kept = [run("token", 1, skip=0.25, above=0.3), run("random", 1, skip=0.25, above=0.9, control="random")]
     found = compare_skipping(kept)
     assert found.missing == ["periodic", "static prune"] and found.outcome is None
+
+
+def priced(token: float, greedy: float, deep: float) -> SkippingComparison:
+    """Routing that executes more than static arms of its skip: losses at 25 % and, of static arms, at 40 %."""
+    runs = [
+        run("token", 1, skip=0.25, above=token, dearer=0.02, noise=0.001),
+        run("token_40", 1, skip=0.40, above=token + 0.3, rate=0.6, dearer=0.02, noise=0.001),
+        run("greedy", 1, skip=0.25, above=greedy, start="static_greedy", noise=0.001),
+        run("greedy_15", 1, skip=0.15, above=greedy - 0.15, start="static_greedy", rate=0.85, noise=0.001),
+        run("greedy_40", 1, skip=0.40, above=deep, start="static_greedy", rate=0.6, noise=0.001),
+    ]
+    return compare_skipping(runs)
+
+
+def costs(found: SkippingComparison, equal_in: str = "FLOPs") -> dict[tuple[str, str, str], dict[str, Any]]:
+    table = found.tables["equal_cost"].to_dict()["rows"]
+    return {
+        (row["Routed"], row["Against"], row["Read off"].partition(",")[0]): row
+        for row in table
+        if row["Equal in"] == equal_in
+    }
+
+
+def test_at_equal_flops_one_is_read_off_at_the_others_cost() -> None:
+    found = costs(priced(token=0.40, greedy=0.43, deep=0.75))
+    # 87.5 % lies 5.5 / 7.5 of the way from token_40 (82 %, 0.70) to token (89.5 %, 0.40): 0.48.
+    row = found["token", "greedy", "routing"]
+    assert row["Δ val loss"] == pytest.approx(0.48 - 0.43, abs=0.003) and row["Routing"] == "loses as read"
+    assert row["At"] == pytest.approx(0.875)
+    # 89.5 % lies 2 / 5 of the way from greedy (87.5 %, 0.43) to greedy_15 (92.5 %, 0.28): 0.37.
+    row = found["token", "greedy", "the control"]
+    assert row["Δ val loss"] == pytest.approx(0.40 - 0.37, abs=0.003) and row["Routing"] == "loses"
+    assert ("token", "greedy_40", "routing") not in found, "nothing is extrapolated"
+    row = found["token_40", "greedy", "the control"]
+    assert row["Δ val loss"] == pytest.approx(0.70 - (0.75 - 0.32 * 2 / 7.5), abs=0.003)
+    in_time = costs(priced(token=0.40, greedy=0.43, deep=0.75), "time")
+    assert in_time["token", "greedy", "the control"]["At"] == pytest.approx(8.95), "seconds of an evaluation"
+
+
+def test_what_is_ahead_at_equal_skip_may_lose_at_equal_flops_and_the_verdict_says_both() -> None:
+    verdict = priced(token=0.40, greedy=0.43, deep=0.75).verdict
+    assert "beats greedy (−0.03" in verdict
+    assert "At the FLOPs that each of them executes it loses to greedy (+0.05" in verdict
+    assert "executes it beats greedy (−0." in priced(token=0.30, greedy=0.43, deep=0.75).verdict
+    # Behind where routing is read off, ahead where the control is: the line decides, and so nothing does.
+    doubtful = priced(token=0.36, greedy=0.43, deep=0.75).verdict
+    assert "executes it cannot be told from greedy (+0.01" in doubtful
+    assert "which the straight line between its points may have made" in doubtful
+
+
+def test_arms_that_cost_the_same_are_compared_as_they_are() -> None:
+    runs = [
+        run("token", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.35, start="static_greedy"),
+    ]
+    table = costs(compare_skipping(runs))
+    assert list(table) == [("token", "greedy", "neither: equal cost")]
+    assert table["token", "greedy", "neither: equal cost"]["Δ val loss"] == pytest.approx(-0.05, abs=0.03)

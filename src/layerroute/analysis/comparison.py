@@ -10,6 +10,7 @@ from layerroute.analysis.arms import Arm, Kind, group_arms
 from layerroute.analysis.controls import ControlCheck, check_controls, missing_controls
 from layerroute.analysis.fairness import data_identity, unequal
 from layerroute.analysis.format import listing, number, plural
+from layerroute.analysis.positions import positions_table
 from layerroute.analysis.recall import (
     RecallPair,
     recall_differences,
@@ -82,7 +83,7 @@ class Comparison:
 
     @cached_property
     def tables(self) -> dict[str, Table]:
-        """All tables by short name; those of recall only where it was measured."""
+        """All tables by short name; those of recall and of places only where they were measured."""
         recall = recall_table(self.arms)
         found = {} if recall is None else {"recall": recall}
         if self.recall_pairs:
@@ -90,6 +91,9 @@ class Comparison:
         lengths = recall_lengths(self.arms)
         if lengths is not None:
             found["recall_lengths"] = lengths
+        positions = positions_table(self.arms)
+        if positions is not None:
+            found["positions"] = positions
         return {
             "main": tables.main_results(self.arms, self.baseline, self.same_data),
             "differences": tables.differences(self.pairs),

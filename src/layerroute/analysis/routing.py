@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from layerroute.analysis.arms import Arm, Kind
+from layerroute.analysis.controls import RATE_TOLERANCE
 from layerroute.analysis.format import listing, plural
 from layerroute.analysis.statistics import Estimate
 
@@ -96,6 +97,21 @@ def site_routing(arm: Arm) -> list[SiteRouting]:
     return found
 
 
+def _asked(arm: Arm) -> float | None:
+    """The rate that a budget is to hold; None without a budget."""
+    settings = ("recipe", "model", "routing")
+    if arm.example.value(*settings, "budget") in (None, "none"):
+        return None
+    rate = arm.example.value(*settings, "rate")
+    return float(rate) if isinstance(rate, int | float) else None
+
+
+def _holds(arm: Arm, rate: float) -> bool:
+    """Whether every seed is within 2 points of ``rate``, in the mean of its sites."""
+    served = arm.by_seed("routing", "mean_rate").values()
+    return all(abs(value - rate) <= RATE_TOLERANCE for value in served)
+
+
 def collapse_word(arm: Arm) -> str:
     """The answer to "routing collapse?" for table 1: ``N/A``, a control's name, or how the sites fare."""
     if not arm.kind.routed:
@@ -106,6 +122,8 @@ def collapse_word(arm: Arm) -> str:
     if not balances:
         return "unknown"
     collapsed = balances.count(Balance.COLLAPSED)
+    if not collapsed and (rate := _asked(arm)) is not None:
+        return "No, at the rate asked for" if _holds(arm, rate) else "No, but off the rate asked for"
     if collapsed:
         return "Yes" if collapsed == len(balances) else f"Yes, {collapsed} of {len(balances)}"
     return "No" if all(balance is Balance.BALANCED for balance in balances) else "No, but leaning"
@@ -131,6 +149,9 @@ def routing_sentence(arm: Arm) -> str:
             f"routing collapsed (more than 90% on one path) to {listing(targets)} at {len(collapsed)} of "
             f"{plural(len(sites), 'site')}"
         )
+    elif (asked := _asked(arm)) is not None:
+        kept = "holds" if _holds(arm, asked) else "misses"
+        verdict = f"routing did not collapse and {kept} the rate of {100 * asked:g}% that was asked for"
     elif all(balance is Balance.BALANCED for balance in balances):
         verdict = "routing stayed balanced (40 to 60%) at every site"
     else:

@@ -10,6 +10,7 @@ from layerroute.analysis.equal_cost import Cost, EqualCost, equal_cost, equal_co
 from layerroute.analysis.fairness import data_identity, machine
 from layerroute.analysis.format import MISSING, listing, number, percent, plural, plus_minus, signed
 from layerroute.analysis.paired import Gap, paired_gap
+from layerroute.analysis.positions import positions_table
 from layerroute.analysis.runs import Run
 from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
 from layerroute.analysis.timing import NOISY, spread
@@ -89,9 +90,16 @@ class SkippingComparison:
     @cached_property
     def tables(self) -> dict[str, Table]:
         """All tables by short name; that of equal cost only where arms can be read off at each other's cost."""
-        cost = equal_cost_table(self.equal_costs, [self.time_note] if self.timed else [])
-        found = {} if cost is None else {"equal_cost": cost}
-        return {"main": self._main(), "differences": self._differences(), "sites": self._sites(), **found}
+        some = {
+            "equal_cost": equal_cost_table(self.equal_costs, [self.time_note] if self.timed else []),
+            "positions": positions_table(self.arms),
+        }
+        return {
+            "main": self._main(),
+            "differences": self._differences(),
+            "sites": self._sites(),
+            **{name: table for name, table in some.items() if table is not None},
+        }
 
     @cached_property
     def equal_costs(self) -> list[tuple[str, Cost, EqualCost]]:

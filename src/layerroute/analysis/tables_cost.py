@@ -17,6 +17,20 @@ from layerroute.analysis.format import (
 )
 from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
 from layerroute.analysis.tables import DIFFERENT_DATA, unfinished_rows, unfinished_text
+from layerroute.analysis.timing import NOISY, spread
+
+
+def training_spread(arms: Sequence[Arm]) -> float | None:
+    """How far the training times of an arm's seeds are apart at most, as a ratio; None with one seed everywhere.
+
+    Seeds on different machines are not held against each other.
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for arm in arms:
+        for run in arm.completed:
+            if seconds := run.value("timing", "train_seconds"):
+                groups.setdefault((arm.label, machine(run)), []).append(seconds)
+    return spread(groups.values())
 
 
 def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
@@ -27,7 +41,9 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
         Column(label="Training time ↓", numeric=True),
         Column(label="Relative overhead", numeric=True),
     )
-    reference = baseline.mean("timing", "train_seconds") if baseline else None
+    apart = training_spread(arms)
+    comparable = apart is None or apart <= NOISY
+    reference = baseline.mean("timing", "train_seconds") if baseline and comparable else None
     rows = []
     for arm in arms:
         if not arm.completed:
@@ -54,6 +70,11 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
         "Where both paths are computed and one is selected (masked execution), routing saves no time in "
         "training; `layerroute bench` measures speed in pairs."
     ]
+    if not comparable:
+        notes.append(
+            f"THE MACHINE WAS BUSY: runs of one arm, which do equal work, took times up to {number(apart, 2)}× apart. "
+            "So no overhead is told."
+        )
     if len(machines) > 1:
         notes.append(f"DIFFERENT MACHINES, so times are not comparable: {'; '.join(machines)}.")
     if len({run.value("tokens_seen") for run in runs}) > 1:

@@ -7,6 +7,7 @@ from layerroute.analysis.arms import Arm
 from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.fairness import unequal
 from layerroute.analysis.format import listing, number, percent, plural
+from layerroute.analysis.recall_length import rate_sentence
 from layerroute.analysis.routing import Balance, path_name, site_routing
 from layerroute.analysis.tokens import TokenKinds
 from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome, Pair
@@ -22,7 +23,7 @@ class Section:
 
 def discussion(comparison: Comparison, kinds: TokenKinds | None) -> list[Section]:
     """The discussion, its branch chosen by the verdict and by how routing fared."""
-    sections = [_verdict_section(comparison)]
+    sections = [_verdict_section(comparison), _recall_section(comparison)]
     if comparison.subject is not None:
         sections.append(_patterns_section(comparison.subject, kinds))
         sections.append(_balance_section(comparison.subject))
@@ -46,11 +47,14 @@ def _verdict_section(comparison: Comparison) -> Section:
             if outcome is Outcome.LOSES
             else "Static assignment does as well"
         )
-        reasons = (
-            "Three explanations are open, and these runs do not separate them: the router adds parameters "
-            "and noise that outweigh what it wins; deciding by layer is enough, and deciding by token is "
-            "not needed; the balance loss keeps the router from the split that would be best."
-        )
+        explanations = [
+            "the router adds parameters and noise that outweigh what it wins",
+            "deciding by layer is enough, and deciding by token is not needed",
+        ]
+        if pair.subject.example.value("recipe", "objective", "balance_weight"):
+            explanations.append("the balance loss keeps the router from the split that would be best")
+        number_of = {2: "Two", 3: "Three"}[len(explanations)]
+        reasons = f"{number_of} explanations are open, and these runs do not separate them: {'; '.join(explanations)}."
         return Section(heading=heading, paragraphs=(pair.sentence(), reasons, *_unequal(pair)))
     if outcome is Outcome.ONE_SEED:
         text = (
@@ -60,6 +64,14 @@ def _verdict_section(comparison: Comparison) -> Section:
         )
         return Section(heading="One seed cannot tell", paragraphs=(pair.sentence(), text, *_unequal(pair)))
     return Section(heading="The arms cannot be compared", paragraphs=(pair.sentence(),))
+
+
+def _recall_section(comparison: Comparison) -> Section:
+    """What recall adds to the loss; empty where it was not measured."""
+    paragraphs = [comparison.recall] if comparison.recall else []
+    if paragraphs:
+        paragraphs += filter(None, map(rate_sentence, comparison.arms))
+    return Section(heading="Recall", paragraphs=tuple(paragraphs))
 
 
 def _unequal(pair: Pair) -> tuple[str, ...]:
@@ -188,8 +200,11 @@ def _next_section(comparison: Comparison) -> Section:
         steps.append(f"the missing controls ({listing(comparison.missing)})")
     if comparison.primary is not None and unequal(comparison.primary.subject, comparison.primary.rival):
         steps.append("arms that are equal in parameters, compute and learning rate")
-    steps.append(
-        "tasks that language-model loss does not see: associative recall, and contexts beyond the trained "
-        "length"
-    )
+    unseen = [] if comparison.recall else ["associative recall"]
+    if "recall_lengths" not in comparison.tables:
+        unseen.append("contexts beyond the trained length")
+    if unseen:
+        steps.append(f"tasks that language-model loss does not see: {', and '.join(unseen)}")
+    if comparison.recall:
+        steps.append("natural text, in which nobody has planted what is to be recalled")
     return Section(heading="What would settle it", paragraphs=(f"Needed next: {listing(steps)}.",))

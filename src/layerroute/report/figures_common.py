@@ -202,12 +202,15 @@ def draw_points(axes: Axes, means: pd.DataFrame, styles: Mapping[str, LineStyle]
     """
     named: set[str] = set()
     for row in means.to_dict("records"):
+        half = row["half_width"]
+        # A loss is not negative, whatever a t interval says.
+        ends = None if pd.isna(half) else [[min(half, row["loss"])], [half]]
         style = styles[row[by]]
         ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.1} if row["on_front"] else {}
         axes.errorbar(
             row["cost"],
             row["loss"],
-            yerr=None if pd.isna(row["half_width"]) else row["half_width"],
+            yerr=ends,
             color=style.color,
             marker=style.marker,
             markersize=6,

@@ -5,6 +5,8 @@ from layerroute.analysis.comparison import Comparison
 from layerroute.analysis.fairness import machine
 from layerroute.analysis.format import count, duration, listing, plural, signed_percent
 from layerroute.analysis.runs import Run
+from layerroute.analysis.tables_cost import training_spread
+from layerroute.analysis.timing import NOISY
 from layerroute.analysis.verdict import ENOUGH_SEEDS, Outcome
 
 QUESTION = (
@@ -59,7 +61,7 @@ def _named(arm: Arm) -> str:
 
 def abstract_result(comparison: Comparison) -> str:
     """The result as the abstract gives it."""
-    parts = [comparison.answer]
+    parts = [comparison.answer, comparison.recall] if comparison.recall else [comparison.answer]
     parts += comparison.routing_sentences[:1]
     parts += comparison.caveats
     return " ".join(parts)
@@ -105,10 +107,7 @@ def limitations(comparison: Comparison) -> list[str]:
         found.append(
             f"Evaluation: at most {sequences * length:,} validation tokens, the same for every run of an arm."
         )
-    found.append(
-        "Measure: language-model loss alone separates such models poorly. Recall, retrieval and length "
-        "beyond training are not measured here."
-    )
+    found.append(_measure(comparison))
     rates = sorted({arm.learning_rate for arm in comparison.arms if arm.learning_rate is not None})
     if len(comparison.arms) > 1:
         one = (
@@ -116,7 +115,13 @@ def limitations(comparison: Comparison) -> list[str]:
             if len(rates) == 1
             else "learning rates fixed by recipe, not the same for all"
         )
-        found.append(f"Tuning: {one}; the records show no search over a common grid.")
+        studied = any(str(run.value("command")).startswith("layerroute study") for run in comparison.runs)
+        search = (
+            "trials by which a study chose them (its folder search/) are no part of these records"
+            if studied
+            else "the records show no search over a common grid"
+        )
+        found.append(f"Tuning: {one}; {search}.")
     if any(arm.mean("flops", "executed_per_token") is None for arm in comparison.arms if arm.completed):
         found.append("Compute: executed FLOPs were not counted for every arm; FLOPs are then analytic.")
     if any(arm.kind.routed for arm in comparison.arms):
@@ -134,6 +139,24 @@ def limitations(comparison: Comparison) -> list[str]:
     if not comparison.same_data:
         found.insert(0, "Data differ between the runs: losses are not comparable.")
     return found
+
+
+def _measure(comparison: Comparison) -> str:
+    tasks = {
+        f"{task} of {run.value('recall', 'pairs')}"
+        for run in comparison.runs
+        if (task := run.value("recall", "task")) is not None
+    }
+    if not tasks:
+        return (
+            "Measure: language-model loss alone separates such models poorly. Recall, retrieval and length "
+            "beyond training are not measured here."
+        )
+    beyond = (
+        "" if "recall_lengths" in comparison.tables else "; lengths beyond that of training are not measured"
+    )
+    made_up = f"Measure: recall of made-up sequences ({listing(sorted(tasks))}){beyond}"
+    return f"{made_up}. What it says of natural text is open."
 
 
 def _scale(comparison: Comparison) -> str:
@@ -181,6 +204,8 @@ def conclusion(comparison: Comparison) -> str:
 def takeaways(comparison: Comparison) -> list[str]:
     """Key points of the conclusion."""
     found = [comparison.answer, *comparison.routing_sentences]
+    if comparison.recall:
+        found.insert(1, comparison.recall)
     if comparison.bigram:
         found.append(comparison.bigram)
     if comparison.missing:
@@ -195,7 +220,8 @@ def cost_sentence(comparison: Comparison) -> str:
         return ""
     parts = []
     ours, theirs = subject.mean("timing", "train_seconds"), baseline.mean("timing", "train_seconds")
-    if ours and theirs:
+    apart = training_spread(comparison.arms)
+    if ours and theirs and (apart is None or apart <= NOISY):
         parts.append(f"{ours / theirs:.2f} times the training time")
     if subject.parameters and baseline.parameters:
         parts.append(f"{signed_percent(subject.parameters / baseline.parameters - 1)} parameters")

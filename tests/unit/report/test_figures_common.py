@@ -20,10 +20,12 @@ from layerroute.report.figures_common import (
     bars_figure,
     bars_note,
     bars_start,
+    draw_points,
     heads_data,
     heads_figure,
 )
 from layerroute.report.figures_kinds import kinds_data, kinds_figure
+from layerroute.report.style import WIDTH, LineStyle, new_figure
 from tests.unit.analysis.record_factory import make_run, sites
 
 
@@ -123,3 +125,19 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     for make in (_bars, _kinds, _annealing, _heads):
         entry, figure, _ = make(alone)
         assert figure is None and entry.absent.startswith("Not drawn: ")
+
+
+def test_intervals_of_a_loss_end_at_0() -> None:
+    axes = new_figure(WIDTH, 3).add_subplot()
+    means = pd.DataFrame(
+        {
+            "arm": ["a", "b"],
+            "cost": [1, 2],
+            "loss": [0.5, 4.0],
+            "half_width": [2.0, 1.0],
+            "on_front": [True, False],
+        }
+    )
+    draw_points(axes, means, {label: LineStyle(color="#000000", dashes="-") for label in "ab"})
+    bars = [c.get_segments()[0] for c in axes.collections if isinstance(c, LineCollection)]
+    assert [[float(y) for y in segment[:, 1]] for segment in bars] == [[0.0, 2.5], [3.0, 5.0]]

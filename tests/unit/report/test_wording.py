@@ -6,7 +6,14 @@ import pytest
 from layerroute.analysis.comparison import Comparison, compare_runs
 from layerroute.analysis.runs import Run
 from layerroute.report.discussion import discussion
-from layerroute.report.wording import conclusion, cost_sentence, limitations, what_was_run
+from layerroute.report.wording import (
+    abstract_result,
+    conclusion,
+    cost_sentence,
+    limitations,
+    takeaways,
+    what_was_run,
+)
 from tests.unit.analysis.record_factory import record, sites
 
 SEEDS = (42, 43, 44)
@@ -141,3 +148,88 @@ def test_cost() -> None:
     found = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, **RATES))
     assert cost_sentence(found).startswith("Against baseline, dynamic has 1.83 times the training time")
     assert cost_sentence(compare(runs("baseline", 4.1, 42))) == ""
+
+
+def with_recall(runs_: list[Run], *, lengths: tuple[int, ...] = (1, 4)) -> list[Run]:
+    for run in runs_:
+        points = [
+            {"multiple": m, "length": 128 * m, "accuracy": 0.9, "loss": 1.0, "answers": 9, "mean_rate": 0.475}
+            for m in lengths
+        ]
+        run.record["recall"] = {
+            "task": "mqar",
+            "pairs": 16,
+            "chance": 0.03,
+            "by_length": points,
+            "by_distance": [],
+        }
+    return runs_
+
+
+def test_what_was_measured_is_not_called_missing() -> None:
+    groups = (runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.1, *SEEDS, **RATES))
+    before = compare(*groups)
+    assert "are not measured here" in " ".join(limitations(before))
+    assert "associative recall, and contexts beyond" in text_of(before)
+    found = compare(*map(with_recall, groups))
+    told = " ".join(limitations(found))
+    assert "recall of made-up sequences (mqar of 16)." in told and "are not measured" not in told
+    text = text_of(found)
+    assert "associative recall" not in text and "contexts beyond" not in text
+    assert found.recall in text and "dynamic holds its rate" in text
+    assert found.recall in takeaways(found) and found.recall in abstract_result(found)
+    short = compare(*(with_recall(group, lengths=(1,)) for group in groups))
+    assert "lengths beyond that of training are not measured" in " ".join(limitations(short))
+    assert "contexts beyond the trained length" in text_of(short)
+
+
+def test_a_balance_loss_explains_nothing_where_there_is_none() -> None:
+    groups = [runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.1, *SEEDS, **RATES)]
+    assert "Three explanations are open" in text_of(compare(*groups))
+    for run in groups[1]:
+        run.record["recipe"]["objective"]["balance_weight"] = 0.0
+    text = text_of(compare(*groups))
+    assert "Two explanations are open" in text and "the balance loss keeps" not in text
+
+
+def test_trials_of_a_study_are_not_denied() -> None:
+    groups = [runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)]
+    assert "show no search" in " ".join(limitations(compare(*groups)))
+    for run in groups[1]:
+        run.record["command"] = "layerroute study recall.yaml"
+    assert "trials by which a study chose them" in " ".join(limitations(compare(*groups)))
+
+
+def test_times_of_a_busy_machine_are_not_told() -> None:
+    groups = [runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)]
+    steady = compare(*groups)
+    assert "times the training time" in cost_sentence(steady)
+    assert steady.tables["efficiency"].rows[1].cells[3].value == pytest.approx(1.83, abs=0.02)
+    groups[1][0].record["timing"]["train_seconds"] *= 1.5
+    busy = compare(*groups)
+    assert "training time" not in cost_sentence(busy) and "parameters" in cost_sentence(busy)
+    table = busy.tables["efficiency"]
+    assert [row.cells[3].text for row in table.rows] == ["–", "–"]
+    assert any("THE MACHINE WAS BUSY" in note and "1.49× apart" in note for note in table.notes)
+    # The same on another machine is another machine, and no noise.
+    groups[1][0].record["hardware"] |= {"cpu": "Slower CPU"}
+    assert not any("BUSY" in note for note in compare(*groups).tables["efficiency"].notes)
+
+
+@pytest.mark.parametrize(
+    ("rates", "word", "said"),
+    [
+        ((0.26, 0.24), "No, at the rate asked for", "holds the rate of 25% that was asked for"),
+        ((0.40, 0.30), "No, but off the rate asked for", "misses the rate of 25% that was asked for"),
+    ],
+)
+def test_a_router_with_a_budget_is_held_to_it_and_not_to_an_even_split(
+    rates: tuple[float, float], word: str, said: str
+) -> None:
+    group = runs("dynamic", 4.0, *SEEDS, rates=sites(*rates))
+    for run in group:
+        run.record["recipe"]["model"]["routing"] |= {"budget": "quantile", "rate": 0.25}
+    found = compare(runs("baseline", 4.1, *SEEDS), group)
+    cells = {row.cells[0].text: row.cells[-1].text for row in found.tables["main"].rows}
+    assert cells["dynamic"] == word
+    assert said in found.routing_sentences[0] and "even split" not in found.routing_sentences[0]

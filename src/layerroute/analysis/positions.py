@@ -1,0 +1,49 @@
+"""Loss by place in the sequence: what a longer context is worth to each arm."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from layerroute.analysis.arms import Arm
+from layerroute.analysis.format import MISSING, number
+from layerroute.analysis.table import Cell, Column, Row, Table
+
+
+def loss_by_position(arm: Arm) -> dict[tuple[int, int], float]:
+    """Cross-entropy in nats by place of the predicted token, in doubling ranges: mean over completed seeds.
+
+    A range counts where every completed run that has places has it.
+    """
+    runs = [found for run in arm.completed if (found := run.value("validation", "by_position"))]
+    by_run = [{(int(one["from"]), int(one["to"])): float(one["loss"]) for one in found} for found in runs]
+    common = [place for place in by_run[0] if all(place in found for found in by_run)] if by_run else []
+    return {place: fmean(found[place] for found in by_run) for place in sorted(common)}
+
+
+def positions_table(arms: Sequence[Arm]) -> Table | None:
+    """Loss by place of every arm whose records have it; None where there are not two places to compare."""
+    found = {arm.label: losses for arm in arms if (losses := loss_by_position(arm))}
+    places = sorted({place for losses in found.values() for place in losses})
+    if len(places) < 2:
+        return None
+    rows = [
+        Row(
+            cells=(
+                Cell(label),
+                *(
+                    Cell(number(losses[place]), losses[place]) if place in losses else Cell(MISSING)
+                    for place in places
+                ),
+            )
+        )
+        for label, losses in found.items()
+    ]
+    return Table(
+        name="Table of loss by position",
+        title="Validation loss (nats per token) by place in the sequence",
+        columns=(
+            Column(label="Model"),
+            *(Column(label=str(a) if a == b else f"{a}–{b}", numeric=True) for a, b in places),
+        ),
+        rows=tuple(rows),
+        notes=("Means over seeds. Places are those of the predicted tokens, in doubling ranges.",),
+    )

@@ -68,6 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
     )
     parser.add_argument(
+        "--min-share",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="a layer is skipped by none or by at least this share of the tokens; fewer save no time (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
         "--rounds",
         type=int,
         default=1,
@@ -100,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         granularity=arguments.router,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
+        min_share=arguments.min_share,
         rounds=arguments.rounds,
     )
     from layerroute.benchmark.output import save

@@ -1,5 +1,6 @@
 """How the budget is shared out among layers: skip where the next token costs least."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -14,6 +15,10 @@ STEPS = 40
 
 REACH = 0.5
 """How far a layer's rate may move from the one under which its costs were measured."""
+
+
+Bounds = Mapping[int, tuple[int, int]]
+"""By layer, the fewest and the most steps that it may take."""
 
 
 def static_rates(layers: Iterable[int], removed: Iterable[int]) -> dict[int, float]:
@@ -54,24 +59,52 @@ def allocate(
     *,
     around: Mapping[int, float] | None = None,
     reach: float = 1.0,
+    least: float = 0.0,
 ) -> dict[int, float]:
     """Rates by layer, of mean ``budget``, that minimise the sum of costs.
 
-    On convex curves taking the cheapest step of all layers, again and again, is optimal.
+    On convex curves taking the cheapest step of all layers, again and again, is optimal. With ``least`` it is not one
+    convex problem but one for each set of layers that skip; sets are tried by settling the smallest share that is not
+    allowed, as none or as ``least``, whichever costs less, until there is none.
 
     Args:
         curves: by layer (see ``cost_curve``); their hulls are used.
         budget: mean over layers of the share of tokens that skip.
         around, reach: no rate is to be farther than ``reach`` from that of ``around`` (default: any may be taken);
             where the budget cannot be served within it, ``reach`` is widened until it can.
+        least: a layer is skipped by none, or by at least this share of the tokens: fewer save no time (default: any
+            share). Where the whole budget is less than that of one layer, it is one layer's.
     """
     total = budget * len(curves) * STEPS
     while True:
         bounds = {layer: _bounds(None if around is None else around[layer], reach) for layer in curves}
-        least, most = (sum(bound[side] for bound in bounds.values()) for side in (0, 1))
-        if least <= total <= most + 1e-9 or reach >= 1.0:
+        if _serves(bounds, total) or reach >= 1.0:
             break
         reach += 1 / STEPS
+    floor = min(math.ceil(least * STEPS - 1e-9), int(total))
+    taken, _ = _share_out(curves, total, bounds)
+    while small := {layer: steps for layer, steps in taken.items() if 0.0 < steps < floor}:
+        layer = min(small, key=lambda each: (small[each], each))
+        settled = [{**bounds, layer: bound} for bound in ((0, 0), (floor, max(floor, bounds[layer][1])))]
+        possible = [choice for choice in settled if _serves(choice, total)]
+        if not possible:
+            break
+        bounds = min(possible, key=lambda choice: _share_out(curves, total, choice)[1])
+        taken, _ = _share_out(curves, total, bounds)
+    rates = {layer: steps / STEPS for layer, steps in taken.items()}
+    return {layer: 0.0 if rate < 1e-9 else 1.0 if rate > 1 - 1e-9 else rate for layer, rate in rates.items()}
+
+
+def _serves(bounds: Bounds, total: float) -> bool:
+    return sum(low for low, _ in bounds.values()) <= total + 1e-9 and total <= 1e-9 + sum(
+        high for _, high in bounds.values()
+    )
+
+
+def _share_out(
+    curves: Mapping[int, Float[Tensor, "steps"]], total: float, bounds: Bounds
+) -> tuple[dict[int, float], float]:
+    """Steps by layer within bounds, and what they cost."""
     steps = [
         (float(slope), layer, index)
         for layer, curve in curves.items()
@@ -79,16 +112,17 @@ def allocate(
     ]
     # Slopes rise along a hull, but for round-off: the index keeps a layer's steps in order.
     steps.sort(key=lambda item: (item[0], item[1], item[2]))
-    left = total - least
     taken = {layer: float(low) for layer, (low, _) in bounds.items()}
-    for _, layer, _ in steps:
+    left = total - sum(taken.values())
+    cost = sum(float(curves[layer][low]) for layer, (low, _) in bounds.items())
+    for slope, layer, _ in steps:
         step = min(1.0, left)
         if step <= 1e-9:
             break
         taken[layer] += step
+        cost += step * slope
         left -= step
-    rates = {layer: steps_taken / STEPS for layer, steps_taken in taken.items()}
-    return {layer: 0.0 if rate < 1e-9 else 1.0 if rate > 1 - 1e-9 else rate for layer, rate in rates.items()}
+    return taken, cost
 
 
 def _bounds(rate: float | None, reach: float) -> tuple[int, int]:

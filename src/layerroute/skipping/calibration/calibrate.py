@@ -146,6 +146,9 @@ def calibrate(
             advance=clock(name),
         )
 
+    def share_out(budget: float, reach: float) -> dict[int, float]:
+        return allocate(curves, budget, around=rates, reach=reach, least=config.min_share)
+
     def curves_under(policy: Policy, name: str) -> dict[int, Tensor]:
         found, _ = measure_costs(stack, search, policy, advance=clock(name))
         return {layer: cost_curve(cost) for layer, cost in found.items()}
@@ -160,7 +163,7 @@ def calibrate(
     for turn in range(config.rounds):
         if turn:
             curves = curves_under(policies[-1], f"cost of each choice, round {turn + 1}")
-        rates = allocate(curves, config.budget, around=rates, reach=REACH / 2**turn)
+        rates = share_out(config.budget, REACH / 2**turn)
         more = turn + 1 < config.rounds or bool(config.also)
         policies.append(fit(rates, f"fits under routing, round {turn + 1}", everywhere=more))
         rounds.append({"rates": rates, **_selection_loss(stack, policies[-1], selection)})
@@ -181,7 +184,7 @@ def calibrate(
         skip=skip,
         policy=policies[chosen],
         static=static,
-        rates={budget: allocate(curves, budget, around=rates, reach=REACH) for budget in config.also},
+        rates={budget: share_out(budget, REACH) for budget in config.also},
         rounds=rounds,
         chosen=chosen,
         arms={"routed": policies[chosen], **arms},

@@ -41,6 +41,8 @@ class CalibrationConfig:
             ``dense``, what leads back to the state of the full model after this layer.
         refits: how often skip path and predictor are fitted in turn at a layer, to the tokens that skip there.
         background: weight, in a skip path's fit, of tokens that run against those that skip.
+        min_share: a layer is skipped by none or by at least this share of the tokens. Fewer save no time: below
+            ``SkipConfig.profitability`` such a layer is run in full.
         rounds: how often rates are allocated: first around greedy pruning, then around the routing of the round
             before, half as far.
         ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
@@ -67,6 +69,7 @@ class CalibrationConfig:
     target: str = "update"
     refits: int = 2
     background: float = 0.1
+    min_share: float = 0.1
     rounds: int = 1
     ridge: float = 1e-3
     predictor_ridge: float = 1e-3
@@ -99,6 +102,8 @@ class CalibrationConfig:
         ):
             if getattr(self, key) < least:
                 raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
+        if not 0.0 <= self.min_share <= 1.0:
+            raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
         for key in ("ridge", "predictor_ridge", "background"):
             if not getattr(self, key) > 0:
                 raise UserError(f"calibration.{key} must be above 0, got {getattr(self, key)}")

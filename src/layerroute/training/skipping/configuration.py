@@ -45,6 +45,7 @@ class StartConfig:
         arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike.
         folder: of a calibration that `layerroute calibrate --controls --out` made; default: made when first needed.
         tokens_statistics, tokens_selection, tokens_search: of the calibration.
+        min_share: a layer is skipped by none or by at least this share of the tokens (see ``CalibrationConfig``).
         seed: of the calibration's text; not the run's seed, so that all seeds and arms start at the same.
         thresholds: ``site`` (each site at its own rate; default for calibrated starts), ``model`` (one threshold, at
             which the model as a whole is at its rate; default for fresh ones) or ``auto``.
@@ -56,6 +57,7 @@ class StartConfig:
     tokens_statistics: int = 12288
     tokens_selection: int = 2048
     tokens_search: int = 1536
+    min_share: float = 0.1
     seed: int = 42
     thresholds: Literal["auto", "site", "model"] = "auto"
 
@@ -67,6 +69,9 @@ class StartConfig:
         for name in ("tokens_statistics", "tokens_selection", "tokens_search"):
             value = getattr(self, name)
             _require(value >= 1, f"start.{name} must be at least 1, got {value}")
+        _require(
+            0.0 <= self.min_share <= 1.0, f"start.min_share is a share from 0 to 1, got {self.min_share}"
+        )
 
     @property
     def threshold_scope(self) -> str:

@@ -143,6 +143,7 @@ def calibration_config(
         tokens_statistics=max(start.tokens_statistics, length),
         tokens_selection=max(start.tokens_selection, length),
         tokens_search=max(start.tokens_search, length),
+        min_share=start.min_share,
         precision=precision,
         seed=start.seed,
     )

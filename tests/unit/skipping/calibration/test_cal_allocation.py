@@ -106,3 +106,35 @@ def test_a_part_of_a_curve_that_is_not_convex_is_measured_by_its_own_hull():
     cliff = torch.where(share < 0.5, share * 10, torch.full_like(share, 5.0))
     rates = allocate({0: cliff, 1: share}, 0.5, around={0: 0.75, 1: 0.25}, reach=0.25)
     assert rates == {0: 1.0, 1: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("budget", "least"), [(0.05, 0.15), (0.1, 0.15), (0.1, 0.3), (0.25, 0.3), (0.4, 0.3)]
+)
+def test_a_share_too_small_to_save_time_is_not_taken(budget, least):
+    share = torch.linspace(0, 1, STEPS + 1).double()
+    # The first tokens of every layer are nearly free: without a least share all layers would take a few.
+    curves = {layer: (layer + 1.0) * share.square() for layer in range(4)}
+    free = allocate(curves, budget)
+    rates = allocate(curves, budget, least=least)
+    assert sum(rates.values()) / 4 == pytest.approx(budget)
+    assert all(rate == 0 or rate >= least - 1e-9 for rate in rates.values())
+    assert any(0 < rate < least for rate in free.values())
+
+    def cost(rates):
+        return sum((layer + 1.0) * rate**2 for layer, rate in rates.items())
+
+    grid = [0.0] + [index / STEPS for index in range(round(least * STEPS), STEPS + 1)]
+    total = round(4 * budget * STEPS)
+    best = min(
+        cost(dict(enumerate(point)))
+        for point in itertools.product(grid, repeat=4)
+        if round(sum(point) * STEPS) == total
+    )
+    assert cost(rates) <= 1.02 * best
+
+
+def test_a_budget_below_the_least_share_is_one_layers():
+    share = torch.linspace(0, 1, STEPS + 1).double()
+    rates = allocate({0: 2 * share, 1: share, 2: 3 * share}, 0.02, least=0.5)
+    assert rates == {0: 0.0, 1: pytest.approx(0.06), 2: 0.0}

@@ -121,6 +121,19 @@ def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
     assert scores["random"].skipped == pytest.approx(0.25, abs=0.05)
 
 
+def test_no_layer_is_skipped_by_fewer_tokens_than_asked_at_any_budget():
+    settings = {"budget": 0.3, "also": [0.45]}
+    free = calibrate(plain(), config(**settings, min_share=0.0), statistics=ids(24), selection=ids(8, seed=3))
+    bound = calibrate(plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3))
+
+    def small(found):
+        rates = [found.policy.rates(), found.rates[0.45]]
+        return [rate for each in rates for rate in each.values() if 0 < rate < 0.4 - 1e-9]
+
+    assert small(free) and not small(bound)
+    assert sum(bound.policy.rates().values()) / 4 == pytest.approx(0.3)
+
+
 def test_policies_that_need_an_oracle_cannot_be_installed(outcome):
     model, calibration = outcome
     with (

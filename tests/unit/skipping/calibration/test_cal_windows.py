@@ -52,6 +52,7 @@ def test_too_little_text_is_an_error_that_says_how_much_there_was():
         ({"rank": 0}, "rank"),
         ({"rounds": 0}, "rounds"),
         ({"ridge": 0.0}, "above 0"),
+        ({"min_share": 1.5}, "a share from 0 to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):

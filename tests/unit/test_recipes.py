@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerroute.hybrid import HybridForCausalLM
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, sparse_flops_per_token
 from layerroute.recipe import Recipe, load_recipe, shipped_folder, shipped_recipes
+from layerroute.studies.configuration import load_study
+from layerroute.studies.plan import Plan
 from layerroute.training.models import ModelFigures, Vocabulary, figures_of, model_config, resolved_recipe
 
 GPT2 = 50257
@@ -34,8 +36,11 @@ def test_all_that_is_promised_is_shipped() -> None:
         "per_head",
         "own_context",
         "dynamic_budget",
+        "static_flops",
     }
-    assert {*arms, *more, *(f"full/{arm}" for arm in arms), "demo/static", "demo/dynamic"} <= {
+    controls = {"all_gdn", "all_softmax", "random", "periodic", "dynamic_budget", "static_flops"}
+    full = {f"full/{arm}" for arm in arms | controls}
+    assert {*arms, *more, *full, "demo/static", "demo/dynamic"} <= {
         name.removeprefix("attention_routing/") for name in NAMES
     }
 
@@ -64,6 +69,43 @@ def test_the_matched_baseline_has_the_parameters_of_dynamic(folder: str) -> None
     assert matched.total == pytest.approx(dynamic.total, rel=0.01)
     assert dynamic.total > 1.02 * plain.total  # otherwise there would be nothing to match
     assert matched.flops.routed_layers == plain.flops.routed_layers == 0
+
+
+@pytest.mark.parametrize("folder", ["", "full/"])
+def test_static_flops_costs_what_the_router_executes(folder: str) -> None:
+    def config_of(name: str) -> tuple[HybridConfig, int]:
+        recipe = load_recipe(f"attention_routing/{folder}{name}")
+        size = Vocabulary(size=vocabulary(recipe), end_of_text=0)
+        return model_config(recipe.model, size), recipe.data.sequence_length
+
+    config, length = config_of("dynamic_budget")
+    executed = sparse_flops_per_token(config, length, config.routing["rate"])
+    static, _ = config_of("static_flops")
+    assert static.layer_pattern == ["gdn", "gdn", "gdn", "softmax"]
+    assert forward_flops(static, length).forward_per_token == pytest.approx(executed, rel=0.02)
+    plain = forward_flops(config_of("baseline")[0], length).forward_per_token
+    assert plain < 0.97 * executed, "otherwise the original arm would do"
+
+
+@pytest.mark.parametrize("name", ["arms", "full/arms"])
+def test_the_studies_of_text_hold_every_arm_of_a_claim_to_one_rule(name: str) -> None:
+    plan = Plan(load_study(f"attention_routing/{name}"))
+    assert {
+        "baseline", "dynamic", "random", "periodic", "static_flops", "baseline_matched", "all_softmax", "all_gdn",
+    } <= set(plan.variants)  # fmt: skip
+    assert len(plan.config.seeds) >= 3 and plan.config.tune is not None
+    recipes = {
+        arm: resolved_recipe(plan.recipe(arm, 1, {"train.learning_rate": 1e-3})) for arm in plan.variants
+    }
+    for section in ("train", "data"):
+        assert all(recipe[section] == recipes["baseline"][section] for recipe in recipes.values()), section
+    rates = {arm: recipes[arm]["model"]["routing"]["rate"] for arm in ("dynamic", "random", "periodic")}
+    assert set(rates.values()) == {0.25}
+    assert (
+        recipes["dynamic"]["objective"]["balance_weight"]
+        == recipes["random"]["objective"]["balance_weight"]
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", ["full/baseline", "full/dynamic", "full/dynamic_strong_balance"])

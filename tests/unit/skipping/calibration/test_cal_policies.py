@@ -124,7 +124,9 @@ def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
 def test_no_layer_is_skipped_by_fewer_tokens_than_asked_at_any_budget():
     settings = {"budget": 0.3, "also": [0.45]}
     free = calibrate(plain(), config(**settings, min_share=0.0), statistics=ids(24), selection=ids(8, seed=3))
-    bound = calibrate(plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3))
+    bound = calibrate(
+        plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3)
+    )
 
     def small(found):
         rates = [found.policy.rates(), found.rates[0.45]]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,61 @@ def test_files_that_are_no_tasks_are_told(tmp_path: Path, content: str, words: s
     with pytest.raises(UserError) as error:
         local_task(path)
     assert words in str(error.value)
+
+
+def test_a_list_gives_each_task_its_shots(files: Path, tmp_path: Path) -> None:
+    listed = files / "list.yaml"
+    listed.write_text("tasks:\n  - words.jsonl\n  - {task: choices.jsonl, shots: 2}\n")
+    command = ["evaluate", str(files / "router"), "--tasks", str(listed), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "scores")]) == 0
+    content = json.loads((tmp_path / "scores" / "results.json").read_text())
+    assert content["shots"] == {"words": 0, "choices": 2}
+    assert content["n_samples"] == {"words": 8, "choices": 6}
+    both = run_tasks(files / "router", tasks(files, "words", "choices"), shots=[0, 2], **FEW)
+    assert both["tasks"] == content["tasks"]
+    apart = [
+        run_tasks(files / "router", tasks(files, name), shots=count, **FEW)
+        for name, count in (("words", 0), ("choices", 2))
+    ]
+    assert content["routing"]["tokens"] == sum(found["routing"]["tokens"] for found in apart)
+    for found in apart:
+        for name, metrics in found["tasks"].items():
+            assert content["tasks"][name] == pytest.approx(metrics), name
+
+
+@pytest.mark.slow
+def test_the_harness_s_own_command_knows_the_model(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.yaml").write_text(
+        f"""
+task: local_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {files / "words.jsonl"}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{context}}}}"
+doc_to_target: "{{{{' ' + target}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc}}, {{metric: perplexity}}]
+"""
+    )
+    arguments = f"pretrained={files / 'router'},execution=masked"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "layerroute.evaluation", "run", "--model", "layerroute"),
+            *("--model_args", arguments, "--include_path", str(tmp_path), "--tasks", "local_words"),
+            *("--device", "cpu", "--batch_size", "2", "--output_path", str(tmp_path / "out")),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    scores = json.loads(results.read_text())["results"]["local_words"]
+    ours = run_tasks(files / "router", tasks(files, "words"), batch_size=2, execution="masked", **FEW)
+    assert scores["perplexity,none"] == ours["tasks"]["words"]["perplexity"]
+    assert scores["acc,none"] == ours["tasks"]["words"]["acc"]
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="score tasks of lm-evaluation-harness: names that it knows, or JSON Lines files (context, target; "
-        "question, choices, gold; prompt, answer)",
+        help="score tasks of lm-evaluation-harness: names that it knows, JSON Lines files (context, target; "
+        "question, choices, gold; prompt, answer), or a list of tasks with their shots (evaluation/original)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     parser.add_argument(

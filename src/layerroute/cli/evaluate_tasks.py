@@ -15,15 +15,17 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Score, print, and write ``results.json`` and one CSV of samples a task where ``--out`` says so."""
     from layerroute.evaluation.harness import run_tasks
     from layerroute.evaluation.local_tasks import local_task
+    from layerroute.evaluation.task_list import expand, is_file_name
 
-    tasks = [local_task(name) if Path(name).suffix == ".jsonl" else name for name in arguments.tasks]
+    wanted = expand(arguments.tasks, arguments.shots)
+    tasks = [local_task(one.task) if is_file_name(one.task) else one.task for one in wanted]
     _check_names([task for task in tasks if isinstance(task, str)])
     found = run_tasks(
         arguments.checkpoint,
         tasks,
         batch_size=arguments.batch_size or 8,
         limit=arguments.limit,
-        shots=arguments.shots,
+        shots=[one.shots for one in wanted],
         full_depth=arguments.full_depth,
         budget=arguments.budget,
         execution=arguments.execution,

@@ -13,11 +13,12 @@ from layerroute.errors import UserError
 from layerroute.recipe import (
     Recipe,
     find_recipe,
-    is_study,
+    kind_of_file,
     load_recipe,
     recipe_to_dict,
     shipped_recipes,
     shipped_studies,
+    shipped_task_lists,
 )
 
 ACCEPTS_OVERRIDES = True
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes",
         nargs="*",
         metavar="RECIPE",
-        help="recipe or study, folder of such, or name of a shipped one; none: all that come with layerroute",
+        help="recipe, study or list of tasks, folder of such, or name of a shipped one; none: all that come with "
+        "layerroute",
     )
     parser.add_argument("--json", action="store_true", help="print the resolved recipes as JSON")
     parser.epilog = (
@@ -46,13 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
         if not entry["valid"]:
             print(f"layerroute: error: {entry['error']}", file=sys.stderr)
         elif not arguments.json:
-            print(_study_summary(entry) if recipe is None else _summary(recipe, entry["file"]))
+            print(_other_summary(entry) if recipe is None else _summary(recipe, entry["file"]))
     return 0 if all(entry["valid"] for _, entry in results) else 2
 
 
 def _expand(recipes: list[str]) -> list[str]:
     if not recipes:
-        return [*shipped_recipes(), *shipped_studies()]
+        return [*shipped_recipes(), *shipped_studies(), *shipped_task_lists()]
     paths: list[str] = []
     for text in recipes:
         inside = sorted(str(path) for path in Path(text).rglob("*.yaml")) if Path(text).is_dir() else [text]
@@ -65,8 +67,14 @@ def _expand(recipes: list[str]) -> list[str]:
 def _check(path: str, overrides: Mapping[str, str]) -> tuple[Recipe | None, dict[str, Any]]:
     try:
         file = str(find_recipe(path))
-        if is_study(Path(file)):
+        kind = kind_of_file(Path(file))
+        if kind == "study":
             return None, _check_study(file, overrides)
+        if kind == "tasks":
+            from layerroute.evaluation.task_list import load_task_list
+
+            tasks = [{"task": task.task, "shots": task.shots} for task in load_task_list(file)]
+            return None, {"file": file, "valid": True, "tasks": tasks}
         recipe = load_recipe(file, overrides)
     except UserError as error:
         return None, {"file": path, "valid": False, "error": " ".join(str(error).split())}
@@ -93,7 +101,14 @@ def _check_study(file: str, overrides: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _study_summary(entry: Mapping[str, Any]) -> str:
+def _other_summary(entry: Mapping[str, Any]) -> str:
+    """Of a study, or of a list of tasks."""
+    if "tasks" in entry:
+        shown = (
+            task["task"] + ("" if task["shots"] is None else f" ({task['shots']} shots)")
+            for task in entry["tasks"]
+        )
+        return f"{Path(entry['file']).stem}  ({entry['file']})\n  tasks: {', '.join(shown)}"
     return (
         f"{entry['study']}  ({entry['file']})\n"
         f"  study of {', '.join(entry['arms'])}\n"

@@ -186,7 +186,7 @@ def run_tasks(
     *,
     batch_size: int = 8,
     limit: int | None = None,
-    shots: int | None = None,
+    shots: int | Sequence[int | None] | None = None,
     full_depth: bool = False,
     budget: float | None = None,
     execution: str | None = None,
@@ -198,13 +198,13 @@ def run_tasks(
     Args:
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
-        shots: examples before each question. None: the task's own number.
+        shots: examples before each question, for all tasks or one number each. None: the task's own number.
         full_depth, budget, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
 
     Returns:
-        ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``, and
-        ``routing``: rates by site over all that was scored, with ``executed_share``.
+        ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
+        ``shots``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
 
     Raises:
         UserError: a task that the harness does not know.
@@ -221,21 +221,33 @@ def run_tasks(
         device=device,
         batch_size=batch_size,
     )
+    each = list(shots) if isinstance(shots, Sequence) else [shots] * len(tasks)
+    found: dict[str, dict[str, Any]] = {
+        "results": {},
+        "n-samples": {},
+        "versions": {},
+        "samples": {},
+        "n-shot": {},
+    }
     try:
-        found = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            limit=limit,
-            num_fewshot=shots,
-            task_manager=manager,
-            bootstrap_iters=bootstrap_iterations,
-            log_samples=True,
-        )
+        # The harness knows one number of shots a call.
+        for count in dict.fromkeys(each):
+            part = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[task for task, own in zip(tasks, each, strict=True) if own == count],
+                limit=limit,
+                num_fewshot=count,
+                task_manager=manager,
+                bootstrap_iters=bootstrap_iterations,
+                log_samples=True,
+            )
+            assert part is not None
+            for key, entries in found.items():
+                entries.update(part[key])
     except KeyError as error:
         raise UserError(f"--tasks: the harness knows no task {error}") from error
     finally:
         model.watch.close()
-    assert found is not None
     statistics = model.routing()
     routing = None
     if statistics is not None:
@@ -246,6 +258,7 @@ def run_tasks(
         "execution": model.execution,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
+        "shots": found["n-shot"],
         "versions": found["versions"],
         "routing": routing,
         "samples": found["samples"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from layerroute.errors import UserError, nearest
 from layerroute.recipe import yaml_reader
@@ -23,27 +24,41 @@ def shipped_folder() -> Path:
 
 
 def shipped_recipes() -> Iterator[str]:
-    """Yield the names of all shipped recipes (``attention_routing/dynamic``), in order; studies are not among them."""
-    return (name for name, study in _shipped() if not study)
+    """Yield the names of all shipped recipes (``attention_routing/dynamic``), in order.
+
+    Studies and lists of tasks are not among them.
+    """
+    return (name for name, kind in _shipped() if kind == "recipe")
 
 
 def shipped_studies() -> Iterator[str]:
     """Yield the names of all shipped studies, in order."""
-    return (name for name, study in _shipped() if study)
+    return (name for name, kind in _shipped() if kind == "study")
+
+
+def shipped_task_lists() -> Iterator[str]:
+    """Yield the names of all shipped lists of tasks for evaluation, in order."""
+    return (name for name, kind in _shipped() if kind == "tasks")
+
+
+def kind_of_file(file: Path) -> Literal["recipe", "study", "tasks"]:
+    """What a YAML file is, by what it names: ``arms``, ``tasks``, or else a recipe, also where it cannot be read."""
+    try:
+        tree = yaml_reader.read_mapping(file)
+    except UserError:
+        return "recipe"
+    return "study" if "arms" in tree else "tasks" if "tasks" in tree else "recipe"
 
 
 def is_study(file: Path) -> bool:
     """Whether a YAML file names arms, as studies do and recipes do not. False where it cannot be read."""
-    try:
-        return "arms" in yaml_reader.read_mapping(file)
-    except UserError:
-        return False
+    return kind_of_file(file) == "study"
 
 
-def _shipped() -> Iterator[tuple[str, bool]]:
+def _shipped() -> Iterator[tuple[str, Literal["recipe", "study", "tasks"]]]:
     folder = shipped_folder()
     for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        yield path.relative_to(folder).with_suffix("").as_posix(), is_study(path)
+        yield path.relative_to(folder).with_suffix("").as_posix(), kind_of_file(path)
 
 
 def find_recipe(path: str | os.PathLike[str], *, shipped: bool = True) -> Path:

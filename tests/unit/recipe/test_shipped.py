@@ -17,6 +17,7 @@ from layerroute.recipe import (
     shipped_folder,
     shipped_recipes,
     shipped_studies,
+    shipped_task_lists,
 )
 
 SHIPPED = list(shipped_recipes())
@@ -87,6 +88,8 @@ def test_studies_are_shipped_and_are_no_recipes() -> None:
     assert not set(studies) & set(SHIPPED)
     assert all(is_study(find_recipe(name)) for name in studies)
     assert not any(is_study(find_recipe(name)) for name in SHIPPED)
+    assert list(shipped_task_lists()) == ["evaluation/original"]
+    assert not {*shipped_task_lists()} & {*SHIPPED, *studies}
 
 
 @pytest.mark.parametrize("name", list(shipped_studies()))

@@ -250,7 +250,7 @@ def test_a_list_gives_each_task_its_shots(files: Path, tmp_path: Path) -> None:
     assert content["shots"] == {"words": 0, "choices": 2}
     assert content["n_samples"] == {"words": 8, "choices": 6}
     both = run_tasks(files / "router", tasks(files, "words", "choices"), shots=[0, 2], **FEW)
-    assert both["tasks"] == content["tasks"]
+    assert both["shots"] == content["shots"]
     apart = [
         run_tasks(files / "router", tasks(files, name), shots=count, **FEW)
         for name, count in (("words", 0), ("choices", 2))
@@ -258,7 +258,9 @@ def test_a_list_gives_each_task_its_shots(files: Path, tmp_path: Path) -> None:
     assert content["routing"]["tokens"] == sum(found["routing"]["tokens"] for found in apart)
     for found in apart:
         for name, metrics in found["tasks"].items():
-            assert content["tasks"][name] == pytest.approx(metrics), name
+            for metric, value in metrics.items():
+                if not metric.endswith("_stderr"):  # from another number of bootstrap draws
+                    assert content["tasks"][name][metric] == both["tasks"][name][metric] == value, metric
 
 
 @pytest.mark.slow
@@ -283,6 +285,7 @@ metric_list: [{{metric: acc}}, {{metric: perplexity}}]
             *("--model_args", arguments, "--include_path", str(tmp_path), "--tasks", "local_words"),
             *("--device", "cpu", "--batch_size", "2", "--output_path", str(tmp_path / "out")),
         ],
+        check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},

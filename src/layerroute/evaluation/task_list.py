@@ -1,0 +1,90 @@
+"""Lists of tasks as YAML files: names that the harness knows, or JSON Lines files, each with its shots. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerroute.errors import UserError
+from layerroute.recipe import find_recipe, yaml_reader
+from layerroute.recipe.conversion import Misfit, build
+
+
+@dataclass(kw_only=True, frozen=True)
+class TaskConfig:
+    """One task.
+
+    Attributes:
+        task: a name that lm-evaluation-harness knows, or a JSON Lines file relative to the list.
+        shots: examples before each question; default the task's own number.
+    """
+
+    task: str
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shots is not None and self.shots < 0:
+            raise UserError(f"tasks: shots of {self.task} is {self.shots}; it must be 0 or more")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TaskListConfig:
+    """What a file with ``tasks`` says: names, or each with its shots."""
+
+    tasks: list[str | TaskConfig]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("tasks is empty; name a task")
+
+
+def load_task_list(path: str | Path) -> list[TaskConfig]:
+    """Read a list of tasks, or the shipped one of that name.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else; the message names it.
+    """
+    file = find_recipe(path)
+    try:
+        config, _ = build(TaskListConfig, yaml_reader.read_mapping(file))
+    except Misfit as misfit:
+        reason = misfit.reason.replace("is not a key of recipes", "is not a key of task lists")
+        raise UserError(f"{file}: {'.'.join(misfit.path)} {reason}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).lstrip(': ')}") from None
+    found = []
+    for entry in config.tasks:
+        task = TaskConfig(task=entry) if isinstance(entry, str) else entry
+        name = str(file.parent / task.task) if is_file_name(task.task) else task.task
+        found.append(TaskConfig(task=name, shots=task.shots))
+    return found
+
+
+def expand(words: Sequence[str], shots: int | None = None) -> list[TaskConfig]:
+    """Tasks for what was asked for: lists become their tasks. ``shots``, where given, is for all of them.
+
+    Raises:
+        UserError: see ``load_task_list``; or a task that comes twice.
+    """
+    found: list[TaskConfig] = []
+    for word in words:
+        if is_list_name(word):
+            found += load_task_list(word)
+        else:
+            found.append(TaskConfig(task=word))
+    names = [task.task for task in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--tasks: {name} comes twice")
+    return found if shots is None else [TaskConfig(task=task.task, shots=shots) for task in found]
+
+
+def is_file_name(task: str) -> bool:
+    """Whether a task is a JSON Lines file, and no name of the harness."""
+    return Path(task).suffix == ".jsonl"
+
+
+def is_list_name(word: str) -> bool:
+    """Whether a word means a list of tasks: a YAML file, or a shipped list (``evaluation/original``)."""
+    return Path(word).suffix in (".yaml", ".yml") or word.removeprefix("recipes/").startswith("evaluation/")

@@ -1,0 +1,49 @@
+"""Lists of tasks: what a file may say, and what a command makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from layerroute.errors import UserError
+from layerroute.evaluation.task_list import TaskConfig, expand, load_task_list
+
+
+def test_the_original_suite_has_its_shots() -> None:
+    found = {task.task: task.shots for task in load_task_list("evaluation/original")}
+    assert found == {"mmlu": 5, "arc_challenge": 5, "gsm8k": 5, "wikitext": 0}
+
+
+def test_files_are_relative_to_the_list_and_names_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("tasks: [own.jsonl, {task: arc_easy, shots: 3}, piqa]\n")
+    assert expand([str(path)]) == [
+        TaskConfig(task=str(tmp_path / "own.jsonl")),
+        TaskConfig(task="arc_easy", shots=3),
+        TaskConfig(task="piqa"),
+    ]
+    assert [task.shots for task in expand([str(path), "boolq"], shots=1)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("tasks: []", "tasks is empty"),
+        ("tasks: [{task: mmlu, shots: -1}]", "shots of mmlu is -1"),
+        ("tasks: [{tasc: mmlu}]", "tasc"),
+        ("tasks: [mmlu]\nshots: 5", "shots is not a key of task lists"),
+        ("arms: [x]", "arms is not a key of task lists"),
+    ],
+)
+def test_what_is_no_list_is_told_with_its_file(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text(content + "\n")
+    with pytest.raises(UserError) as error:
+        load_task_list(path)
+    assert str(path) in str(error.value) and words in str(error.value)
+
+
+def test_a_task_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("tasks: [piqa]\n")
+    with pytest.raises(UserError, match="piqa comes twice"):
+        expand(["piqa", str(path)])

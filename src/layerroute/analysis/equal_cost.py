@@ -123,29 +123,27 @@ def equal_cost_table(found: Sequence[tuple[str, Cost, EqualCost]], notes: Sequen
         if one.low is one.high:
             read = "neither: equal cost"
         else:
-            ends = " and ".join(f"{arm.label} ({_told(cost(arm), word)})" for arm in (one.low, one.high))
+            ends = f"{one.low.label} and {one.high.label}"
             read = f"{'routing' if one.cautious else 'the control'}, between {ends}"
-        shown = [Cell(one.routed), Cell(one.control), Cell(word), Cell(_told(at, word), at), Cell(read)]
+        shown = [Cell(one.routed), Cell(one.control), Cell(_told(at, word), at), Cell(read)]
         if gap is None:
-            shown += [*[Cell(MISSING)] * 4, Cell(one.outcome)]
+            shown += [*[Cell(MISSING)] * 3, Cell(one.outcome)]
         else:
             shown += [
                 Cell(signed(gap.mean), gap.mean),
                 Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
-                Cell(f"{gap.seeds} × {gap.windows}"),
                 Cell(number(gap.detectable), gap.detectable),
                 Cell(one.outcome),
             ]
         rows.append(Row(cells=tuple(shown)))
-    numeric = ("Δ val loss", "95% interval", "Seeds × windows", "Detectable")
+    numeric = ("Δ val loss", "95% interval", "Detectable")
     return Table(
         name="Table of equal cost",
         title="Validation loss of routing less that of controls at the same cost",
         columns=(
             Column(label="Routed"),
             Column(label="Against"),
-            Column(label="Equal in"),
-            Column(label="At", numeric=True),
+            Column(label="At equal", numeric=True),
             Column(label="Read off"),
             *(Column(label=label, numeric=True) for label in numeric),
             Column(label="Routing"),
@@ -155,11 +153,11 @@ def equal_cost_table(found: Sequence[tuple[str, Cost, EqualCost]], notes: Sequen
             "The cost is that of one of the two; the other is read off between its arms of next lower and next higher "
             "cost, by linear interpolation of its loss on every window. Losses are convex in compute, so that reading "
             "off routing is to its disadvantage, reading off the control to its advantage: what the line alone may "
-            "have decided is marked “as read”. Nothing is extrapolated.",
+            "have decided is marked “as read”. Nothing is extrapolated. Paired, and intervals, as in table 2.",
             *notes,
         ),
     )
 
 
 def _told(value: float | None, word: str) -> str:
-    return f"{number(value, 1)} s" if word == "time" else percent(value)
+    return f"{number(value, 1)} s" if word == "time" else f"{percent(value)} {word}"

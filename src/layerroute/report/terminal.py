@@ -53,7 +53,7 @@ def print_skipping(comparison: SkippingComparison, console: Console) -> None:
     if comparison.tables["differences"].rows:
         print_table(comparison.tables["differences"], console)
     if "equal_cost" in comparison.tables:
-        print_table(_without(comparison.tables["equal_cost"], {"Detectable", "Seeds × windows"}), console)
+        print_table(_without(comparison.tables["equal_cost"], {"Detectable"}), console)
     console.print(Text(comparison.verdict, style="bold"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from layerroute.errors import UserError
 from layerroute.studies.identity import known_dead, worker_name
@@ -29,6 +30,7 @@ GRACE = 180
 """Seconds between signs of life, and without one until a worker on another machine is taken for dead."""
 
 _TO_SIGN = timedelta(seconds=2)
+_OPENINGS, _BETWEEN_OPENINGS = 5, 0.5
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -111,18 +113,24 @@ class Board:
     ) -> None:
         self.name, self._sampler = name, sampler
         self._lock, options = _lock_and_options(url)
+
+        def open_storage() -> optuna.storages.RDBStorage:
+            return optuna.storages.RDBStorage(
+                url,
+                engine_kwargs=options,
+                heartbeat_interval=heartbeat,
+                grace_period=grace,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(retries),
+            )
+
         try:
             with self.locked(), _no_warnings():
-                self._storage = optuna.storages.RDBStorage(
-                    url,
-                    engine_kwargs=options,
-                    heartbeat_interval=heartbeat,
-                    grace_period=grace,
-                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(retries),
-                )
+                self._storage = _with_patience(open_storage)
                 self._study = self._create_or_load(directions)
         except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
             cause = str(error.__cause__ or error).splitlines()[0]
+            if isinstance(error, ImportError):
+                cause += "; install the driver of this database"
             raise UserError(f"--storage: cannot open {_without_password(url)}: {cause}") from error
         found = [direction.name.lower() for direction in self._study.directions]
         if found != list(directions):
@@ -289,6 +297,23 @@ def _no_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed", category=UserWarning)
         yield
+
+
+def _with_patience(make: Callable[[], optuna.storages.RDBStorage]) -> optuna.storages.RDBStorage:
+    """Open a storage that others may be making at the same moment.
+
+    Where a study begins on several machines at once, all find the database empty and make its tables: on a server,
+    which no file locks, all but one fail, and find the tables there a moment later.
+    """
+    for attempt in range(_OPENINGS):
+        try:
+            return make()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            taken = isinstance(error, IntegrityError | ProgrammingError) or "exist" in str(error).lower()
+            if not taken or attempt == _OPENINGS - 1:
+                raise
+            time.sleep(_BETWEEN_OPENINGS * (attempt + 1))
+    raise AssertionError("unreachable")
 
 
 def _state(key: str, trials: list[FrozenTrial]) -> RunState:

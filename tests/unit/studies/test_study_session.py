@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 import yaml
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from layerroute.errors import UserError
 from layerroute.studies import board as board_module
@@ -209,6 +212,47 @@ def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSess
     # A sampler knows nothing at first: both arms get the same points, which makes them pairs.
     assert len(set(drawn.values())) == 4
     assert all(drawn[f"runs/routed-t{n:03d}"] == drawn[f"runs/static-t{n:03d}"] for n in range(4))
+
+
+def test_tables_that_another_machine_makes_just_now_are_waited_for(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As seen on PostgreSQL: both machines found it empty, and one was told that a key exists."""
+    calls: list[str] = []
+
+    class Contested(optuna.storages.RDBStorage):
+        def __init__(self, url: str, **options: Any) -> None:
+            calls.append(url)
+            if len(calls) < 3:
+                raise IntegrityError("CREATE TABLE studies", None, Exception("duplicate key value"))
+            super().__init__(url, **options)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Contested)
+    monkeypatch.setattr(board_module, "_BETWEEN_OPENINGS", 0.0)
+    session = make_session()
+    session.begin()
+    assert len(calls) == 3 and len(session.states()) == 4
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def storage(url: str, **_: Any) -> None:
+        calls.append(url)
+        raise OperationalError("SELECT 1", None, Exception("connection refused"))
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", storage)
+    with pytest.raises(UserError, match="connection refused"):
+        make_session()
+    assert len(calls) == 1
+
+
+def test_a_driver_that_is_not_installed_is_named(make_session: MakeSession, tmp_path: Path) -> None:
+    plan = make_session().plan
+    with pytest.raises(UserError, match=r"No module named .*install the driver"):
+        Session(plan, tmp_path / "out", "postgresql+pg8000://me:secret@host/studies")
 
 
 def test_a_storage_that_is_none_is_told(make_session: MakeSession, tmp_path: Path) -> None:

@@ -183,8 +183,11 @@ class Comparison:
 
     @property
     def routing_sentences(self) -> list[str]:
-        """How each routed arm with a learned router spread its tokens."""
-        return [text for arm in self.arms if arm.kind is Kind.DYNAMIC and (text := routing_sentence(arm))]
+        """How each routed arm with a learned router spread its tokens; first the arm that the answer is about."""
+        learned = sorted(
+            (arm for arm in self.arms if arm.kind is Kind.DYNAMIC), key=lambda arm: arm is not self.subject
+        )
+        return [text for arm in learned if (text := routing_sentence(arm))]
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data, for ``--json``."""

@@ -233,3 +233,12 @@ def test_a_router_with_a_budget_is_held_to_it_and_not_to_an_even_split(
     cells = {row.cells[0].text: row.cells[-1].text for row in found.tables["main"].rows}
     assert cells["dynamic"] == word
     assert said in found.routing_sentences[0] and "even split" not in found.routing_sentences[0]
+
+
+def test_the_abstract_tells_how_the_arm_it_is_about_routed() -> None:
+    other = runs("after_softmax", 4.2, *SEEDS, **RATES)  # before "dynamic" in every order by name
+    found = compare(runs("baseline", 4.1, *SEEDS), other, runs("dynamic", 4.0, *SEEDS, **RATES))
+    assert len(found.routing_sentences) == 2
+    assert found.subject is not None and found.subject.label == "dynamic"
+    assert found.routing_sentences[0].startswith("In dynamic ")
+    assert "In after_softmax" not in abstract_result(found)

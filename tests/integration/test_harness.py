@@ -263,6 +263,25 @@ def test_a_list_gives_each_task_its_shots(files: Path, tmp_path: Path) -> None:
                     assert content["tasks"][name][metric] == both["tasks"][name][metric] == value, metric
 
 
+def test_recall_in_text_is_an_evaluation_of_any_model(files: Path, tmp_path: Path) -> None:
+    words = ["recall:needle,pairs=1,filler=1,documents=2", "recall:mqar,pairs=2,filler=1,documents=3"]
+    command = [
+        "evaluate",
+        str(files / "router"),
+        "--tasks",
+        *words,
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(command) == 0
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["n_samples"] == {"needle-1-pairs-1-filler": 2, "mqar-2-pairs-1-filler": 3}
+    assert all(0 <= metrics["acc"] <= 1 for metrics in content["tasks"].values())
+    assert content["routing"]["tokens"] > 0
+
+
 @pytest.mark.slow
 def test_the_harness_s_own_command_knows_the_model(files: Path, tmp_path: Path) -> None:
     (tmp_path / "words.yaml").write_text(

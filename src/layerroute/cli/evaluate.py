@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TASK",
         help="score tasks of lm-evaluation-harness: names that it knows, JSON Lines files (context, target; "
-        "question, choices, gold; prompt, answer), or a list of tasks with their shots (evaluation/original)",
+        "question, choices, gold; prompt, answer), a list of tasks with their shots (evaluation/original), or recall "
+        "in plain text (recall:needle,pairs=4,filler=40; also mqar, copying, induction)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     parser.add_argument(

@@ -14,11 +14,10 @@ from layerroute.errors import UserError, nearest
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Score, print, and write ``results.json`` and one CSV of samples a task where ``--out`` says so."""
     from layerroute.evaluation.harness import run_tasks
-    from layerroute.evaluation.local_tasks import local_task
-    from layerroute.evaluation.task_list import expand, is_file_name
+    from layerroute.evaluation.task_list import expand, make_task
 
     wanted = expand(arguments.tasks, arguments.shots)
-    tasks = [local_task(one.task) if is_file_name(one.task) else one.task for one in wanted]
+    tasks = [make_task(one.task) for one in wanted]
     _check_names([task for task in tasks if isinstance(task, str)])
     found = run_tasks(
         arguments.checkpoint,

@@ -25,17 +25,21 @@ def local_task(path: str | Path) -> Any:
     Raises:
         UserError: the file cannot be read or holds something else; the message names the line.
     """
+    path = Path(path)
+    return task_of_rows(path.stem, _read(path), path)
+
+
+def task_of_rows(name: str, rows: list[dict[str, Any]], path: Path | None = None) -> Any:
+    """A task of the harness from rows of one of these forms; ``path`` is named where they are of none."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    path = Path(path)
-    rows = _read(path)
     config: dict[str, Any] = {
-        "task": path.stem,
+        "task": name,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
         "test_split": "test",
         "metadata": {"version": 1.0},
-        **_form(path, rows),
+        **_form(path or Path(name), rows),
     }
     return ConfigurableTask(config=config)
 

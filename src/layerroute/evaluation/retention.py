@@ -14,8 +14,8 @@ from layerroute.errors import UserError
 from layerroute.evaluation.compute import layers_run
 from layerroute.evaluation.harness import HFLM, TaskManager, run_tasks
 from layerroute.evaluation.loading import LoadedModel, load_model
-from layerroute.evaluation.local_tasks import local_task
 from layerroute.evaluation.perplexity import evaluate
+from layerroute.evaluation.task_list import make_task
 from layerroute.evaluation.texts import read_texts, text_batches, tokenize
 from layerroute.skipping import load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, read_router
@@ -130,7 +130,7 @@ class Scorer:
         return self._kept(label, str(checkpoint), make)
 
     def _tasks(self) -> list[Any]:
-        return [local_task(task) if Path(task).suffix == ".jsonl" else task for task in self.tasks]
+        return [make_task(task) for task in self.tasks]
 
     def _perplexity(self, loaded: LoadedModel) -> tuple[float | None, Values]:
         ids = tokenize(loaded.tokenizer, read_texts(self.text))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from layerroute.errors import UserError
+from layerroute.evaluation.recall_tasks import PREFIX, recall_task
 from layerroute.recipe import find_recipe, yaml_reader
 from layerroute.recipe.conversion import Misfit, build
 
@@ -16,7 +18,8 @@ class TaskConfig:
     """One task.
 
     Attributes:
-        task: a name that lm-evaluation-harness knows, or a JSON Lines file relative to the list.
+        task: a name that lm-evaluation-harness knows, a JSON Lines file relative to the list, or a recall task
+            (``recall:needle,pairs=4``).
         shots: examples before each question; default the task's own number.
     """
 
@@ -78,6 +81,18 @@ def expand(words: Sequence[str], shots: int | None = None) -> list[TaskConfig]:
         if names.count(name) > 1:
             raise UserError(f"--tasks: {name} comes twice")
     return found if shots is None else [TaskConfig(task=task.task, shots=shots) for task in found]
+
+
+def make_task(task: str) -> Any:
+    """What the harness is given for a task's name: made from a file, made on the spot, or the name itself."""
+    from layerroute.evaluation.local_tasks import local_task, task_of_rows
+
+    if is_file_name(task):
+        return local_task(task)
+    if task.startswith(PREFIX):
+        recall = recall_task(task)
+        return task_of_rows(recall.name, recall.rows())
+    return task
 
 
 def is_file_name(task: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from layerroute.errors import UserError
+from layerroute.evaluation.recall_tasks import recall_task
 from layerroute.evaluation.task_list import TaskConfig, expand, load_task_list
 
 
@@ -47,3 +48,24 @@ def test_a_task_that_comes_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("tasks: [piqa]\n")
     with pytest.raises(UserError, match="piqa comes twice"):
         expand(["piqa", str(path)])
+
+
+def test_recall_tasks_are_named_with_their_options() -> None:
+    task = recall_task("recall:needle,pairs=2,filler=7,documents=3")
+    assert (task.task, task.pairs, task.filler, task.documents, task.seed) == ("needle", 2, 7, 3, 0)
+    assert task.name == "needle-2-pairs-7-filler" and len(task.rows()) == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("recall:needel", "Did you mean 'needle'"),
+        ("recall:needle,pair=3", "Did you mean 'pairs'"),
+        ("recall:needle,pairs=few", "pairs is 'few'"),
+        ("recall:needle,pairs", "it must be a whole number"),
+    ],
+)
+def test_recall_tasks_that_are_none_are_told(word: str, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        recall_task(word)
+    assert told in str(error.value)

@@ -39,14 +39,14 @@ def generate(
             f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs "
             f"{config.least_length()} tokens"
         )
-    draw = _Draw(seed)
+    draw = Draw(seed)
     count = config.pairs if pairs is None else pairs
     make = {"mqar": _mqar, "needle": _needle, "copying": _copying, "induction": _induction}[config.task]
     return make(config, draw, rows, length, count)
 
 
-class _Draw:
-    """Uniform numbers in [0, 1) and what follows from them."""
+class Draw:
+    """By any text the same: uniform numbers in [0, 1) and what follows from them."""
 
     def __init__(self, seed: str) -> None:
         material = hashlib.sha256(f"layerroute recall {seed}".encode()).digest()
@@ -65,7 +65,7 @@ class _Draw:
         return np.argsort(self.uniform(rows, high), axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
-def _mqar(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _mqar(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
     ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
@@ -84,7 +84,7 @@ def _mqar(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int)
     return ids, answers
 
 
-def _needle(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _needle(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
     place = _apart(draw.distinct(length - 3 - pairs, rows, pairs))
@@ -95,7 +95,7 @@ def _needle(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: in
     return ids, answers
 
 
-def _copying(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _copying(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
     ids, answers = _haystack(config, draw, rows, length)
     text = _values(config, draw, rows, pairs)
     # Filler comes first, so that what is copied is as far away at every length.
@@ -105,7 +105,7 @@ def _copying(config: RecallConfig, draw: _Draw, rows: int, length: int, pairs: i
     return ids, answers
 
 
-def _induction(config: RecallConfig, draw: _Draw, rows: int, length: int, _: int) -> tuple[Ids, Mask]:
+def _induction(config: RecallConfig, draw: Draw, rows: int, length: int, _: int) -> tuple[Ids, Mask]:
     ids = _values(config, draw, rows, length)
     answers = np.zeros((rows, length), dtype=np.bool_)
     row = np.arange(rows)
@@ -126,15 +126,15 @@ def _apart(chosen: Ids) -> Ids:
     return (chosen + rank).astype(np.int64)
 
 
-def _keys(config: RecallConfig, draw: _Draw, rows: int, count: int) -> Ids:
+def _keys(config: RecallConfig, draw: Draw, rows: int, count: int) -> Ids:
     return FIRST_KEY + draw.distinct(config.keys, rows, count)
 
 
-def _values(config: RecallConfig, draw: _Draw, rows: int, count: int) -> Ids:
+def _values(config: RecallConfig, draw: Draw, rows: int, count: int) -> Ids:
     return FIRST_KEY + config.keys + draw.integers(config.values, rows, count)
 
 
-def _haystack(config: RecallConfig, draw: _Draw, rows: int, length: int) -> tuple[Ids, Mask]:
+def _haystack(config: RecallConfig, draw: Draw, rows: int, length: int) -> tuple[Ids, Mask]:
     ids = FIRST_KEY + config.keys + config.values + draw.integers(config.fillers, rows, length)
     return ids, np.zeros((rows, length), dtype=np.bool_)
 

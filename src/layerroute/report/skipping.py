@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from layerroute.analysis.agreement import agreement_table
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
-from layerroute.analysis.skipping import SkippingComparison, kind_of
+from layerroute.analysis.skipping import ROUTED, SkippingComparison, kind_of
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
 from layerroute.analysis.token_layers import kinds_by_layer, layers_table
 from layerroute.analysis.tokens import groups_table, token_groups
@@ -34,6 +35,9 @@ def write_skipping_report(
     figures = build_skipping_figures(comparison, folder, progress, bench)
     tables = {**comparison.tables, "runs": _runs(comparison)}
     tables |= _kinds(comparison)
+    agreement = agreement_table([arm for arm in comparison.arms if kind_of(arm) == ROUTED])
+    if agreement is not None:
+        tables["agreement"] = agreement
     versions = sorted(
         {
             f"{name} {value}"

@@ -86,6 +86,9 @@ def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
         "no accelerator, no word of one"
     )
     assert "<code>layerroute bench</code>" in page
+    assert "Table of agreement" in page
+    rows = paper[: paper.index("*Table of agreement")].rstrip().split("\n\n")[-1].splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| token", "| wasteful"], "learned routers alone"
 
 
 def test_the_front_holds_what_no_arm_beats(report: Path) -> None:

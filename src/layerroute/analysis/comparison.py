@@ -18,7 +18,7 @@ from layerroute.analysis.recall import (
     recall_sentence,
     recall_table,
 )
-from layerroute.analysis.recall_length import recall_lengths
+from layerroute.analysis.recall_length import recall_distances, recall_lengths
 from layerroute.analysis.routing import routing_sentence
 from layerroute.analysis.runs import Run
 from layerroute.analysis.settings import settings_table
@@ -91,6 +91,9 @@ class Comparison:
         lengths = recall_lengths(self.arms)
         if lengths is not None:
             found["recall_lengths"] = lengths
+        distances = recall_distances(self.arms)
+        if distances is not None:
+            found["recall_distances"] = distances
         positions = positions_table(self.arms)
         if positions is not None:
             found["positions"] = positions

@@ -9,6 +9,8 @@ from layerroute.analysis.format import MISSING, number, percent, plural
 from layerroute.analysis.recall import recall_by_seed, softmax_rate
 from layerroute.analysis.table import Cell, Column, Row, Table
 
+FEWEST_ANSWERS = 30
+"""Answers that a share by distance needs: 30 leave it uncertain by some 18 points either way."""
 SAME_TOKENS = 0.10
 """A router that takes within so much of as many tokens at every length keeps its number of tokens, not its rate."""
 
@@ -102,6 +104,56 @@ def recall_lengths(arms: Sequence[Arm]) -> Table | None:
         ),
         rows=tuple(rows),
         notes=(*notes, *filter(None, map(rate_sentence, known))),
+    )
+
+
+def recall_by_distance(arm: Arm) -> dict[tuple[int, int], tuple[float, int]]:
+    """Share of answers recalled, and how many were asked for, by tokens between key and question in doubling ranges.
+
+    Over all answers of all completed seeds, at the length of training.
+    """
+    right: dict[tuple[int, int], float] = {}
+    asked: dict[tuple[int, int], int] = {}
+    for run in arm.completed:
+        for point in run.value("recall", "by_distance") or ():
+            place, answers = (int(point["from"]), int(point["to"])), int(point["answers"])
+            right[place] = right.get(place, 0.0) + point["accuracy"] * answers
+            asked[place] = asked.get(place, 0) + answers
+    return {place: (right[place] / asked[place], asked[place]) for place in sorted(right) if asked[place]}
+
+
+def recall_distances(arms: Sequence[Arm]) -> Table | None:
+    """Answers recalled by their distance from the key; None where there are not two distances with enough answers."""
+    found = {arm.label: recall_by_distance(arm) for arm in arms}
+    enough = {
+        label: {place: share for place, (share, asked) in places.items() if asked >= FEWEST_ANSWERS}
+        for label, places in found.items()
+    }
+    places = sorted({place for shares in enough.values() for place in shares})
+    if len(places) < 2:
+        return None
+    rows = tuple(
+        Row(
+            cells=(
+                Cell(label),
+                *(
+                    Cell(percent(shares[place]), shares[place]) if place in shares else Cell(MISSING)
+                    for place in places
+                ),
+            )
+        )
+        for label, shares in enough.items()
+        if shares
+    )
+    return Table(
+        name="Table of recall by distance",
+        title="Answers recalled by the distance of key and question, at the length of training",
+        columns=(Column(label="Model"), *(Column(label=f"{a}–{b}", numeric=True) for a, b in places)),
+        rows=rows,
+        notes=(
+            f"Tokens between a key and its question, in doubling ranges with {FEWEST_ANSWERS} or more answers; over "
+            "all answers of all seeds.",
+        ),
     )
 
 

@@ -110,6 +110,25 @@ def test_controls_and_static_arms_are_in_the_table_and_in_no_sentence() -> None:
     assert rates_by_length(next(arm for arm in comparison.arms if arm.label == "static")) == {}
 
 
+def test_recall_by_distance_is_over_all_answers_and_only_where_they_are_enough() -> None:
+    runs = [run("dynamic", 1, PICKS), run("dynamic", 2, PICKS), run("static", 1, PLAIN)]
+    shares = {("dynamic", 1): (0.9, 0.5), ("dynamic", 2): (0.3, 0.5), ("static", 1): (1.0, 0.2)}
+    answers = {("dynamic", 1): (30, 100), ("dynamic", 2): (10, 100), ("static", 1): (29, 100)}
+    for one in runs:
+        key = (str(one.record["arm"]), one.seed)
+        one.record["recall"]["by_distance"] = [
+            {"from": a, "to": b, "accuracy": share, "answers": count}
+            for (a, b), share, count in zip(((16, 31), (32, 63)), shares[key], answers[key], strict=True)
+        ]
+    comparison = compare_runs(runs)
+    table = comparison.tables["recall_distances"]
+    assert [column.label for column in table.columns] == ["Model", "16–31", "32–63"]
+    rows = {row.cells[0].text: [cell.value for cell in row.cells[1:]] for row in table.rows}
+    assert rows["dynamic"] == pytest.approx([(0.9 * 30 + 0.3 * 10) / 40, 0.5])
+    assert rows["static"] == [None, 0.2], "29 answers are too few"
+    assert "recall_distances" not in compare_runs([run("dynamic", 1, PICKS)]).tables
+
+
 def test_one_length_makes_no_table() -> None:
     assert recall_lengths(compare_runs([run("dynamic", 1, {1: (0.9, 0.25)})]).arms) is None
     assert "recall_lengths" not in compare_runs([Run(record("baseline", 1), Path("a/record.json"))]).tables

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.data.cache import open_or_build, read_entry
+from layerroute.cache import open_or_build, read_entry
 from layerroute.data.configuration import BPE, DataConfig
 from layerroute.data.progress import Stage, stages
 from layerroute.data.recall.prepared import RecallData
@@ -38,6 +38,8 @@ from layerroute.integrity import DamagedError, Manifest, file_sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_CACHE = "token cache"
+_WAY_OUT = "set data.cache_dir or LAYERROUTE_CACHE to a folder"
 _FORMAT = 1  # part of every entry's name: raise it when the meaning of what is cached changes
 _SPLITS = ("train", "validation")
 _FILES = ("train.bin", "validation.bin", TOKENIZER_FILE, CONFIG_FILE)
@@ -109,7 +111,7 @@ def prepare_data(config: DataConfig, progress: bool = True) -> PreparedData:
         with stages(progress) as stage:
             return plan.build(folder, stage)
 
-    return _open(config, plan.entry, open_or_build(plan.entry, _FILES, build))
+    return _open(config, plan.entry, open_or_build(plan.entry, _FILES, build, what=_CACHE, way_out=_WAY_OUT))
 
 
 def open_data(config: DataConfig, progress: bool = True) -> PreparedData | RecallData:

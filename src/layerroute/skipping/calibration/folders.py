@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +9,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
+from layerroute.cache import open_or_build
+from layerroute.integrity import Manifest
 from layerroute.skipping.calibration.arms import install, install_for_budgets
 from layerroute.skipping.calibration.calibrate import CONTROLS, Calibration, Stage, calibrate, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import remove_router
 from layerroute.skipping.pretrained import cache_folder
-from layerroute.skipping.storage import save_router
+from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
-METHOD = 2
+METHOD = 3
 """Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
 
 
@@ -69,7 +68,10 @@ def cached_calibration(
     """The folder of a calibration with all its controls, made now if it is not in the cache.
 
     It is in the cache if the same version of this package calibrated the same weights, on the same tokens, with the
-    same settings.
+    same settings. One that is damaged is made anew; of several processes that need the same one, one makes it.
+
+    Raises:
+        UserError: the cache cannot be written, or what ``calibrate`` raises.
     """
     key = {
         "layerroute": layerroute.__version__,
@@ -79,22 +81,20 @@ def cached_calibration(
         "tokens": [_digest(statistics), _digest(selection)],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+    def build(folder: Path) -> Manifest:
+        found = calibrate(
+            model, config, statistics=statistics, selection=selection, controls=CONTROLS, stage=stage
+        )
+        save_calibration(model, found, statistics, folder)
+        return {"calibration": config.to_dict()}
+
     folder = cache_folder() / "calibrations" / name
-    if all((arm_folder(folder, arm) / "router.json").is_file() for arm in ("routed", *CONTROLS)):
-        return folder
-    found = calibrate(
-        model, config, statistics=statistics, selection=selection, controls=CONTROLS, stage=stage
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".calibrating-") as work:
-        made = Path(work) / "made"
-        save_calibration(model, found, statistics, made)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(made, folder)
-        except OSError:
-            if not (folder / "router.json").is_file():  # else another process was faster
-                raise
+    needed = [
+        (arm_folder(folder, arm) / DESCRIPTION).relative_to(folder).as_posix()
+        for arm in ("routed", *CONTROLS)
+    ]
+    open_or_build(folder, tuple(needed), build, what="calibration")
     return folder
 
 

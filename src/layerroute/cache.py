@@ -1,8 +1,8 @@
 """Folders that are built whole or not at all, and read only when every byte is as it was written.
 
-A cache entry is a folder with a fixed set of files and a ``manifest.json``, which holds the size and SHA-256 of each
-file and, of itself, a checksum. It is built aside and renamed into place; a lock makes a second process wait rather
-than build the same entry too. An entry that is not intact is rebuilt, with one warning.
+A cache entry is a folder with a ``manifest.json``, which holds the size and SHA-256 of each file and, of itself, a
+checksum. It is built aside and renamed into place; a lock makes a second process wait rather than build the same entry
+too. An entry that is not intact is rebuilt, with one warning. No torch here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,25 @@ from layerroute.integrity import MANIFEST, DamagedError, Manifest, seal, sync, v
 _log = logging.getLogger(__name__)
 
 
-def open_or_build(entry: Path, files: tuple[str, ...], build: Callable[[Path], Manifest]) -> Manifest:
+WAY_OUT = "set LAYERROUTE_CACHE to a folder"
+
+
+def open_or_build(
+    entry: Path,
+    files: tuple[str, ...],
+    build: Callable[[Path], Manifest],
+    *,
+    what: str,
+    way_out: str = WAY_OUT,
+) -> Manifest:
     """Return the manifest of an intact ``entry``, building it first where it is missing or damaged.
 
     Args:
         entry: the folder. Its parent is made.
-        files: names of the files that the entry holds beside its manifest.
-        build: writes ``files`` into the folder it is given and returns the manifest without checksums.
+        files: names of files that the entry must hold; whatever else ``build`` writes is sealed with them.
+        build: writes into the folder it is given and returns the manifest without checksums.
+        what: what is cached, for messages: ``token cache``.
+        way_out: how a full or read-only disk is avoided, for messages: "set … to a folder".
 
     Raises:
         UserError: the disk is full, or the cache folder cannot be written. Nothing half-written stays.
@@ -36,34 +48,36 @@ def open_or_build(entry: Path, files: tuple[str, ...], build: Callable[[Path], M
         return read_entry(entry, files)
     from filelock import FileLock, Timeout
 
-    with _disk_errors(entry.parent):
+    with _disk_errors(entry.parent, what, way_out):
         entry.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(entry.parent / f"{entry.name}.lock")
         try:
             lock.acquire(timeout=0.0)
         except Timeout:
-            _log.warning("another process is preparing the same data; waiting for it")
+            _log.warning("another process is making the same %s; waiting for it", what)
             lock.acquire()
         try:
-            return _build_locked(entry, files, build)
+            return _build_locked(entry, files, build, what)
         finally:
             lock.release()
 
 
-def _build_locked(entry: Path, files: tuple[str, ...], build: Callable[[Path], Manifest]) -> Manifest:
+def _build_locked(
+    entry: Path, files: tuple[str, ...], build: Callable[[Path], Manifest], what: str
+) -> Manifest:
     try:
         return read_entry(entry, files)
     except FileNotFoundError:
         pass
     except DamagedError as damage:
-        _log.warning("the token cache %s is damaged (%s); rebuilding it", entry, damage)
+        _log.warning("the %s %s is damaged (%s); rebuilding it", what, entry, damage)
     # The lock is held, so what is there already is of a process that was killed.
     aside = entry.parent / f".build-{entry.name}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         fresh = aside / "fresh"
         fresh.mkdir(parents=True)
-        seal(fresh, build(fresh), files=files)
+        seal(fresh, build(fresh))
         if entry.exists():
             os.rename(entry, aside / "old")
         os.rename(fresh, entry)
@@ -92,19 +106,18 @@ def read_entry(entry: Path, files: tuple[str, ...]) -> Manifest:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path, what: str, way_out: str) -> Iterator[None]:
     """Turn a full disk and a folder that cannot be written into one line with the way out."""
-    way_out = "set data.cache_dir or LAYERROUTE_CACHE to a folder"
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                f"no space left for the token cache in {folder} ({error.strerror}); free some, or {way_out} on "
+                f"no space left for the {what} in {folder} ({error.strerror}); free some, or {way_out} on "
                 "another disk; nothing half-written was left"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
-                f"the token cache {folder} cannot be written ({error.strerror}); {way_out} that can"
+                f"the {what} {folder} cannot be written ({error.strerror}); {way_out} that can"
             ) from error
         raise

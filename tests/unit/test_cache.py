@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.data.cache import open_or_build, read_entry
+from layerroute.cache import open_or_build, read_entry
 from layerroute.errors import UserError
 from layerroute.integrity import MANIFEST, DamagedError, Manifest
 
 FILES = ("a.bin", "b.json")
+WHAT = "token cache"
 
 
 def build(folder: Path) -> Manifest:
@@ -34,13 +35,13 @@ def refuse(folder: Path) -> Manifest:
 @pytest.fixture
 def entry(tmp_path: Path) -> Path:
     made = tmp_path / "tokens" / "key"
-    open_or_build(made, FILES, build)
+    open_or_build(made, FILES, build, what=WHAT)
     return made
 
 
 def test_an_entry_is_built_once_and_read_after(entry: Path) -> None:
     assert sorted(path.name for path in entry.iterdir()) == ["a.bin", "b.json", MANIFEST]
-    assert open_or_build(entry, FILES, refuse)["count"] == 40
+    assert open_or_build(entry, FILES, refuse, what=WHAT)["count"] == 40
     assert read_entry(entry, FILES)["files"]["a.bin"]["bytes"] == 40
 
 
@@ -79,11 +80,11 @@ def test_a_damaged_entry_is_rebuilt_with_one_warning(
         path.write_bytes(whole[:-1])
     elif damage == "folder":
         path.mkdir()
-    assert open_or_build(entry, FILES, build)["count"] == 40
+    assert open_or_build(entry, FILES, build, what=WHAT)["count"] == 40
     assert path.read_bytes() == whole
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "is damaged (" in caplog.text and name in caplog.text
-    open_or_build(entry, FILES, refuse)
+    open_or_build(entry, FILES, refuse, what=WHAT)
     assert [path.name for path in entry.parent.iterdir() if path.name.startswith(".")] == []
 
 
@@ -107,7 +108,12 @@ def test_a_manifest_in_another_spelling_is_damage(entry: Path) -> None:
 
 def test_a_manifest_that_does_not_list_a_file_is_damage(tmp_path: Path) -> None:
     entry = tmp_path / "key"
-    open_or_build(entry, FILES[:1], build)
+
+    def half(folder: Path) -> Manifest:
+        (folder / "a.bin").write_bytes(b"123")
+        return {}
+
+    open_or_build(entry, FILES[:1], half, what=WHAT)
     with pytest.raises(DamagedError, match=r"does not list b\.json"):
         read_entry(entry, FILES)
 
@@ -129,13 +135,13 @@ def test_a_build_that_fails_leaves_nothing_and_the_old_entry_stays(entry: Path) 
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError):
-        open_or_build(entry.parent / "other", FILES, fail)
+        open_or_build(entry.parent / "other", FILES, fail, what=WHAT)
     assert {path.name for path in entry.parent.iterdir()} == {"key", "key.lock", "other.lock"}
     (entry / "a.bin").write_bytes(b"damaged")
     with pytest.raises(RuntimeError):
-        open_or_build(entry, FILES, fail)
+        open_or_build(entry, FILES, fail, what=WHAT)
     assert (entry / "a.bin").read_bytes() == b"damaged"
-    assert open_or_build(entry, FILES, build)["count"] == 40
+    assert open_or_build(entry, FILES, build, what=WHAT)["count"] == 40
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -145,14 +151,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, code: int) -> No
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(UserError, match="no space left for the token cache in"):
-        open_or_build(tmp_path / "tokens" / "key", FILES, fill_up)
+        open_or_build(tmp_path / "tokens" / "key", FILES, fill_up, what=WHAT)
     assert [path.name for path in (tmp_path / "tokens").iterdir()] == ["key.lock"]
 
 
 def test_a_cache_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written .*set data\.cache_dir or LAYERROUTE_CACHE"):
-        open_or_build(tmp_path / "file" / "tokens" / "key", FILES, build)
+    with pytest.raises(UserError, match=r"cannot be written .*set LAYERROUTE_CACHE to a folder"):
+        open_or_build(tmp_path / "file" / "tokens" / "key", FILES, build, what=WHAT)
 
 
 def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
@@ -160,7 +166,7 @@ def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "input/output error")
 
     with pytest.raises(OSError, match="input/output"):
-        open_or_build(tmp_path / "key", FILES, fail)
+        open_or_build(tmp_path / "key", FILES, fail, what=WHAT)
 
 
 def test_threads_that_want_the_same_entry_build_it_once(
@@ -176,7 +182,7 @@ def test_threads_that_want_the_same_entry_build_it_once(
         return build(folder)
 
     found: list[Manifest] = []
-    work: Callable[[], None] = lambda: found.append(open_or_build(tmp_path / "key", FILES, slow))  # noqa: E731
+    work: Callable[[], None] = lambda: found.append(open_or_build(tmp_path / "key", FILES, slow, what=WHAT))  # noqa: E731
     threads = [threading.Thread(target=work) for _ in range(3)]
     threads[0].start()
     assert begun.wait(5)
@@ -195,17 +201,17 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_build(tmp_path: Path)
     entry = tmp_path / "key"
     code = (
         "import os, sys, pathlib, signal\n"
-        "from layerroute.data.cache import open_or_build\n"
+        "from layerroute.cache import open_or_build\n"
         "def build(folder):\n"
         "    (folder / 'a.bin').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "open_or_build(pathlib.Path(sys.argv[1]), ('a.bin',), build)\n"
+        "open_or_build(pathlib.Path(sys.argv[1]), ('a.bin',), build, what='entry')\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(entry)], check=False)
     assert killed.returncode == -9
     assert (tmp_path / ".build-key" / "fresh" / "a.bin").read_bytes() == b"half"
     assert not entry.exists()
-    assert open_or_build(entry, FILES, build)["count"] == 40
+    assert open_or_build(entry, FILES, build, what=WHAT)["count"] == 40
     assert {path.name for path in tmp_path.iterdir()} == {"key", "key.lock"}
 
 
@@ -213,5 +219,19 @@ def test_files_that_are_mapped_outlive_a_rebuild(entry: Path) -> None:
     """A process that reads an entry keeps its bytes when another one replaces the entry."""
     with (entry / "a.bin").open("rb") as mapped:
         shutil.rmtree(entry)
-        open_or_build(entry, FILES, build)
+        open_or_build(entry, FILES, build, what=WHAT)
         assert mapped.read() == bytes(range(40))
+
+
+def test_what_else_was_built_is_sealed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def more(folder: Path) -> Manifest:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "c.bin").write_bytes(b"123")
+        return build(folder)
+
+    entry = tmp_path / "key"
+    open_or_build(entry, FILES, more, what="calibration")
+    (entry / "inner" / "c.bin").write_bytes(b"124")
+    open_or_build(entry, FILES, more, what="calibration")
+    assert (entry / "inner" / "c.bin").read_bytes() == b"123"
+    assert "the calibration" in caplog.text

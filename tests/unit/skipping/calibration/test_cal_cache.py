@@ -1,0 +1,30 @@
+"""Calibrations are made once, and a damaged one is made anew."""
+
+import pytest
+
+from layerroute.skipping.calibration import arm_folder, cached_calibration, folders
+from tests.parity.skipping_models import plain
+from tests.unit.skipping.calibration.tiny_calibration import config, ids
+
+
+@pytest.mark.parametrize("arm", ["routed", "random"])
+def test_a_calibration_is_made_once_and_anew_where_a_byte_of_it_differs(arm, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path))
+    made = []
+    whole = folders.calibrate
+    monkeypatch.setattr(
+        folders, "calibrate", lambda *args, **options: made.append(1) or whole(*args, **options)
+    )
+    model, asked = plain(), config()
+
+    def folder(settings=asked):
+        return cached_calibration(model, settings, statistics=ids(8), selection=ids(8, seed=3))
+
+    path = arm_folder(folder(), arm) / "router.safetensors"
+    before = path.read_bytes()
+    assert folder() == folder() and len(made) == 1 and not caplog.text
+    assert folder(config(budget=0.4)) != folder() and len(made) == 2
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert arm_folder(folder(), arm) / "router.safetensors" == path and len(made) == 3
+    assert "is damaged" in caplog.text and path.name in caplog.text
+    assert path.read_bytes() == before

@@ -8,67 +8,35 @@ from typing import Any
 from layerroute.analysis.arms import Arm, alike_besides, group_arms
 from layerroute.analysis.equal_cost import Cost, EqualCost, equal_cost, equal_cost_table
 from layerroute.analysis.fairness import data_identity, machine
-from layerroute.analysis.format import MISSING, listing, number, percent, plural, plus_minus, signed
+from layerroute.analysis.format import listing, number, percent, plural, signed
 from layerroute.analysis.paired import Gap, paired_gap
 from layerroute.analysis.positions import positions_table
 from layerroute.analysis.runs import Run
-from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
+from layerroute.analysis.skipping_arms import (
+    FULL,
+    ORDER,
+    RATE,
+    ROUTED,
+    STATIC,
+    evaluation_seconds,
+    executed,
+    kind_of,
+    skipped,
+)
+from layerroute.analysis.skipping_tables import differences_table, main_table, sites_table
+from layerroute.analysis.table import Table
 from layerroute.analysis.timing import NOISY, spread
 from layerroute.errors import UserError, nearest
 
 CAPABILITY = "layer_skipping"
+NEEDED = ("random", "periodic", STATIC)
+"""Controls without which nothing can be said for routing."""
 SAME_SKIP = 0.02
 """Arms that skip within so much of each other are compared as equals."""
 SAME_FLOPS = 0.01
 """Arms that execute within so much of the same FLOPs are compared as equals."""
 SAME_TIME = 0.05
 """Arms whose evaluation takes within so much of the same time are compared as equally fast."""
-
-ROUTED, FULL, STATIC = "routed", "full depth", "static prune"
-NEEDED = ("random", "periodic", STATIC)
-"""Controls without which nothing can be said for routing."""
-
-_KINDS = {
-    "static_influence": STATIC,
-    "static_greedy": STATIC,
-    "random": "random",
-    "periodic": "periodic",
-    "early_exit": "early exit",
-}
-_RATE = "skip.routing.rate"
-_ORDER = (FULL, "stochastic depth", ROUTED, "early exit", "static prune", "periodic", "random")
-
-
-def kind_of(arm: Arm) -> str:
-    """What an arm is, by its router and not by its name."""
-    run = arm.example
-    control = run.value("routing", "control") or run.value("recipe", "skip", "routing", "control")
-    if control == "stochastic":
-        return "stochastic depth"
-    if control == "static":
-        skipped = arm.mean("routing", "skipped")
-        if run.value("recipe", "start", "method") == "fresh" and not skipped:
-            return FULL
-        return STATIC
-    if control:
-        return str(control)
-    return _KINDS.get(str(run.value("recipe", "start", "arm")), ROUTED)
-
-
-def skipped(arm: Arm) -> float | None:
-    """Share of routed compute that was skipped at evaluation, mean over completed seeds."""
-    return arm.mean("routing", "skipped")
-
-
-def evaluation_seconds(arm: Arm) -> float | None:
-    """Wall time of the last evaluation, which all arms spend on the same windows; mean over completed seeds."""
-    return arm.mean("timing", "evaluation_seconds")
-
-
-def executed(arm: Arm) -> float | None:
-    """Forward FLOPs executed per token, as a share of the plain model's, mean over completed seeds."""
-    done, base = arm.mean("flops", "executed_per_token"), arm.mean("flops", "base_per_token")
-    return None if done is None or not base else done / base
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,16 +63,16 @@ class SkippingComparison:
             "positions": positions_table(self.arms),
         }
         return {
-            "main": self._main(),
-            "differences": self._differences(),
-            "sites": self._sites(),
+            "main": main_table(self),
+            "differences": differences_table(self),
+            "sites": sites_table(self.arms),
             **{name: table for name, table in some.items() if table is not None},
         }
 
     @cached_property
     def equal_costs(self) -> list[tuple[str, Cost, EqualCost]]:
         """Routing and controls at equal FLOPs executed, and, where times can be believed, at equal time."""
-        routers, controls = self._at_rates(ROUTED), self._at_rates(*_ORDER[_ORDER.index(ROUTED) + 1 :])
+        routers, controls = self._at_rates(ROUTED), self._at_rates(*ORDER[ORDER.index(ROUTED) + 1 :])
         costs: list[tuple[str, Cost]] = [("FLOPs", executed)]
         if self.timed:
             costs.append(("time", evaluation_seconds))
@@ -113,7 +81,7 @@ class SkippingComparison:
     def _at_rates(self, *kinds: str) -> dict[str, list[Arm]]:
         """Completed arms of these kinds, those together that differ in the rate alone; by the shortest label."""
         arms = [arm for arm in self.arms if arm.completed and kind_of(arm) in kinds]
-        groups = alike_besides(arms, [_RATE])
+        groups = alike_besides(arms, [RATE])
         return {
             min((arm.label for arm in group), key=lambda name: (len(name), name)): group for group in groups
         }
@@ -293,136 +261,6 @@ class SkippingComparison:
             "tables": {name: table.to_dict() for name, table in self.tables.items()},
         }
 
-    def _main(self) -> Table:
-        columns = (
-            Column(label="Arm"),
-            Column(label="Kind"),
-            Column(label="Seeds", numeric=True),
-            Column(label="Skipped", numeric=True),
-            Column(label="Val loss ↓", numeric=True),
-            Column(label="Above full", numeric=True),
-            Column(label="Perplexity ↓", numeric=True),
-            Column(label="Accuracy ↑", numeric=True),
-            Column(label="FLOPs", numeric=True),
-        )
-        floor = self.full.mean("metrics", "validation_loss") if self.full else None
-        rows = []
-        for arm in self.arms:
-            if not arm.completed:
-                continue
-            loss, share, flops = arm.mean("metrics", "validation_loss"), skipped(arm), executed(arm)
-            above = None if floor is None or loss is None or arm is self.full else loss - floor
-            perplexity = arm.mean("metrics", "validation_perplexity")
-            accuracy = arm.mean("metrics", "validation_accuracy")
-            estimate = arm.estimate("metrics", "validation_loss")
-            half = None if estimate is None else estimate.half_width
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(arm.label),
-                        Cell(kind_of(arm)),
-                        Cell(str(len(arm.completed)), len(arm.completed)),
-                        Cell(percent(share), share),
-                        Cell(plus_minus(loss, half), loss),
-                        Cell(MISSING if above is None else signed(above), above),
-                        Cell(number(perplexity, 2), perplexity),
-                        Cell(percent(accuracy), accuracy),
-                        Cell(percent(flops), flops),
-                    )
-                )
-            )
-        for arm in self.arms:
-            for run in arm.unfinished:
-                cells = [f"{arm.label}, seed {run.seed}", *[MISSING] * (len(columns) - 2), run.status.upper()]
-                rows.append(Row(cells=text_cells(cells), kind="unfinished"))
-        return Table(
-            name="Table 1",
-            title="Validation cross-entropy in nats per token, and what was skipped for it",
-            columns=columns,
-            rows=tuple(rows),
-            notes=(
-                "Skipped: share of the routed compute not spent, from hard decisions in inference mode on the "
-                "validation text. FLOPs: executed per token, counted by PyTorch, against the plain model.",
-            ),
-        )
-
-    def _differences(self) -> Table:
-        columns = (
-            Column(label="Against"),
-            Column(label="Its skip", numeric=True),
-            Column(label="Its FLOPs", numeric=True),
-            Column(label="Δ val loss", numeric=True),
-            Column(label="95% interval", numeric=True),
-            Column(label="Seeds × windows", numeric=True),
-            Column(label="Detectable", numeric=True),
-            Column(label="Its time", numeric=True),
-            Column(label="Equal in"),
-            Column(label="Routing"),
-        )
-        equal, dear, fast = (
-            {arm.label for arm in arms} for arms in (self.rivals(), self.as_dear(), self.as_fast())
-        )
-        timed = self.subject is not None and self.timed
-        own, paid = (cost(self.subject) if self.subject else None for cost in (evaluation_seconds, executed))
-        rows = []
-        for arm in self.arms:
-            gap = self.gaps.get(arm.label)
-            if arm is self.subject or gap is None:
-                continue
-            share = skipped(arm)
-            seconds = evaluation_seconds(arm)
-            time = None if seconds is None or not own or not timed else seconds / own
-            flops = None if not paid or (done := executed(arm)) is None else done / paid
-            alike = [
-                word for word, arms in (("skip", equal), ("FLOPs", dear), ("time", fast)) if arm.label in arms
-            ]
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(arm.label),
-                        Cell(percent(share), share),
-                        Cell(MISSING if flops is None else f"{number(flops, 3)}×", flops),
-                        Cell(signed(gap.mean), gap.mean),
-                        Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
-                        Cell(f"{gap.seeds} × {gap.windows}"),
-                        Cell(number(gap.detectable), gap.detectable),
-                        Cell(MISSING if time is None else f"{number(time, 2)}×", time),
-                        Cell(listing(alike) or "nothing"),
-                        Cell(gap.outcome if alike else f"{gap.outcome}, unequal"),
-                    )
-                )
-            )
-        name = self.subject.label if self.subject else "routed"
-        return Table(
-            name="Table 2",
-            title=f"Validation loss of {name} less that of each other arm",
-            columns=columns,
-            rows=tuple(rows),
-            notes=(
-                "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is over "
-                "both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
-                "difference that would have been found with 80% power. FLOPs (executed) and time are against the "
-                "routed arm's. Equal: skip within 2 points, FLOPs within 1%, time within 5%.",
-                self.time_note,
-            ),
-        )
-
-    def _sites(self) -> Table:
-        shown = [arm for arm in self.arms if arm.completed and arm.sites]
-        names = list(dict.fromkeys(site for arm in shown for site in arm.sites))
-        columns = (Column(label="Site"), *(Column(label=arm.label, numeric=True) for arm in shown))
-        rows = []
-        for site in names:
-            rates = [arm.mean("routing", "rate", site) for arm in shown]
-            cells = [
-                Cell(MISSING if rate is None else percent(1 - rate, 0), None if rate is None else 1 - rate)
-                for rate in rates
-            ]
-            rows.append(Row(cells=(Cell(site), *cells)))
-        return Table(
-            name="Table 3", title="Share of tokens that skip each site", columns=columns, rows=tuple(rows)
-        )
-
 
 def compare_skipping(
     runs: Sequence[Run], *, subject: str | None = None, allow_different_data: bool = False
@@ -447,7 +285,7 @@ def compare_skipping(
         )
     arms, notes = group_arms(runs)
     arms = tuple(
-        sorted(arms, key=lambda arm: (_ORDER.index(k) if (k := kind_of(arm)) in _ORDER else 9, arm.label))
+        sorted(arms, key=lambda arm: (ORDER.index(k) if (k := kind_of(arm)) in ORDER else 9, arm.label))
     )
     routed = [arm for arm in arms if kind_of(arm) == ROUTED and arm.completed]
     chosen = next((arm for arm in routed if arm.label == (subject or "token")), None)

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.pareto import pareto_front
-from layerroute.analysis.skipping import FULL, ROUTED, SkippingComparison, executed, kind_of, skipped
+from layerroute.analysis.skipping import SkippingComparison
+from layerroute.analysis.skipping_arms import FULL, ROUTED, executed, kind_of, skipped
 from layerroute.analysis.token_layers import kinds_by_layer
 from layerroute.analysis.tokens import token_groups
 from layerroute.report.figures_common import (

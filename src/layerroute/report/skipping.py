@@ -7,7 +7,8 @@ from typing import Any
 
 from layerroute.analysis.agreement import agreement_table
 from layerroute.analysis.format import MISSING, duration, listing, number, percent
-from layerroute.analysis.skipping import ROUTED, SkippingComparison, kind_of
+from layerroute.analysis.skipping import SkippingComparison
+from layerroute.analysis.skipping_arms import ROUTED, kind_of
 from layerroute.analysis.table import Cell, Column, Row, Table, escape_text
 from layerroute.analysis.token_layers import kinds_by_layer, layers_table
 from layerroute.analysis.tokens import groups_table, token_groups

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerroute.analysis.paired import paired_gap
 from layerroute.analysis.runs import Run
-from layerroute.analysis.skipping import SkippingComparison, compare_skipping, paired_gap
+from layerroute.analysis.skipping import SkippingComparison, compare_skipping
 from tests.unit.analysis.record_factory import record, sites
 
 WINDOWS = 32

@@ -1,0 +1,153 @@
+"""Tables about layer skipping: loss against what was skipped, differences, and shares by site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from layerroute.analysis.arms import Arm
+from layerroute.analysis.format import MISSING, listing, number, percent, plus_minus, signed
+from layerroute.analysis.skipping_arms import evaluation_seconds, executed, kind_of, skipped
+from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
+
+if TYPE_CHECKING:
+    from layerroute.analysis.skipping import SkippingComparison
+
+
+def main_table(comparison: SkippingComparison) -> Table:
+    """Loss, perplexity and accuracy of every arm, with what it skipped and executed."""
+    columns = (
+        Column(label="Arm"),
+        Column(label="Kind"),
+        Column(label="Seeds", numeric=True),
+        Column(label="Skipped", numeric=True),
+        Column(label="Val loss ↓", numeric=True),
+        Column(label="Above full", numeric=True),
+        Column(label="Perplexity ↓", numeric=True),
+        Column(label="Accuracy ↑", numeric=True),
+        Column(label="FLOPs", numeric=True),
+    )
+    floor = comparison.full.mean("metrics", "validation_loss") if comparison.full else None
+    rows = []
+    for arm in comparison.arms:
+        if not arm.completed:
+            continue
+        loss, share, flops = arm.mean("metrics", "validation_loss"), skipped(arm), executed(arm)
+        above = None if floor is None or loss is None or arm is comparison.full else loss - floor
+        perplexity = arm.mean("metrics", "validation_perplexity")
+        accuracy = arm.mean("metrics", "validation_accuracy")
+        estimate = arm.estimate("metrics", "validation_loss")
+        half = None if estimate is None else estimate.half_width
+        rows.append(
+            Row(
+                cells=(
+                    Cell(arm.label),
+                    Cell(kind_of(arm)),
+                    Cell(str(len(arm.completed)), len(arm.completed)),
+                    Cell(percent(share), share),
+                    Cell(plus_minus(loss, half), loss),
+                    Cell(MISSING if above is None else signed(above), above),
+                    Cell(number(perplexity, 2), perplexity),
+                    Cell(percent(accuracy), accuracy),
+                    Cell(percent(flops), flops),
+                )
+            )
+        )
+    for arm in comparison.arms:
+        for run in arm.unfinished:
+            cells = [f"{arm.label}, seed {run.seed}", *[MISSING] * (len(columns) - 2), run.status.upper()]
+            rows.append(Row(cells=text_cells(cells), kind="unfinished"))
+    return Table(
+        name="Table 1",
+        title="Validation cross-entropy in nats per token, and what was skipped for it",
+        columns=columns,
+        rows=tuple(rows),
+        notes=(
+            "Skipped: share of the routed compute not spent, from hard decisions in inference mode on the "
+            "validation text. FLOPs: executed per token, counted by PyTorch, against the plain model.",
+        ),
+    )
+
+
+def differences_table(comparison: SkippingComparison) -> Table:
+    """The routed arm in question less every other arm, and in what the two are equal."""
+    columns = (
+        Column(label="Against"),
+        Column(label="Its skip", numeric=True),
+        Column(label="Its FLOPs", numeric=True),
+        Column(label="Δ val loss", numeric=True),
+        Column(label="95% interval", numeric=True),
+        Column(label="Seeds × windows", numeric=True),
+        Column(label="Detectable", numeric=True),
+        Column(label="Its time", numeric=True),
+        Column(label="Equal in"),
+        Column(label="Routing"),
+    )
+    equal, dear, fast = (
+        {arm.label for arm in arms}
+        for arms in (comparison.rivals(), comparison.as_dear(), comparison.as_fast())
+    )
+    timed = comparison.subject is not None and comparison.timed
+    own, paid = (
+        cost(comparison.subject) if comparison.subject else None for cost in (evaluation_seconds, executed)
+    )
+    rows = []
+    for arm in comparison.arms:
+        gap = comparison.gaps.get(arm.label)
+        if arm is comparison.subject or gap is None:
+            continue
+        share = skipped(arm)
+        seconds = evaluation_seconds(arm)
+        time = None if seconds is None or not own or not timed else seconds / own
+        flops = None if not paid or (done := executed(arm)) is None else done / paid
+        alike = [
+            word for word, arms in (("skip", equal), ("FLOPs", dear), ("time", fast)) if arm.label in arms
+        ]
+        rows.append(
+            Row(
+                cells=(
+                    Cell(arm.label),
+                    Cell(percent(share), share),
+                    Cell(MISSING if flops is None else f"{number(flops, 3)}×", flops),
+                    Cell(signed(gap.mean), gap.mean),
+                    Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
+                    Cell(f"{gap.seeds} × {gap.windows}"),
+                    Cell(number(gap.detectable), gap.detectable),
+                    Cell(MISSING if time is None else f"{number(time, 2)}×", time),
+                    Cell(listing(alike) or "nothing"),
+                    Cell(gap.outcome if alike else f"{gap.outcome}, unequal"),
+                )
+            )
+        )
+    name = comparison.subject.label if comparison.subject else "routed"
+    return Table(
+        name="Table 2",
+        title=f"Validation loss of {name} less that of each other arm",
+        columns=columns,
+        rows=tuple(rows),
+        notes=(
+            "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is over "
+            "both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
+            "difference that would have been found with 80% power. FLOPs (executed) and time are against the "
+            "routed arm's. Equal: skip within 2 points, FLOPs within 1%, time within 5%.",
+            comparison.time_note,
+        ),
+    )
+
+
+def sites_table(arms: Sequence[Arm]) -> Table:
+    """Share of tokens that skip each site, by arm."""
+    shown = [arm for arm in arms if arm.completed and arm.sites]
+    names = list(dict.fromkeys(site for arm in shown for site in arm.sites))
+    columns = (Column(label="Site"), *(Column(label=arm.label, numeric=True) for arm in shown))
+    rows = []
+    for site in names:
+        rates = [arm.mean("routing", "rate", site) for arm in shown]
+        cells = [
+            Cell(MISSING if rate is None else percent(1 - rate, 0), None if rate is None else 1 - rate)
+            for rate in rates
+        ]
+        rows.append(Row(cells=(Cell(site), *cells)))
+    return Table(
+        name="Table 3", title="Share of tokens that skip each site", columns=columns, rows=tuple(rows)
+    )

@@ -76,6 +76,7 @@ def test_runs_are_held_against_their_base_and_against_each_other(
         ("choices", "acc"),
         ("choices", "acc_norm"),
     }
+    assert content["command"].startswith("layerroute retention") and content["hardware"]["cpu"]
     assert content["skipped"]["base"] == 0.0
     assert 0 < content["skipped"]["wide"] < 1
     # The base's scores are the harness's own on the plain model. Both tasks: the harness batches over all of them.

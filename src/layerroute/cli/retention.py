@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,12 @@ def _labels(runs: list[Path]) -> list[str]:
 
 
 def _write(folder: Path, found: Any) -> None:
+    from layerroute.provenance import provenance
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "retention.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    command = shlex.join(["layerroute", "retention", *sys.argv[2:]])
+    content = {"command": command, **provenance(), **found.to_dict()}
+    (folder / "retention.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tables = [found.table, *([found.differences] if found.against_others else [])]
     text = "\n\n".join(table.to_markdown() for table in tables)
     (folder / "retention.md").write_text(text + "\n", encoding="utf-8")

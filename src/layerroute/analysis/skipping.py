@@ -175,6 +175,15 @@ class SkippingComparison:
             return None
         return "loses" if "loses" in found else "cannot be told" if "cannot be told" in found else "wins"
 
+    def _on_one_seed(self) -> str:
+        """Which of the verdict's intervals tell nothing of other seeds."""
+        gaps = {arm.label: gap for arm in self.rivals() if (gap := self.gaps.get(arm.label)) is not None}
+        alone = [label for label, gap in gaps.items() if gap.seeds == 1]
+        if not alone:
+            return ""
+        against = "" if len(alone) == len(gaps) else f" against {listing(alone)}"
+        return f" One seed{against}: the intervals are over text, not over seeds."
+
     @property
     def verdict(self) -> str:
         """What can be said for the routed arm against each control at the same skip, wins and losses alike."""
@@ -195,8 +204,7 @@ class SkippingComparison:
         text = f"{self.subject.label}, which skips {percent(own)} of routed compute, "
         text += (listing(parts) if parts else "has no control at the same skip to be held against") + "."
         text += self._at_equal_cost()
-        if any(gap and gap.seeds == 1 for gap in self.gaps.values()):
-            text += " One seed: the intervals are over text, not over seeds."
+        text += self._on_one_seed()
         if self.missing:
             text += f" Missing at this skip: {listing(self.missing)}; nothing can be credited to routing yet."
         unfinished = [

@@ -144,6 +144,14 @@ def test_one_seed_says_that_it_is_one() -> None:
     assert "One seed: the intervals are over text" in found.verdict
 
 
+def test_only_comparisons_on_one_seed_are_said_to_be_on_one() -> None:
+    runs = [run("token", seed, skip=0.25, above=0.3) for seed in (1, 2, 3)]
+    runs += [run("greedy", seed, skip=0.25, above=0.4, start="static_greedy") for seed in (1, 2, 3)]
+    runs += [run("random", 1, skip=0.25, above=0.9, control="random")]
+    assert "One seed against random: the intervals" in compare_skipping(runs).verdict
+    assert "One seed" not in compare_skipping(runs[:-1]).verdict
+
+
 def test_controls_that_are_not_there_are_named() -> None:
     kept = [run("token", 1, skip=0.25, above=0.3), run("random", 1, skip=0.25, above=0.9, control="random")]
     found = compare_skipping(kept)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from layerroute.evaluation.decisions import decision_of
 
 SHORTEST, LONGEST = 8, 40
+WHOLE = 256
+"""Tokens of a window that are taken where no window has a sentence."""
+
 _PART = 1 << 22
 
 
@@ -113,15 +116,16 @@ def collect_token_routes(
 
     Each sentence also has ``start``, its place in the window, the ``loss`` of each of its tokens in nats, given what
     comes before (null for a window's first token), and, with ``seen`` (how often the training text holds each id), that
-    number for each of its tokens. Fewer sentences come back where the text holds fewer. None for a model without
-    routing.
+    number for each of its tokens. Fewer sentences come back where the text holds fewer; where it holds none at all, as
+    recall data do, whole windows do (their first ``WHOLE`` tokens). None for a model without routing.
     """
     texts = [token_texts(tokenizer, row) for row in windows.tolist()]
-    spans = choose_sentences(texts, count)
+    whole = [Span(window, 0, min(WHOLE, windows.shape[1])) for window in range(min(count, len(windows)))]
+    spans = choose_sentences(texts, count) or whole
     found: list[dict[str, Any]] = []
     sites: list[str] = []
     paths: list[str] = []
-    for span in spans or [Span(0, 0, min(LONGEST, windows.shape[1]))]:
+    for span in spans:
         routes = routes_of(model, windows[span.window : span.window + 1, : span.stop], precision=precision)
         if routes is None:
             return None

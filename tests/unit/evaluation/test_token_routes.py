@@ -83,11 +83,11 @@ def test_routes_are_those_of_the_whole_window() -> None:
     )
 
 
-def test_text_without_sentences_still_shows_something() -> None:
-    found = collect_token_routes(
-        make(["gdn", "routed"]), Words(), torch.ones(2, 50, dtype=torch.long), count=4
-    )
-    assert [len(sentence["tokens"]) for sentence in found["sentences"]] == [LONGEST]
+@pytest.mark.parametrize(("count", "lengths"), [(4, [50, 50]), (1, [50])])
+def test_of_text_without_sentences_whole_windows_are_shown(count: int, lengths: list[int]) -> None:
+    windows = torch.ones(2, 50, dtype=torch.long)
+    found = collect_token_routes(make(["gdn", "routed"]), Words(), windows, count=count)
+    assert [len(sentence["tokens"]) for sentence in found["sentences"]] == lengths
     assert found["sentences"][0]["loss"][0] is None, "nothing predicts a window's first token"
     assert "seen" not in found["sentences"][0]
 

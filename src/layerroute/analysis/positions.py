@@ -1,6 +1,6 @@
 """Loss by place in the sequence: what a longer context is worth to each arm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from layerroute.analysis.arms import Arm
@@ -22,28 +22,41 @@ def loss_by_position(arm: Arm) -> dict[tuple[int, int], float]:
 def positions_table(arms: Sequence[Arm]) -> Table | None:
     """Loss by place of every arm whose records have it; None where there are not two places to compare."""
     found = {arm.label: losses for arm in arms if (losses := loss_by_position(arm))}
-    places = sorted({place for losses in found.values() for place in losses})
-    if len(places) < 2:
+    return ranges_table(
+        found,
+        number,
+        name="Table of loss by position",
+        title="Validation loss (nats per token) by place in the sequence",
+        note="Means over seeds. Places are those of the predicted tokens, in doubling ranges.",
+    )
+
+
+def ranges_table(
+    found: Mapping[str, Mapping[tuple[int, int], float]],
+    show: Callable[[float], str],
+    *,
+    name: str,
+    title: str,
+    note: str,
+) -> Table | None:
+    """A value by arm and by range of tokens, both ends included; None where there are not two ranges to compare."""
+    ranges = sorted({place for values in found.values() for place in values})
+    if len(ranges) < 2:
         return None
     rows = [
         Row(
             cells=(
                 Cell(label),
                 *(
-                    Cell(number(losses[place]), losses[place]) if place in losses else Cell(MISSING)
-                    for place in places
+                    Cell(show(values[place]), values[place]) if place in values else Cell(MISSING)
+                    for place in ranges
                 ),
             )
         )
-        for label, losses in found.items()
+        for label, values in found.items()
+        if values
     ]
+    columns = (Column(label=str(a) if a == b else f"{a}–{b}", numeric=True) for a, b in ranges)
     return Table(
-        name="Table of loss by position",
-        title="Validation loss (nats per token) by place in the sequence",
-        columns=(
-            Column(label="Model"),
-            *(Column(label=str(a) if a == b else f"{a}–{b}", numeric=True) for a, b in places),
-        ),
-        rows=tuple(rows),
-        notes=("Means over seeds. Places are those of the predicted tokens, in doubling ranges.",),
+        name=name, title=title, columns=(Column(label="Model"), *columns), rows=tuple(rows), notes=(note,)
     )

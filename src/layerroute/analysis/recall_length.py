@@ -6,6 +6,7 @@ from statistics import fmean
 from layerroute.analysis.arms import Arm, Kind
 from layerroute.analysis.controls import RATE_TOLERANCE
 from layerroute.analysis.format import MISSING, number, percent, plural
+from layerroute.analysis.positions import ranges_table
 from layerroute.analysis.recall import recall_by_seed, softmax_rate
 from layerroute.analysis.table import Cell, Column, Row, Table
 
@@ -129,31 +130,13 @@ def recall_distances(arms: Sequence[Arm]) -> Table | None:
         label: {place: share for place, (share, asked) in places.items() if asked >= FEWEST_ANSWERS}
         for label, places in found.items()
     }
-    places = sorted({place for shares in enough.values() for place in shares})
-    if len(places) < 2:
-        return None
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(label),
-                *(
-                    Cell(percent(shares[place]), shares[place]) if place in shares else Cell(MISSING)
-                    for place in places
-                ),
-            )
-        )
-        for label, shares in enough.items()
-        if shares
-    )
-    return Table(
+    return ranges_table(
+        enough,
+        percent,
         name="Table of recall by distance",
         title="Answers recalled by the distance of key and question, at the length of training",
-        columns=(Column(label="Model"), *(Column(label=f"{a}–{b}", numeric=True) for a, b in places)),
-        rows=rows,
-        notes=(
-            f"Tokens between a key and its question, in doubling ranges with {FEWEST_ANSWERS} or more answers; over "
-            "all answers of all seeds.",
-        ),
+        note=f"Tokens between a key and its question, in doubling ranges with {FEWEST_ANSWERS} or more answers; over "
+        "all answers of all seeds.",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from layerroute.cli.main import main
 from layerroute.skipping import executed, get_router, last_decision
 from layerroute.skipping.calibration import CONTROLS, arm_folder
-from layerroute.skipping.storage import load_routed
+from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
 
 SIZES = ["--length", "32", "--tokens-statistics", "768", "--tokens-selection", "256", "--rank", "4"]
@@ -107,6 +107,50 @@ def test_attention_and_mlps_alone_are_calibrated_with_their_controls(files, tmp_
     check_commands_on_router_folder(files, out, record, capsys)
 
 
+def test_kinds_of_text_are_named_and_mixed(files, tmp_path, capsys):
+    out = tmp_path / "router"
+    data = ["--data", f"a:3={files / 'train.jsonl'}", "--data", f"b={files / 'heldout.jsonl'}"]
+    sizes = ["--length", "32", "--tokens-statistics", "512", "--tokens-selection", "128", "--rank", "4"]
+    words = [
+        *data,
+        *sizes,
+        "--tokens-heldout",
+        "256",
+        *LAYERS,
+        "--budget",
+        "0.4",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    assert main(["calibrate", str(files / "model"), *words]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {name: kind["share"] for name, kind in record["data"]["kinds"].items()} == {"a": 0.75, "b": 0.25}
+    assert record["data"]["source"] == "a: files train.jsonl; b: files heldout.jsonl"
+    assert read_router(out).notes["kinds"] == record["data"]["kinds"]
+    evaluated = [
+        "--data",
+        f"a={files / 'train.jsonl'}",
+        f"b={files / 'heldout.jsonl'}",
+        "--sequence-length",
+        "32",
+    ]
+    assert main(["evaluate", str(out), *evaluated, "--sequences", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    losses = [kind["loss"] for kind in found["kinds"].values()]
+    assert list(found["kinds"]) == ["a", "b"] and losses[0] != losses[1]
+    assert found["mean"]["loss"] == pytest.approx(sum(losses) / 2)
+    assert main(["evaluate", str(out), "--data", str(files / "heldout.jsonl"), "--sequence-length", "32",
+                 "--sequences", "8", "--json"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["loss"] == losses[1], "a kind is scored as if it were alone"
+    assert (
+        main(["evaluate", str(out), *evaluated, "--sequences", "8", "--out", str(tmp_path / "scores")]) == 0
+    )
+    assert "mean of the kinds" in capsys.readouterr().out
+    lines = (tmp_path / "scores" / "windows.csv").read_text().splitlines()
+    assert lines[0] == "kind,window,loss" and len(lines) == 17
+
+
 def test_two_calibrations_are_the_same(files, capsys):
     losses = []
     for _ in range(2):
@@ -152,6 +196,9 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
         (["--budget", "0.25", "--tokens-heldout", "64000"], "has 12 documents"),
         (["--budget", "0.25", "--record", "record.txt"], "give the name of a .json file"),
         (["--budget", "0.25", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["--budget", "0.25", "--data", "a=x", "--data", "a=y"], "names the kind 'a' twice"),
+        (["--budget", "0.25", "--data", "a=python-docs", "b=python-docs"], "'a' and 'b' share a text"),
+        (["--budget", "0.25", "--heldout", "a="], "--heldout a=: the kind 'a' has no file"),
     ],
 )
 def test_bad_input_is_one_line(files, capsys, words, message):

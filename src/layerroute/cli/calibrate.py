@@ -12,12 +12,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.cli.calibration_inputs import add_input_arguments, draw, open_model, settings
+from layerroute.data.kinds import parse_kinds
+from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 EPILOG = """\
 examples:
   layerroute calibrate smollm2-135m --budget 0.25 --data train/*.jsonl.xz --heldout valid.jsonl.xz --out routers/25
+  layerroute calibrate smollm2-135m --budget 0.25 --data prose=train/*.jsonl.xz --data code:2=src --out routers/mixed
   layerroute calibrate ./my-llama --budget 0.4 --router token --layers 4-28
   layerroute calibrate smollm2-135m --unit attention --budget 0.4 --data train/*.jsonl.xz --out routers/attention-40"""
 
@@ -44,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heldout",
         nargs="+",
-        metavar="FILE",
-        help="text for the table (default: further documents of --data)",
+        action="extend",
+        metavar="[NAME=]FILE",
+        help="text for the table, in kinds as --data (default: further documents of --data)",
     )
     parser.add_argument(
         "--tokens-heldout",
@@ -127,20 +131,17 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
-    if arguments.data is None:
-        print(
-            "layerroute: calibrating on Python source text; for a model of prose give prose with --data",
-            file=sys.stderr,
-        )
-    texts = Texts(arguments.data)
-    heldout_texts = texts if arguments.heldout is None else Texts(arguments.heldout)
+    kinds = parse_kinds(arguments.data)
+    held_out_kinds = None if arguments.heldout is None else parse_kinds(arguments.heldout, "--heldout")
+    texts = Texts(kinds)
+    heldout_texts = texts if held_out_kinds is None else Texts(held_out_kinds)
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
         advance = stage("text")
-        selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)
-        statistics = texts.draw(tokenizer, config.tokens_statistics, config.length, config.seed + 1)
-        heldout = heldout_texts.draw(tokenizer, config.tokens_heldout, config.length, config.seed + 2)
+        selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)
+        statistics = draw(texts, tokenizer, config.tokens_statistics, config.length, config.seed + 1)
+        heldout = draw(heldout_texts, tokenizer, config.tokens_heldout, config.length, config.seed + 2)
         advance(1.0)
         device = model.device
         calibration = calibrate(
@@ -154,7 +155,12 @@ def run(arguments: argparse.Namespace) -> int:
         scores = evaluate_arms(model, calibration, heldout.ids.to(device), stage=stage)
     if arguments.out is not None:
         save_calibration(
-            model, calibration, statistics.ids.to(device), arguments.out, controls=arguments.controls
+            model,
+            calibration,
+            statistics.ids.to(device),
+            arguments.out,
+            controls=arguments.controls,
+            notes={"kinds": texts.describe()},
         )
     unit = "" if config.unit == "block" else f"{config.unit}-"
     record = {
@@ -170,6 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
         "data": {
             "source": texts.name,
             "fingerprint": texts.fingerprint,
+            "kinds": texts.describe(),
             "heldout_source": heldout_texts.name,
             "heldout_fingerprint": heldout.fingerprint,
             "windows": {

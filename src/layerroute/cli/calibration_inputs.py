@@ -2,9 +2,10 @@
 
 import argparse
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
+from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
-        metavar="FILE",
-        help="text to calibrate on: txt, jsonl or parquet files, compressed or not, folders, globs "
-        "(default: the Python library's source text; prose is better)",
+        action="extend",
+        metavar="[NAME=]FILE",
+        help=f"{KINDS_HELP} (default: {DEFAULT_HELP})",
     )
     parser.add_argument(
         "--unit",
@@ -111,27 +112,13 @@ def settings(arguments: argparse.Namespace, **more: Any) -> "CalibrationConfig":
     )
 
 
-class Texts:
-    """Documents in turn, each of them drawn once: what is calibrated on is never measured on.
+def draw(texts: Texts, tokenizer: Any, tokens: int, length: int, seed: int) -> "Windows":
+    """The next windows of every kind, in their shares."""
+    from layerroute.skipping.calibration import draw_windows
 
-    Args:
-        paths: of text files; None: the Python library's own source text.
-    """
-
-    def __init__(self, paths: list[str] | None) -> None:
-        from layerroute.data.configuration import DataConfig
-        from layerroute.data.sources import make_source
-
-        config = DataConfig() if paths is None else DataConfig(source="files", paths=paths)
-        source = make_source(config)
-        self.name, self.fingerprint = source.describe(), source.fingerprint()
-        self._documents: Iterator[str] = (document.text for document in source.documents())
-
-    def draw(self, tokenizer: Any, tokens: int, length: int, seed: int) -> "Windows":
-        """The next windows."""
-        from layerroute.skipping.calibration import draw_windows
-
-        return draw_windows(self._documents, tokenizer, tokens=tokens, length=length, seed=seed)
+    return draw_windows(
+        texts.documents, tokenizer, tokens=tokens, length=length, seed=seed, shares=texts.shares
+    )
 
 
 def open_model(name: str, device: str) -> tuple[Any, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
+from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint and data."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
     parser.add_argument(
-        "--data", nargs="+", metavar="FILE", help="text files to score instead of the run's own data"
+        "--data",
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]FILE",
+        help=f"{KINDS_HELP}. Several kinds are scored apart (default: the validation text of the run)",
     )
     parser.add_argument(
         "--sequence-length", type=int, metavar="T", help="tokens of a window (default: as in training)"
     )
     parser.add_argument(
-        "--sequences", type=int, metavar="N", help="windows to score (default: as in training, or all)"
+        "--sequences",
+        type=int,
+        metavar="N",
+        help="windows to score, of each kind (default: as in training, or all)",
     )
     parser.add_argument(
         "--batch-size", type=int, metavar="B", help="windows at once (default: as in training)"
@@ -77,20 +86,49 @@ def run(arguments: argparse.Namespace) -> int:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 
         return evaluate_tasks(arguments)
-    from layerroute.data.progress import stages
-    from layerroute.evaluation.compute import count_executed, layers_run
     from layerroute.evaluation.loading import load_model
-    from layerroute.evaluation.perplexity import evaluate
 
+    kinds = parse_kinds(arguments.data) if arguments.data else None
+    texts = None if kinds is None else Texts(kinds)
     loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
     if arguments.full_depth:
         loaded.switch_router_off()
     if arguments.execution is not None:
         loaded.execute(arguments.execution)
-    batches, source = _batches(arguments, loaded)
+    batches = _batches(arguments, loaded, texts)
+    measured, losses = {}, {}
+    for kind, (found, source) in batches.items():
+        measured[kind], losses[kind] = _measure(loaded, found, source, "" if kind == UNNAMED else f" {kind}")
+    head = {"checkpoint": str(loaded.path), "precision": loaded.precision, "execution": loaded.execution}
+    if list(measured) == [UNNAMED]:
+        content = {**head, **measured[UNNAMED]}
+    else:
+        content = {**head, "kinds": measured, "mean": _mean(list(measured.values()))}
+    if arguments.out is not None:
+        _write(arguments.out, content, losses)
+    if arguments.json:
+        print(json.dumps(content))
+        return 0
+    for kind, one in measured.items():
+        if kind != UNNAMED:
+            print(f"{kind}:")
+        _show(head, one)
+    if "mean" in content:
+        _show_kinds(measured, content["mean"])
+    return 0
+
+
+def _measure(
+    loaded: "LoadedModel", batches: list[Any], source: str, kind: str
+) -> tuple[dict[str, Any], list[float]]:
+    """What is told of one kind of text, and the loss of each window."""
+    from layerroute.data.progress import stages
+    from layerroute.evaluation.compute import count_executed, layers_run
+    from layerroute.evaluation.perplexity import evaluate
+
     total, done = sum(len(batch["input_ids"]) for batch in batches), 0
     with stages(True) as stage:
-        advance = stage("scoring")
+        advance = stage(f"scoring{kind}")
 
         def count(sequences: int) -> None:
             nonlocal done
@@ -100,11 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
         result = evaluate(loaded.model, batches, precision=loaded.in_precision, on_batch=count)
     executed = count_executed(loaded.model, batches, precision=loaded.in_precision)
     routing, layers = result.routing, layers_run(loaded.model, result.routing)
-    content: dict[str, Any] = {
-        "checkpoint": str(loaded.path),
+    return {
         "data": source,
-        "precision": loaded.precision,
-        "execution": loaded.execution,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "accuracy": result.accuracy,
@@ -126,64 +161,109 @@ def run(arguments: argparse.Namespace) -> int:
         },
         "layers": None if layers is None else layers.to_dict(),
         "flops": executed.to_dict(),
+    }, result.window_losses
+
+
+def _mean(kinds: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Over kinds, each counted once however many tokens it has."""
+
+    def over(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if len(known) == len(values) else None
+
+    return {
+        "loss": over([one["loss"] for one in kinds]),
+        "accuracy": over([one["accuracy"] for one in kinds]),
+        **{
+            key: over([None if one["routing"] is None else one["routing"][key] for one in kinds])
+            for key in ("mean_rate", "skipped")
+        },
     }
-    if arguments.out is not None:
-        _write(arguments.out, content, result.window_losses)
-    if arguments.json:
-        print(json.dumps(content))
-        return 0
+
+
+def _show(head: dict[str, Any], one: dict[str, Any]) -> None:
     print(
-        f"{loaded.path} on {source} ({result.tokens:,} predicted tokens, {loaded.precision}, {result.seconds:.1f} s)"
+        f"{head['checkpoint']} on {one['data']} ({one['tokens']:,} predicted tokens, {head['precision']}, "
+        f"{one['seconds']:.1f} s)"
     )
-    print(f"cross-entropy  {result.loss:.4f} nats per token")
-    print(f"perplexity     {result.perplexity:.3f}")
-    print(f"accuracy       {result.accuracy:.2%}")
-    if result.by_position:
+    print(f"cross-entropy  {one['loss']:.4f} nats per token")
+    print(f"perplexity     {one['perplexity']:.3f}")
+    print(f"accuracy       {one['accuracy']:.2%}")
+    if one["by_position"]:
         places = ", ".join(
-            f"{one['from']:.0f}–{one['to']:.0f}: {one['loss']:.3f}" for one in result.by_position
+            f"{part['from']:.0f}–{part['to']:.0f}: {part['loss']:.3f}" for part in one["by_position"]
         )
         print(f"by position    {places}")
+    routing, layers, flops = one["routing"], one["layers"], one["flops"]
     if layers is not None:
-        for unit, number in layers.per_token.items():
-            print(f"layers run     {number:.2f} of {layers.total} by each token on average ({unit})")
-        print(f"skipped        {layers.skipped:.2%} of routed compute")
-    counted = f"{executed.per_token / 1e6:,.2f} MFLOPs per token"
-    if executed.full_depth is not None:
-        counted += f", {executed.per_token / executed.full_depth:.1%} of full depth's"
-    how = "" if loaded.execution is None else f", {loaded.execution} execution"
-    print(f"executed       {counted} (counted on {executed.windows} windows{how})")
-    for site in routing.sites if routing else ():
-        assert routing is not None
-        print(f"{site:<14} {routing.paths[-1]} {routing.rate[site]:.2%}  entropy {routing.entropy[site]:.3f}")
-    if routing is not None and not routing.causal:
+        for unit, number in layers["run_per_token"].items():
+            print(f"layers run     {number:.2f} of {layers['total']} by each token on average ({unit})")
+        print(f"skipped        {routing['skipped']:.2%} of routed compute")
+    counted = f"{flops['executed_per_token'] / 1e6:,.2f} MFLOPs per token"
+    if flops["full_depth_per_token"] is not None:
+        counted += f", {flops['executed_per_token'] / flops['full_depth_per_token']:.1%} of full depth's"
+    how = "" if head["execution"] is None else f", {head['execution']} execution"
+    print(f"executed       {counted} (counted on {flops['windows']} windows{how})")
+    for site in routing["sites"] if routing else ():
+        print(
+            f"{site:<14} {routing['paths'][-1]} {routing['rate'][site]:.2%}  entropy {routing['entropy'][site]:.3f}"
+        )
+    if routing is not None and not routing["causal"]:
         print("The router is not causal: a decision may depend on later tokens.")
-    return 0
 
 
-def _write(folder: Path, content: dict[str, Any], window_losses: list[float]) -> None:
+def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
+    from layerroute.cli.calibration_table import console, table
+
+    rows = []
+    for name, one in [*kinds.items(), ("mean of the kinds", {**mean, "routing": mean, "tokens": None})]:
+        routing = one["routing"] or {}
+        cells = [one["loss"], one["accuracy"], routing.get("mean_rate"), routing.get("skipped")]
+        texts = [f"{cells[0]:.4f}", *("" if cell is None else f"{cell:.2%}" for cell in cells[1:])]
+        rows.append([name, "" if one["tokens"] is None else f"{one['tokens']:,}", *texts])
+    headings = ["kind", "tokens", "cross-entropy", "accuracy", "rate", "skipped"]
+    console().print(table(headings, rows))
+
+
+def _write(folder: Path, content: dict[str, Any], losses: dict[str, list[float]]) -> None:
     """``results.json``, and ``windows.csv`` with the mean loss of each window in nats."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    named = list(losses) != [UNNAMED]
     with (folder / "windows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["window", "loss"])
-        writer.writerows(enumerate(window_losses))
+        writer.writerow([*(["kind"] if named else []), "window", "loss"])
+        for kind, values in losses.items():
+            writer.writerows([*([kind] if named else []), *row] for row in enumerate(values))
 
 
-def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list[Any], str]:
+def _batches(
+    arguments: argparse.Namespace, loaded: "LoadedModel", texts: Texts | None
+) -> dict[str, tuple[list[Any], str]]:
+    """By kind of text: the windows to score, and where they come from."""
     from layerroute.data.configuration import DataConfig
     from layerroute.data.prepare import open_data
-    from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+    from layerroute.data.spool import held_out
+    from layerroute.evaluation.texts import text_batches, tokenize
     from layerroute.skipping.pretrained import local_source
     from layerroute.training.samples import validation_batches
 
     recipe = (loaded.record or {}).get("recipe") or {}
     length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
     batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
-    if arguments.data:
-        ids = tokenize(loaded.tokenizer, read_texts(arguments.data))
-        found = text_batches(ids, sequence_length=length, batch_size=batch_size, limit=arguments.sequences)
-        return found, ", ".join(arguments.data)
+    if texts is not None:
+        return {
+            kind: (
+                text_batches(
+                    tokenize(loaded.tokenizer, documents),
+                    sequence_length=length,
+                    batch_size=batch_size,
+                    limit=arguments.sequences,
+                ),
+                ", ".join(texts.kinds[kind].paths),
+            )
+            for kind, documents in texts.documents.items()
+        }
     if not recipe:
         raise UserError(
             f"{loaded.path} is not part of a run, so its validation data are not known; give text with --data"
@@ -199,11 +279,30 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
             "give text with --data"
         )
     train = recipe["train"]
+    config = DataConfig(**data)
+    sequences = arguments.sequences or train["evaluation_sequences"]
+    if config.source == "kinds" and not config.validation_paths:
+        own = Texts(config.kinds or None)
+        return {
+            kind: (
+                text_batches(
+                    tokenize(
+                        loaded.tokenizer,
+                        held_out(documents, share=config.validation_share, seed=config.split_seed),
+                    ),
+                    sequence_length=length,
+                    batch_size=batch_size,
+                    limit=sequences,
+                ),
+                f"text of {own.sources[kind].describe()} that the run did not train on",
+            )
+            for kind, documents in own.documents.items()
+        }
     found = validation_batches(
         prepared,
-        sequences=arguments.sequences or train["evaluation_sequences"],
+        sequences=sequences,
         batch_size=batch_size,
         separate_documents=train["separate_documents"],
         told_by="position_ids" if recipe["capability"] == "layer_skipping" else "document_ids",
     )
-    return found, f"the validation split of {prepared.describe()['source']}"
+    return {UNNAMED: (found, f"the validation split of {prepared.describe()['source']}")}

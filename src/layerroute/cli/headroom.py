@@ -10,7 +10,9 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 
-from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.cli.calibration_inputs import add_input_arguments, draw, open_model, settings
+from layerroute.data.kinds import parse_kinds
+from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 
@@ -38,13 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
-    texts = Texts(arguments.data)
+    texts = Texts(parse_kinds(arguments.data))
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
         stage("text")
-        selection = texts.draw(tokenizer, config.tokens_selection, config.length, config.seed)
-        statistics = texts.draw(tokenizer, config.tokens_statistics, config.length, config.seed + 1)
+        selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)
+        statistics = draw(texts, tokenizer, config.tokens_statistics, config.length, config.seed + 1)
         dense, rows = headroom(
             model,
             config,
@@ -61,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         "started": started,
         "finished": utc_now(),
         "recipe": config.to_dict(),
-        "data": {"source": texts.name, "fingerprint": texts.fingerprint},
+        "data": {"source": texts.name, "fingerprint": texts.fingerprint, "kinds": texts.describe()},
         "tokens": selection.tokens,
         "documents": len(selection.ids),
         "dense": dense,

@@ -8,10 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from layerroute.data.kinds import KindConfig, check_kinds
 from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.errors import UserError, nearest
 
-SourceName = Literal["python-stdlib", "files", "hub", "installed-packages", "recall"]
+SourceName = Literal[
+    "python-stdlib",
+    "files",
+    "hub",
+    "installed-packages",
+    "recall",
+    "kinds",
+    "python-code",
+    "python-docs",
+    "python-reference",
+]
 SOURCES: tuple[str, ...] = get_args(SourceName)
 
 BPE = "bpe"
@@ -29,7 +40,12 @@ class DataConfig:
 
     Attributes:
         source: ``python-stdlib`` (the running interpreter's own library; no download), ``files``, ``hub`` (a
-            Hugging Face dataset, streamed), ``installed-packages`` or ``recall`` (generated; see ``recall``).
+            Hugging Face dataset, streamed), ``installed-packages``, ``recall`` (generated; see ``recall``), ``kinds``
+            (a mixture; see ``kinds``), or one kind of the embedded mixture: ``python-code``, ``python-docs`` (of
+            modules that are not in ``python-code``), ``python-reference``.
+        kinds: of the source ``kinds``: by name, ``paths`` and ``share``. Documents come in turn, so that each kind has
+            its share of the characters, until the first kind runs out. Empty: the embedded mixture (code, docs,
+            reference).
         recall: the task of the source ``recall``. Loss and accuracy are then those of the answers alone.
         paths: files, folders and globs for ``files``; relative ones start at the working directory.
         validation_paths: files, folders and globs of the validation documents. Every other document then
@@ -54,6 +70,7 @@ class DataConfig:
 
     source: SourceName = "python-stdlib"
     recall: RecallConfig | None = None
+    kinds: dict[str, KindConfig] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     validation_paths: list[str] = field(default_factory=list)
     text_field: str = "text"
@@ -78,6 +95,11 @@ class DataConfig:
             plan = recall.get("curriculum")
             curriculum = CurriculumConfig(**plan) if isinstance(plan, Mapping) else plan
             object.__setattr__(self, "recall", RecallConfig(**{**recall, "curriculum": curriculum}))
+        kinds = {
+            name: KindConfig(**kind) if isinstance(kind, Mapping) else kind
+            for name, kind in self.kinds.items()
+        }
+        object.__setattr__(self, "kinds", kinds)
         self._check_source()
         self._check_ranges()
 
@@ -95,6 +117,7 @@ class DataConfig:
             ("dataset", "hub"),
             ("packages", "installed-packages"),
             ("recall", "recall"),
+            ("kinds", "kinds"),
         )
         for name, owner in owners:
             given = bool(getattr(self, name))
@@ -103,8 +126,9 @@ class DataConfig:
                     f"data.{name} is set but data.source is {self.source!r}; "
                     f"set data.source to {owner!r}, or leave data.{name} out"
                 )
-            if not given and self.source == owner:
+            if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        check_kinds(self.kinds)
         if self.source == "hub" and self.max_documents is None and self.max_characters is None:
             raise UserError(
                 "data.source 'hub' streams without an end; set data.max_documents or data.max_characters"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -53,9 +53,7 @@ class Spool:
         data = text.encode()
         self._file.write(data)
         self._lengths.append(len(data))
-        self._digests.append(
-            int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest(), "big")
-        )
+        self._digests.append(keyed_digest(data, self._key))
         self._content.update(len(data).to_bytes(8, "big"))
         self._content.update(data)
         self.characters += len(text)
@@ -79,6 +77,19 @@ class Spool:
                 yield self._file.read(length).decode()
             done += length
             advance(done / total)
+
+
+def keyed_digest(data: bytes, key: bytes) -> int:
+    """64 bits that say on which side of a split a text is: see :mod:`layerroute.data.split`."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "big")
+
+
+def held_out(texts: Iterable[str], *, share: float, seed: int) -> Iterator[str]:
+    """Those of ``texts`` that a split of this share and seed never trains on."""
+    key = str(seed).encode()
+    for text in texts:
+        if keyed_digest(text.encode(), key) < int(share * 2.0**64):
+            yield text
 
 
 def fill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layerroute.data.kinds import EMBEDDED
 from layerroute.data.sources.base import Document, Source
 from layerroute.errors import UserError
 
@@ -15,10 +16,15 @@ __all__ = ["Document", "Source", "make_source", "make_validation_source"]
 
 def make_source(config: DataConfig) -> Source:
     """Return the source of ``config``, whose inputs are looked up now and read later."""
-    if config.source == "python-stdlib":
-        from layerroute.data.sources.python_code import standard_library
+    if config.source == "kinds":
+        from layerroute.data.kinds import default_kinds
+        from layerroute.data.sources.mixture import Mixture
 
-        return standard_library()
+        return Mixture(config.kinds or default_kinds())
+    if config.source in EMBEDDED:
+        from layerroute.data.sources.mixture import embedded_source
+
+        return embedded_source(config.source)
     if config.source == "installed-packages":
         from layerroute.data.sources.python_code import installed_packages
 

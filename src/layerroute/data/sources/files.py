@@ -45,6 +45,11 @@ class FilesSource:
                     seen.add(real)
                     self._files.append((InputFile.of(path, name), strict))
 
+    @property
+    def real_paths(self) -> list[str]:
+        """Where the files are."""
+        return [os.path.realpath(file.path) for file, _ in self._files]
+
     def describe(self) -> str:
         return f"files {listing([file.path.name for file, _ in self._files])}"
 

@@ -29,24 +29,24 @@ class PythonCode:
 
     def __init__(self, description: str, files: list[tuple[str, Path]]) -> None:
         self._description = description
-        self._files = files
+        self.files = files
 
     def describe(self) -> str:
         return self._description
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(b"python-code")
-        for name, path in self._files:
+        for name, path in self.files:
             data = _read(path)
             digest.update(f"{name}\0{len(data)}\0".encode())
             digest.update(data)
         return digest.hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        for index, (name, path) in enumerate(self._files):
+        for index, (name, path) in enumerate(self.files):
             text = _decode(_read(path))
             if text:
-                yield Document(name, text, (index + 1) / len(self._files))
+                yield Document(name, text, (index + 1) / len(self.files))
 
 
 def standard_library() -> PythonCode:

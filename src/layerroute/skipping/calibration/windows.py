@@ -1,7 +1,9 @@
 """Windows of tokens to calibrate on: one from each document, so that documents are the units of every interval."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerroute.errors import UserError
+
+UNNAMED = "text"
+"""The kind of windows of text that has no name."""
 
 _CHARACTERS_A_TOKEN = 12
 
@@ -20,10 +25,18 @@ class Windows:
 
     Attributes:
         ids: the tokens.
+        kinds: the kind of text of each window. Default: all ``text``.
         fingerprint: of the ids, hexadecimal.
     """
 
     ids: Int[Tensor, "N T"]
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = self.kinds or (UNNAMED,) * len(self.ids)
+        if len(kinds) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} windows need as many kinds, got {len(kinds)}")
+        object.__setattr__(self, "kinds", kinds)
 
     @property
     def tokens(self) -> int:
@@ -37,29 +50,74 @@ class Windows:
 
     def first(self, tokens: int) -> "Windows":
         """So many of the first windows as make up ``tokens`` tokens, one at least."""
-        return Windows(ids=self.ids[: max(1, tokens // self.ids.shape[1])])
+        count = max(1, tokens // self.ids.shape[1])
+        return Windows(ids=self.ids[:count], kinds=self.kinds[:count])
+
+    def of_kind(self, kind: str) -> "Windows":
+        """The windows of one kind, in their order."""
+        chosen = [own == kind for own in self.kinds]
+        return Windows(
+            ids=self.ids[torch.tensor(chosen)], kinds=tuple(itertools.compress(self.kinds, chosen))
+        )
 
 
 def draw_windows(
-    texts: Iterator[str] | Iterable[str], tokenizer: Any, *, tokens: int, length: int, seed: int
+    texts: Iterator[str] | Iterable[str] | Mapping[str, Iterator[str]],
+    tokenizer: Any,
+    *,
+    tokens: int,
+    length: int,
+    seed: int,
+    shares: Mapping[str, float] | None = None,
 ) -> Windows:
     """Take one window from each document that is long enough, at a place drawn by ``seed``, until there are enough.
 
     Of an iterator only as many documents are taken as are needed, so that a second draw goes on after the first.
+    Several kinds come in turn: the first n windows hold each kind's share to about one window, for every n.
 
     Args:
-        texts: documents.
+        texts: documents; or iterators over documents by kind.
         tokenizer: of the model.
         tokens: wanted, rounded up to whole windows.
         length: T.
+        shares: of the kinds, in any unit. Default: equal.
 
     Raises:
-        UserError: if the documents do not suffice.
+        UserError: if the documents of a kind do not suffice.
     """
+    streams = (
+        {kind: iter(own) for kind, own in texts.items()}
+        if isinstance(texts, Mapping)
+        else {UNNAMED: iter(texts)}
+    )
     wanted = -(-tokens // length)
-    generator = torch.Generator().manual_seed(seed)
-    found: list[list[int]] = []
-    seen = 0
+    kinds = list(streams)
+    turns = in_turn([1.0 if shares is None else shares[kind] for kind in kinds])
+    order = [kinds[next(turns)] for _ in range(wanted)]
+    draws = {
+        kind: _windows(
+            kind, stream, tokenizer, order.count(kind), length, torch.Generator().manual_seed(seed)
+        )
+        for kind, stream in streams.items()
+    }
+    found = [next(draws[kind]) for kind in order]
+    return Windows(ids=torch.tensor(found, dtype=torch.long), kinds=tuple(order))
+
+
+def in_turn(shares: Sequence[float]) -> Iterator[int]:
+    """Indices of kinds, without end, so that the first n of them hold each share to about one, for every n."""
+    counts = [0] * len(shares)
+    total = math.fsum(shares)
+    for taken in itertools.count(1):
+        index = max(range(len(shares)), key=lambda i: shares[i] / total * taken - counts[i])
+        counts[index] += 1
+        yield index
+
+
+def _windows(
+    kind: str, texts: Iterator[str], tokenizer: Any, wanted: int, length: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    seen = found = 0
     for text in texts:
         seen += 1
         # Only a stretch of a long document is tokenized: a novel has a million characters.
@@ -73,10 +131,12 @@ def draw_windows(
         ]
         if len(ids) < length:
             continue
-        found.append(ids[:length])
-        if len(found) == wanted:
-            return Windows(ids=torch.tensor(found, dtype=torch.long))
+        found += 1
+        yield ids[:length]
+        if found == wanted:
+            return
+    which = "the text" if kind == UNNAMED else f"the kind {kind!r}"
     raise UserError(
-        f"the text has {len(found)} documents of at least {length} tokens among {seen} left, and {wanted} are "
-        f"needed for {tokens} tokens; give more text with --data, or ask for fewer or shorter windows"
+        f"{which} has {found} documents of at least {length} tokens among {seen} left, and {wanted} are "
+        f"needed; give more text, or ask for fewer or shorter windows"
     )

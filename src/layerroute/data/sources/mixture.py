@@ -1,0 +1,89 @@
+"""Several kinds of text: the source of each, and all of them in turn as one source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from layerroute.data.kinds import EMBEDDED, KindConfig, check_kinds
+from layerroute.data.sources.base import Document, Source
+from layerroute.data.sources.files import FilesSource
+from layerroute.data.sources.python_code import standard_library
+from layerroute.data.sources.python_text import library_code, library_documentation, reference_texts
+from layerroute.errors import UserError
+
+
+def embedded_source(word: str) -> Source:
+    """Return the source that one of ``EMBEDDED`` names."""
+    match word:
+        case "python-stdlib":
+            return standard_library()
+        case "python-code":
+            return library_code()
+        case "python-docs":
+            return library_documentation()
+        case "python-reference":
+            return reference_texts()
+    raise ValueError(f"{word!r} is none of {EMBEDDED}")
+
+
+def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
+    """The source of each kind; its files are looked up now and read later.
+
+    Raises:
+        UserError: files that are not there, or a file that belongs to two kinds.
+    """
+    check_kinds(kinds)
+    sources: dict[str, Source] = {}
+    owners: dict[str, str] = {}
+    for name, kind in kinds.items():
+        word = kind.paths[0]
+        if len(kind.paths) == 1 and word in EMBEDDED and not Path(word).exists():
+            source = embedded_source(word)
+        else:
+            source = FilesSource(kind.paths, text_field="text", separator=None)
+        for path in getattr(source, "real_paths", [word]):
+            if owners.setdefault(path, name) != name:
+                raise UserError(
+                    f"the kinds {owners[path]!r} and {name!r} share a text ({Path(path).name}); one text has one kind"
+                )
+        sources[name] = source
+    return sources
+
+
+class Mixture:
+    """A source of several kinds, whose documents come in turn so that each kind has its share of the characters.
+
+    It ends where the first kind runs out: what follows would no longer be the mixture that was asked for.
+
+    Args:
+        kinds: by name.
+    """
+
+    def __init__(self, kinds: Mapping[str, KindConfig]) -> None:
+        self._kinds = dict(kinds)
+        self.sources = kind_sources(kinds)
+
+    def describe(self) -> str:
+        return "; ".join(
+            f"{name} ({self._kinds[name].share:g}): {source.describe()}"
+            for name, source in self.sources.items()
+        )
+
+    def fingerprint(self) -> str:
+        parts = [(n, self._kinds[n].share, source.fingerprint()) for n, source in self.sources.items()]
+        return hashlib.sha256(f"mixture {parts}".encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        streams = {name: source.documents() for name, source in self.sources.items()}
+        read = dict.fromkeys(streams, 0.0)
+        place: dict[str, float] = dict.fromkeys(streams, 0.0)
+        while True:
+            name = min(read, key=lambda kind: read[kind])
+            document = next(streams[name], None)
+            if document is None:
+                return
+            read[name] += len(document.text) / self._kinds[name].share
+            place[name] = document.position or 0.0
+            yield Document(f"{name}:{document.name}", document.text, max(place.values()))

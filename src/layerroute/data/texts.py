@@ -1,0 +1,83 @@
+"""Documents of one or several kinds, drawn by who calibrates, searches or measures."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from itertools import chain
+
+from layerroute.data.kinds import UNNAMED, KindConfig, default_kinds
+from layerroute.data.sources import Source
+from layerroute.data.sources.mixture import kind_sources
+from layerroute.errors import UserError
+
+
+class Texts:
+    """Documents of one or several kinds, each handed out once: what is calibrated on is never measured on.
+
+    Args:
+        kinds: by name, as :func:`parse_kinds` gives them; None: :func:`default_kinds`.
+
+    Attributes:
+        kinds: what was asked for.
+        documents: by kind, an iterator over its texts.
+        shares: by kind, their sum is 1.
+        sources: by kind.
+        name: of all of it, for records.
+
+    Raises:
+        UserError: files that are not there, or a kind without any text. Only the first document of each is read.
+    """
+
+    def __init__(self, kinds: Mapping[str, KindConfig] | None = None) -> None:
+        kinds = default_kinds() if kinds is None else kinds
+        if not kinds:
+            raise UserError("there is no kind of text; give one with --data NAME=FILE")
+        self.kinds = dict(kinds)
+        total = math.fsum(kind.share for kind in kinds.values())
+        self.shares = {name: kind.share / total for name, kind in kinds.items()}
+        self.sources = kind_sources(kinds)
+        self.documents = {name: _opened(name, source) for name, source in self.sources.items()}
+        told = {name: source.describe() for name, source in self.sources.items()}
+        self.name = (
+            next(iter(told.values()))
+            if list(told) == [UNNAMED]
+            else "; ".join(f"{name}: {what}" for name, what in told.items())
+        )
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each kind's content."""
+        return {name: source.fingerprint() for name, source in self.sources.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of it: the source's own where there is one kind."""
+        found = self.fingerprints
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return hashlib.sha256(repr([sorted(self.shares.items()), sorted(found.items())]).encode()).hexdigest()
+
+    def describe(self) -> dict[str, dict[str, object]]:
+        """Share, source and fingerprint of each kind, for records."""
+        return {
+            name: {
+                "share": self.shares[name],
+                "source": source.describe(),
+                "fingerprint": source.fingerprint(),
+            }
+            for name, source in self.sources.items()
+        }
+
+
+def _opened(name: str, source: Source) -> Iterator[str]:
+    """The texts of a source whose first one is read now, so that one without text is told at once."""
+    documents = source.documents()
+    try:
+        first = next(documents, None)
+    except UserError as error:
+        raise UserError(str(error) if name == UNNAMED else f"kind {name!r}: {error}") from error
+    if first is None:
+        raise UserError(f"the kind {name!r} holds no text ({source.describe()}); give files that do")
+    return (document.text for document in chain([first], documents))

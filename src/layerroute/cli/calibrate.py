@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         CONTROLS,
         TABLE,
         calibrate,
-        evaluate_arms,
+        compare_arms,
         result_sections,
         save_calibration,
         verdict,
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
             controls=CONTROLS if arguments.controls else TABLE,
             stage=stage,
         )
-        scores = evaluate_arms(model, calibration, heldout.ids.to(device), stage=stage)
+        scores, against = compare_arms(model, calibration, heldout.ids.to(device), stage=stage)
     if arguments.out is not None:
         save_calibration(
             model,
@@ -185,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "heldout": len(heldout.ids),
             },
         },
-        **result_sections(calibration, scores),
+        **result_sections(calibration, scores, against),
         **provenance(),
     }
     if arguments.record is not None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layerroute.skipping.calibration.configuration import PRUNED
+from layerroute.skipping.calibration.result import CAPTION
 
 
 def console() -> Console:
@@ -39,18 +40,31 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
     rows = []
     dense = arms["dense"]["loss"]
     for arm in arms.values():
-        gap = arm["routed_minus_this"]
+        gap, unequal = arm["at_equal_cost"], arm["routed_minus_this"]
         rows.append(
             [
                 arm["title"],
                 f"{arm['skipped']:.1%}",
+                f"{arm['saved']:.1%}",
                 f"{arm['loss']:.4f}",
                 f"{arm['loss'] - dense:+.4f}",
                 "" if gap is None else f"{gap['mean']:+.4f}",
                 "" if gap is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}",
+                "" if unequal is None or arm is arms["dense"] else f"{unequal['mean']:+.4f}",
             ]
         )
-    out.print(table(["", "skipped", "cross-entropy", "above full", "routed - this", "95 % interval"], rows))
+    headings = [
+        "",
+        "skipped",
+        "FLOPs saved",
+        "cross-entropy",
+        "above full",
+        "routed - this",
+        "95 % interval",
+        "as served",
+    ]
+    out.print(table(headings, rows))
+    out.print(CAPTION, style="dim", soft_wrap=True)
     for name, layers in record["static"].items():
         out.print(
             f"static prune by {name} takes out {PRUNED[unit]} {', '.join(map(str, layers))}", soft_wrap=True

@@ -3,8 +3,9 @@
 from layerroute.skipping.calibration.arms import evaluate_arms, install, install_for_budgets, installed
 from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
 from layerroute.skipping.calibration.folders import arm_folder, cached_calibration, save_calibration
-from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, score
+from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 
@@ -14,19 +15,25 @@ __all__ = [
     "Calibration",
     "CalibrationConfig",
     "Difference",
+    "Matched",
     "Score",
     "Windows",
+    "agrees",
     "arm_folder",
     "cached_calibration",
     "calibrate",
+    "compare_arms",
     "draw_windows",
     "evaluate_arms",
     "install",
     "install_for_budgets",
     "installed",
+    "matched",
     "paired_bootstrap",
     "result_sections",
     "save_calibration",
+    "saved_share",
     "score",
+    "serve_at",
     "verdict",
 ]

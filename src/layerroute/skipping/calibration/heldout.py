@@ -10,6 +10,8 @@ from torch import Tensor
 
 from layerroute.precision import autocast
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
+from layerroute.skipping.families import FAMILIES
+from layerroute.skipping.flops import forward_flops
 from layerroute.skipping.model import get_router, last_decision
 from layerroute.skipping.router import LayerRouter
 
@@ -23,12 +25,15 @@ class Score:
     Attributes:
         losses: (N,) mean cross-entropy in nats of each window.
         skipped: share of routed compute that was skipped, from hard decisions over all tokens; 0 without a router.
-        skipped_by_layer: the same by layer.
+        skipped_by_layer: the same by layer (of a layer with two sites: their mean).
+        saved: share of the decoder layers' forward FLOPs that was saved, skip paths and router paid for: the cost at
+            which arms are compared. See `saved_share`.
     """
 
     losses: Float[Tensor, "N"]
     skipped: float
     skipped_by_layer: dict[int, float]
+    saved: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -54,15 +59,36 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
             count = last_decision(model).counts()[:, 0]
             skipped = count if skipped is None else skipped + count
     by_layer: dict[int, float] = {}
+    saved = 0.0
     if skipped is not None:
-        sites = get_router(model).sites
-        shares = (skipped / ids.numel()).tolist()
-        by_layer = {
-            int(name.removeprefix("layer").split(".")[0]): share
-            for name, share in zip(sites, shares, strict=True)
-        }
+        shares = skipped / ids.numel()
+        saved = saved_share(model, 1 - shares, ids.shape[1])
+        of_layer: dict[int, list[float]] = {}
+        for name, share in zip(get_router(model).sites, shares.tolist(), strict=True):
+            of_layer.setdefault(int(name.removeprefix("layer").split(".")[0]), []).append(share)
+        by_layer = {layer: sum(own) / len(own) for layer, own in of_layer.items()}
     mean = sum(by_layer.values()) / len(by_layer) if by_layer else 0.0
-    return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer)
+    return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer, saved=saved)
+
+
+def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
+    """Share of the decoder layers' forward FLOPs that sparse execution saves, by the analytic count.
+
+    Args:
+        model: with its router.
+        rates: (R,) share of tokens that run at each site.
+        length: T, of the windows.
+
+    Returns:
+        The share; of a family without a count, the share of sites that is skipped.
+    """
+    router = get_router(model)
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base.config.get_text_config().model_type not in FAMILIES:
+        return float(1 - rates.float().mean())
+    flops = forward_flops(base.config, router.config, length)
+    layers = flops.layers * flops.layer.total
+    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / layers
 
 
 @dataclass(frozen=True, kw_only=True)

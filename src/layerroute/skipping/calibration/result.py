@@ -1,8 +1,10 @@
 """The outcome of a calibration as plain data: for records, tables and whoever reads them without torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from layerroute.skipping.calibration.calibrate import Calibration
+from layerroute.skipping.calibration.equal_cost import Matched
 from layerroute.skipping.calibration.heldout import Score, paired_bootstrap
 
 CONTROLS = {
@@ -15,21 +17,25 @@ CONTROLS = {
 TITLES = {"dense": "full depth", "routed": "routed per token", **CONTROLS}
 
 
-def result_sections(calibration: Calibration, scores: dict[str, Score]) -> dict[str, Any]:
-    """``arms`` (loss, share skipped, routed - arm), ``static``, ``sites``, ``rounds``, ``seconds``, ``documents``."""
+CAPTION = (
+    "routed - this: at equal executed FLOPs. All thresholds of the routed arm are moved by one offset, until it saves "
+    "what this arm saves on this very text, within half a point. As served: at unequal cost, no verdict."
+)
+
+
+def result_sections(
+    calibration: Calibration, scores: dict[str, Score], against: Mapping[str, Matched | None] | None = None
+) -> dict[str, Any]:
+    """``arms``, ``static``, ``sites``, ``rounds``, ``seconds``, ``documents`` of a record.
+
+    Args:
+        scores: of all arms as served.
+        against: by control, the routed arm moved to its cost (`compare_arms`). What is missing gets no verdict.
+    """
     routed = scores["routed"]
-    arms = {}
-    for name, score in scores.items():
-        difference = paired_bootstrap(routed.losses, score.losses) if name != "routed" else None
-        arms[name] = {
-            "title": TITLES.get(name, name),
-            "loss": score.loss,
-            "skipped": score.skipped,
-            "skipped_by_layer": {str(layer): share for layer, share in score.skipped_by_layer.items()},
-            "routed_minus_this": None
-            if difference is None
-            else {"mean": difference.mean, "low": difference.low, "high": difference.high},
-        }
+    arms = {
+        name: arm_section(name, score, routed, (against or {}).get(name)) for name, score in scores.items()
+    }
     sites = {
         str(layer): {"rate": site.rate, "r2": None if site.predictor is None else site.predictor.r2}
         for layer, site in calibration.policy.sites.items()
@@ -48,15 +54,46 @@ def result_sections(calibration: Calibration, scores: dict[str, Score]) -> dict[
     }
 
 
+def arm_section(name: str, score: Score, routed: Score, match: Matched | None) -> dict[str, Any]:
+    """One arm: its loss and what it saves, routed less this arm as served, and ``at_equal_cost``, or None."""
+    unequal = paired_bootstrap(routed.losses, score.losses) if name != "routed" else None
+    return {
+        "title": TITLES.get(name, name),
+        "loss": score.loss,
+        "skipped": score.skipped,
+        "saved": score.saved,
+        "skipped_by_layer": {str(layer): share for layer, share in score.skipped_by_layer.items()},
+        "routed_minus_this": None
+        if unequal is None
+        else {"mean": unequal.mean, "low": unequal.low, "high": unequal.high},
+        "at_equal_cost": None if match is None else match.to_dict(),
+    }
+
+
+def outcome(gap: Mapping[str, float] | None) -> str:
+    """What a difference at equal cost comes to, as a word for routing; None was not at equal cost."""
+    if gap is None:
+        return "no verdict"
+    return "wins" if gap["high"] < 0 else "loses" if gap["low"] > 0 else "cannot be told"
+
+
+_WORDS = {"wins": "beats", "loses": "loses to", "cannot be told": "cannot be told from"}
+
+
 def verdict(arms: dict[str, Any]) -> str:
-    """What the table comes to, in a sentence or two: wins, losses and what cannot be told apart."""
-    parts = []
+    """What the table comes to, at equal executed FLOPs alone: wins, losses and what cannot be told apart."""
+    parts, none = [], []
     for name in CONTROLS:
         if name not in arms:
             continue
-        gap = arms[name]["routed_minus_this"]
-        word = "beats" if gap["high"] < 0 else "loses to" if gap["low"] > 0 else "cannot be told from"
+        arm, gap = arms[name], arms[name]["at_equal_cost"]
+        if gap is None:
+            none.append(f"{arm['title']} (it saves {arm['saved']:.1%}, routed {arms['routed']['saved']:.1%})")
+            continue
         parts.append(
-            f"{word} {arms[name]['title']} ({gap['mean']:+.3f} nats, 95 % {gap['low']:+.3f} to {gap['high']:+.3f})"
+            f"{_WORDS[outcome(gap)]} {arm['title']} ({gap['mean']:+.3f} nats, 95 % {gap['low']:+.3f} to "
+            f"{gap['high']:+.3f})"
         )
-    return f"Per-token routing {'; '.join(parts)}."
+    told = f"At equal executed FLOPs per-token routing {'; '.join(parts)}." if parts else ""
+    missing = f"No verdict against {'; '.join(none)}: routing does not reach that share." if none else ""
+    return " ".join(filter(None, (told, missing)))

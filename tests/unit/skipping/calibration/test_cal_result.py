@@ -10,7 +10,7 @@ from layerroute.skipping.calibration.headroom import verdict as headroom_verdict
 
 def arms(**gaps):
     return {
-        name: {"title": name, "routed_minus_this": {"mean": (low + high) / 2, "low": low, "high": high}}
+        name: {"title": name, "at_equal_cost": {"mean": (low + high) / 2, "low": low, "high": high}}
         for name, (low, high) in gaps.items()
     }
 

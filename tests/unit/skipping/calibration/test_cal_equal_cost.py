@@ -1,0 +1,145 @@
+"""No verdict at unequal cost: thresholds move until the shares agree on the very text, or no winner is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from layerroute.skipping import add_router, get_router
+from layerroute.skipping.calibration import (
+    Calibration,
+    Score,
+    agrees,
+    calibrate,
+    compare_arms,
+    installed,
+    matched,
+    result_sections,
+    saved_share,
+    score,
+    serve_at,
+    verdict,
+)
+from layerroute.skipping.calibration.equal_cost import match_all
+from layerroute.skipping.calibration.in_order import Policy
+from layerroute.skipping.calibration.result import outcome
+from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.flops import forward_flops
+from tests.parity.skipping_models import plain
+from tests.unit.skipping.calibration.tiny_calibration import config, ids
+
+IDS = {"statistics": ids(24), "selection": ids(8, seed=1), "heldout": ids(40, seed=2)}
+
+
+def tiny_model():
+    return plain().eval()
+
+
+def made(losses, saved):
+    return Score(losses=torch.tensor(losses), skipped=saved, skipped_by_layer={2: saved}, saved=saved)
+
+
+def sections(scores, against):
+    asked = config()
+    empty = Calibration(
+        config=asked, skip=asked.skip_config(7), policy=Policy(), static={}, rounds=[], chosen=0, arms={}
+    )
+    return result_sections(empty, scores, against)
+
+
+def test_two_arms_of_unequal_share_name_no_winner():
+    routed, static = made([1.0, 1.1, 1.2] * 4, 0.20), made([2.0, 2.1, 2.2] * 4, 0.24)
+    against = {"static_greedy": matched(routed, static)}
+    assert against["static_greedy"] is None
+    arms = sections({"dense": made([0.9] * 12, 0.0), "routed": routed, "static_greedy": static}, against)[
+        "arms"
+    ]
+    assert arms["static_greedy"]["routed_minus_this"]["high"] < 0, "as served, routing is ahead by a nat"
+    told = verdict(arms)
+    assert "beats" not in told and "loses" not in told
+    assert told.startswith("No verdict against static prune, greedy by loss (it saves 24.0%, routed 20.0%)")
+    assert outcome(arms["static_greedy"]["at_equal_cost"]) == "no verdict"
+
+
+def test_arms_of_equal_share_are_told_apart():
+    routed, static = made([1.0, 1.1, 1.2] * 4, 0.236), made([2.0, 2.1, 2.3] * 4, 0.24)
+    against = {"static_greedy": matched(routed, static)}
+    arms = sections({"routed": routed, "static_greedy": static}, against)["arms"]
+    assert arms["static_greedy"]["at_equal_cost"]["worst"] == pytest.approx(-1.0)
+    assert verdict(arms).startswith("At equal executed FLOPs per-token routing beats static prune, greedy")
+
+
+@pytest.mark.parametrize("unit", ["block", "attention", "mlp"])
+def test_the_saved_share_is_that_of_the_layers_flops_and_not_of_the_sites(unit):
+    model = add_router(tiny_model(), SkipConfig(layers=[2, 3], unit=unit, router_layer=1, rank=4))
+    length = 16
+    flops = forward_flops(model.config, get_router(model).config, length)
+    rates = torch.tensor([0.25, 1.0])
+    paid = flops.sparse_per_token([0.25, 1.0]) - flops.output
+    assert saved_share(model, rates, length) == pytest.approx(
+        1 - paid / (flops.layers * flops.layer.total), rel=1e-6
+    )
+    everywhere = saved_share(model, torch.ones(2), length)
+    assert -0.1 < everywhere < 0, "a router that skips nothing costs its own products"
+
+
+@pytest.fixture(scope="module", params=["per_layer", "token"])
+def routed(request):
+    model = tiny_model()
+    chosen = config(granularity=request.param, budget=0.5)
+    return model, calibrate(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
+
+
+def test_a_routed_model_is_served_at_the_share_asked_for_and_put_back(routed):
+    model, calibration = routed
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        before = [r.thresholds.value.clone() for r in get_router(model).all_routings()]
+        own = score(model, IDS["heldout"])
+        for share in (own.saved - 0.05, own.saved, own.saved + 0.04):
+            served = serve_at(model, IDS["heldout"], share)
+            assert agrees(served, share), (share, served.saved)
+        far = serve_at(model, IDS["heldout"], 0.95)
+        assert not agrees(far, 0.95) and far.saved >= own.saved
+        after = [r.thresholds.value for r in get_router(model).all_routings()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert all(routing.seen is None for routing in get_router(model).all_routings())
+        torch.testing.assert_close(score(model, IDS["heldout"]).losses, own.losses)
+
+
+def test_few_passes_are_enough(routed, monkeypatch):
+    from layerroute.skipping.calibration import equal_cost
+
+    model, calibration = routed
+    calls = []
+    monkeypatch.setattr(equal_cost, "score", lambda *a, **k: calls.append(1) or score(*a, **k))
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        serve_at(model, IDS["heldout"], score(model, IDS["heldout"]).saved - 0.05)
+        assert len(calls) <= 4
+        calls.clear()
+        serve_at(model, IDS["heldout"], 0.95)
+        assert len(calls) <= equal_cost.PASSES
+
+
+def test_static_arms_have_nothing_to_move(routed):
+    model, calibration = routed
+    with installed(model, calibration.arms["static_greedy"], calibration.skip):
+        served = serve_at(model, IDS["heldout"], 0.01)
+        assert served.saved == score(model, IDS["heldout"]).saved > 0.05
+
+
+def test_every_control_meets_the_routed_arm_at_its_own_share(routed):
+    model, calibration = routed
+    scores, against = compare_arms(model, calibration, IDS["heldout"])
+    assert list(against) == ["static_influence", "static_greedy", "random"]
+    for name, match in against.items():
+        assert match is None or abs(match.served.saved - scores[name].saved) <= 0.005
+    assert any(match is not None for match in against.values())
+    arms = result_sections(calibration, scores, against)["arms"]
+    for name, match in against.items():
+        gap = arms[name]["at_equal_cost"]
+        assert (gap is None) == (match is None)
+        if gap is not None:
+            assert gap["mean"] == pytest.approx(gap["routed_loss"] - scores[name].loss, abs=1e-6)
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        far = match_all(model, IDS["heldout"], {"static": made([1.0] * len(IDS["heldout"]), 0.9)})
+    assert far == {"static": None}

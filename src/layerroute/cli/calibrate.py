@@ -12,7 +12,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from layerroute.cli.calibration_inputs import add_input_arguments, draw, open_model, settings
+from layerroute.cli.calibration_inputs import (
+    add_input_arguments,
+    check_budgets,
+    check_folder,
+    draw,
+    open_model,
+    settings,
+)
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -105,6 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--controls needs --out: the folder to write them to")
     if arguments.record is not None and arguments.record.suffix != ".json":
         raise UserError(f"--record {arguments.record}: give the name of a .json file")
+    if arguments.out is not None:
+        check_folder(arguments.out, "--out")
+    if arguments.record is not None:
+        check_folder(arguments.record.parent, "--record: the folder")
     config = settings(
         arguments,
         budget=arguments.budget,
@@ -137,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     heldout_texts = texts if held_out_kinds is None else Texts(held_out_kinds)
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
+    check_budgets(model, config, [config.budget, *config.also])
     with stages(True) as stage:
         advance = stage("text")
         selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)

@@ -2,6 +2,9 @@
 
 import argparse
 import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
@@ -14,9 +17,9 @@ if TYPE_CHECKING:
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 
 
-def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+def add_input_arguments(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> None:
     """Model, text and sizes."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", metavar=metavar, help=MODEL_HELP)
     parser.add_argument(
         "--data",
         nargs="+",
@@ -121,6 +124,16 @@ def draw(texts: Texts, tokenizer: Any, tokens: int, length: int, seed: int) -> "
     )
 
 
+def check_budgets(model: Any, config: "CalibrationConfig", budgets: Iterable[float]) -> None:
+    """Raise :class:`UserError` for a budget that no static subset of the model's routed layers can meet."""
+    from layerroute.skipping.calibration.transfer import check_budget
+    from layerroute.skipping.families import decoder_stack
+
+    layers = config.skip_config(len(decoder_stack(model)[1])).layers or []
+    for budget in budgets:
+        check_budget(budget, len(layers))
+
+
 def open_model(name: str, device: str) -> tuple[Any, Any]:
     """The model, on its device and in inference mode, and its tokenizer.
 
@@ -148,3 +161,21 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
         )
     model.to(torch.device(target))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model, tokenizer
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Make the folder now, and see that files can be written there: before any minutes of work.
+
+    Raises:
+        UserError: it is a file, or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder} is a file; give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {folder}: cannot write there ({error.strerror or error}); give another folder"
+        ) from error

@@ -10,7 +10,7 @@ import shlex
 import sys
 from dataclasses import asdict, replace
 
-from layerroute.cli.calibration_inputs import add_input_arguments, draw, open_model, settings
+from layerroute.cli.calibration_inputs import add_input_arguments, check_budgets, draw, open_model, settings
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = Texts(parse_kinds(arguments.data))
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
+    check_budgets(model, config, arguments.budgets or ())
     with stages(True) as stage:
         stage("text")
         selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)

@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("layerroute.cli.train", "train the model of a recipe; resumes a run that was interrupted"),
     "calibrate": ("layerroute.cli.calibrate", "make a routed model from a pretrained one, without gradients"),
     "headroom": ("layerroute.cli.headroom", "tell how much per-token routing could win on a model"),
+    "transfer": (
+        "layerroute.cli.transfer",
+        "tell whether routing wins on kinds of text that it was not calibrated on",
+    ),
     "study": ("layerroute.cli.study", "run arms × seeds or a sweep with any number of workers, then report"),
     "compare": ("layerroute.cli.compare", "print the tables that compare runs"),
     "report": ("layerroute.cli.report", "write HTML page, Markdown paper and figures about runs"),

@@ -110,7 +110,7 @@ def load_model(
         UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, a
             budget that the model does not serve, no tokenizer. Nothing else is ever loaded in its place.
     """
-    folder = _model_folder(Path(path))
+    folder = model_folder(Path(path))
     if (folder / DESCRIPTION).is_file():
         return _load_router(folder, choose_device(device), precision, budget)
     if budget is not None:
@@ -196,7 +196,8 @@ def _load_router(
     )
 
 
-def _model_folder(path: Path) -> Path:
+def model_folder(path: Path) -> Path:
+    """The folder of the model that ``path`` means: itself, or ``best`` or ``last`` of a run."""
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}; give the folder of a run or of a saved model")
     if not path.is_dir():

@@ -92,8 +92,7 @@ def draw_windows(
     )
     wanted = -(-tokens // length)
     kinds = list(streams)
-    turns = in_turn([1.0 if shares is None else shares[kind] for kind in kinds])
-    order = [kinds[next(turns)] for _ in range(wanted)]
+    order = _order(kinds, shares or dict.fromkeys(kinds, 1.0), wanted)
     draws = {
         kind: _windows(
             kind, stream, tokenizer, order.count(kind), length, torch.Generator().manual_seed(seed)
@@ -102,6 +101,31 @@ def draw_windows(
     }
     found = [next(draws[kind]) for kind in order]
     return Windows(ids=torch.tensor(found, dtype=torch.long), kinds=tuple(order))
+
+
+def mix(pools: Mapping[str, Windows], *, tokens: int, length: int, shares: Mapping[str, float]) -> Windows:
+    """Windows of several kinds in turn, each kind's first ones from its own pool.
+
+    Raises:
+        ValueError: if a pool is too small; `needed` says how many windows each must have.
+    """
+    order = _order(list(pools), shares, -(-tokens // length))
+    rows = {kind: iter(pool.ids) for kind, pool in pools.items()}
+    short = [kind for kind, pool in pools.items() if len(pool.ids) < order.count(kind)]
+    if short:
+        raise ValueError(f"the pools of {', '.join(short)} are too small for {tokens} tokens")
+    return Windows(ids=torch.stack([next(rows[kind]) for kind in order]), kinds=tuple(order))
+
+
+def needed(kinds: Sequence[str], *, tokens: int, length: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """How many windows of each kind `mix` takes."""
+    order = _order(kinds, shares, -(-tokens // length))
+    return {kind: order.count(kind) for kind in kinds}
+
+
+def _order(kinds: Sequence[str], shares: Mapping[str, float], count: int) -> list[str]:
+    turns = in_turn([shares[kind] for kind in kinds])
+    return [kinds[next(turns)] for _ in range(count)]
 
 
 def in_turn(shares: Sequence[float]) -> Iterator[int]:

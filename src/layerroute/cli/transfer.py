@@ -1,0 +1,147 @@
+"""Does routing win away from home? Leave one kind of text out, calibrate on the rest, and judge all of them.
+
+With a MODEL every kind is left out in turn: a router is calibrated on the other kinds, and is compared with static
+pruning of the same calibration on the kind that was left out, and on held-out text of the others (home). With a ROUTER
+folder nothing is calibrated: every kind is judged, and those that the router was calibrated on are marked home. All
+differences are at equal executed FLOPs. A cell that is done is not done again: start the same command once more after
+an interruption.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from layerroute.cli.calibration_inputs import add_input_arguments, check_folder
+from layerroute.data.kinds import parse_kinds
+from layerroute.data.texts import Texts
+from layerroute.errors import UserError
+
+EPILOG = """\
+examples:
+  layerroute transfer smollm2-135m --budget 0.12 0.25 0.4 --out transfer
+  layerroute transfer smollm2-135m --data prose=valid.jsonl --data code=src --data maths=maths.jsonl --out transfer
+  layerroute transfer routers/25 --data prose=valid.jsonl --data maths=maths.jsonl --out judged
+  layerroute transfer runs/token-seed42 --against runs/static_greedy-seed42 --data prose=valid.jsonl"""
+
+RECORD = "transfer.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Model or router, kinds of text, budgets, sizes."""
+    parser.epilog = EPILOG
+    add_input_arguments(parser, metavar="ROUTER|MODEL")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="shares of routed compute to skip (default: 0.25; of a router: its own)",
+    )
+    parser.add_argument(
+        "--router",
+        choices=("per_layer", "token"),
+        default="per_layer",
+        help="see calibrate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokens-search", type=int, default=1536, metavar="N", help="see calibrate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens-heldout",
+        type=int,
+        default=16384,
+        metavar="N",
+        help="tokens to judge on, of each kind (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        type=Path,
+        metavar="ROUTER",
+        help="with a ROUTER: static arms to compare with (default: those in its folder controls/)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the record, the page, the picture and the finished cells",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, judge, write and print; returns the exit code."""
+    routed = _is_router(Path(arguments.model))
+    kinds = parse_kinds(arguments.data)
+    if not routed and len(kinds) < 2:
+        raise UserError(f"transfer leaves one kind of text out, and {len(kinds)} is given; name two or more")
+    if arguments.against and not routed:
+        raise UserError(
+            f"--against is for a ROUTER folder; {arguments.model} is a model, and is calibrated with its own"
+        )
+    for budget in arguments.budget or ():
+        if not 0.0 < budget < 1.0:
+            raise UserError(f"--budget {budget}: a share of compute to skip lies between 0 and 1")
+    if len(set(arguments.budget or ())) < len(arguments.budget or ()):
+        raise UserError("--budget names a share twice")
+    if arguments.out is not None:
+        check_folder(arguments.out, "--out")
+    texts = Texts(kinds)
+    same = [
+        [k for k, own in texts.fingerprints.items() if own == print_]
+        for print_ in texts.fingerprints.values()
+    ]
+    if twice := next((names for names in same if len(names) > 1), None):
+        raise UserError(
+            f"the kinds {' and '.join(map(repr, twice))} hold the same text; one text has one kind"
+        )
+    from layerroute.benchmark.output import save
+    from layerroute.cli import transfer_cells
+    from layerroute.records import provenance, utc_now
+
+    started = utc_now()
+    work = transfer_cells.judge_router if routed else transfer_cells.leave_one_out
+    recipe, cells = work(arguments, texts)
+    record: dict[str, Any] = {
+        "schema": 1,
+        "kind": "transfer",
+        "run": f"transfer-{Path(arguments.model).name}",
+        "capability": "layer_skipping",
+        "model": arguments.model,
+        "command": shlex.join(["layerroute", "transfer", *sys.argv[2:]]),
+        "started": started,
+        "finished": utc_now(),
+        "recipe": recipe,
+        "data": {"source": texts.name, "fingerprint": texts.fingerprint, "kinds": texts.describe()},
+        "rows": [row for cell in cells for row in cell["rows"]],
+        "seconds": sum(cell["seconds"] for cell in cells),
+        **provenance(),
+    }
+    if arguments.out is not None:
+        from layerroute.report.transfer import write_transfer
+
+        save(arguments.out / RECORD, record)
+        files = write_transfer(record, arguments.out)
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    from rich.console import Console
+
+    from layerroute.analysis.transfer import summary, transfer_table
+    from layerroute.report.terminal import print_table
+
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    print_table(transfer_table(record), out)
+    for sentence in summary(record):
+        out.print(sentence, style="bold", soft_wrap=True)
+    if arguments.out is not None:
+        print(f"The page is {files[0]}")
+    return 0
+
+
+def _is_router(path: Path) -> bool:
+    """Whether it is a router folder or the folder of a run, not a model's name or folder."""
+    names = ("router.json", "record.json", "best/router.json", "last/router.json")
+    return any((path / name).is_file() for name in names)

@@ -1,0 +1,224 @@
+"""The cells of `layerroute transfer`: one kind of text and one budget each, written as they come, and found again."""
+
+import argparse
+import gc
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from layerroute.benchmark.output import save
+from layerroute.cli.calibration_inputs import check_budgets, open_model, settings
+from layerroute.data.progress import stages
+from layerroute.data.texts import Texts
+from layerroute.errors import UserError
+from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
+from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
+from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.equal_cost import match_all
+from layerroute.skipping.calibration.transfer import (
+    STATIC,
+    fingerprint_of,
+    mixed_without,
+    pools_needed,
+    row_of,
+    transfer_cell,
+)
+from layerroute.skipping.fingerprint import fingerprint
+from layerroute.skipping.model import get_router
+from layerroute.skipping.pretrained import special_tokens
+from layerroute.skipping.storage import DESCRIPTION, read_router
+
+DEFAULT_BUDGETS = (0.25,)
+Cell = dict[str, Any]
+
+
+def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str, Any], list[Cell]]:
+    """One calibration for each budget and each kind left out.
+
+    Returns:
+        The recipe, and the cells.
+    """
+    budgets = list(arguments.budget or DEFAULT_BUDGETS)
+    config = settings(
+        arguments,
+        budget=budgets[0],
+        granularity=arguments.router,
+        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
+        tokens_heldout=arguments.tokens_heldout,
+    )
+    model, tokenizer = open_model(arguments.model, arguments.device)
+    config = replace(config, sink_ids=special_tokens(tokenizer))
+    check_budgets(model, config, budgets)
+    held_out, selection, statistics = _pools(config, texts, tokenizer)
+    cells: list[Cell] = []
+    base, total = fingerprint(model), len(budgets) * len(texts.shares)
+    with stages(True) as stage:
+        for budget in budgets:
+            for left_out in texts.shares:
+                own = replace(config, budget=budget)
+
+                def mixed(pools: dict[str, Windows], tokens: int, without: str = left_out) -> Windows:
+                    return mixed_without(without, pools, tokens, config.length, texts.shares)
+
+                home = mixed(held_out, config.tokens_heldout)
+                seen = mixed(statistics, config.tokens_statistics), mixed(selection, config.tokens_selection)
+                judged = {left_out: (held_out[left_out], False), f"home without {left_out}": (home, True)}
+                key = fingerprint_of(
+                    own.to_dict(), base, [w.fingerprint for w in (*seen, home, held_out[left_out])]
+                )
+                here = f"{len(cells) + 1} of {total}: {budget:.0%} without {left_out}"
+
+                def work() -> list[dict[str, Any]]:
+                    rows, _ = transfer_cell(
+                        model,
+                        own,  # noqa: B023  # called at once
+                        statistics=seen[0],  # noqa: B023
+                        selection=seen[1],  # noqa: B023
+                        texts=judged,  # noqa: B023
+                        stage=lambda name: stage(f"{here}, {name}"),  # noqa: B023
+                    )
+                    return [{**row, "left_out": left_out} for row in rows]  # noqa: B023
+
+                cells.append(_cell(arguments.out, left_out, budget, key, work))
+    return config.to_dict() | {"budgets": budgets}, cells
+
+
+def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str, Any], list[Cell]]:
+    """Every kind under a router as it stands, against static arms from folders.
+
+    Returns:
+        The router's configuration, and the cells.
+
+    Raises:
+        UserError: there is no static arm to compare with, or a budget that the router does not serve.
+    """
+    folder = Path(arguments.model)
+    against = _static_folders(folder, arguments.against)
+    if arguments.budget and len(arguments.budget) > 1:
+        raise UserError("--budget: static arms of a ROUTER have one budget; give one at a time")
+    loaded = load_model(folder, device=arguments.device, budget=(arguments.budget or [None])[0])
+    skip = get_router(loaded.model).config
+    budget = (arguments.budget or [skip.budget])[0]
+    length, tokens = arguments.length, arguments.tokens_heldout
+    held_out = {
+        kind: draw_windows(
+            {kind: documents}, loaded.tokenizer, tokens=tokens, length=length, seed=arguments.seed + 2
+        )
+        for kind, documents in texts.documents.items()
+    }
+    home = _home_kinds(loaded)
+    digests = {name: _digest(path) for name, path in {"routed": loaded.path, **against}.items()}
+    keys = {kind: fingerprint_of(budget, digests, own.fingerprint) for kind, own in held_out.items()}
+    cells = {kind: _done(arguments.out, kind, budget, keys[kind]) for kind in held_out}
+    open_ = {kind: own for kind, own in held_out.items() if cells[kind] is None}
+    with stages(True) as stage:
+        scores: dict[str, dict[str, Any]] = {kind: {} for kind in open_}
+        for name, path in against.items() if open_ else ():
+            other = load_model(path, device=arguments.device)
+            advance = stage(f"scoring {name}")
+            for index, (kind, own) in enumerate(open_.items()):
+                scores[kind][name] = score(other.model, own.ids.to(other.device), precision=other.precision)
+                advance((index + 1) / len(open_))
+            del other
+            gc.collect()
+        for kind, own in open_.items():
+
+            def work() -> list[dict[str, Any]]:
+                ids = own.ids.to(loaded.device)  # noqa: B023  # called at once
+                served = score(loaded.model, ids, precision=loaded.precision)
+                others = scores[kind]  # noqa: B023
+                advance = stage(f"serving {kind} at equal cost")  # noqa: B023
+                found = match_all(loaded.model, ids, others, precision=loaded.precision, advance=advance)
+                row = row_of(kind, kind in home, budget, {"routed": served, **others}, found)  # noqa: B023
+                return [{**row, "left_out": None}]
+
+            cells[kind] = _cell(arguments.out, kind, budget, keys[kind], work)
+    return skip.to_dict(), [cell for cell in cells.values() if cell is not None]
+
+
+def _pools(
+    config: CalibrationConfig, texts: Texts, tokenizer: Any
+) -> tuple[dict[str, Windows], dict[str, Windows], dict[str, Windows]]:
+    """Windows of each kind to judge on, to select on and to fit on; all texts are read before any work."""
+    wanted = pools_needed(config, texts.shares)
+
+    def draw(kind: str, windows: int, seed: int) -> Windows:
+        return draw_windows(
+            {kind: texts.documents[kind]},
+            tokenizer,
+            tokens=windows * config.length,
+            length=config.length,
+            seed=config.seed + seed,
+        )
+
+    held_out = {kind: draw(kind, -(-config.tokens_heldout // config.length), 2) for kind in texts.documents}
+    selection = {kind: draw(kind, max(1, count), 0) for kind, (count, _) in wanted.items()}
+    statistics = {kind: draw(kind, max(1, count), 1) for kind, (_, count) in wanted.items()}
+    return held_out, selection, statistics
+
+
+def _cell(
+    out: Path | None, kind: str, budget: float, key: str, work: Callable[[], list[dict[str, Any]]]
+) -> Cell:
+    """The finished cell of this fingerprint, or a new one, written at once."""
+    found = _done(out, kind, budget, key)
+    if found is not None:
+        return found
+    begun = time.perf_counter()
+    rows = work()
+    cell = {"schema": 1, "kind": "transfer-cell", "fingerprint": key, "rows": rows}
+    cell["seconds"] = time.perf_counter() - begun
+    if out is not None:
+        save(_path(out, kind, budget), cell)
+    return cell
+
+
+def _done(out: Path | None, kind: str, budget: float, key: str) -> Cell | None:
+    if out is None:
+        return None
+    try:
+        cell = json.loads(_path(out, kind, budget).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # not there, or cut short: it is done anew
+    return cell if isinstance(cell, dict) and cell.get("fingerprint") == key else None
+
+
+def _path(out: Path, kind: str, budget: float) -> Path:
+    return out / "cells" / f"{kind}-{100 * budget:g}.json"
+
+
+def _static_folders(folder: Path, given: list[Path] | None) -> dict[str, Path]:
+    if given:
+        names = [path.resolve().name for path in given]
+        if len(set(names)) < len(names):
+            raise UserError("--against names two folders of one name")
+        return dict(zip(names, given, strict=True))
+    found = {name: arm_folder(folder, name) for name in STATIC}
+    found = {name: path for name, path in found.items() if (path / DESCRIPTION).is_file()}
+    if not found:
+        raise UserError(
+            f"{folder} has no static arms to compare with; calibrate it with --controls, or name them with --against"
+        )
+    return found
+
+
+def _home_kinds(loaded: LoadedModel) -> set[str]:
+    """The kinds that a router was calibrated or trained on, as its folder or its run says."""
+    recipe = (loaded.record or {}).get("recipe") or {}
+    trained = (recipe.get("data") or {}).get("kinds") or {}
+    noted = read_router(loaded.path).notes.get("kinds") or {}
+    return {*trained, *noted}
+
+
+def _digest(path: Path) -> str:
+    """Of the files of a router folder."""
+    folder = model_folder(path)
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and "controls" not in file.relative_to(folder).parts:
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()

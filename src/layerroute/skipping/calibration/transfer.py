@@ -1,0 +1,138 @@
+"""Does a router hold away from home? One kind of text is left out, and each text is judged at equal executed FLOPs."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import layerroute
+from layerroute.errors import UserError
+from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
+from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
+from layerroute.skipping.calibration.heldout import Score
+from layerroute.skipping.calibration.result import arm_section
+from layerroute.skipping.calibration.windows import Windows, mix, needed
+
+STATIC = ("static_influence", "static_greedy")
+"""The controls that every text is judged against."""
+
+_PARTS = ("skipping", "routing", "ops")
+
+
+def check_budget(budget: float, layers: int) -> None:
+    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
+    if round(budget * layers) < 1:
+        raise UserError(
+            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
+            f"is {1 / layers:.1%}"
+        )
+    if round(budget * layers) >= layers:
+        raise UserError(
+            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
+            f"{1 - 1 / layers:.1%}"
+        )
+
+
+def pools_needed(config: CalibrationConfig, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    """Windows of each kind for selection and statistics, so that any one kind can be left out."""
+    most = dict.fromkeys(shares, (0, 0))
+    for left_out in shares:
+        rest = [kind for kind in shares if kind != left_out]
+        counts = [
+            needed(rest, tokens=tokens, length=config.length, shares=shares)
+            for tokens in (config.tokens_selection, config.tokens_statistics)
+        ]
+        for kind in rest:
+            most[kind] = max(most[kind][0], counts[0][kind]), max(most[kind][1], counts[1][kind])
+    return most
+
+
+def mixed_without(
+    left_out: str, pools: Mapping[str, Windows], tokens: int, length: int, shares: Mapping[str, float]
+) -> Windows:
+    """Windows of all kinds but one, in their shares."""
+    rest = {kind: pool for kind, pool in pools.items() if kind != left_out}
+    return mix(rest, tokens=tokens, length=length, shares=shares)
+
+
+def transfer_cell(
+    model: Any,
+    config: CalibrationConfig,
+    *,
+    statistics: Windows,
+    selection: Windows,
+    texts: Mapping[str, tuple[Windows, bool]],
+    stage: Stage = silent,
+) -> tuple[list[dict[str, Any]], Calibration]:
+    """Calibrate on some kinds, and judge every text at equal executed FLOPs.
+
+    Args:
+        model: a transformers causal LM without a router; it is left as it is.
+        config: what to make.
+        statistics, selection: windows of the kinds that are calibrated on.
+        texts: by kind, held-out windows, and whether the kind is home.
+        stage: for progress.
+
+    Returns:
+        A row a text (see `row_of`), and the calibration.
+    """
+    device = model.device
+    calibration = calibrate(
+        model,
+        config,
+        statistics=statistics.ids.to(device),
+        selection=selection.ids.to(device),
+        controls=STATIC,
+        stage=stage,
+    )
+    rows = []
+    for kind, (windows, home) in texts.items():
+        scores, against = compare_arms(model, calibration, windows.ids.to(device), stage=stage)
+        rows.append(row_of(kind, home, config.budget, scores, against))
+    return rows, calibration
+
+
+def row_of(
+    kind: str, home: bool, budget: float, scores: Mapping[str, Score], against: Mapping[str, Matched | None]
+) -> dict[str, Any]:
+    """One text as plain data: what was asked and served, and every static arm with routing moved to its share."""
+    routed = scores["routed"]
+    arms = {
+        name: arm_section(name, score, routed, against.get(name))
+        for name, score in scores.items()
+        if name not in ("dense", "routed")
+    }
+    return {
+        "kind": kind,
+        "home": home,
+        "budget": budget,
+        "served": routed.skipped,
+        "saved": routed.saved,
+        "loss": routed.loss,
+        "dense": scores["dense"].loss if "dense" in scores else None,
+        "windows": len(routed.losses),
+        "arms": arms,
+    }
+
+
+@cache
+def code_version() -> str:
+    """Of the version of this package and the text of its routing and skipping modules: what results depend on."""
+    digest = hashlib.sha256(layerroute.__version__.encode())
+    root = Path(layerroute.__file__).parent
+    for part in _PARTS:
+        for path in sorted((root / part).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """SHA-256 of plain data, for telling whether a cell is done."""
+    return hashlib.sha256(repr([code_version(), *parts]).encode()).hexdigest()
+
+
+def rest_of(kinds: Sequence[str], left_out: str) -> list[str]:
+    """All kinds but one."""
+    return [kind for kind in kinds if kind != left_out]

@@ -1,0 +1,142 @@
+"""`layerroute transfer` as users meet it, on a tiny model: leave one kind out, resume, judge a router."""
+
+import json
+
+import pytest
+
+from layerroute.cli import transfer_cells
+from layerroute.cli.main import main
+from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
+
+SIZES = ["--length", "32", "--tokens-statistics", "384", "--tokens-selection", "128", "--rank", "4"]
+SIZES += ["--tokens-heldout", "384", "--layers", "2-5", "--router-layer", "2"]
+OTHER = "def run self return value for index in range import yield while with open as file lambda raise error"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transfer")
+    write_documents(folder, {"a": 60, "few": 3}, length=90)
+    write_documents(folder, {"b": 60}, length=90, sentence=OTHER)
+    write_documents(folder, {"c": 60}, length=90, sentence=f"{SENTENCE} {OTHER} one two three four")
+    write_pretrained(folder / "model", folder / "a.jsonl")
+    (folder / "folder").mkdir()
+    (folder / "folder" / "picture.bin").write_bytes(b"\0\1\2")
+    return folder
+
+
+def kinds(files, *names):
+    return [word for name in names for word in ("--data", f"{name}={files / name}.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def transferred(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "transfer"
+    words = ["transfer", str(files / "model"), *kinds(files, "a", "b", "c"), *SIZES, "--budget", "0.5"]
+    assert main([*words, "--out", str(out)]) == 0
+    return out, words
+
+
+def test_every_kind_is_left_out_and_judged_at_equal_cost(transferred):
+    out, _ = transferred
+    record = json.loads((out / "transfer.json").read_text())
+    assert record["kind"] == "transfer" and record["hardware"]["cpu"]
+    away = [row for row in record["rows"] if not row["home"]]
+    home = [row for row in record["rows"] if row["home"]]
+    assert [row["kind"] for row in away] == ["a", "b", "c"]
+    assert [row["kind"] for row in home] == [f"home without {kind}" for kind in "abc"]
+    assert sorted(path.name for path in (out / "cells").iterdir()) == ["a-50.json", "b-50.json", "c-50.json"]
+    for row in record["rows"]:
+        assert row["windows"] == 12 and 0 < row["served"] < 1 and row["dense"] > 0
+        assert set(row["arms"]) == {"static_influence", "static_greedy"}
+        for arm in row["arms"].values():
+            gap = arm["at_equal_cost"]
+            if gap is not None:
+                assert abs(gap["routed_saved"] - arm["saved"]) <= 0.005
+                assert gap["low"] <= gap["mean"] <= gap["high"] <= gap["worst"] + 1
+    page = (out / "transfer.html").read_text()
+    assert "<svg" in page and "equal executed FLOPs" in page and "home without b" in page
+    assert (out / "transfer.png").stat().st_size > 10_000
+    assert (out / "transfer.csv").read_text().count("\n") == 7
+
+
+def test_finished_cells_are_not_done_again_and_damaged_ones_are(transferred, capsys, monkeypatch):
+    out, words = transferred
+    first = json.loads((out / "transfer.json").read_text())["rows"]
+    done = []
+    work = transfer_cells.transfer_cell
+    monkeypatch.setattr(transfer_cells, "transfer_cell", lambda *a, **k: done.append(1) or work(*a, **k))
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == first and not done
+    cell = out / "cells" / "b-50.json"
+    cell.write_text(cell.read_text()[:100])
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == first and len(done) == 1
+    assert main([*words, "--out", str(out), "--seed", "7"]) == 0
+    assert len(done) == 4, "another seed is another cell"
+    printed = capsys.readouterr().out
+    assert "Table of transfer" in printed and "50% away: " in printed and "50% home: " in printed
+
+
+def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path, capsys):
+    router = tmp_path / "router"
+    sizes = [word if word != "384" else "512" for word in SIZES]
+    words = ["calibrate", str(files / "model"), *kinds(files, "a", "c"), *sizes, "--budget", "0.5"]
+    assert main([*words, "--out", str(router), "--controls"]) == 0
+    capsys.readouterr()
+    words = [
+        "transfer",
+        str(router),
+        *kinds(files, "a", "b"),
+        *SIZES,
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["kind"], row["home"], row["left_out"]) for row in rows] == [
+        ("a", True, None),
+        ("b", False, None),
+    ]
+    assert all(set(row["arms"]) == {"static_influence", "static_greedy"} for row in rows)
+    static = router / "controls" / "static_greedy"
+    assert main([*words[:2], *kinds(files, "b"), *SIZES, "--against", str(static), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["arms"]["static_greedy"] == rows[1]["arms"]["static_greedy"]
+    assert main(["transfer", str(static), *kinds(files, "b"), *SIZES]) == 2
+    assert "has no static arms to compare with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "a={}/a.jsonl"], "leaves one kind of text out, and 1 is given"),
+        (["--data", "a={}/a.jsonl", "--data", "a={}/b.jsonl"], "names the kind 'a' twice"),
+        (["--data", "a={}/a.jsonl", "b={}/few.jsonl"], "the kind 'b' has 3 documents of at least 32 tokens"),
+        (["--data", "a={}/a.jsonl", "b={}/folder"], "the kind 'b' holds no text"),
+        (["--data", "a={}/a.jsonl", "b={}/nowhere"], "no file or folder"),
+        (["--data", "a={}/a.jsonl", "b={}/a.jsonl"], "share a text"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.1"], "less than one of 4 layers"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.95"], "takes out all of 4 layers"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "1.5"], "between 0 and 1"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "0.5"], "names a share twice"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--out", "{}/a.jsonl"], "is a file; give a folder"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--against", "x"], "--against is for a ROUTER folder"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(files, capsys, monkeypatch, words, message):
+    monkeypatch.setattr(
+        transfer_cells, "transfer_cell", lambda *a, **k: pytest.fail("worked before it checked")
+    )
+    given = [word.format(files) for word in words]
+    assert main(["transfer", str(files / "model"), *given, *SIZES]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.strip().count("\n") == 0
+
+
+def test_copies_of_one_text_are_one_kind(files, tmp_path, capsys):
+    (tmp_path / "copy.jsonl").write_bytes((files / "a.jsonl").read_bytes())
+    words = ["--data", f"a={files / 'a.jsonl'}", "--data", f"b={tmp_path / 'copy.jsonl'}"]
+    assert main(["transfer", str(files / "model"), *words, *SIZES]) == 2
+    assert "'a' and 'b' hold the same text" in capsys.readouterr().err

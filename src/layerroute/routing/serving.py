@@ -1,9 +1,11 @@
 """Holding the rate where a router serves, sequence by sequence, whatever the text.
 
 A threshold that was set on one kind of text serves another rate on the next. Here each token's thresholds depend on
-what the earlier tokens of its own sequence took: with ``e`` the expensive compute that they saved beyond what was asked
-(in tokens; negative where they spent too much), all margins of a token are raised by ``(e / slack) ** 3`` spreads. So
-decisions are nearly free while the error stays within the slack, and are pressed back at its edge.
+what the earlier tokens of its own sequence took. Let e be the expensive compute that they saved beyond what was asked,
+in tokens (negative where they spent too much), and x = e / slack. All margins of the token are then raised by
+x³ (1 + (x / 1.2)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at twice the
+slack, so that margins eight spreads off, or spreads that were never measured, are held too. The slack is half of what is
+tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
 
 It is feedback token by token and not by blocks: a block decides blindly, so that a site whose margins are all alike
 errs by a block, and noise by its square root. The loop runs over plain numbers on the host; that costs less than a few
@@ -53,14 +55,6 @@ def set_serve(model: nn.Module, serve: str) -> None:
     if not holders:
         raise UserError("the model routes nothing, so that there is no rate to hold")
     holders[0].set_serve(serve)
-
-
-def slack(count: float) -> float:
-    """The error, in tokens, at which margins are moved by one spread, after ``count`` tokens.
-
-    Half of what is tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
-    """
-    return max(1.28, 0.853 + count / 300.0)
 
 
 @dataclass(kw_only=True)
@@ -197,8 +191,9 @@ def cuts(
             if fresh is not None and fresh[token]:
                 total = count = 0
             if counted[token]:
-                error = (total / unit - asked * count) / slack(count)
-                out[token] = cut = -error * error * error
+                x = (total / unit - asked * count) / max(1.28, 0.853 + count / 300.0)
+                square = x * x
+                out[token] = cut = -x * square * (1.0 + (square / 1.44) ** 4)
                 first = token * sites
                 cheap = bisect_right(scores, cut, first, first + sites) - first
                 total += savings[first + token + cheap]

@@ -10,7 +10,7 @@ from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig
 from layerroute.routing import Routing, RoutingConfig, set_serve
 from layerroute.routing.held_out import calibrate_spreads, calibrate_thresholds
-from layerroute.routing.serving import Served, slack
+from layerroute.routing.serving import Served
 from layerroute.skipping import SkipConfig
 
 
@@ -28,7 +28,8 @@ def reference(modules, valid, begins=None, always=None):
                 errors, count = [0.0] * len(modules), 0
             saved = asked = spent = 0.0
             for index, (margin, threshold, spread, rate, cost) in enumerate(modules):
-                shift = (errors[index] / slack(count)) ** 3 if valid[row, token] else 0.0
+                x = errors[index] / max(1.28, 0.853 + count / 300) if valid[row, token] else 0.0
+                shift = x**3 * (1 + (x / 1.2) ** 8)
                 for site in range(len(cost)):
                     moved = 0.0 if rate[site] in (0, 1) else shift * float(spread[site])
                     runs = float(margin[row, token, site]) + moved > float(threshold[site])
@@ -135,6 +136,7 @@ def test_tokens_that_passed_undecided_do_not_count():
 
 # Within two points at 128 tokens and one at 512, whatever the margins
 
+ROWS = 10
 KINDS = ("calibrated", "shifted up", "shifted down", "far off", "drifting", "bursts", "clustered", "all equal", "wider")
 
 
@@ -150,7 +152,7 @@ def text(kind: str, rows: int, time: int, sites: int, alike: float) -> Tensor:
     return {
         "shifted up": margin + 1.0,
         "shifted down": margin - 1.0,
-        "far off": margin - 2.0,
+        "far off": margin - 5.0,
         "drifting": margin + 1.5 * torch.sin(index / 40),
         "bursts": margin + 3.0 * ((index % 100) >= 75),
         "all equal": torch.full_like(margin, 0.3),
@@ -161,11 +163,11 @@ def text(kind: str, rows: int, time: int, sites: int, alike: float) -> Tensor:
 @pytest.mark.parametrize("sites", [1, 12])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rate_is_held_from_a_cold_start(kind, sites):
-    margin = text(kind, rows=24, time=512, sites=sites, alike=1.0 if sites == 1 else 0.5)
-    valid = torch.ones(24, 512, dtype=torch.bool)
-    sinks = (torch.arange(512) < 4).expand(24, 512)
+    margin = text(kind, rows=ROWS, time=512, sites=sites, alike=1.0 if sites == 1 else 0.5)
+    valid = torch.ones(ROWS, 512, dtype=torch.bool)
+    sinks = (torch.arange(512) < 4).expand(ROWS, 512)
     worst_free = 0.0
-    for skip in (0.1, 0.25, 0.4, 0.6, 0.9):
+    for skip in (0.1, 0.25, 0.5, 0.9):
         threshold = torch.full((sites,), float(torch.distributions.Normal(0, 1).icdf(torch.tensor(skip))))
         rate = torch.full((sites,), 1 - skip)
         runs = served([(margin, threshold, torch.ones(sites), rate, torch.ones(sites))], valid, always=sinks)[0]
@@ -178,18 +180,31 @@ def test_the_rate_is_held_from_a_cold_start(kind, sites):
     assert worst_free > 0.01, "thresholds alone would have held it too"
 
 
+@pytest.mark.parametrize("spread", [0.05, 20.0])
+def test_spreads_that_are_far_from_the_truth_do_no_harm_to_the_rate(spread):
+    """Folders from before there were spreads have 1, whatever their logits."""
+    margin = text("shifted up", rows=ROWS, time=512, sites=12, alike=0.5)
+    valid = torch.ones(ROWS, 512, dtype=torch.bool)
+    for skip in (0.1, 0.25, 0.5):
+        threshold = torch.full((12,), float(torch.distributions.Normal(0, 1).icdf(torch.tensor(skip))))
+        site = (margin, threshold, torch.full((12,), spread), torch.full((12,), 1 - skip), torch.ones(12))
+        skipped = (~served([site], valid)[0]).float().mean(dim=-1)
+        assert (skipped[:, :128].mean(dim=1) - skip).abs().max() <= 0.02
+        assert (skipped.mean(dim=1) - skip).abs().max() <= 0.01
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_modules_one_above_the_other_hold_their_joint_rate(kind):
     """Sites at rates of their own, each decided when those below it have been."""
-    margin = text(kind, rows=12, time=512, sites=10, alike=0.5)
-    valid = torch.ones(12, 512, dtype=torch.bool)
+    margin = text(kind, rows=ROWS, time=512, sites=10, alike=0.5)
+    valid = torch.ones(ROWS, 512, dtype=torch.bool)
     skip = torch.tensor([0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.35, 1.0])
     threshold = torch.distributions.Normal(0, 1).icdf(skip.clamp(1e-6, 1 - 1e-6))
     modules = [
         (margin[..., at : at + 1], threshold[at : at + 1], torch.ones(1), 1 - skip[at : at + 1], torch.ones(1))
         for at in range(10)
     ]
-    sinks = (torch.arange(512) < 4).expand(12, 512)
+    sinks = (torch.arange(512) < 4).expand(ROWS, 512)
     skipped = (~torch.cat(served(modules, valid, always=sinks), dim=-1)).float().mean(dim=-1)
     for length, tolerance in ((128, 0.02), (512, 0.01)):
         error = (skipped[:, :length].mean(dim=1) - skip.mean()).abs().max()
@@ -198,9 +213,9 @@ def test_modules_one_above_the_other_hold_their_joint_rate(kind):
 
 def test_within_the_slack_decisions_are_those_of_the_threshold():
     """Holding the rate costs little where the threshold would have held it."""
-    margin = text("calibrated", rows=24, time=512, sites=12, alike=0.5)
+    margin = text("calibrated", rows=ROWS, time=512, sites=12, alike=0.5)
     threshold = torch.full((12,), -0.6745)
-    valid = torch.ones(24, 512, dtype=torch.bool)
+    valid = torch.ones(ROWS, 512, dtype=torch.bool)
     runs = served([(margin, threshold, torch.ones(12), torch.full((12,), 0.75), torch.ones(12))], valid)[0]
     assert (runs == (margin > threshold)).float().mean() > 0.93
 
@@ -216,7 +231,7 @@ def module(**settings) -> Routing:
     return built
 
 
-def inputs(time: int = 64) -> dict[str, Tensor]:
+def inputs(time: int = 128) -> dict[str, Tensor]:
     hidden = torch.randn(2, time, 8, generator=torch.Generator().manual_seed(1))
     return {
         "hidden": hidden,
@@ -231,7 +246,7 @@ def test_only_inference_is_served():
     held = routing(**inputs(), served=Served())
     assert not torch.equal(held.choice, plain.choice)
     assert torch.equal(held.choice, held.gate.argmax(dim=-1)) and torch.equal(held.probabilities, plain.probabilities)
-    assert float(held.mean_rate()) == pytest.approx(0.2, abs=0.03)
+    assert float(held.mean_rate()) == pytest.approx(0.2, abs=0.02)
     routing.cutting = True
     cut = routing(**inputs())
     assert torch.equal(routing(**inputs(), served=Served()).choice, cut.choice)

@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from layerroute.errors import UserError, nearest
 from layerroute.hybrid.execution import EXECUTIONS, Profitability
 from layerroute.routing.module import RoutingConfig
+from layerroute.routing.serving import SERVES, check_serve
 
 LAYER_KINDS = ("gdn", "softmax", "routed")
 PATHS = ("gdn", "softmax")
@@ -18,6 +19,7 @@ CHOICES = {
     "routed_unit": ("mixer", "block"),
     "context": ("full_context", "own_context"),
     "execution": EXECUTIONS,
+    "serve": SERVES,
 }
 # transformers builds the right cache layer for each of these names.
 _CACHE_KINDS = {"gdn": "linear_attention", "softmax": "full_attention", "routed": "hybrid"}
@@ -53,6 +55,9 @@ class HybridConfig(PreTrainedConfig):
         execution: ``auto`` (default), ``masked`` (both paths of every token are computed, the choice selects) or
             ``sparse`` (only the chosen path is). ``auto`` is sparse where that pays, by ``profitability``.
         profitability: fields of ``execution.Profitability``, the thresholds of ``auto``.
+        serve: ``threshold`` (default): the trained thresholds decide, and the rate is what they give on the text at
+            hand, at its length. ``rate``: each sequence is held at ``routing.rate``, whatever the text and however long:
+            a token's thresholds depend on what earlier tokens of its sequence took.
         routing: fields of ``routing.RoutingConfig``.
         initializer_range: standard deviation of the weights at the start. Default 0.02.
         residual_init_scale: multiply the start of output projections by 1/sqrt(2 * layers) (GPT-2). Default True.
@@ -87,6 +92,7 @@ class HybridConfig(PreTrainedConfig):
     normalize_paths: bool = False
     execution: str = "auto"
     profitability: dict[str, Any] | None = None
+    serve: str = "threshold"
     routing: dict[str, Any] | None = None
     initializer_range: int | float = 0.02
     residual_init_scale: bool = True
@@ -164,6 +170,7 @@ class HybridConfig(PreTrainedConfig):
     def _check_routed(self, pattern: list[str]) -> None:
         routed = self.routed_layers
         Profitability.of(self.profitability)
+        check_serve(self.serve, "model.serve", obstacle=self.serve_obstacle)
         if self.execution == "sparse" and self.sparse_obstacle is not None:
             raise UserError(
                 f"model.execution: sparse is not possible: {self.sparse_obstacle}; use auto or masked"
@@ -234,6 +241,14 @@ class HybridConfig(PreTrainedConfig):
         if self.granularity == "head" and self.context == "own_context":
             return "with granularity: head and own_context each head has tokens of its own"
         return None
+
+    @property
+    def serve_obstacle(self) -> str | None:
+        """Why the rate cannot be held while serving, or None."""
+        if not self.routed_layers:
+            return "model.layer_pattern has no routed layer"
+        control = self.routing_config.control
+        return None if control is None else f"the decisions of routing.control: {control} have no margins to move"
 
     def sites_of(self, layer: int) -> list[str]:
         """Names of the sites of one routed layer."""

@@ -34,6 +34,8 @@ from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.module import Routing
 from layerroute.routing.routers import MLPRouter
+from layerroute.routing.row_state import row_state
+from layerroute.routing.serving import Served, check_serve
 
 
 @dataclass
@@ -97,6 +99,7 @@ class HybridPreTrainedModel(PreTrainedModel):
             init.copy_(module.costs, torch.tensor(module.initial_costs))
             init.zeros_(module.thresholds.value)
             init.zeros_(module.thresholds.updates)
+            init.ones_(module.thresholds.spread)
         elif isinstance(module, LlamaRotaryEmbedding):
             super()._init_weights(module)
 
@@ -179,6 +182,8 @@ class HybridModel(HybridPreTrainedModel):
             else hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         )
 
+        served = self._served(context)
+
         states: list[Tensor] = []
         decisions: list[RouteDecision] = []
         routes: list[LayerRoute | None] = []
@@ -189,7 +194,7 @@ class HybridModel(HybridPreTrainedModel):
             gate = choice = route = None
             if layer.kind == "routed":
                 if self.config.router_mode == "sequential":
-                    decisions.append(self._decide(f"layer{index}", hidden, valid, context, input_ids))
+                    decisions.append(self._decide(f"layer{index}", hidden, valid, context, input_ids, served))
                     routes = self._routes(decisions[-1], valid)
                     offset = 0
                 count = len(self.config.sites_of(index))
@@ -199,7 +204,7 @@ class HybridModel(HybridPreTrainedModel):
                 route = routes.pop(0)
             hidden = layer(hidden, context, gate, choice, route)
             if index == self.router_layer and "parallel" in self.routing:
-                decisions.append(self._decide("parallel", hidden, valid, context, input_ids))
+                decisions.append(self._decide("parallel", hidden, valid, context, input_ids, served))
                 routes = self._routes(decisions[-1], valid)
         hidden = self.norm(hidden)
         if past_key_values is not None:
@@ -212,12 +217,31 @@ class HybridModel(HybridPreTrainedModel):
         )
 
     def _decide(
-        self, name: str, hidden: Tensor, valid: Tensor, context: TokenContext, token_ids: Tensor | None
+        self,
+        name: str,
+        hidden: Tensor,
+        valid: Tensor,
+        context: TokenContext,
+        token_ids: Tensor | None,
+        served: Served | None,
     ) -> RouteDecision:
         # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
         routing = self.routing[name]
         assert isinstance(routing, Routing)
-        return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids)
+        return routing(
+            hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served
+        )
+
+    def _served(self, context: TokenContext) -> Served | None:
+        """What holds the rate in this call; None where thresholds alone decide."""
+        if self.config.serve != "rate" or self.training:
+            return None
+        ids, cache = context.document_ids, context.cache
+        return Served(
+            begins=None if ids is None else nn.functional.pad(ids.diff(dim=1) != 0, (1, 0)),
+            memory=None if cache is None else row_state(cache, self.config.routed_layers[0]),
+            past=context.past,
+        )
 
     def _routes(self, decision: RouteDecision, valid: Tensor) -> list[LayerRoute | None]:
         """How the layers of a decision are executed; None is masked."""
@@ -377,6 +401,15 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     def routings(self) -> list[Routing]:
         """The routing modules, in order of their sites (one if parallel, one a routed layer if sequential)."""
         return [module for module in self.model.routing.values() if isinstance(module, Routing)]
+
+    def set_serve(self, serve: str) -> None:
+        """Serve by ``threshold``, or hold the ``rate``; see ``HybridConfig.serve``.
+
+        Raises:
+            UserError: for another word, or a model that cannot hold a rate.
+        """
+        check_serve(serve, "serve", obstacle=self.config.serve_obstacle)
+        self.config.serve = serve
 
     def set_temperature(self, temperature: float) -> None:
         """Temperature of the training-time softmax over paths."""

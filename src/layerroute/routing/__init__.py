@@ -6,6 +6,7 @@ from layerroute.routing.forcing import at_rate, constant, forced, table
 from layerroute.routing.module import Routing, RoutingConfig
 from layerroute.routing.routers import LinearRouter, MLPRouter, build_router
 from layerroute.routing.schedules import Schedule
+from layerroute.routing.serving import set_serve
 
 __all__ = [
     "ESTIMATORS",
@@ -21,5 +22,6 @@ __all__ = [
     "constant",
     "estimate",
     "forced",
+    "set_serve",
     "table",
 ]

@@ -4,6 +4,8 @@ Thresholds are in logit units, one a site: the expensive path is taken where its
 exceeds the threshold. They are buffers, saved with the model, and take no gradient.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
@@ -69,10 +71,15 @@ class Thresholds(nn.Module):
             quantile, so the budget holds exactly; the running mean of these cuts serves at inference).
         step: of the controller, in logit units. Default 0.01.
         momentum: of the running mean of the quantile thresholds. Default 0.95.
+
+    Attributes:
+        spread: (R,) standard deviation of each site's margins on the text that thresholds were set on: the unit in
+            which ``serve: rate`` moves them. 1 until it is known; 0 keeps a site from being moved.
     """
 
     value: Tensor
     updates: Tensor
+    spread: Tensor
 
     def __init__(
         self, sites: int, *, budget: str = "none", step: float = 0.01, momentum: float = 0.95
@@ -81,6 +88,11 @@ class Thresholds(nn.Module):
         self.budget, self.step, self.momentum = budget, step, momentum
         self.register_buffer("value", torch.zeros(sites, dtype=torch.float32))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("spread", torch.ones(sites, dtype=torch.float32))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(f"{prefix}spread", torch.ones_like(self.spread))  # older files have none
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def for_batch(

@@ -38,6 +38,8 @@ def calibrate_thresholds(
             seen = [torch.cat(module.seen) for module in learned if module.seen]
         if len(seen) != len(learned):
             return  # no valid token
+        for module, margin in zip(learned, seen, strict=True):
+            _set_spread(module, margin)
         if scope == "site":
             for module, margin in zip(learned, seen, strict=True):
                 everyone = margin.new_ones(1, len(margin), dtype=torch.bool)
@@ -46,6 +48,29 @@ def calibrate_thresholds(
             common = _common_threshold(learned, seen)
             for module in learned:
                 module.thresholds.value.fill_(common)
+
+
+@torch.no_grad()
+def calibrate_spreads(modules: Sequence[Routing], forward: Callable[[], None]) -> None:
+    """Set the spreads of margins, the unit in which ``serve: rate`` moves thresholds; thresholds stay as they are.
+
+    ``calibrate_thresholds`` sets them too.
+
+    Args:
+        modules: all routing modules of the model; those without a learned router are left alone.
+        forward: runs the model over text, in inference mode; a few thousand tokens are enough.
+    """
+    learned = [module for module in modules if module.router is not None]
+    with _observed(learned, cutting=False):
+        forward()
+        for module in learned:
+            if module.seen:
+                _set_spread(module, torch.cat(module.seen))
+
+
+def _set_spread(module: Routing, margin: Float[Tensor, "N R"]) -> None:
+    if len(margin) > 1:
+        module.thresholds.spread.copy_(margin.float().std(dim=0))
 
 
 def _common_threshold(modules: Sequence[Routing], margins: Sequence[Float[Tensor, "N R"]]) -> float:

@@ -14,6 +14,7 @@ from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import Chooser, RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, centred_gradient, estimate, training_noise
 from layerroute.routing.routers import ROUTERS, build_router
+from layerroute.routing.serving import Served
 
 
 @dataclass(kw_only=True)
@@ -144,6 +145,7 @@ class Routing(nn.Module):
         valid: Bool[Tensor, "B T"],
         positions: Int[Tensor, "B T"],
         token_ids: Int[Tensor, "B T"] | None = None,
+        served: Served | None = None,
     ) -> RouteDecision:
         """Decide for every token.
 
@@ -152,6 +154,8 @@ class Routing(nn.Module):
             valid: False at padding.
             positions: position of each token in its sequence (controls need it).
             token_ids: make the ``random`` control differ between sequences; without them it sees positions only.
+            served: hold the rate in this inference call. Default: thresholds alone decide. It has no part in training,
+                in calibration, or where choices are forced.
         """
         paths = len(self.paths)
         forced = None if self.chooser is None else self.chooser(self.sites, positions, token_ids)
@@ -182,6 +186,8 @@ class Routing(nn.Module):
                 logits = centred_gradient(logits, valid)
             if self.seen is not None:
                 self.seen.append(margins(logits.detach())[valid])
+            elif served is not None and forced is None and not self.training and not self.cutting:
+                forced = self._held(logits, valid, served)
             noise = None
             if self.training:
                 noise = training_noise(self.config.estimator, logits, exploration=self.config.exploration)
@@ -212,6 +218,20 @@ class Routing(nn.Module):
             gate=gate,
             causal=self.causal,
         )
+
+    def _held(
+        self, logits: Float[Tensor, "B T R P"], valid: Bool[Tensor, "B T"], served: Served
+    ) -> Int[Tensor, "B T R"]:
+        expensive = served.choose(
+            f"served{self.first}",
+            margins(logits),
+            valid,
+            threshold=self.thresholds.value,
+            spread=self.thresholds.spread,
+            rate=self.rate,
+            cost=self.costs[:, -1] - self.costs[:, 0],
+        )
+        return torch.where(expensive, len(self.paths) - 1, logits[..., :-1].argmax(dim=-1))
 
     def set_temperature(self, temperature: float) -> None:
         """Temperature of the training-time softmax, from the run's schedule."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from layerroute.errors import UserError
+from layerroute.routing.row_state import cache_layer, plain_class, replace_layer
 
 
 class EvictingLayer(DynamicLayer):
@@ -252,14 +253,6 @@ class DeferringLayer(DynamicLayer):
         return {**vars(self), "_project": None}
 
 
-def cache_layer(cache: Cache, index: int) -> Any:
-    """The cache's layer ``index``; caches that grow their list of layers lazily are grown."""
-    if cache.layer_class_to_replicate is not None:
-        while len(cache.layers) <= index:
-            cache.layers.append(cache.layer_class_to_replicate())
-    return cache.layers[index]
-
-
 def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
     """Layer ``index`` of the cache, made an ``EvictingLayer`` before its first use.
 
@@ -269,7 +262,7 @@ def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
     layer = cache_layer(cache, index)
     if isinstance(layer, EvictingLayer):
         return layer
-    plain = type(layer).__name__ in (DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__)
+    plain = plain_class(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
     if not plain or cache.offloading:
         raise UserError(
             f"kv: evict keeps a different number of keys in each layer, which a {type(cache).__name__} of "
@@ -281,9 +274,7 @@ def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
             "begin with an empty cache"
         )
     evicting = EvictingLayer()
-    cache.layers[index] = evicting
-    if hasattr(layer, "row_state"):
-        row_state(cache, index).update(layer.row_state)
+    replace_layer(cache, index, evicting)
     return evicting
 
 
@@ -292,50 +283,8 @@ def deferring_layer(cache: Cache, index: int) -> DeferringLayer | None:
     layer = cache_layer(cache, index)
     if isinstance(layer, DeferringLayer):
         return layer
-    if type(layer) is not DynamicLayer or cache.offloading:
+    if plain_class(layer) is not DynamicLayer or cache.offloading:
         return None
     deferring = DeferringLayer.taking_over(layer)
-    cache.layers[index] = deferring
+    replace_layer(cache, index, deferring)
     return deferring
-
-
-_WITH_ROW_STATE: dict[type[Any], type[Any]] = {}
-
-
-def _with_row_state(cls: type[Any]) -> type[Any]:
-    """The cache layer's class with tensors that belong to the rows of its batch and go where the rows go."""
-    if cls in _WITH_ROW_STATE:
-        return _WITH_ROW_STATE[cls]
-
-    class WithRowState(cls):
-        _layer_type = None  # transformers registers subclasses that have one
-        row_state: dict[str, Tensor]
-
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            super().reorder_cache(beam_idx)
-            self.row_state = {k: v.index_select(0, beam_idx.to(v.device)) for k, v in self.row_state.items()}
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            super().batch_repeat_interleave(repeats)
-            self.row_state = {k: v.repeat_interleave(repeats, dim=0) for k, v in self.row_state.items()}
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self.row_state = {k: v[indices] for k, v in self.row_state.items()}
-
-        def reset(self) -> None:
-            super().reset()
-            self.row_state = {}
-
-    WithRowState.__name__ = cls.__name__
-    _WITH_ROW_STATE[cls] = WithRowState
-    return WithRowState
-
-
-def row_state(cache: Cache, index: int) -> dict[str, Tensor]:
-    """A place for tensors (batch first) that follow the rows of layer ``index`` of the cache."""
-    layer = cache_layer(cache, index)
-    if not hasattr(layer, "row_state"):
-        layer.__class__ = _with_row_state(type(layer))
-        layer.row_state = {}
-    return layer.row_state

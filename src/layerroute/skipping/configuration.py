@@ -7,6 +7,7 @@ from typing import Any
 
 from layerroute.errors import UserError, nearest
 from layerroute.routing.module import RoutingConfig
+from layerroute.routing.serving import check_serve
 
 UNITS = ("block", "attention", "mlp", "attention+mlp")
 GRANULARITIES = ("token", "per_layer", "sequence", "batch", "sequence_mean")
@@ -82,6 +83,9 @@ class SkipConfig:
         budgets: for a router that serves several budgets (or sites at rates of their own): by budget, written as a
             number, the share of tokens that run at each site, in the order of ``sites``. Made by calibration; its
             thresholds are in the router's weights. Default: none, all sites at ``routing.rate``.
+        serve: ``threshold`` (default): the saved thresholds decide, and the rate is what they give on the text at hand.
+            ``rate``: each sequence is held at the rate asked for, whatever the text: a token's thresholds depend on
+            what earlier tokens of its sequence took. For learned routers of granularity ``token`` and ``per_layer``.
         execution: ``auto`` (default), ``masked`` (the reference: everything is computed) or ``sparse``.
         profitability: thresholds of ``auto``.
 
@@ -101,6 +105,7 @@ class SkipConfig:
     sink_tokens: int = 4
     sink_ids: list[int] | None = None
     budgets: dict[str, list[float]] | None = None
+    serve: str = "threshold"
     execution: str = "auto"
     profitability: Profitability = field(default_factory=Profitability)
 
@@ -115,6 +120,7 @@ class SkipConfig:
             value = getattr(self, key)
             if value not in valid:
                 raise UserError(f"skip.{key}: {value!r} is not known.{nearest(str(value), valid)}")
+        check_serve(self.serve, "skip.serve", obstacle=self.serve_obstacle)
         for key, least in (("router_layer", 0), ("prefix_tokens", 1), ("rank", 1), ("sink_tokens", 0)):
             value = getattr(self, key)
             if value < least:
@@ -166,6 +172,15 @@ class SkipConfig:
     def causal(self) -> bool:
         """Whether a decision depends on earlier tokens alone."""
         return self.granularity in ("token", "per_layer", "sequence")
+
+    @property
+    def serve_obstacle(self) -> str | None:
+        """Why the rate cannot be held while serving, or None."""
+        if self.routing.control is not None:
+            return f"the decisions of routing.control: {self.routing.control} have no margins to move"
+        if self.granularity not in ("token", "per_layer"):
+            return f"with granularity: {self.granularity} tokens do not decide for themselves"
+        return None
 
     @property
     def units(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from layerroute.ops.routed_attention import Padding
 from layerroute.routing.decision import RouteDecision
+from layerroute.routing.serving import Served
 from layerroute.skipping.routes import SiteRoute
 
 
@@ -41,6 +42,7 @@ class CallContext:
             can serve that.
         decisions: one a router that has decided.
         routes: by layer index and unit.
+        served: what holds the rate in this call, once a router has asked.
     """
 
     valid: Bool[Tensor, "B T"]
@@ -53,6 +55,7 @@ class CallContext:
     full_layers_only: bool
     decisions: list[RouteDecision] = field(default_factory=list)
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
+    served: Served | None = None
     _mask_on_host: Tensor | None = field(default=None, repr=False)
 
     @classmethod

@@ -16,9 +16,10 @@ from layerroute.errors import UserError
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.routing.module import Routing
+from layerroute.routing.row_state import row_state
+from layerroute.routing.serving import Served, check_serve
 from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
-from layerroute.skipping.cache import row_state
 from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
@@ -136,6 +137,15 @@ class LayerRouter(nn.Module):
             routing.thresholds.value.copy_(thresholds[part])
             first = part.stop
 
+    def set_serve(self, serve: str) -> None:
+        """Serve by ``threshold``, or hold the ``rate``; see ``SkipConfig.serve``.
+
+        Raises:
+            UserError: for another word, or a router that cannot hold a rate.
+        """
+        check_serve(serve, "serve", obstacle=self.config.serve_obstacle)
+        self.config = replace(self.config, serve=serve)
+
     def store_thresholds(self) -> None:
         """Keep the present thresholds as those of the present budget."""
         if self.budgets is not None:
@@ -179,15 +189,37 @@ class LayerRouter(nn.Module):
     ) -> RouteDecision:
         if self.config.granularity in ("token", "per_layer") or routing.chooser is not None:
             decision = routing(
-                hidden, valid=context.valid, positions=context.positions, token_ids=context.token_ids
+                hidden,
+                valid=context.valid,
+                positions=context.positions,
+                token_ids=context.token_ids,
+                served=self._served(context, cache),
             )
         elif self.config.granularity == "sequence":
             decision = self._decide_by_prefix(routing, layer, hidden, context, cache)
         else:
             decision = self._decide_by_mean(routing, layer, hidden, context, cache)
-        if routing.chooser is None and (self.config.sink_tokens or self.config.sink_ids):
+        if routing.chooser is None and self._has_sinks:
             decision = force_run(decision, self._sinks(context))
         return decision
+
+    def _served(self, context: CallContext, cache: Cache | None) -> Served | None:
+        """What holds the rate in this call, for all routers alike; None where thresholds alone decide."""
+        if self.config.serve != "rate" or self.training:
+            return None
+        if context.served is None:
+            documents = context.documents(cache)
+            context.served = Served(
+                begins=None if documents is None else F.pad(documents.diff(dim=1) != 0, (1, 0)),
+                always=self._sinks(context) if self._has_sinks else None,
+                memory=None if cache is None else row_state(cache, min(self.deciders)),
+                past=context.past,
+            )
+        return context.served
+
+    @property
+    def _has_sinks(self) -> bool:
+        return bool(self.config.sink_tokens or self.config.sink_ids)
 
     def _sinks(self, context: CallContext) -> Bool[Tensor, "B T"]:
         """Tokens that always run."""

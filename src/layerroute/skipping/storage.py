@@ -161,6 +161,7 @@ def load_router(
     execution: str | None = None,
     kv: str | None = None,
     budget: float | None = None,
+    serve: str | None = None,
     trainable: bool = False,
 ) -> Model:
     """Put a saved router, and the adapter that belongs to it, onto the base that it was made for.
@@ -172,6 +173,7 @@ def load_router(
         kv: only to insist: a router serves with the keys that it was made with.
         budget: the share of routed compute to skip, for a router that serves several budgets (see
             ``LayerRouter.set_budget``); default the one that it was made for.
+        serve: ``threshold`` or ``rate``, replaces the saved configuration's (see ``SkipConfig.serve``).
         trainable: leave router and adapter open for training; else they are frozen.
 
     Returns:
@@ -179,7 +181,7 @@ def load_router(
 
     Raises:
         UserError: if the folder is no router folder or incomplete, the model another base or not plain, ``kv`` not
-            the router's own, or ``budget`` not one that it serves.
+            the router's own, or ``budget`` or ``serve`` not one that it serves.
     """
     folder, description = Path(folder), read_router(folder)
     if kv is not None and kv != description.config.kv:
@@ -196,7 +198,11 @@ def load_router(
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder anew") from error
     add_router(model, description.config)
     router = get_router(model)
-    expected = {name: tuple(value.shape) for name, value in router.state_dict().items()}
+    fresh = router.state_dict()
+    for name in fresh.keys() - weights.keys():
+        if name.endswith("thresholds.spread"):  # older folders have none
+            weights[name] = torch.ones_like(fresh[name], device="cpu")
+    expected = {name: tuple(value.shape) for name, value in fresh.items()}
     if expected != {name: tuple(value.shape) for name, value in weights.items()}:
         remove_router(model)
         raise UserError(
@@ -205,12 +211,14 @@ def load_router(
     router.load_state_dict(weights)
     if router.budgets is not None:
         router.set_budget(router.budgets.current)
-    if budget is not None:
-        try:
+    try:
+        if budget is not None:
             router.set_budget(budget)
-        except UserError:
-            remove_router(model)
-            raise
+        if serve is not None:
+            router.set_serve(serve)
+    except UserError:
+        remove_router(model)
+        raise
     if execution is not None:
         router.execution = execution
     if description.adapter:
@@ -246,6 +254,7 @@ def load_routed(
     dtype: torch.dtype | str = "auto",
     execution: str | None = None,
     budget: float | None = None,
+    serve: str | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base that a router folder names, with the router (and adapter) on it, and the tokenizer.
@@ -253,11 +262,11 @@ def load_routed(
     Args:
         folder: written by ``save_router``.
         dtype, options: for ``load_pretrained``.
-        execution, budget: for ``load_router``.
+        execution, budget, serve: for ``load_router``.
 
     Raises:
         UserError: as ``load_pretrained`` and ``load_router``.
     """
     description = read_router(folder)
     model, tokenizer = load_pretrained(description.base, dtype=dtype, **options)
-    return load_router(model, folder, execution=execution, budget=budget), tokenizer
+    return load_router(model, folder, execution=execution, budget=budget, serve=serve), tokenizer

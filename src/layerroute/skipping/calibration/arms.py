@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from layerroute.precision import autocast, choose_precision
-from layerroute.routing.held_out import calibrate_thresholds
+from layerroute.routing.held_out import calibrate_spreads, calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
@@ -22,6 +22,9 @@ from layerroute.skipping.model import add_router, get_router, remove_router
 
 ALWAYS = 10.0
 """Logit of a site at which all tokens take the same path: certain to 1 in 20,000, and still trainable."""
+
+SPREAD_TOKENS = 4096
+"""Tokens on which the spreads of margins are measured where thresholds need no pass over the text."""
 
 
 def install(
@@ -86,7 +89,11 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
         config.routing, control=control, control_seed=policy.seed, control_sites=kept, budget="none"
     )
     return replace(
-        config, routing=routing, granularity="token", router_layer=min(config.router_layer, *layers)
+        config,
+        routing=routing,
+        granularity="token",
+        router_layer=min(config.router_layer, *layers),
+        serve="threshold",
     )
 
 
@@ -120,17 +127,19 @@ def install_for_budgets(model: Any, calibration: Calibration, statistics: Int[Te
         f"{budget:g}": [1.0 - rates[layer] for layer in layers] for budget, rates in sorted(by_budget.items())
     }
     install(model, policy, config, budgets=table)
-    if not calibration.rates:
-        return model
     router = get_router(model)
     precision = choose_precision(calibration.config.precision, model.device).name
     step = max(1, CHUNK_TOKENS // statistics.shape[1])
 
-    def forward() -> None:
-        for part in statistics.split(step):
+    def forward(windows: Int[Tensor, "N T"] = statistics) -> None:
+        for part in windows.split(step):
             with autocast(precision, part.device):
                 model(input_ids=part, use_cache=False, logits_to_keep=1)
 
+    if not calibration.rates:
+        few = max(1, SPREAD_TOKENS // statistics.shape[1])
+        calibrate_spreads(router.all_routings(), lambda: forward(statistics[:few]))
+        return model
     for budget in map(float, table):
         router.set_budget(budget)
         calibrate_thresholds(router.all_routings(), forward)

@@ -1,0 +1,207 @@
+"""Holding the rate where a router serves, sequence by sequence, whatever the text.
+
+A threshold that was set on one kind of text serves another rate on the next. Here each token's thresholds depend on
+what the earlier tokens of its own sequence took. Let e be the expensive compute that they saved beyond what was asked,
+in tokens (negative where they spent too much), and x = e / slack. All margins of the token are then raised by
+x³ (1 + (x / 1.2)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at twice the
+slack, so that margins eight spreads off, or spreads that were never measured, are held too. The slack is half of what is
+tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
+
+It is feedback token by token and not by blocks: a block decides blindly, so that a site whose margins are all alike
+errs by a block, and noise by its square root. The loop runs over plain numbers on the host; that costs less than a few
+small tensor operations for each block of eight tokens unless there are many rows.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from layerroute.errors import UserError, nearest
+
+SERVES = ("threshold", "rate")
+_GRAIN = 1 << 16
+"""Costs are counted in whole parts of the first module's mean cost: sums are then exact in any order and chunking."""
+
+
+def check_serve(serve: str, key: str, *, obstacle: str | None = None) -> None:
+    """Refuse a word for ``serve`` that is not known, or ``rate`` where there is an ``obstacle``.
+
+    Raises:
+        UserError: naming ``key``.
+    """
+    if serve not in SERVES:
+        raise UserError(f"{key}: {serve!r} is not known.{nearest(str(serve), SERVES)}")
+    if serve == "rate" and obstacle is not None:
+        raise UserError(f"{key}: rate is not possible: {obstacle}; use threshold")
+
+
+def set_serve(model: nn.Module, serve: str) -> None:
+    """Serve by ``threshold`` or hold the ``rate`` from now on; what is saved afterwards says so too.
+
+    Args:
+        model: hybrid, or with a layer router.
+        serve: ``threshold``: saved thresholds alone. ``rate``: each sequence is held at the rate asked for.
+
+    Raises:
+        UserError: for another word, a model that routes nothing, or a router that cannot hold a rate.
+    """
+    holders: list[Any] = [module for module in model.modules() if hasattr(module, "set_serve")]
+    if not holders:
+        raise UserError("the model routes nothing, so that there is no rate to hold")
+    holders[0].set_serve(serve)
+
+
+@dataclass(kw_only=True)
+class Served:
+    """The tokens of one inference call, for the routing modules that hold their rate in it.
+
+    Modules decide in the order of their sites. Each is held to the mean over its own sites and those before it, so that
+    it makes up for what they took of *earlier* tokens.
+
+    Attributes:
+        begins: tokens that begin a packed document, or None.
+        always: tokens that take the expensive path whatever is decided, or None.
+        memory: tensors that follow the rows of the cache (``row_state``), or None without a cache.
+        past: tokens in the cache, padding among them.
+    """
+
+    begins: Bool[Tensor, "B T"] | None = None
+    always: Bool[Tensor, "B T"] | None = None
+    memory: dict[str, Tensor] | None = None
+    past: int = 0
+    _unit: float = 0.0
+    _weight: int = 0
+    _asked: float = 0.0
+    _saved: Any = field(default=0, repr=False)
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def choose(
+        self,
+        name: str,
+        margin: Float[Tensor, "B T R"],
+        valid: Bool[Tensor, "B T"],
+        *,
+        threshold: Float[Tensor, "R"],
+        spread: Float[Tensor, "R"],
+        rate: Float[Tensor, "R"],
+        cost: Float[Tensor, "R"],
+    ) -> Bool[Tensor, "B T R"]:
+        """Which tokens take the expensive path at the R sites of one module.
+
+        Args:
+            name: of the module, the same in each call.
+            margin: logit of the expensive path less the best of the others.
+            valid: False at padding, which is not counted and decides by threshold.
+            threshold: by site.
+            spread: by site, of its margins; sites of spread 0 are never moved.
+            rate: asked, by site; sites of rate 0 or 1 are never moved.
+            cost: of the expensive path beyond the cheapest, by site.
+        """
+        device, valid = margin.device, valid.cpu()
+        margin, threshold, spread, rate, cost = (
+            value.detach().double().cpu() for value in (margin, threshold, spread, rate, cost)
+        )
+        self._unit = self._unit or float(cost.mean())
+        weight = (cost * (_GRAIN / self._unit)).round().long()
+        self._weight += int(weight.sum())
+        self._asked += float((weight * (1 - rate)).sum())
+        movable = (rate > 0) & (rate < 1) & (spread > 0)
+        score = (margin - threshold) / torch.where(movable, spread, 1.0)
+        score = torch.where(movable, score, torch.where(score > 0, torch.inf, -torch.inf))
+        if self.always is not None:
+            score = score.masked_fill(self.always.cpu().unsqueeze(-1), torch.inf)
+        ordered, order = score.sort(dim=-1)
+        below = torch.zeros_like(valid, dtype=torch.long) + self._saved
+        saved = F.pad(weight[order].cumsum(dim=-1), (1, 0)) + below.unsqueeze(-1)
+        before = self._recall(name, valid.shape[0])
+        cut = torch.zeros_like(valid, dtype=torch.float64)
+        if bool(movable.any()):
+            cut = cuts(
+                ordered,
+                saved,
+                valid,
+                None if self.begins is None else self.begins.cpu(),
+                before[:, -1] if before.shape[1] else before.new_zeros(valid.shape[0], 2),
+                asked=self._asked / self._weight,
+                unit=self._weight,
+            )
+        expensive = score > cut.unsqueeze(-1)
+        self._saved = below + (~expensive * weight).sum(dim=-1)
+        self._remember(name, before, valid)
+        return expensive.to(device)
+
+    def _recall(self, name: str, batch: int) -> Int[Tensor, "B S 2"]:
+        """What was saved, and how many tokens were counted, up to each token of the past.
+
+        The record is cut where the cache was cropped, and level over tokens that passed without a decision.
+        """
+        empty = torch.zeros(batch, 0, 2, dtype=torch.long)
+        held = empty if self.memory is None else self.memory.get(name, empty)[:, : self.past]
+        missing = self.past - held.shape[1]
+        if missing <= 0 or self.memory is None:
+            return held
+        last = held[:, -1:] if held.shape[1] else torch.zeros(batch, 1, 2, dtype=torch.long)
+        return torch.cat([held, last.expand(-1, missing, -1)], dim=1)
+
+    def _remember(self, name: str, before: Int[Tensor, "B S 2"], valid: Bool[Tensor, "B T"]) -> None:
+        if self.memory is None:
+            return
+        now = torch.stack([self._saved * valid, valid.long()], dim=-1).cumsum(dim=1)
+        if before.shape[1]:
+            now = now + before[:, -1:]
+        self.memory[name] = torch.cat([before, now], dim=1)
+
+
+def cuts(
+    ordered: Float[Tensor, "B T R"],
+    saved: Int[Tensor, "B T N"],
+    valid: Bool[Tensor, "B T"],
+    begins: Bool[Tensor, "B T"] | None,
+    before: Int[Tensor, "B 2"],
+    *,
+    asked: float,
+    unit: int,
+) -> Float[Tensor, "B T"]:
+    """The score that a site must exceed to take the expensive path, token by token.
+
+    Args:
+        ordered: scores of each token's sites (margin less threshold, in spreads), rising.
+        saved: (B, T, R + 1) what a token saves if so many of the lowest take the cheap path; rising.
+        valid: tokens that count.
+        begins: tokens at which the count begins anew, or None.
+        before: what the row's earlier tokens saved, and how many they are.
+        asked: share to be saved.
+        unit: what a token can save.
+    """
+    batch, time, sites = ordered.shape
+    scores, savings = _numbers(ordered), _numbers(saved)
+    counted = valid.flatten().tolist()
+    fresh: Sequence[bool] | None = None if begins is None else begins.flatten().tolist()
+    out = [0.0] * (batch * time)
+    token = 0
+    for total, count in before.tolist():
+        for _ in range(time):
+            if fresh is not None and fresh[token]:
+                total = count = 0
+            if counted[token]:
+                x = (total / unit - asked * count) / max(1.28, 0.853 + count / 300.0)
+                square = x * x
+                out[token] = cut = -x * square * (1.0 + (square / 1.44) ** 4)
+                first = token * sites
+                cheap = bisect_right(scores, cut, first, first + sites) - first
+                total += savings[first + token + cheap]
+                count += 1
+            token += 1
+    return torch.tensor(out, dtype=torch.float64).view(batch, time)
+
+
+def _numbers(values: Tensor) -> Any:
+    """A flat view whose items are Python numbers."""
+    return memoryview(values.contiguous().flatten().numpy())

@@ -114,10 +114,10 @@ class SkipFlops:
         """
         sites = self.config.sites()
         rates = dict(rate) if isinstance(rate, Mapping) else dict(zip(sites, rate, strict=True))
-        saved = sum(self._saved(site.split(".")[1], rates[site]) for site in sites)
+        saved = sum(self.saved(site.split(".")[1], rates[site]) for site in sites)
         return self.base_per_token + self.router - saved
 
-    def _saved(self, unit: str, rate: float) -> float:
+    def saved(self, unit: str, rate: float) -> float:
         """What one site saves against the whole unit."""
         if rate >= 1.0:
             return 0.0
@@ -149,6 +149,11 @@ class SkipFlops:
                 "skip paths": self.skip_path * len(self.config.sites()),
             },
         }
+
+
+def saved_by_skipping(config: Any, skip: SkipConfig, context_length: int) -> float:
+    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `forward_flops`)."""
+    return forward_flops(config, skip, context_length).saved(skip.units[0], 0.0)
 
 
 def router_flops(skip: SkipConfig, hidden_size: int) -> float:

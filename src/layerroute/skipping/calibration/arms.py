@@ -47,7 +47,7 @@ def install(
         budgets: of the routed arm: shares that run by budget and site. Default: the policy's own.
     """
     several = budgets is not None and len(budgets) > 1
-    config = _arm_config(policy, config, learned=several)
+    config = _arm_config(policy, replace(config, unit=policy.unit), learned=several)
     if not adapters:
         config = replace(config, skip_path="identity")
     if budgets is not None:

@@ -1,4 +1,4 @@
-"""A routed model from a pretrained one without gradients, and the table that says what it is worth."""
+"""A routed model from a pretrained one without gradients, and the controls that say what it is worth."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,22 +10,28 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
+from layerroute.skipping.calibration.by_cost import Allocated, allocate_by_cost, probe_sensitivity
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.controls import fit_controls, greedy_static
-from layerroute.skipping.calibration.costs import Search, measure_costs
+from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_static
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
-from layerroute.skipping.calibration.sensitivity import cost_weights, probe
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.flops import saved_by_skipping
 
-PROBE_RATE = 0.25
-"""Share of layers that random skipping disturbs when sensitivity is measured."""
+CONTROLS = (
+    "static_influence",
+    "static_greedy",
+    "static_block_influence",
+    "static_block_greedy",
+    "random",
+    "periodic",
+    "early_exit",
+)
+"""What cannot be as clever as routing: see ``controls``. ``static_block_*`` are for units that are parts of layers."""
 
-CONTROLS = ("static_influence", "static_greedy", "random", "periodic", "early_exit")
-"""What cannot be as clever as routing: see ``controls.fit_controls``."""
+BLOCK = "static_block_"
 
-TABLE = ("static_influence", "static_greedy", "random")
+TABLE = CONTROLS[:5]
 """The controls of the command's table."""
 
 Stage = Callable[[str], Callable[[float], None]]
@@ -40,8 +46,8 @@ class Calibration:
         config: what was asked for.
         skip: configuration of the router.
         policy: the routed arm.
-        static: removed layers by method (``influence``, ``greedy``).
-        rounds: per round: mean divergence and cross-entropy on the selection windows, and rates by layer.
+        static: removed layers by method (``influence``, ``greedy``; of whole layers ``block_influence``, ...).
+        rounds: per round of allocation: cross-entropy on the selection windows, and rates by layer.
         chosen: index of the round whose policy was taken.
         arms: policies by name, the routed one among them.
         rates: of ``config.also``: by budget, the share of tokens that skip by layer.
@@ -83,6 +89,11 @@ def silent(_: str) -> Callable[[float], None]:
     return lambda share: None
 
 
+def applicable(controls: Sequence[str], unit: str) -> list[str]:
+    """Those of ``CONTROLS`` that a unit has: static pruning of whole layers is the same where layers are the unit."""
+    return [name for name in controls if unit != "block" or not name.startswith(BLOCK)]
+
+
 @torch.inference_mode()
 def calibrate(
     model: Any,
@@ -99,8 +110,8 @@ def calibrate(
         model: a transformers causal LM without a router; it is left as it is.
         config: what to make.
         statistics: windows that the fits see.
-        selection: windows on which rates and layers are chosen.
-        controls: which of ``CONTROLS`` to fit beside it.
+        selection: windows on which static layers, and with ``allocation`` ``cost`` rates, are chosen.
+        controls: which of ``CONTROLS`` to fit beside it; those that the unit does not have are left out.
         stage: for progress.
 
     Returns:
@@ -114,84 +125,73 @@ def calibrate(
     stack = LayerStack(model, config.length, precision, config.unit)
     skip = config.skip_config(len(stack.layers))
     layers = skip.layers or []
-    search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
-    none = dict.fromkeys(layers, 0.0)
-    final: list[Tensor] = []
-    start = calibrate_in_order(
-        stack,
-        statistics,
-        none,
-        config,
-        fit_all=True,
-        final=final,
-        advance=clock("statistics of the full model"),
-    )
-    costs, _ = measure_costs(stack, search, start, advance=clock("cost of each layer"))
-    chance = replace(start, chooser="random").with_rates(dict.fromkeys(layers, PROBE_RATE))
-    sensitivity = probe(stack, chance, statistics, final.pop(), advance=clock("sensitivity of predictions"))
-    known = probe(stack, chance, search.ids, search.final)[~start.sinks(search.ids)]
-    weights = cost_weights(costs, known)
+    wanted = applicable(controls, config.unit)
     count = max(1, round(config.budget * len(layers)))
-    removed = greedy_static(stack, search, start, costs, count, clock("greedy choice of layers"))
 
-    def fit(rates: dict[int, float], name: str, *, everywhere: bool) -> Policy:
-        return calibrate_in_order(
-            stack,
-            statistics,
-            rates,
-            config,
-            sensitivity=sensitivity,
-            weights=weights,
-            fit_all=everywhere,
-            advance=clock(name),
+    final: list[Tensor] = []
+    ranking = sensitivity = None
+    if config.allocation == "cost" or any(name not in ("random", "periodic") for name in wanted):
+        ranking = Ranking.of(stack, statistics, selection, config, clock=clock, final=final)
+        if config.allocation == "cost" or "early_exit" in wanted:
+            sensitivity = probe_sensitivity(ranking, statistics, final.pop(), clock)
+    if config.allocation == "cost":
+        assert ranking is not None and sensitivity is not None
+        found = allocate_by_cost(ranking, statistics, selection, config, count, sensitivity, clock)
+    else:
+        even = dict.fromkeys(layers, config.budget)
+        advance = clock("fits under routing")
+        policy = calibrate_in_order(
+            stack, statistics, even, config, fit_all=bool(config.also), advance=advance
         )
+        loss = selection_loss(stack, policy, selection)
+        also = {budget: dict.fromkeys(layers, budget) for budget in config.also}
+        found = Allocated(policy=policy, rounds=[{"rates": even, "loss": loss}], chosen=0, also=also)
 
-    def share_out(budget: float, reach: float) -> dict[int, float]:
-        return allocate(curves, budget, around=rates, reach=reach, least=config.min_share)
-
-    def curves_under(policy: Policy, name: str) -> dict[int, Tensor]:
-        found, _ = measure_costs(stack, search, policy, advance=clock(name))
-        return {layer: cost_curve(cost) for layer, cost in found.items()}
-
-    # Costs do not add up: a layer next to one that is skipped is cheaper to skip than the full model says. So rates
-    # start where greedy pruning is, which has felt that, and move as far as costs measured there can be believed.
-    rates = static_rates(layers, removed)
-    pruned = fit(rates, "fits under greedy pruning", everywhere=True)
-    curves = curves_under(pruned, "cost of each choice")
-    rounds: list[dict[str, Any]] = []
-    policies: list[Policy] = []
-    for turn in range(config.rounds):
-        if turn:
-            curves = curves_under(policies[-1], f"cost of each choice, round {turn + 1}")
-        rates = share_out(config.budget, REACH / 2**turn)
-        more = turn + 1 < config.rounds or bool(config.also)
-        policies.append(fit(rates, f"fits under routing, round {turn + 1}", everywhere=more))
-        rounds.append({"rates": rates, **_selection_loss(stack, policies[-1], selection)})
-    chosen = min(range(len(rounds)), key=lambda index: rounds[index]["loss"])
-    arms, static = fit_controls(
-        stack,
-        statistics,
-        controls,
-        config,
-        start=start,
-        greedy=removed,
-        sensitivity=sensitivity,
-        clock=clock,
-    )
+    arms: dict[str, Policy] = {}
+    static: dict[str, tuple[int, ...]] = {}
+    if ranking is not None:
+        arms, static = _fit_all_static(ranking, statistics, selection, wanted, config, skip, count, clock)
+    arms |= fit_chance(stack, statistics, wanted, config, layers=layers, sensitivity=sensitivity, clock=clock)
     clock.stop()
     return Calibration(
         config=config,
         skip=skip,
-        policy=policies[chosen],
+        policy=found.policy,
         static=static,
-        rates={budget: share_out(budget, REACH) for budget in config.also},
-        rounds=rounds,
-        chosen=chosen,
-        arms={"routed": policies[chosen], **arms},
+        rates=found.also,
+        rounds=found.rounds,
+        chosen=found.chosen,
+        arms={"routed": found.policy, **arms},
         seconds=clock.seconds,
     )
 
 
-def _selection_loss(stack: LayerStack, policy: Policy, ids: Tensor) -> dict[str, float]:
-    losses = stack.losses(replay(stack, policy, stack.embed(ids), ids), ids)
-    return {"loss": float(losses.mean())}
+def _fit_all_static(
+    ranking: Ranking,
+    statistics: Tensor,
+    selection: Tensor,
+    wanted: Sequence[str],
+    config: CalibrationConfig,
+    skip: SkipConfig,
+    count: int,
+    clock: _Clock,
+) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
+    """Static pruning of the unit and, where it is a part of a layer, of as many whole layers as save as much."""
+    own = [name.removeprefix("static_") for name in wanted if name in ("static_influence", "static_greedy")]
+    arms, static = fit_static(ranking, statistics, own, config, count=count, prefix="static_", clock=clock)
+    whole = [name.removeprefix(BLOCK) for name in wanted if name.startswith(BLOCK)]
+    if whole:
+        text = ranking.stack.model.config
+        saved = [
+            saved_by_skipping(text, replace(skip, unit=unit), config.length) for unit in (skip.unit, "block")
+        ]
+        blocks = max(1, round(config.budget * len(skip.layers or []) * saved[0] / saved[1]))
+        other = ranking.of_blocks(statistics, selection, replace(config, unit="block"), clock)
+        more, named = fit_static(other, statistics, whole, config, count=blocks, prefix=BLOCK, clock=clock)
+        arms, static = {**arms, **more}, {**static, **{f"block_{name}": named[name] for name in named}}
+    return arms, static
+
+
+def selection_loss(stack: LayerStack, policy: Policy, ids: Int[Tensor, "M T"]) -> float:
+    """Cross-entropy in nats of a policy on the selection windows."""
+    return float(stack.losses(replay(stack, policy, stack.embed(ids), ids), ids).mean())

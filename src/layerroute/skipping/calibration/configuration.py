@@ -14,6 +14,9 @@ PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the
 UNITS = tuple(PRUNED)
 GRANULARITIES = ("per_layer", "token")
 TARGETS = ("update", "dense")
+ALLOCATIONS = ("even", "cost")
+RANKED = 12288
+"""Tokens that suffice to rank layers."""
 
 
 @dataclass(kw_only=True)
@@ -24,27 +27,34 @@ class CalibrationConfig:
         budget: share of routed compute to skip, between 0 and 1 (of ``unit`` in ``layers``).
         also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
             thresholds alone.
-        unit: what may be skipped of a layer: all of it (``block``, default), its ``attention``, or its ``mlp``.
+        unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, or all of
+            it (``block``).
         granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
             ``router_layer`` layers decides for all: one decision a token, which decodes faster).
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
         router_layer: layers that always run. Default 4.
-        rank: of the low-rank skip paths.
+        rank: of the low-rank skip paths. Default 128.
         sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
         sink_ids: ids of further tokens that always run; ``special_tokens`` of the tokenizer, as a rule.
         length: tokens of a window.
         tokens_statistics: that the fits see.
-        tokens_selection: on which rates and static layers are chosen.
+        tokens_ranking: so many of these rank layers for static pruning, and tell ``cost`` what predictors weigh.
+        tokens_selection: on which static layers, and with ``cost`` rates, are chosen.
         tokens_search: so many of these are used where one layer at a time is changed.
         tokens_heldout: on which the table is made; nothing is chosen on them.
+        allocation: how the budget is shared out among layers. ``even`` (default): the same share of the tokens skips
+            at every layer; nothing is chosen on a text, so that nothing fits one text alone. ``cost``: by what
+            skipping costs on the selection windows, starting at greedy pruning.
+        relative: what predictors of ``even`` predict is the logarithm of the energy that the skip path misses,
+            divided by the energy of the layer's output to this power: 0 is the missed energy itself, 1 its share.
         target: what a skip path is to give: ``update``, what the layer would add to the state that it was given, or
             ``dense``, what leads back to the state of the full model after this layer.
         refits: how often skip path and predictor are fitted in turn at a layer, to the tokens that skip there.
         background: weight, in a skip path's fit, of tokens that run against those that skip.
-        min_share: a layer is skipped by none or by at least this share of the tokens. Fewer save no time: below
-            ``SkipConfig.profitability`` such a layer is run in full.
-        rounds: how often rates are allocated: first around greedy pruning, then around the routing of the round
-            before, half as far.
+        min_share: of ``cost``: a layer is skipped by none or by at least this share of the tokens. Fewer save no
+            time: below ``SkipConfig.profitability`` such a layer is run in full.
+        rounds: of ``cost``: how often rates are allocated: first around greedy pruning, then around the routing of
+            the round before, half as far.
         ridge: strength of the regressions of skip paths, relative to the mean variance of their inputs.
         predictor_ridge: the same for predictors.
         precision: of the layers' and the head's products: ``auto`` (default) is bfloat16 where the machine has units
@@ -54,20 +64,23 @@ class CalibrationConfig:
 
     budget: float
     also: list[float] = field(default_factory=list)
-    unit: str = "block"
+    unit: str = "mlp"
     granularity: str = "per_layer"
     layers: list[int] | None = None
     router_layer: int = 4
-    rank: int = 64
+    rank: int = 128
     sink_tokens: int = 4
     sink_ids: list[int] = field(default_factory=list)
     length: int = 256
-    tokens_statistics: int = 12288
+    tokens_statistics: int = 65536
+    tokens_ranking: int = RANKED
     tokens_selection: int = 2048
     tokens_search: int = 1536
     tokens_heldout: int = 16384
+    allocation: str = "even"
+    relative: float = 0.5
     target: str = "update"
-    refits: int = 2
+    refits: int = 1
     background: float = 0.1
     min_share: float = 0.1
     rounds: int = 1
@@ -82,13 +95,25 @@ class CalibrationConfig:
                 raise UserError(
                     f"a skip budget is the share of routed compute to skip, between 0 and 1, got {budget}"
                 )
-        for key, valid in (("unit", UNITS), ("granularity", GRANULARITIES), ("target", TARGETS)):
+        for key, valid in (
+            ("unit", UNITS),
+            ("granularity", GRANULARITIES),
+            ("target", TARGETS),
+            ("allocation", ALLOCATIONS),
+        ):
             value = getattr(self, key)
             if value not in valid:
                 raise UserError(f"calibration.{key}: {value!r} is not known.{nearest(str(value), valid)}")
         if self.length < 16:
             raise UserError(f"windows of {self.length} tokens are too short to calibrate on; 16 is the least")
-        for key in ("tokens_statistics", "tokens_selection", "tokens_search", "tokens_heldout"):
+        self.tokens_ranking = min(self.tokens_ranking, self.tokens_statistics)
+        for key in (
+            "tokens_statistics",
+            "tokens_ranking",
+            "tokens_selection",
+            "tokens_search",
+            "tokens_heldout",
+        ):
             if getattr(self, key) < self.length:
                 raise UserError(
                     f"calibration.{key} is {getattr(self, key)}, less than one window of {self.length} tokens"
@@ -104,6 +129,8 @@ class CalibrationConfig:
                 raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
         if not 0.0 <= self.min_share <= 1.0:
             raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
+        if not 0.0 <= self.relative <= 1.0:
+            raise UserError(f"calibration.relative is a power from 0 to 1, got {self.relative}")
         for key in ("ridge", "predictor_ridge", "background"):
             if not getattr(self, key) > 0:
                 raise UserError(f"calibration.{key} must be above 0, got {getattr(self, key)}")

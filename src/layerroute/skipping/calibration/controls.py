@@ -1,35 +1,129 @@
 """The controls of a calibration, fitted in the same way as the routed arm: routing must beat what cannot be clever."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.skipping.calibration.allocation import static_rates
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers
+from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.stack import LayerStack
 
 Clock = Callable[[str], Callable[[float], None]]
 
 
-def fit_controls(
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What whole units are worth to the full model: the ground that static pruning stands on.
+
+    Attributes:
+        stack: the model, opened at the unit.
+        search: windows on which one layer at a time is taken out.
+        start: skip paths and influences under the full model.
+        costs: of skipping at one layer alone.
+    """
+
+    stack: LayerStack
+    search: Search
+    start: Policy
+    costs: dict[int, LayerCosts]
+
+    @staticmethod
+    def of(
+        stack: LayerStack,
+        statistics: Int[Tensor, "N T"],
+        selection: Int[Tensor, "M T"],
+        config: CalibrationConfig,
+        *,
+        clock: Clock,
+        final: list[Tensor] | None = None,
+    ) -> "Ranking":
+        """Run the full model on some of the statistics windows; ``final`` gets the output of its last layer."""
+        layers = config.skip_config(len(stack.layers)).layers or []
+        search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
+        part = statistics[: max(1, config.tokens_ranking // config.length)]
+        start = calibrate_in_order(
+            stack,
+            part,
+            dict.fromkeys(layers, 0.0),
+            config,
+            fit_all=True,
+            final=final,
+            advance=clock(f"statistics of the full model ({stack.unit})"),
+        )
+        costs, _ = measure_costs(stack, search, start, advance=clock(f"cost of each layer ({stack.unit})"))
+        return Ranking(stack=stack, search=search, start=start, costs=costs)
+
+    @property
+    def layers(self) -> list[int]:
+        """Those that may be skipped."""
+        return list(self.start.sites)
+
+    def least_influence(self, count: int) -> tuple[int, ...]:
+        """So many layers of least mean influence."""
+        by_influence = sorted(self.layers, key=lambda layer: self.start.sites[layer].influence)
+        return tuple(sorted(by_influence[:count]))
+
+    def of_blocks(
+        self,
+        statistics: Int[Tensor, "N T"],
+        selection: Int[Tensor, "M T"],
+        config: CalibrationConfig,
+        clock: Clock,
+    ) -> "Ranking":
+        """The same of whole layers."""
+        own = self.stack
+        whole = LayerStack(own.model, own.length, own.precision, "block")
+        return Ranking.of(whole, statistics, selection, config, clock=clock)
+
+
+def fit_static(
+    ranking: Ranking,
+    statistics: Int[Tensor, "N T"],
+    methods: Sequence[str],
+    config: CalibrationConfig,
+    *,
+    count: int,
+    prefix: str,
+    clock: Clock,
+) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
+    """Static pruning by some methods: policies by name (``prefix`` and method), removed layers by method.
+
+    - ``influence``: all tokens skip the layers of least mean influence; of blocks, block influence (Men et al. 2024).
+    - ``greedy``: all tokens skip the layers whose removal, one after the other, costs least.
+    """
+    stack = ranking.stack
+    static: dict[str, tuple[int, ...]] = {}
+    arms: dict[str, Policy] = {}
+    for method in methods:
+        if method == "influence":
+            static[method] = ranking.least_influence(count)
+        else:
+            advance = clock(f"greedy choice of layers ({stack.unit})")
+            static[method] = greedy_static(
+                stack, ranking.search, ranking.start, ranking.costs, count, advance
+            )
+        rates = static_rates(ranking.layers, static[method])
+        advance = clock(f"fits of static pruning ({stack.unit}, {method})")
+        arms[f"{prefix}{method}"] = calibrate_in_order(stack, statistics, rates, config, advance=advance)
+    return arms, static
+
+
+def fit_chance(
     stack: LayerStack,
     statistics: Int[Tensor, "N T"],
     names: Sequence[str],
     config: CalibrationConfig,
     *,
-    start: Policy,
-    greedy: tuple[int, ...],
-    sensitivity: Float[Tensor, "N T"],
+    layers: Sequence[int],
+    sensitivity: Float[Tensor, "n T"] | None,
     clock: Clock,
-) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
-    """Policies of the controls, and the layers that static ones take out.
+) -> dict[str, Policy]:
+    """Policies of the controls that do not look at what a layer does.
 
-    - ``static_influence``: all tokens skip the layers of least mean block influence (Men et al. 2024).
-    - ``static_greedy``: all tokens skip the layers whose removal, one after the other, costs least.
     - ``random``: every layer is skipped by a random share of the tokens.
     - ``periodic``: every layer is skipped at evenly spaced positions; skip paths are those of ``random``.
     - ``early_exit``: tokens whose prediction is expected to mind least leave first, and for good: the same score, of
@@ -37,38 +131,26 @@ def fit_controls(
       x^(1/budget - 1) skip at depth x.
 
     Args:
-        start: skip paths and influences under the full model.
-        greedy: the layers of ``greedy_static``.
-        sensitivity: of the statistics tokens.
+        sensitivity: of the tokens of the first statistics windows; ``early_exit`` needs it.
     """
-    layers = list(start.sites)
-    static: dict[str, tuple[int, ...]] = {}
     arms: dict[str, Policy] = {}
-    if "static_influence" in names:
-        by_influence = sorted(layers, key=lambda layer: start.sites[layer].influence)
-        static["influence"] = tuple(sorted(by_influence[: len(greedy)]))
-    if "static_greedy" in names:
-        static["greedy"] = greedy
-    for name, removed in static.items():
-        rates = static_rates(layers, removed)
-        advance = clock(f"fits of the static control ({name})")
-        arms[f"static_{name}"] = calibrate_in_order(stack, statistics, rates, config, advance=advance)
-    even = dict.fromkeys(layers, config.budget)
     if "random" in names or "periodic" in names:
         advance = clock("fits of the random control")
+        even = dict.fromkeys(layers, config.budget)
         chance = calibrate_in_order(stack, statistics, even, config, chooser="random", advance=advance)
         arms |= {name: replace(chance, chooser=name) for name in ("random", "periodic") if name in names}
     if "early_exit" in names:
+        assert sensitivity is not None
         arms["early_exit"] = calibrate_in_order(
             stack,
-            statistics,
+            statistics[: len(sensitivity)],
             exit_rates(layers, config.budget),
             replace(config, granularity="token", also=[]),
             sensitivity=sensitivity,
             weights=dict.fromkeys(layers, (0.0, 1.0)),
             advance=clock("fits of the early exit"),
         )
-    return arms, static
+    return arms
 
 
 def exit_rates(layers: Sequence[int], budget: float) -> dict[int, float]:

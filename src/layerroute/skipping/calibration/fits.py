@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from layerroute.skipping.calibration.moments import Moments, explained, reduced_rank, ridge
+from layerroute.skipping.calibration.moments import Moments, damped, reduced_rank
 
 _FLOOR = 1e-8
 
@@ -73,26 +73,47 @@ def fit_skip(
 
 
 def influence(
-    states: Float[Tensor, "*tokens D"], target: Float[Tensor, "*tokens D"], skip: SkipMap
+    states: Float[Tensor, "*tokens D"],
+    target: Float[Tensor, "*tokens D"],
+    skip: SkipMap,
+    *,
+    relative: float = 1.0,
 ) -> Float[Tensor, "*tokens"]:
-    """What the skip path leaves unexplained of a layer's output, log of |target - skipped|² / |target|².
+    """What the skip path leaves unexplained of a layer's output, log of |target - skipped|² / |target|^(2 relative).
 
-    With the identity for a skip path this is, up to scale and to the length of the update along the state, the log of
-    the block influence 1 - cos(h_in, h_out).
+    With ``relative`` 1 and the identity for a skip path this is, up to scale and to the length of the update along the
+    state, the log of the block influence 1 - cos(h_in, h_out).
     """
     missed = (target - skip(states)).float().square().sum(dim=-1)
-    return (missed / target.float().square().sum(dim=-1).clamp_min(_FLOOR) + _FLOOR).log()
+    size = target.float().square().sum(dim=-1).clamp_min(_FLOOR)
+    return (missed / size + _FLOOR).log() + (1 - relative) * size.log()
 
 
-def fit_predictor(
-    features: Float[Tensor, "N D"], log_influence: Float[Tensor, "N"], *, strength: float
-) -> Predictor:
-    """Ridge regression of log-influence on the state; the threshold is to be set."""
-    moments = Moments().add(features, log_influence.unsqueeze(1))
-    slopes = ridge(moments, strength)
-    weight = slopes[:, 0]
-    bias = moments.y_mean[0] - moments.x_mean @ weight
-    return Predictor(weight=weight.float(), bias=float(bias), threshold=0.0, r2=explained(moments, slopes))
+class PredictorFit:
+    """Ridge regressions of one score after another on the same states, whose moments are made and factored once.
+
+    Args:
+        features: the states.
+        strength: of the ridge, relative to the mean variance of the features.
+    """
+
+    def __init__(self, features: Float[Tensor, "N D"], strength: float) -> None:
+        self.features = features
+        moments = Moments().add(features, features[:, :0])
+        self.mean, (self.covariance, _, _) = moments.x_mean, moments.covariance()
+        self.factor = torch.linalg.cholesky(damped(self.covariance, strength))
+
+    def __call__(self, score: Float[Tensor, "N"]) -> Predictor:
+        """The prediction of a score; its threshold is to be set."""
+        centred = score.double() - score.double().mean()
+        cross = (self.features.T @ centred.float()).double() / len(score)
+        weight = torch.cholesky_solve(cross.unsqueeze(1), self.factor)[:, 0]
+        variance = centred.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
+        left = variance - 2 * cross @ weight + weight @ self.covariance @ weight
+        bias = score.double().mean() - self.mean @ weight
+        return Predictor(
+            weight=weight.float(), bias=float(bias), threshold=0.0, r2=float(1 - left / variance)
+        )
 
 
 def lowest(

@@ -12,7 +12,14 @@ import layerroute
 from layerroute.cache import open_or_build
 from layerroute.integrity import Manifest
 from layerroute.skipping.calibration.arms import install, install_for_budgets
-from layerroute.skipping.calibration.calibrate import CONTROLS, Calibration, Stage, calibrate, silent
+from layerroute.skipping.calibration.calibrate import (
+    CONTROLS,
+    Calibration,
+    Stage,
+    applicable,
+    calibrate,
+    silent,
+)
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import remove_router
@@ -20,7 +27,7 @@ from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
-METHOD = 3
+METHOD = 4
 """Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
 
 
@@ -92,7 +99,7 @@ def cached_calibration(
     folder = cache_folder() / "calibrations" / name
     needed = [
         (arm_folder(folder, arm) / DESCRIPTION).relative_to(folder).as_posix()
-        for arm in ("routed", *CONTROLS)
+        for arm in ("routed", *applicable(CONTROLS, config.unit))
     ]
     open_or_build(folder, tuple(needed), build, what="calibration")
     return folder

@@ -11,8 +11,8 @@ from layerroute.routing.controls import hashed_uniform
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.fits import (
     Predictor,
+    PredictorFit,
     SkipMap,
-    fit_predictor,
     fit_skip,
     influence,
     lowest,
@@ -52,6 +52,7 @@ class Policy:
             itself), ``random`` or ``periodic`` (which only a router carries out); rates of 0 and 1 are the same in
             all.
         router_layer: whose input predictors read; None: each its own layer's.
+        unit: what is skipped: ``block``, ``attention`` or ``mlp``.
         sink_tokens: first tokens that always run.
         sink_ids: ids of tokens that always run.
         seed: of ``random``.
@@ -60,6 +61,7 @@ class Policy:
     sites: dict[int, Site] = field(default_factory=dict)
     chooser: str = "predicted"
     router_layer: int | None = None
+    unit: str = "block"
     sink_tokens: int = 1
     sink_ids: tuple[int, ...] = ()
     seed: int = 0
@@ -138,6 +140,7 @@ def calibrate_in_order(
     policy = Policy(
         chooser=chooser,
         router_layer=shared,
+        unit=stack.unit,
         sink_tokens=config.sink_tokens,
         sink_ids=tuple(config.sink_ids),
         seed=config.seed,
@@ -156,8 +159,10 @@ def calibrate_in_order(
         out, rate = ran, rates.get(layer, 0.0)
         if layer in rates and (rate > 0 or fit_all):
             read = features if shared is not None else states
-            own, common = (1.0, 0.0) if weights is None else weights[layer]
-            offset = None if sensitivity is None else common * sensitivity.flatten()
+            wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
+            if weights is not None and sensitivity is not None:
+                own, common = weights[layer]
+                wanted = replace(wanted, relative=1.0, own=own, offset=common * sensitivity.flatten())
             site, skip = _fit_site(
                 given,
                 reached if config.target == "dense" else ran,
@@ -168,7 +173,7 @@ def calibrate_in_order(
                 layer,
                 policy,
                 config,
-                _Wanted(own=own, offset=offset, predict=fit_all or rate < 1),
+                wanted,
             )
             policy.sites[layer] = site
             if rate > 0:
@@ -194,9 +199,10 @@ def calibrate_in_order(
 class _Wanted:
     """What a site's predictor is to predict: ``own`` times log-influence, plus ``offset`` by token, if at all."""
 
-    own: float
-    offset: Tensor | None
     predict: bool
+    relative: float
+    own: float = 1.0
+    offset: Tensor | None = None
 
 
 def _fit_site(
@@ -222,11 +228,12 @@ def _fit_site(
         if 0.0 < rate < 1.0:
             chosen = random_skips(ids, layer, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
-    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config, wanted)
+    fit = PredictorFit(read[rows], config.predictor_ridge)
+    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         weight = torch.where(chosen[rows], 1.0, config.background)
         skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
-        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, config, wanted)
+        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
     return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
 
 
@@ -238,13 +245,13 @@ def _fit_predictor(
     may: Tensor,
     rate: float,
     skip_map: SkipMap,
-    config: CalibrationConfig,
+    fit: PredictorFit,
     wanted: "_Wanted",
 ) -> tuple[Predictor, Tensor]:
-    score = wanted.own * influence(x, y, skip_map)
+    score = wanted.own * influence(x, y, skip_map, relative=wanted.relative)
     if wanted.offset is not None:
         score = score + wanted.offset
-    predictor = fit_predictor(read[rows], score[rows], strength=config.predictor_ridge)
+    predictor = fit(score[rows])
     chosen, cut = lowest(predictor(read), may, rate)
     return replace(predictor, threshold=cut), chosen
 

@@ -79,7 +79,7 @@ class Moments:
 def ridge(moments: Moments, strength: float) -> Float[Tensor, "D E"]:
     """Slopes W of the ridge regression y ~ (x - mean) W; ``strength`` is relative to the mean variance of x."""
     covariance, cross, _ = moments.covariance()
-    return torch.linalg.solve(_damped(covariance, strength), cross)
+    return torch.linalg.solve(damped(covariance, strength), cross)
 
 
 def reduced_rank(
@@ -91,7 +91,7 @@ def reduced_rank(
     weighs the singular directions of the map by how much the data use them. A plain SVD of W does not.
     """
     covariance, cross, _ = moments.covariance()
-    slopes = torch.linalg.solve(_damped(covariance, strength), cross)
+    slopes = torch.linalg.solve(damped(covariance, strength), cross)
     fitted = cross.T @ slopes
     _, axes = torch.linalg.eigh((fitted + fitted.T) / 2)
     leading = axes[:, -rank:].flip(1)
@@ -105,7 +105,8 @@ def explained(moments: Moments, slopes: Float[Tensor, "D E"]) -> float:
     return float(1 - left / variance.sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
-def _damped(covariance: Tensor, strength: float) -> Tensor:
+def damped(covariance: Float[Tensor, "D D"], strength: float) -> Float[Tensor, "D D"]:
+    """A covariance with ``strength`` times its mean variance on the diagonal."""
     size = covariance.shape[0]
     scale = covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     return covariance + strength * scale * torch.eye(size, dtype=covariance.dtype, device=covariance.device)

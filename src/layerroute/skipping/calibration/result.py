@@ -8,8 +8,10 @@ from layerroute.skipping.calibration.equal_cost import Matched
 from layerroute.skipping.calibration.heldout import Score, paired_bootstrap
 
 CONTROLS = {
-    "static_influence": "static prune, block influence",
+    "static_influence": "static prune, by influence",
     "static_greedy": "static prune, greedy by loss",
+    "static_block_influence": "static prune of whole layers, by influence",
+    "static_block_greedy": "static prune of whole layers, greedy by loss",
     "random": "random",
     "periodic": "periodic",
     "early_exit": "early exit",

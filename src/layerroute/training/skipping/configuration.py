@@ -45,7 +45,9 @@ class StartConfig:
         arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike.
         folder: of a calibration that `layerroute calibrate --controls --out` made; default: made when first needed.
         tokens_statistics, tokens_selection, tokens_search: of the calibration.
-        min_share: a layer is skipped by none or by at least this share of the tokens (see ``CalibrationConfig``).
+        allocation: ``even`` (default): the same share of the tokens skips at every layer; ``cost``: by what skipping
+            costs (see ``CalibrationConfig``).
+        min_share: of ``cost``: a layer is skipped by none or by at least this share of the tokens.
         seed: of the calibration's text; not the run's seed, so that all seeds and arms start at the same.
         thresholds: ``site`` (each site at its own rate; default for calibrated starts), ``model`` (one threshold, at
             which the model as a whole is at its rate; default for fresh ones) or ``auto``.
@@ -57,6 +59,7 @@ class StartConfig:
     tokens_statistics: int = 12288
     tokens_selection: int = 2048
     tokens_search: int = 1536
+    allocation: Literal["even", "cost"] = "even"
     min_share: float = 0.1
     seed: int = 42
     thresholds: Literal["auto", "site", "model"] = "auto"

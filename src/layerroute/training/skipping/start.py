@@ -143,6 +143,8 @@ def calibration_config(
         tokens_statistics=max(start.tokens_statistics, length),
         tokens_selection=max(start.tokens_selection, length),
         tokens_search=max(start.tokens_search, length),
+        allocation=start.allocation,
+        refits=2 if start.allocation == "cost" else 1,
         min_share=start.min_share,
         precision=precision,
         seed=start.seed,

@@ -1,6 +1,6 @@
 import torch
 
-from layerroute.skipping.calibration.fits import fit_predictor, fit_skip, influence, lowest
+from layerroute.skipping.calibration.fits import PredictorFit, fit_skip, influence, lowest
 from layerroute.skipping.calibration.moments import Moments, explained, reduced_rank, regular, ridge
 
 
@@ -100,10 +100,10 @@ def test_a_predictor_finds_a_planted_influence():
     torch.manual_seed(0)
     states = torch.randn(600, 10) * torch.logspace(-1, 2, 10)
     slope = torch.randn(10) / torch.logspace(-1, 2, 10)
-    predictor = fit_predictor(states, states @ slope - 3, strength=1e-12)
+    predictor = PredictorFit(states, 1e-12)(states @ slope - 3)
     assert predictor.r2 > 0.999
     torch.testing.assert_close(predictor(states), states @ slope - 3, rtol=1e-2, atol=1e-2)
-    noise = fit_predictor(states, torch.randn(600), strength=1e-3)
+    noise = PredictorFit(states, 1e-3)(torch.randn(600))
     assert noise.r2 < 0.1
 
 

@@ -102,7 +102,7 @@ def outcome():
         model.model.layers[4].mlp.down_proj.weight.zero_()
     before = model(ids(2)).logits
     calibration = calibrate(
-        model, config(budget=0.25, rounds=2), statistics=ids(24), selection=ids(8, seed=3)
+        model, config(budget=0.25, rounds=2, allocation="cost"), statistics=ids(24), selection=ids(8, seed=3)
     )
     assert torch.equal(model(ids(2)).logits, before)
     return model, calibration
@@ -110,7 +110,8 @@ def outcome():
 
 def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
     model, calibration = outcome
-    assert calibration.static == {"influence": (4,), "greedy": (4,)}
+    assert set(calibration.static) == {"influence", "greedy", "block_influence", "block_greedy"}
+    assert set(calibration.static.values()) == {(4,)}
     assert calibration.policy.sites[4].rate == 1.0
     scores = evaluate_arms(model, calibration, ids(8, seed=4))
     for name in ("routed", "static_influence", "static_greedy"):
@@ -122,7 +123,7 @@ def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
 
 
 def test_no_layer_is_skipped_by_fewer_tokens_than_asked_at_any_budget():
-    settings = {"budget": 0.3, "also": [0.45]}
+    settings = {"budget": 0.3, "also": [0.45], "allocation": "cost"}
     free = calibrate(plain(), config(**settings, min_share=0.0), statistics=ids(24), selection=ids(8, seed=3))
     bound = calibrate(
         plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="switch a layer router off: what the model scores when every token runs every layer",
     )
     add_budget_argument(parser)
+    add_serve_argument(parser)
     parser.add_argument(
         "--execution",
         choices=("auto", "sparse", "masked"),
@@ -82,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.perplexity import evaluate
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
+    loaded = load_model(
+        arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
+    )
     if arguments.full_depth:
         loaded.switch_router_off()
     if arguments.execution is not None:
@@ -105,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         "data": source,
         "precision": loaded.precision,
         "execution": loaded.execution,
+        "serve": loaded.serve,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "accuracy": result.accuracy,

@@ -68,6 +68,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _is_stateful = True  # a recurrent state cannot be rolled back
+    _keys_to_ignore_on_load_missing = [r"thresholds\.spread$"]  # older checkpoints have none
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

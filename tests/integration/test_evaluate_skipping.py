@@ -95,7 +95,8 @@ def test_evaluate_tells_layers_skips_and_flops_and_twice_the_same(files, capsys)
 def test_the_rate_is_held_where_that_is_asked_for(files, capsys):
     """Thresholds of this router were never set to its rate; the text is short, and each window a sequence."""
     by_threshold, held = (
-        scores(capsys, files, "one", "--serve", word, "--sequence-length", "128") for word in ("threshold", "rate")
+        scores(capsys, files, "one", "--serve", word, "--sequence-length", "128")
+        for word in ("threshold", "rate")
     )
     assert by_threshold == scores(capsys, files, "one", "--sequence-length", "128")
     assert (by_threshold["serve"], held["serve"]) == ("threshold", "rate")

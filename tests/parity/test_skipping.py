@@ -406,8 +406,15 @@ def test_what_a_router_remembers_is_cropped_with_the_cache(who, kv):
     for execution in ("masked", "sparse"):
         with torch.no_grad(), executed(model, execution):
             past = None
-            for text, start, stop, back in ((ids, 0, 14, 0), (draft, 14, 15, 0), (draft, 15, 22, -8), (ids, 14, 24, 0)):
-                out = model(text[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True)
+            for text, start, stop, back in (
+                (ids, 0, 14, 0),
+                (draft, 14, 15, 0),
+                (draft, 15, 22, -8),
+                (ids, 14, 24, 0),
+            ):
+                out = model(
+                    text[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True
+                )
                 past = out.past_key_values
                 past.crop(back)
         assert_close(out.logits, expected[:, 14:], execution)
@@ -418,7 +425,12 @@ def test_assisted_decoding_is_greedy_decoding(who):
     """transformers drafts from the prompt, verifies in one pass, and crops the cache."""
     model = routed("llama", **WHO[who])
     ids = tokens(1, 6, VOCABULARY).repeat(1, 4)
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     expected = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **options), expected)
 
@@ -436,7 +448,9 @@ def test_keys_still_wait_where_a_row_is_remembered(who):
     assert any(isinstance(past.layers[layer], DeferringLayer) for layer in (2, 3, 4, 5))
     assert isinstance(past.layers[2], DeferringLayer) and past.layers[2].row_state
     assert_close(
-        chunked(model, ids, "sparse", list(range(30, 40))), logits(model, ids, "masked"), "with keys that wait"
+        chunked(model, ids, "sparse", list(range(30, 40))),
+        logits(model, ids, "masked"),
+        "with keys that wait",
     )
 
 

@@ -18,6 +18,6 @@ def add_serve_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serve",
         choices=("threshold", "rate"),
-        help="threshold: saved thresholds decide, and the rate is what they give on this text; rate: hold each sequence "
-        "at the rate asked for (default: as the model's configuration says)",
+        help="threshold: saved thresholds decide, and the rate is what they give on this text; rate: hold each "
+        "sequence at the rate asked for (default: as the model's configuration says)",
     )

@@ -125,9 +125,7 @@ def load_model(
     return loaded
 
 
-def _load(
-    folder: Path, device: Device, precision: Precision | None, budget: float | None
-) -> LoadedModel:
+def _load(folder: Path, device: Device, precision: Precision | None, budget: float | None) -> LoadedModel:
     if (folder / DESCRIPTION).is_file():
         return _load_router(folder, choose_device(device), precision, budget)
     if budget is not None:

@@ -229,9 +229,7 @@ class HybridModel(HybridPreTrainedModel):
         # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
         routing = self.routing[name]
         assert isinstance(routing, Routing)
-        return routing(
-            hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served
-        )
+        return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served)
 
     def _served(self, context: TokenContext) -> Served | None:
         """What holds the rate in this call; None where thresholds alone decide."""

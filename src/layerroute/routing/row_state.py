@@ -1,4 +1,4 @@
-"""Tensors that follow the rows of a transformers cache: where they go in beam search, there goes what routers recall."""
+"""Tensors that follow the rows of a transformers cache, so that beam search moves what routers recall as well."""
 
 from typing import Any
 

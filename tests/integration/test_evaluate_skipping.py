@@ -92,6 +92,22 @@ def test_evaluate_tells_layers_skips_and_flops_and_twice_the_same(files, capsys)
     assert f"{found['layers']['run_per_token']['block']:.2f} of 7" in printed.out
 
 
+def test_the_rate_is_held_where_that_is_asked_for(files, capsys):
+    """Thresholds of this router were never set to its rate; the text is short, and each window a sequence."""
+    by_threshold, held = (
+        scores(capsys, files, "one", "--serve", word, "--sequence-length", "128")
+        for word in ("threshold", "rate")
+    )
+    assert by_threshold == scores(capsys, files, "one", "--sequence-length", "128")
+    assert (by_threshold["serve"], held["serve"]) == ("threshold", "rate")
+    assert held["routing"]["skipped"] == pytest.approx(0.25, abs=0.02)
+    assert abs(by_threshold["routing"]["skipped"] - 0.25) > 0.03
+    words = [files / "one", "the a", "--max-new-tokens", 3, "--json"]
+    assert run(capsys, "generate", *words, "--serve", "rate")[0] == 0
+    code, printed = run(capsys, "inspect", files / "one", "--text", "the a", "--json", "--serve", "rate")
+    assert code == 0 and json.loads(printed.out)["sites"]
+
+
 def test_at_full_depth_it_is_the_base(files, capsys):
     found = scores(capsys, files, "one", "--full-depth")
     assert found["routing"] is None and found["layers"] is None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops
 from layerroute.ops.flops import flop_counter
-from layerroute.routing import at_rate, forced, table
+from layerroute.routing import at_rate, forced, set_serve, table
 from tests.parity import contracts
 
 VOCABULARY = 61
@@ -27,6 +27,14 @@ MODES = {
     "periodic": {"routing": {"control": "periodic", "rate": 0.4}},
     "static": {"routing": {"control": "static", "rate": 0.5}},
     "mlp_threshold": {"routing": {"router": "mlp", "budget": "quantile", "rate": 0.3}},
+    "held": {"serve": "rate", "routing": {"rate": 0.3}},
+    "held_heads": {"serve": "rate", "granularity": "head", "context": "own_context"},
+    "held_sequential": {
+        "serve": "rate",
+        "router_mode": "sequential",
+        "layer_pattern": ["routed", "softmax", "routed"],
+        "context": "own_context",
+    },
     "all_gdn": {"layer_pattern": ["gdn", "gdn"]},
     "all_softmax": {"layer_pattern": ["softmax", "softmax"]},
 }
@@ -115,6 +123,20 @@ def test_packed_documents_equal_separate_ones(model):
         packed = model(ids, document_ids=documents).logits
         contracts.assert_close(packed[:, :9], model(first).logits, "first document")
         contracts.assert_close(packed[:, 9:], model(second).logits, "second document")
+
+
+def test_a_rate_that_is_held_differs_from_the_thresholds_and_is_the_one_asked():
+    for mode in ("held", "held_heads", "held_sequential"):
+        model = build(**MODES[mode])
+        ids = contracts.tokens(3, 128, VOCABULARY)
+        with torch.no_grad():
+            decision = model(ids).decision
+            asked = model.config.routing_config.rate
+            for row in range(3):
+                served = (decision.choice[row] == 1).float().mean().item()
+                assert served == pytest.approx(asked, abs=0.02), mode
+            set_serve(model, "threshold")
+            assert not torch.equal(model(ids).decision.choice, decision.choice)
 
 
 def test_rates_do_not_change_with_padding(model):

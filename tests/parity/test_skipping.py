@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import StaticCache
 
-from layerroute.routing import RoutingConfig
+from layerroute.routing import RoutingConfig, set_serve
 from layerroute.skipping import (
     collect_decisions,
     executed,
@@ -16,6 +16,7 @@ from layerroute.skipping import (
     remove_router,
     router_disabled,
 )
+from layerroute.skipping.cache import DeferringLayer
 from layerroute.skipping.routes import TokenIndex
 from tests.parity import contracts
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
@@ -23,7 +24,15 @@ from tests.parity.skipping_models import FAMILIES, LAYERS, VOCABULARY, plain, ra
 
 UNITS = ["block", "attention", "mlp", "attention+mlp"]
 FORMS = [(unit, kv) for unit in UNITS for kv in ("project", "evict") if (unit, kv) != ("mlp", "evict")]
-GRANULARITIES = ["token", "per_layer", "sequence"]
+_HELD = RoutingConfig(router="mlp", rate=0.4)  # far from what the thresholds give
+WHO = {
+    "token": {"granularity": "token"},
+    "per_layer": {"granularity": "per_layer"},
+    "sequence": {"granularity": "sequence", "prefix_tokens": 3},
+    "token_held": {"granularity": "token", "serve": "rate", "routing": _HELD},
+    "per_layer_held": {"granularity": "per_layer", "serve": "rate", "routing": _HELD},
+}
+HELD = [who for who in WHO if who.endswith("held")]
 
 
 @torch.no_grad()
@@ -150,10 +159,11 @@ def test_static_cache_equals_no_cache(family, unit):
                 assert_close(result[row][real], expected[row][real], f"static cache, {execution}, row {row}")
 
 
+@pytest.mark.parametrize("who", ["token", *HELD])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_generation_with_a_static_cache(family):
+def test_generation_with_a_static_cache(family, who):
     """transformers then makes the attention masks itself, in four dimensions."""
-    model = routed(family)
+    model = routed(family, **WHO[who])
     ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9)])
     options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(ids, **options)
@@ -189,9 +199,10 @@ def test_eager_attention_equals_sdpa(kv):
 
 
 @pytest.mark.parametrize(("unit", "kv"), FORMS)
+@pytest.mark.parametrize("who", ["token", *HELD])
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_packed_documents_equal_separate_ones(family, unit, kv):
-    model = routed(family, unit=unit, kv=kv, sink_tokens=1)
+def test_packed_documents_equal_separate_ones(family, who, unit, kv):
+    model = routed(family, unit=unit, kv=kv, sink_tokens=1, **WHO[who])
     first, second = tokens(2, 9, VOCABULARY, 1), tokens(2, 11, VOCABULARY, 2)
     ids = torch.cat([first, second], dim=1)
     position_ids = torch.cat([torch.arange(9), torch.arange(11)]).expand(2, -1)
@@ -246,42 +257,58 @@ def test_masks_of_the_callers_own(kv):
 
 
 @pytest.mark.parametrize("kv", ["project", "evict"])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("unit", ["block", "attention+mlp"])
 class TestOwnDecisions:
-    def model(self, granularity, unit, kv):
-        model = routed("mistral", granularity=granularity, unit=unit, kv=kv, prefix_tokens=3, sink_tokens=2)
+    def model(self, who, unit, kv):
+        model = routed("mistral", unit=unit, kv=kv, sink_tokens=2, **WHO[who])
         logits(model, tokens(2, 20, VOCABULARY), "masked")
+        if who in HELD:
+            held = last_decision(model).choice
+            set_serve(model, "threshold")
+            logits(model, tokens(2, 20, VOCABULARY), "masked")
+            assert not torch.equal(last_decision(model).choice, held), "holding the rate must matter"
+            set_serve(model, "rate")
         rates = last_decision(model).rate()
         assert ((rates > 0.2) & (rates < 1)).any(), "the router must decide both ways"
         return model
 
-    def test_cached_equals_uncached(self, granularity, unit, kv):
-        model = self.model(granularity, unit, kv)
+    def test_cached_equals_uncached(self, who, unit, kv):
+        model = self.model(who, unit, kv)
         ids = tokens(2, 20, VOCABULARY)
         for cuts in ([7, 8, 12, 13], list(range(1, 20)), [19], [1, 2, 3, 4]):
             contracts.check_cached_equals_uncached(model, ids, cuts)
 
-    def test_batched_left_padded_equals_single(self, granularity, unit, kv):
+    def test_batched_left_padded_equals_single(self, who, unit, kv):
         rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (3, 11, 17)]
-        contracts.check_batched_equals_single(self.model(granularity, unit, kv), rows, cuts=[5, 15, 16])
+        contracts.check_batched_equals_single(self.model(who, unit, kv), rows, cuts=[5, 15, 16])
 
-    def test_no_decision_or_logit_sees_the_future(self, granularity, unit, kv):
-        model = self.model(granularity, unit, kv)
+    def test_masked_equals_sparse(self, who, unit, kv):
+        model = self.model(who, unit, kv)
+        ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in (9, 24)])
+        expected = logits(model, ids, "masked", attention_mask=mask)
+        result = logits(model, ids, "sparse", attention_mask=mask)
+        parts = chunked(model, ids, "sparse", [10, 16, 17], mask)
+        for row, real in enumerate(mask.bool()):
+            assert_close(result[row][real], expected[row][real], f"row {row}")
+            assert_close(parts[row][real], expected[row][real], f"row {row}, in chunks")
+
+    def test_no_decision_or_logit_sees_the_future(self, who, unit, kv):
+        model = self.model(who, unit, kv)
         ids = tokens(2, 20, VOCABULARY)
         with executed(model, "masked"):
             contracts.check_prefix_invariance(model, ids, 9, VOCABULARY)
             contracts.check_prefix_invariance(model, ids, 19, VOCABULARY)
 
-    def test_inference_is_deterministic(self, granularity, unit, kv):
-        contracts.check_deterministic(self.model(granularity, unit, kv), tokens(2, 20, VOCABULARY))
+    def test_inference_is_deterministic(self, who, unit, kv):
+        contracts.check_deterministic(self.model(who, unit, kv), tokens(2, 20, VOCABULARY))
 
-    def test_greedy_generation_in_a_padded_batch(self, granularity, unit, kv):
-        model = self.model(granularity, unit, kv)
+    def test_greedy_generation_in_a_padded_batch(self, who, unit, kv):
+        model = self.model(who, unit, kv)
         contracts.check_generation(model, [tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9)])
 
-    def test_beams_reorder_everything(self, granularity, unit, kv):
-        model = self.model(granularity, unit, kv)
+    def test_beams_reorder_everything(self, who, unit, kv):
+        model = self.model(who, unit, kv)
         ids = tokens(2, 6, VOCABULARY)
         options = {
             "attention_mask": torch.ones_like(ids),
@@ -292,8 +319,8 @@ class TestOwnDecisions:
         beams = model.generate(ids, do_sample=False, **options)
         assert torch.equal(beams, model.generate(ids, do_sample=False, use_cache=False, **options))
 
-    def test_rates_do_not_change_with_padding(self, granularity, unit, kv):
-        model = self.model(granularity, unit, kv)
+    def test_rates_do_not_change_with_padding(self, who, unit, kv):
+        model = self.model(who, unit, kv)
         rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (6, 13)]
         ids, mask = left_padded(rows)
         logits(model, ids, "auto", attention_mask=mask)
@@ -344,24 +371,87 @@ def test_sequence_router_lets_the_prefix_run_and_then_decides_once():
     assert len({tuple(row) for row in choice[:, 4].tolist()}) > 1, "sequences are told apart"
 
 
-def test_what_a_sequence_router_remembers_goes_where_its_row_goes():
-    """Rows of the cache change places before the prefix is complete, as in beam search."""
-    model = routed("llama", granularity="sequence", prefix_tokens=6)
-    ids = tokens(4, 12, VOCABULARY)
+@pytest.mark.parametrize("kv", ["project", "evict"])
+@pytest.mark.parametrize("who", ["sequence", *HELD])
+def test_what_a_router_remembers_goes_where_its_row_goes(who, kv):
+    """Rows of the cache change places, as in beam search; a sequence router's before its prefix is complete."""
+    model = routed("llama", kv=kv, sink_tokens=0, **{**WHO[who], "prefix_tokens": 12})
+    ids = tokens(4, 24, VOCABULARY)
     order = torch.tensor([2, 0, 0, 3])
-    moved = torch.cat([ids[order, :4], ids[:, 4:]], dim=1)
+    moved = torch.cat([ids[order, :10], ids[:, 10:]], dim=1)
     expected = logits(model, moved, "masked")
-    assert len({tuple(row) for row in last_decision(model).choice[:, 8].tolist()}) > 1
+    assert len({tuple(row) for row in last_decision(model).choice[:, 16].tolist()}) > 1
     with torch.no_grad():
         for change in ("reorder_cache", "batch_select_indices"):
-            past = model(ids[:, :4], use_cache=True).past_key_values
+            past = model(ids[:, :10], use_cache=True).past_key_values
             getattr(past, change)(order)
-            assert_close(model(moved[:, 4:], past_key_values=past).logits, expected[:, 4:], change)
-        past = model(ids[:2, :4], use_cache=True).past_key_values
+            assert_close(model(moved[:, 10:], past_key_values=past).logits, expected[:, 10:], change)
+        past = model(ids[:2, :10], use_cache=True).past_key_values
         past.batch_repeat_interleave(2)
-        twice = torch.cat([ids[:2, :4].repeat_interleave(2, 0), ids[:, 4:]], dim=1)
-        result = model(twice[:, 4:], past_key_values=past).logits
-    assert_close(result, logits(model, twice, "masked")[:, 4:], "batch_repeat_interleave")
+        twice = torch.cat([ids[:2, :10].repeat_interleave(2, 0), ids[:, 10:]], dim=1)
+        result = model(twice[:, 10:], past_key_values=past).logits
+        assert_close(result, logits(model, twice, "masked")[:, 10:], "batch_repeat_interleave")
+        past.reset()
+        assert_close(model(ids, past_key_values=past).logits, logits(model, ids, "masked"), "reset")
+
+
+@pytest.mark.parametrize("kv", ["project", "evict"])
+@pytest.mark.parametrize("who", ["sequence", *HELD])
+def test_what_a_router_remembers_is_cropped_with_the_cache(who, kv):
+    model = routed("llama", kv=kv, sink_tokens=0, **WHO[who])
+    rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (19, 24)]
+    ids, mask = left_padded(rows)
+    draft = torch.cat([ids[:, :14], tokens(2, 10, VOCABULARY, seed=9)], dim=1)
+    expected = logits(model, ids, "masked", attention_mask=mask)
+    for execution in ("masked", "sparse"):
+        with torch.no_grad(), executed(model, execution):
+            past = None
+            for text, start, stop, back in (
+                (ids, 0, 14, 0),
+                (draft, 14, 15, 0),
+                (draft, 15, 22, -8),
+                (ids, 14, 24, 0),
+            ):
+                out = model(
+                    text[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True
+                )
+                past = out.past_key_values
+                past.crop(back)
+        assert_close(out.logits, expected[:, 14:], execution)
+
+
+@pytest.mark.parametrize("who", ["token", *HELD])
+def test_assisted_decoding_is_greedy_decoding(who):
+    """transformers drafts from the prompt, verifies in one pass, and crops the cache."""
+    model = routed("llama", **WHO[who])
+    ids = tokens(1, 6, VOCABULARY).repeat(1, 4)
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
+    expected = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=3, **options), expected)
+
+
+@pytest.mark.parametrize("who", HELD)
+def test_keys_still_wait_where_a_row_is_remembered(who):
+    """What a router remembers lies in the cache's layers, which project keys of skipping tokens when they are read."""
+    model = routed("llama", sink_tokens=0, layers=[2, 3, 4, 5], **WHO[who])
+    get_router(model).set_rate(0.05)
+    ids = tokens(2, 40, VOCABULARY)
+    with torch.no_grad(), executed(model, "sparse"):
+        past = model(ids[:, :30], use_cache=True).past_key_values
+        for token in range(30, 40):
+            past = model(ids[:, token : token + 1], past_key_values=past).past_key_values
+    assert any(isinstance(past.layers[layer], DeferringLayer) for layer in (2, 3, 4, 5))
+    assert isinstance(past.layers[2], DeferringLayer) and past.layers[2].row_state
+    assert_close(
+        chunked(model, ids, "sparse", list(range(30, 40))),
+        logits(model, ids, "masked"),
+        "with keys that wait",
+    )
 
 
 def test_sinks_always_run():

@@ -15,6 +15,7 @@ from layerroute.skipping import (
 )
 from tests.parity.contracts import TOLERANCE, tokens
 from tests.parity.skipping_models import VOCABULARY, plain, routed
+from tests.parity.test_skipping import WHO
 
 
 def greedy(model, ids: torch.Tensor, new: int, eos: int | None = None) -> list[int]:
@@ -40,9 +41,9 @@ def test_output_is_full_depths_own(family, draft_tokens):
 
 
 @pytest.mark.parametrize("unit", ["block", "attention", "mlp", "attention+mlp"])
-@pytest.mark.parametrize("granularity", ["token", "per_layer", "sequence"])
-def test_whoever_decides_and_whatever_is_skipped(unit, granularity):
-    model = routed(unit=unit, granularity=granularity, prefix_tokens=3)
+@pytest.mark.parametrize("who", WHO)
+def test_whoever_decides_and_whatever_is_skipped(unit, who):
+    model = routed(unit=unit, **WHO[who])
     ids = tokens(1, 9, VOCABULARY)
     assert generate_lossless(model, ids, max_new_tokens=16).tokens == greedy(model, ids, 16)
 

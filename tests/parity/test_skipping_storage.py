@@ -5,10 +5,10 @@ import json
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from layerroute.errors import UserError
-from layerroute.routing import RoutingConfig
+from layerroute.routing import RoutingConfig, set_serve
 from layerroute.skipping import (
     get_router,
     last_decision,
@@ -20,6 +20,7 @@ from layerroute.skipping import (
     set_router_trainable,
 )
 from layerroute.skipping.fingerprint import fingerprint
+from layerroute.skipping.storage import restore_router
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain, routed
 
@@ -184,6 +185,37 @@ def test_keys_are_those_that_the_router_was_made_with(tmp_path):
 def test_execution_may_be_chosen_at_load(tmp_path):
     save_router(routed("llama"), tmp_path)
     assert get_router(load_router(plain("llama"), tmp_path, execution="masked")).execution == "masked"
+
+
+def test_how_the_rate_is_served_and_spreads_travel_with_the_folder(tmp_path):
+    model = routed("llama", granularity="per_layer")
+    set_serve(model, "rate")
+    with torch.no_grad():
+        for index, routing in enumerate(get_router(model).all_routings()):
+            routing.thresholds.spread.fill_(2.0 + index)
+    ids = tokens(2, 40, VOCABULARY)
+    expected = logits(model, ids)
+    save_router(model, tmp_path / "new")
+    again = load_router(plain("llama"), tmp_path / "new")
+    assert get_router(again).config.serve == "rate"
+    assert torch.equal(logits(again, ids), expected)
+    by_threshold = load_router(plain("llama"), tmp_path / "new", serve="threshold")
+    assert not torch.equal(logits(by_threshold, ids), expected)
+    with pytest.raises(UserError, match="Did you mean 'rate'"):
+        load_router(plain("llama"), tmp_path / "new", serve="rates")
+    # Folders from before had neither.
+    description = json.loads((tmp_path / "new" / "router.json").read_text())
+    del description["skip"]["serve"]
+    (tmp_path / "new" / "router.json").write_text(json.dumps(description))
+    weights = load_file(tmp_path / "new" / "router.safetensors")
+    weights = {name: value for name, value in weights.items() if not name.endswith("spread")}
+    save_file(weights, tmp_path / "new" / "router.safetensors", metadata={"format": "pt"})
+    old = load_router(plain("llama"), tmp_path / "new")
+    assert get_router(old).config.serve == "threshold"
+    assert all(routing.thresholds.spread.tolist() == [1.0] for routing in get_router(old).all_routings())
+    assert torch.equal(logits(old, ids), logits(by_threshold, ids))
+    restore_router(model, tmp_path / "new")
+    assert all(routing.thresholds.spread.tolist() == [1.0] for routing in get_router(model).all_routings())
 
 
 def test_only_routers_and_skip_paths_are_in_the_folder(tmp_path):

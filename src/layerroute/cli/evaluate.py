@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
 from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="switch a layer router off: what the model scores when every token runs every layer",
     )
     add_budget_argument(parser)
+    add_serve_argument(parser)
     parser.add_argument(
         "--execution",
         choices=("auto", "sparse", "masked"),
@@ -90,7 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     kinds = parse_kinds(arguments.data) if arguments.data else None
     texts = None if kinds is None else Texts(kinds)
-    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
+    loaded = load_model(
+        arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
+    )
     if arguments.full_depth:
         loaded.switch_router_off()
     if arguments.execution is not None:

@@ -27,6 +27,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         shots=[one.shots for one in wanted],
         full_depth=arguments.full_depth,
         budget=arguments.budget,
+        serve=arguments.serve,
         execution=arguments.execution,
         device=None if arguments.device == "auto" else arguments.device,
     )

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
 from layerroute.cli.generate_timing import time_generation
 from layerroute.errors import UserError
 
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
     )
     add_budget_argument(parser)
+    add_serve_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
@@ -86,7 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.generation import Piece, generate, generate_losslessly
     from layerroute.evaluation.loading import load_model
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
+    loaded = load_model(
+        arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
+    )
     console = Console(highlight=False, soft_wrap=True)
 
     def show(piece: Piece) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
 from layerroute.errors import UserError
 
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
     )
     add_budget_argument(parser)
+    add_serve_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print tokens, choices and probabilities as JSON instead"
     )
@@ -44,7 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
     from layerroute.report.inspection import write_inspection
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
+    loaded = load_model(
+        arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
+    )
     every = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     ids = every[: arguments.max_tokens]
     routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)

@@ -12,6 +12,8 @@ ends it (exit code 130).
 
 import argparse
 
+from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint, address and device."""
@@ -25,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
     )
+    add_budget_argument(parser)
+    add_serve_argument(parser)
     parser.add_argument(
         "--precision", choices=("auto", "bf16", "fp32"), help="default: that of the training, else fp32"
     )
@@ -35,7 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.evaluation.loading import load_model
     from layerroute.serving import serve
 
-    loaded = load_model(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
+    loaded = load_model(
+        arguments.checkpoint,
+        device=arguments.device,
+        precision=arguments.precision,
+        budget=arguments.budget,
+        serve=arguments.serve,
+    )
     name = arguments.name or arguments.checkpoint.rstrip("/")
     print(
         f"{name} on {loaded.device} in {loaded.precision}: http://{arguments.host}:{arguments.port}/v1",

@@ -127,14 +127,14 @@ class LayerrouteLM(HFLM):
     Args:
         pretrained: run, saved model or router folder, as ``load_model`` takes it.
         full_depth: switch a layer router off: the base model's own scores, by the same path.
-        budget: see ``load_model``.
+        budget, serve: see ``load_model``.
         execution: ``auto``, ``sparse`` or ``masked``; default as the model's configuration says.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
 
     Raises:
         UserError: ``full_depth`` or ``budget`` for a model that has no layer router, or not that budget; an
-            ``execution`` that it cannot have.
+            ``execution`` or ``serve`` that it cannot have.
     """
 
     def __init__(
@@ -143,12 +143,13 @@ class LayerrouteLM(HFLM):
         *,
         full_depth: bool = False,
         budget: float | None = None,
+        serve: str | None = None,
         execution: str | None = None,
         device: str | None = None,
         **settings: Any,
     ) -> None:
         target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
-        loaded = load_model(pretrained, device=target, budget=budget)
+        loaded = load_model(pretrained, device=target, budget=budget, serve=serve)
         model = loaded.model
         routers = [module for module in model.modules() if isinstance(module, LayerRouter)]
         if full_depth:
@@ -189,6 +190,7 @@ def run_tasks(
     shots: int | Sequence[int | None] | None = None,
     full_depth: bool = False,
     budget: float | None = None,
+    serve: str | None = None,
     execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
@@ -199,7 +201,7 @@ def run_tasks(
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
         shots: examples before each question, for all tasks or one number each. None: the task's own number.
-        full_depth, budget, execution: see :class:`LayerrouteLM`.
+        full_depth, budget, serve, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
 
     Returns:
@@ -217,6 +219,7 @@ def run_tasks(
         checkpoint,
         full_depth=full_depth,
         budget=budget,
+        serve=serve,
         execution=execution,
         device=device,
         batch_size=batch_size,

@@ -20,6 +20,7 @@ from layerroute.hybrid.execution import EXECUTIONS
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
+from layerroute.routing.serving import set_serve
 from layerroute.skipping.pretrained import base_options
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
@@ -69,6 +70,11 @@ class LoadedModel:
             module.execution = execution
 
     @property
+    def serve(self) -> str | None:
+        """How the rate is served, ``threshold`` or ``rate``; None where nothing is routed."""
+        return next((str(module.config.serve) for module, _ in self._routed()), None)
+
+    @property
     def execution(self) -> str | None:
         """How routed layers are executed; None where nothing is routed."""
         return next((str(module.execution) for module, _ in self._routed()), None)
@@ -97,6 +103,7 @@ def load_model(
     device: Device = "auto",
     precision: Precision | None = None,
     budget: float | None = None,
+    serve: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint that `layerroute train` saved, or a router folder onto the base that it names.
 
@@ -105,12 +112,20 @@ def load_model(
             the folder of a run, whose best model is taken.
         precision: default: that of the training run if it is known, else fp32.
         budget: share of routed compute to skip, for a layer router that serves several; default its own.
+        serve: ``threshold`` or ``rate`` (see ``routing.set_serve``); default as the model's configuration says.
 
     Raises:
         UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, a
-            budget that the model does not serve, no tokenizer. Nothing else is ever loaded in its place.
+            budget that the model does not serve, a rate that it cannot hold, no tokenizer. Nothing else is ever loaded
+            in its place.
     """
-    folder = model_folder(Path(path))
+    loaded = _load(model_folder(Path(path)), device, precision, budget)
+    if serve is not None:
+        set_serve(loaded.model, serve)
+    return loaded
+
+
+def _load(folder: Path, device: Device, precision: Precision | None, budget: float | None) -> LoadedModel:
     if (folder / DESCRIPTION).is_file():
         return _load_router(folder, choose_device(device), precision, budget)
     if budget is not None:

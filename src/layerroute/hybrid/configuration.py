@@ -56,8 +56,8 @@ class HybridConfig(PreTrainedConfig):
             ``sparse`` (only the chosen path is). ``auto`` is sparse where that pays, by ``profitability``.
         profitability: fields of ``execution.Profitability``, the thresholds of ``auto``.
         serve: ``threshold`` (default): the trained thresholds decide, and the rate is what they give on the text at
-            hand, at its length. ``rate``: each sequence is held at ``routing.rate``, whatever the text and however long:
-            a token's thresholds depend on what earlier tokens of its sequence took.
+            hand, at its length. ``rate``: each sequence is held at ``routing.rate``, whatever the text and however
+            long: a token's thresholds depend on what earlier tokens of its sequence took.
         routing: fields of ``routing.RoutingConfig``.
         initializer_range: standard deviation of the weights at the start. Default 0.02.
         residual_init_scale: multiply the start of output projections by 1/sqrt(2 * layers) (GPT-2). Default True.
@@ -248,7 +248,11 @@ class HybridConfig(PreTrainedConfig):
         if not self.routed_layers:
             return "model.layer_pattern has no routed layer"
         control = self.routing_config.control
-        return None if control is None else f"the decisions of routing.control: {control} have no margins to move"
+        return (
+            None
+            if control is None
+            else f"the decisions of routing.control: {control} have no margins to move"
+        )
 
     def sites_of(self, layer: int) -> list[str]:
         """Names of the sites of one routed layer."""

@@ -68,6 +68,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _is_stateful = True  # a recurrent state cannot be rolled back
+    _keys_to_ignore_on_load_missing = [r"thresholds\.spread$"]  # older checkpoints have none
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -228,9 +229,7 @@ class HybridModel(HybridPreTrainedModel):
         # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
         routing = self.routing[name]
         assert isinstance(routing, Routing)
-        return routing(
-            hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served
-        )
+        return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served)
 
     def _served(self, context: TokenContext) -> Served | None:
         """What holds the rate in this call; None where thresholds alone decide."""

@@ -1,4 +1,4 @@
-"""Tensors that follow the rows of a transformers cache: where they go in beam search, there goes what routers recall."""
+"""Tensors that follow the rows of a transformers cache, so that beam search moves what routers recall as well."""
 
 from typing import Any
 
@@ -68,9 +68,9 @@ def plain_class(layer: Any) -> type[Any]:
 
 
 def replace_layer(cache: Any, index: int, new: Any) -> None:
-    """Put ``new`` in the place of the cache's layer ``index``; the row state moves over."""
+    """Put ``new`` in the place of the cache's layer ``index``; the row state moves over, itself and not as a copy."""
     state = vars(cache.layers[index]).get("row_state")
-    vars(new).pop("row_state", None)
     cache.layers[index] = new
     if state is not None:
-        row_state(cache, index).update(state)
+        new.__class__ = _with_row_state(type(new))
+        new.row_state = state

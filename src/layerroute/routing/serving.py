@@ -4,8 +4,8 @@ A threshold that was set on one kind of text serves another rate on the next. He
 what the earlier tokens of its own sequence took. Let e be the expensive compute that they saved beyond what was asked,
 in tokens (negative where they spent too much), and x = e / slack. All margins of the token are then raised by
 x³ (1 + (x / 1.2)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at twice the
-slack, so that margins eight spreads off, or spreads that were never measured, are held too. The slack is half of what is
-tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
+slack, so that margins eight spreads off, or spreads that were never measured, are held too. The slack is half of what
+is tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
 
 It is feedback token by token and not by blocks: a block decides blindly, so that a site whose margins are all alike
 errs by a block, and noise by its square root. The loop runs over plain numbers on the host; that costs less than a few
@@ -186,7 +186,8 @@ def cuts(
     fresh: Sequence[bool] | None = None if begins is None else begins.flatten().tolist()
     out = [0.0] * (batch * time)
     token = 0
-    for total, count in before.tolist():
+    for row in before.tolist():
+        total, count = row
         for _ in range(time):
             if fresh is not None and fresh[token]:
                 total = count = 0

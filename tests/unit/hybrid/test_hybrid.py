@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.errors import UserError
@@ -52,6 +53,21 @@ def test_round_trip_through_auto_classes(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.routings()[0].thresholds.value.abs().sum() > 0
+
+
+def test_a_checkpoint_from_before_spreads_loads_without_a_word(tmp_path):
+    model = HybridForCausalLM(HybridConfig(**SMALL, serve="rate")).eval()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert any(name.endswith("spread") for name in weights)
+    old = {name: value for name, value in weights.items() if not name.endswith("spread")}
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = HybridForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and loaded.config.serve == "rate"
+    assert (loaded.routings()[0].thresholds.spread == 1).all()
+    ids = torch.randint(1, 61, (2, 40))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
 def test_the_start_of_the_router_survives_initialisation():

@@ -65,8 +65,12 @@ def calls(draw):
         sites = draw(st.integers(1, 4))
         margin = torch.randn(rows, time, sites, generator=generator)
         threshold, spread = torch.randn(2, sites, generator=generator)
-        rate = torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]), min_size=sites, max_size=sites)))
-        modules.append((margin, threshold, spread.abs() + 0.1, rate, torch.rand(sites, generator=generator) + 0.5))
+        rate = torch.tensor(
+            draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]), min_size=sites, max_size=sites))
+        )
+        modules.append(
+            (margin, threshold, spread.abs() + 0.1, rate, torch.rand(sites, generator=generator) + 0.5)
+        )
     valid = torch.arange(time)[None, :] >= torch.randint(0, time, (rows, 1), generator=generator)
     always = torch.rand(rows, time, generator=generator) < 0.1
     return modules, valid, always
@@ -104,7 +108,8 @@ def test_documents_begin_anew_and_rows_stand_alone(call, data):
     for here in (slice(0, cut), slice(cut, time)):
         for row in range(valid.shape[0]):
             alone = served(
-                [(margin[row : row + 1], *rest) for margin, *rest in part(modules, here)], valid[row : row + 1, here]
+                [(margin[row : row + 1], *rest) for margin, *rest in part(modules, here)],
+                valid[row : row + 1, here],
             )
             for found, wanted in zip(packed, alone, strict=True):
                 assert torch.equal(found[row : row + 1, here], wanted)
@@ -137,7 +142,17 @@ def test_tokens_that_passed_undecided_do_not_count():
 # Within two points at 128 tokens and one at 512, whatever the margins
 
 ROWS = 10
-KINDS = ("calibrated", "shifted up", "shifted down", "far off", "drifting", "bursts", "clustered", "all equal", "wider")
+KINDS = (
+    "calibrated",
+    "shifted up",
+    "shifted down",
+    "far off",
+    "drifting",
+    "bursts",
+    "clustered",
+    "all equal",
+    "wider",
+)
 
 
 def text(kind: str, rows: int, time: int, sites: int, alike: float) -> Tensor:
@@ -170,7 +185,9 @@ def test_the_rate_is_held_from_a_cold_start(kind, sites):
     for skip in (0.1, 0.25, 0.5, 0.9):
         threshold = torch.full((sites,), float(torch.distributions.Normal(0, 1).icdf(torch.tensor(skip))))
         rate = torch.full((sites,), 1 - skip)
-        runs = served([(margin, threshold, torch.ones(sites), rate, torch.ones(sites))], valid, always=sinks)[0]
+        runs = served([(margin, threshold, torch.ones(sites), rate, torch.ones(sites))], valid, always=sinks)[
+            0
+        ]
         skipped = (~runs).float().mean(dim=-1)
         for length, tolerance in ((128, 0.02), (512, 0.01)):
             error = (skipped[:, :length].mean(dim=1) - skip).abs().max()
@@ -201,7 +218,13 @@ def test_modules_one_above_the_other_hold_their_joint_rate(kind):
     skip = torch.tensor([0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.35, 1.0])
     threshold = torch.distributions.Normal(0, 1).icdf(skip.clamp(1e-6, 1 - 1e-6))
     modules = [
-        (margin[..., at : at + 1], threshold[at : at + 1], torch.ones(1), 1 - skip[at : at + 1], torch.ones(1))
+        (
+            margin[..., at : at + 1],
+            threshold[at : at + 1],
+            torch.ones(1),
+            1 - skip[at : at + 1],
+            torch.ones(1),
+        )
         for at in range(10)
     ]
     sinks = (torch.arange(512) < 4).expand(ROWS, 512)
@@ -225,7 +248,9 @@ def test_within_the_slack_decisions_are_those_of_the_threshold():
 
 def module(**settings) -> Routing:
     torch.manual_seed(0)
-    built = Routing(RoutingConfig(router="linear", **settings), 8, sites=["a", "b"], paths=["skip", "run"]).eval()
+    built = Routing(
+        RoutingConfig(router="linear", **settings), 8, sites=["a", "b"], paths=["skip", "run"]
+    ).eval()
     if built.router is not None:
         torch.nn.init.normal_(built.router.layers[-1].weight)
     return built
@@ -245,7 +270,9 @@ def test_only_inference_is_served():
     plain = routing(**inputs())
     held = routing(**inputs(), served=Served())
     assert not torch.equal(held.choice, plain.choice)
-    assert torch.equal(held.choice, held.gate.argmax(dim=-1)) and torch.equal(held.probabilities, plain.probabilities)
+    assert torch.equal(held.choice, held.gate.argmax(dim=-1)) and torch.equal(
+        held.probabilities, plain.probabilities
+    )
     assert float(held.mean_rate()) == pytest.approx(0.2, abs=0.02)
     routing.cutting = True
     cut = routing(**inputs())
@@ -285,9 +312,15 @@ def test_spreads_are_measured_and_old_files_have_none():
     ("make", "message"),
     [
         (lambda: SkipConfig(serve="rat"), "skip.serve: 'rat' is not known. Did you mean 'rate'"),
-        (lambda: SkipConfig(serve="rate", granularity="sequence"), "skip.serve: rate is not possible.*sequence"),
+        (
+            lambda: SkipConfig(serve="rate", granularity="sequence"),
+            "skip.serve: rate is not possible.*sequence",
+        ),
         (lambda: SkipConfig(serve="rate", granularity="batch"), "rate is not possible.*batch"),
-        (lambda: SkipConfig(serve="rate", granularity="sequence_mean"), "rate is not possible.*sequence_mean"),
+        (
+            lambda: SkipConfig(serve="rate", granularity="sequence_mean"),
+            "rate is not possible.*sequence_mean",
+        ),
         (lambda: SkipConfig(serve="rate", routing=RoutingConfig(control="random")), "control: random"),
         (lambda: HybridConfig(serve="rats"), "model.serve: 'rats' is not known. Did you mean 'rate'"),
         (lambda: HybridConfig(serve="rate", routing={"control": "periodic"}), "control: periodic"),

@@ -230,6 +230,7 @@ class Routing(nn.Module):
             spread=self.thresholds.spread,
             rate=self.rate,
             cost=self.costs[:, -1] - self.costs[:, 0],
+            sites=self.total or len(self.sites),
         )
         return torch.where(expensive, len(self.paths) - 1, logits[..., :-1].argmax(dim=-1))
 

@@ -21,6 +21,7 @@ def reference(modules, valid, begins=None, always=None):
         modules: (margin (B, T, R), threshold, spread, rate, cost) of each, in order.
     """
     choices = [torch.zeros(margin.shape, dtype=torch.bool) for margin, *_ in modules]
+    whole = float(modules[0][4].mean()) * sum(len(each[4]) for each in modules)
     for row in range(valid.shape[0]):
         errors, count = [0.0] * len(modules), 0
         for token in range(valid.shape[1]):
@@ -28,8 +29,11 @@ def reference(modules, valid, begins=None, always=None):
                 errors, count = [0.0] * len(modules), 0
             saved = asked = spent = 0.0
             for index, (margin, threshold, spread, rate, cost) in enumerate(modules):
-                x = errors[index] / max(1.28, 0.853 + count / 300) if valid[row, token] else 0.0
-                shift = x**3 * (1 + (x / 1.2) ** 8)
+                x = 0.0
+                if valid[row, token]:
+                    below = sum(float(each[4].sum()) for each in modules[: index + 1])
+                    x = errors[index] * below / max(below, whole) / max(1.4, 0.93 + count / 275)
+                shift = x**5 * (1 + (x / 1.3) ** 8)
                 for site in range(len(cost)):
                     moved = 0.0 if rate[site] in (0, 1) else shift * float(spread[site])
                     runs = float(margin[row, token, site]) + moved > float(threshold[site])
@@ -45,8 +49,18 @@ def reference(modules, valid, begins=None, always=None):
 
 def served(modules, valid, **options) -> list[Tensor]:
     call = Served(**options)
+    sites = sum(len(cost) for *_, cost in modules)
     return [
-        call.choose(f"served{index}", margin, valid, threshold=threshold, spread=spread, rate=rate, cost=cost)
+        call.choose(
+            f"served{index}",
+            margin,
+            valid,
+            threshold=threshold,
+            spread=spread,
+            rate=rate,
+            cost=cost,
+            sites=sites,
+        )
         for index, (margin, threshold, spread, rate, cost) in enumerate(modules)
     ]
 

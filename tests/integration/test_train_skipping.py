@@ -415,3 +415,31 @@ def test_compare_and_report_hold_routing_against_its_controls(home, tmp_path, ca
     assert b"share of decisions for run by kind of token" in first["paper.md"].lower()
     assert main(["report", str(runs)]) == 0
     assert first == {p.name: p.read_bytes() for p in (runs / "report").rglob("*") if p.is_file()}
+
+
+def test_a_run_on_a_mixture_is_scored_and_judged_by_kind(home, tmp_path, capsys):
+    other = (
+        "def run self return value for index in range import yield while with open as file lambda raise error"
+    )
+    write_documents(home, {"code": 120}, length=60, sentence=other)
+    kinds = f"{{prose: {{paths: [{home / 'train.jsonl'}]}}, code: {{paths: [{home / 'code.jsonl'}], share: 2.0}}}}"
+    text = (
+        f"data: {{source: kinds, kinds: {kinds}, paths: [], validation_paths: []}}\ntrain: {{max_steps: 2}}\n"
+    )
+    out = tmp_path / "run"
+    assert main(["train", recipe(home, "mixture", text), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["kinds"]) == ["prose", "code"]
+    assert found["kinds"]["code"]["data"].startswith("text of files code.jsonl that the run did not train on")
+    losses = [kind["loss"] for kind in found["kinds"].values()]
+    assert found["mean"]["loss"] == pytest.approx(sum(losses) / 2)
+    data = ["--data", f"prose={home / 'heldout.jsonl'}", "--length", "32", "--tokens-heldout", "256"]
+    assert main(["transfer", str(out), *data, "--against", str(out), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["home"] is True, "the run says what it was trained on"
+    (arm,) = row["arms"].values()
+    assert arm["at_equal_cost"]["mean"] == pytest.approx(0.0, abs=1e-6), (
+        "against itself it neither wins nor loses"
+    )

@@ -48,7 +48,7 @@ def test_every_kind_is_left_out_and_judged_at_equal_cost(transferred):
     assert sorted(path.name for path in (out / "cells").iterdir()) == ["a-50.json", "b-50.json", "c-50.json"]
     for row in record["rows"]:
         assert row["windows"] == 12 and 0 < row["served"] < 1 and row["dense"] > 0
-        assert set(row["arms"]) == {"static_influence", "static_greedy"}
+        assert set(row["arms"]) == set(STATIC)
         for arm in row["arms"].values():
             gap = arm["at_equal_cost"]
             if gap is not None:
@@ -99,7 +99,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
         ("a", True, None),
         ("b", False, None),
     ]
-    assert all(set(row["arms"]) == {"static_influence", "static_greedy"} for row in rows)
+    assert all(set(row["arms"]) == set(STATIC) for row in rows)
     static = router / "controls" / "static_greedy"
     assert main([*words[:2], *kinds(files, "b"), *SIZES, "--against", str(static), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]

@@ -1,7 +1,6 @@
 """A routed model from a pretrained one without gradients: forward passes, minutes on a CPU.
 
-Fits low-rank skip paths and predictors of each layer's influence in closed form, shares the budget out among the
-layers (with --unit among their attentions, or their MLPs) by what skipping costs, writes a router folder, and measures
+Fits low-rank skip paths and predictors of what each of them misses in closed form, writes a router folder, and measures
 it on held-out text beside static pruning and random skipping with skip paths fitted in the same way.
 """
 
@@ -19,10 +18,14 @@ from layerroute.cli.calibration_inputs import (
     draw,
     open_model,
     settings,
+    suited,
 )
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
+
+MOST, LEAST = 65536, 12288
+"""Tokens of statistics: as many as the text has, between these."""
 
 EPILOG = """\
 examples:
@@ -35,7 +38,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, budget, text, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser)
+    add_input_arguments(parser, statistics="65536, or what the text has, 12288 at least")
     parser.add_argument(
         "--budget",
         type=float,
@@ -79,11 +82,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
     )
     parser.add_argument(
+        "--allocation",
+        choices=("even", "cost"),
+        default="even",
+        help="the same share of the tokens skips at every layer, or each layer's share follows what skipping costs on "
+        "the text at hand (default: %(default)s; it holds on other text)",
+    )
+    parser.add_argument(
         "--min-share",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="a layer is skipped by none or by at least this share of the tokens; fewer save no time (default: "
+        help="of --allocation cost: a layer is skipped by none or by at least this share of the tokens (default: "
         "%(default)s)",
     )
     parser.add_argument(
@@ -91,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="share the budget out anew under the routing found, N - 1 times (default: %(default)s)",
+        help="of --allocation cost: share the budget out anew under the routing found, N - 1 times (default: 1)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
@@ -118,6 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
         check_folder(arguments.record.parent, "--record: the folder")
     config = settings(
         arguments,
+        tokens_statistics=MOST,
+        allocation=arguments.allocation,
+        refits=2 if arguments.allocation == "cost" else 1,
         budget=arguments.budget,
         also=arguments.also,
         granularity=arguments.router,
@@ -139,7 +152,6 @@ def run(arguments: argparse.Namespace) -> int:
         save_calibration,
         verdict,
     )
-    from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
     kinds = parse_kinds(arguments.data)
@@ -147,13 +159,22 @@ def run(arguments: argparse.Namespace) -> int:
     texts = Texts(kinds)
     heldout_texts = texts if held_out_kinds is None else Texts(held_out_kinds)
     model, tokenizer = open_model(arguments.model, arguments.device)
-    config = replace(config, sink_ids=special_tokens(tokenizer))
+    config = suited(arguments, config, model, tokenizer)
     check_budgets(model, config, [config.budget, *config.also])
     with stages(True) as stage:
         advance = stage("text")
         selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)
-        statistics = draw(texts, tokenizer, config.tokens_statistics, config.length, config.seed + 1)
         heldout = draw(heldout_texts, tokenizer, config.tokens_heldout, config.length, config.seed + 2)
+        # Last, since they may take all that is left.
+        statistics = draw(
+            texts,
+            tokenizer,
+            config.tokens_statistics,
+            config.length,
+            config.seed + 1,
+            least=None if arguments.tokens_statistics else LEAST,
+        )
+        config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
         device = model.device
         calibration = calibrate(

@@ -2,8 +2,10 @@
 
 import argparse
 import re
+import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 
 
-def add_input_arguments(parser: argparse.ArgumentParser, *, metavar: str = "MODEL") -> None:
-    """Model, text and sizes."""
+def add_input_arguments(
+    parser: argparse.ArgumentParser, *, metavar: str = "MODEL", statistics: str = "12288"
+) -> None:
+    """Model, text and sizes. ``statistics`` tells the default of --tokens-statistics."""
     parser.add_argument("model", metavar=metavar, help=MODEL_HELP)
     parser.add_argument(
         "--data",
@@ -30,8 +34,8 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, metavar: str = "MODE
     parser.add_argument(
         "--unit",
         choices=("block", "attention", "mlp"),
-        default="block",
-        help="what may be skipped of a layer: all of it, its attention, or its MLP (default: %(default)s)",
+        help="what may be skipped of a layer: its MLP, its attention, or all of it (default: mlp; block for models "
+        "whose layers layerroute cannot take apart)",
     )
     parser.add_argument(
         "--layers",
@@ -45,7 +49,7 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, metavar: str = "MODE
         metavar="N",
         help="layers that always run (default: %(default)s)",
     )
-    parser.add_argument("--rank", type=int, default=64, help="rank of the skip paths (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=128, help="rank of the skip paths (default: %(default)s)")
     parser.add_argument(
         "--length",
         type=int,
@@ -56,16 +60,15 @@ def add_input_arguments(parser: argparse.ArgumentParser, *, metavar: str = "MODE
     parser.add_argument(
         "--tokens-statistics",
         type=int,
-        default=12288,
         metavar="N",
-        help="tokens to fit on (default: %(default)s)",
+        help=f"tokens to fit on (default: {statistics})",
     )
     parser.add_argument(
         "--tokens-selection",
         type=int,
         default=2048,
         metavar="N",
-        help="tokens to choose rates and layers on (default: %(default)s)",
+        help="tokens to choose layers of static pruning on (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=42, help="of the places of windows and of random decisions"
@@ -92,8 +95,10 @@ def parse_layers(text: str | None) -> list[int] | None:
     return sorted(found)
 
 
-def settings(arguments: argparse.Namespace, **more: Any) -> "CalibrationConfig":
-    """The arguments as a configuration, checked."""
+def settings(
+    arguments: argparse.Namespace, *, tokens_statistics: int = 12288, **more: Any
+) -> "CalibrationConfig":
+    """The arguments as a configuration, checked; ``tokens_statistics`` where none are asked for."""
     from layerroute.skipping.calibration import CalibrationConfig
 
     if arguments.threads is not None:
@@ -103,24 +108,48 @@ def settings(arguments: argparse.Namespace, **more: Any) -> "CalibrationConfig":
 
         torch.set_num_threads(arguments.threads)
     return CalibrationConfig(
-        unit=arguments.unit,
+        unit=arguments.unit or "mlp",
         layers=parse_layers(arguments.layers),
         router_layer=arguments.router_layer,
         rank=arguments.rank,
         length=arguments.length,
-        tokens_statistics=arguments.tokens_statistics,
+        tokens_statistics=arguments.tokens_statistics or tokens_statistics,
         tokens_selection=arguments.tokens_selection,
         seed=arguments.seed,
         **more,
     )
 
 
-def draw(texts: Texts, tokenizer: Any, tokens: int, length: int, seed: int) -> "Windows":
-    """The next windows of every kind, in their shares."""
+def suited(
+    arguments: argparse.Namespace, config: "CalibrationConfig", model: Any, tokenizer: Any
+) -> "CalibrationConfig":
+    """The configuration for this model: what always runs, and whole layers where they cannot be taken apart."""
+    from layerroute.skipping.families import decoder_stack, family_of
+    from layerroute.skipping.pretrained import special_tokens
+
+    config = replace(config, sink_ids=special_tokens(tokenizer))
+    if arguments.unit is None and family_of(model, decoder_stack(model)[1]) is None:
+        print(
+            "layerroute: the layers of this model cannot be taken apart; whole layers skip", file=sys.stderr
+        )
+        config = replace(config, unit="block")
+    return config
+
+
+def draw(
+    texts: Texts, tokenizer: Any, tokens: int, length: int, seed: int, *, least: int | None = None
+) -> "Windows":
+    """The next windows of every kind, in their shares; where text runs short ``least`` tokens suffice."""
     from layerroute.skipping.calibration import draw_windows
 
     return draw_windows(
-        texts.documents, tokenizer, tokens=tokens, length=length, seed=seed, shares=texts.shares
+        texts.documents,
+        tokenizer,
+        tokens=tokens,
+        length=length,
+        seed=seed,
+        shares=texts.shares,
+        least=least,
     )
 
 

@@ -8,9 +8,16 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-from layerroute.cli.calibration_inputs import add_input_arguments, check_budgets, draw, open_model, settings
+from layerroute.cli.calibration_inputs import (
+    add_input_arguments,
+    check_budgets,
+    draw,
+    open_model,
+    settings,
+    suited,
+)
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -37,12 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.data.progress import stages
     from layerroute.records import provenance, utc_now
     from layerroute.skipping.calibration.headroom import BUDGETS, headroom, verdict
-    from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
     texts = Texts(parse_kinds(arguments.data))
     model, tokenizer = open_model(arguments.model, arguments.device)
-    config = replace(config, sink_ids=special_tokens(tokenizer))
+    config = suited(arguments, config, model, tokenizer)
     check_budgets(model, config, arguments.budgets or ())
     with stages(True) as stage:
         stage("text")

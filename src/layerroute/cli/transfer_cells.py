@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.benchmark.output import save
-from layerroute.cli.calibration_inputs import check_budgets, open_model, settings
+from layerroute.cli.calibration_inputs import check_budgets, open_model, settings, suited
 from layerroute.data.progress import stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
 from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import match_all
 from layerroute.skipping.calibration.transfer import (
     STATIC,
@@ -29,7 +30,6 @@ from layerroute.skipping.calibration.transfer import (
 )
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import get_router
-from layerroute.skipping.pretrained import special_tokens
 from layerroute.skipping.storage import DESCRIPTION, read_router
 
 DEFAULT_BUDGETS = (0.25,)
@@ -45,20 +45,22 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
     budgets = list(arguments.budget or DEFAULT_BUDGETS)
     config = settings(
         arguments,
+        tokens_statistics=24576,
         budget=budgets[0],
         granularity=arguments.router,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
     )
     model, tokenizer = open_model(arguments.model, arguments.device)
-    config = replace(config, sink_ids=special_tokens(tokenizer))
+    config = suited(arguments, config, model, tokenizer)
     check_budgets(model, config, budgets)
     held_out, selection, statistics = _pools(config, texts, tokenizer)
     cells: list[Cell] = []
     base, total = fingerprint(model), len(budgets) * len(texts.shares)
     with stages(True) as stage:
-        for budget in budgets:
-            for left_out in texts.shares:
+        for left_out in texts.shares:
+            rankings: dict[str, Ranking] = {}
+            for budget in budgets:
                 own = replace(config, budget=budget)
 
                 def mixed(pools: dict[str, Windows], tokens: int, without: str = left_out) -> Windows:
@@ -79,6 +81,7 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
                         statistics=seen[0],  # noqa: B023
                         selection=seen[1],  # noqa: B023
                         texts=judged,  # noqa: B023
+                        rankings=rankings,  # noqa: B023
                         stage=lambda name: stage(f"{here}, {name}"),  # noqa: B023
                     )
                     return [{**row, "left_out": left_out} for row in rows]  # noqa: B023

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layerroute.analysis.transfer import hardest, outcome, points_of, summary, transfer_table
+from layerroute.analysis.transfer import greedy_of, outcome, points_of, reference_of, summary, transfer_table
 
 
 def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
@@ -49,8 +49,8 @@ def test_the_summary_counts_what_has_a_verdict():
 
 
 def test_the_best_static_arm_is_the_one_with_least_lead():
-    assert hardest(RECORD["rows"][0])[0] == "static_influence"
-    assert hardest(RECORD["rows"][2]) is None
+    assert reference_of(RECORD["rows"][0]) == "static_influence"
+    assert greedy_of(RECORD["rows"][2]) is None
 
 
 def test_home_is_a_point_of_the_line_of_the_kind_that_was_left_out():

@@ -102,6 +102,7 @@ def calibrate(
     statistics: Int[Tensor, "N T"],
     selection: Int[Tensor, "M T"],
     controls: Sequence[str] = TABLE,
+    rankings: dict[str, Ranking] | None = None,
     stage: Stage = silent,
 ) -> Calibration:
     """Fit a router and the static and random controls, all in the same way.
@@ -112,6 +113,8 @@ def calibrate(
         statistics: windows that the fits see.
         selection: windows on which static layers, and with ``allocation`` ``cost`` rates, are chosen.
         controls: which of ``CONTROLS`` to fit beside it; those that the unit does not have are left out.
+        rankings: by unit, what earlier calls with the same windows made for other budgets; what is new is added. Not
+            used where the predictors need sensitivities too.
         stage: for progress.
 
     Returns:
@@ -130,10 +133,13 @@ def calibrate(
 
     final: list[Tensor] = []
     ranking = sensitivity = None
-    if config.allocation == "cost" or any(name not in ("random", "periodic") for name in wanted):
+    known = {} if rankings is None else rankings
+    if config.allocation == "cost" or "early_exit" in wanted:
         ranking = Ranking.of(stack, statistics, selection, config, clock=clock, final=final)
-        if config.allocation == "cost" or "early_exit" in wanted:
-            sensitivity = probe_sensitivity(ranking, statistics, final.pop(), clock)
+        sensitivity = probe_sensitivity(ranking, statistics, final.pop(), clock)
+    elif any(name not in ("random", "periodic") for name in wanted):
+        ranking = known.get(config.unit) or Ranking.of(stack, statistics, selection, config, clock=clock)
+        known[config.unit] = ranking
     if config.allocation == "cost":
         assert ranking is not None and sensitivity is not None
         found = allocate_by_cost(ranking, statistics, selection, config, count, sensitivity, clock)
@@ -150,7 +156,9 @@ def calibrate(
     arms: dict[str, Policy] = {}
     static: dict[str, tuple[int, ...]] = {}
     if ranking is not None:
-        arms, static = _fit_all_static(ranking, statistics, selection, wanted, config, skip, count, clock)
+        arms, static = _fit_all_static(
+            ranking, known, statistics, selection, wanted, config, skip, count, clock
+        )
     arms |= fit_chance(stack, statistics, wanted, config, layers=layers, sensitivity=sensitivity, clock=clock)
     clock.stop()
     return Calibration(
@@ -168,6 +176,7 @@ def calibrate(
 
 def _fit_all_static(
     ranking: Ranking,
+    known: dict[str, Ranking],
     statistics: Tensor,
     selection: Tensor,
     wanted: Sequence[str],
@@ -186,8 +195,12 @@ def _fit_all_static(
             saved_by_skipping(text, replace(skip, unit=unit), config.length) for unit in (skip.unit, "block")
         ]
         blocks = max(1, round(config.budget * len(skip.layers or []) * saved[0] / saved[1]))
-        other = ranking.of_blocks(statistics, selection, replace(config, unit="block"), clock)
-        more, named = fit_static(other, statistics, whole, config, count=blocks, prefix=BLOCK, clock=clock)
+        blocks_too = replace(config, unit="block")
+        if "block" not in known:
+            known["block"] = ranking.of_blocks(statistics, selection, blocks_too, clock)
+        more, named = fit_static(
+            known["block"], statistics, whole, config, count=blocks, prefix=BLOCK, clock=clock
+        )
         arms, static = {**arms, **more}, {**static, **{f"block_{name}": named[name] for name in named}}
     return arms, static
 

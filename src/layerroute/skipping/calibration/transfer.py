@@ -10,12 +10,13 @@ import layerroute
 from layerroute.errors import UserError
 from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
 from layerroute.skipping.calibration.heldout import Score
 from layerroute.skipping.calibration.result import arm_section
 from layerroute.skipping.calibration.windows import Windows, mix, needed
 
-STATIC = ("static_influence", "static_greedy")
+STATIC = ("static_influence", "static_greedy", "static_block_influence", "static_block_greedy")
 """The controls that every text is judged against."""
 
 _PARTS = ("skipping", "routing", "ops")
@@ -64,6 +65,7 @@ def transfer_cell(
     statistics: Windows,
     selection: Windows,
     texts: Mapping[str, tuple[Windows, bool]],
+    rankings: dict[str, Ranking] | None = None,
     stage: Stage = silent,
 ) -> tuple[list[dict[str, Any]], Calibration]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
@@ -73,6 +75,7 @@ def transfer_cell(
         config: what to make.
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
+        rankings: see `calibrate`.
         stage: for progress.
 
     Returns:
@@ -85,6 +88,7 @@ def transfer_cell(
         statistics=statistics.ids.to(device),
         selection=selection.ids.to(device),
         controls=STATIC,
+        rankings=rankings,
         stage=stage,
     )
     rows = []

@@ -69,6 +69,7 @@ def draw_windows(
     length: int,
     seed: int,
     shares: Mapping[str, float] | None = None,
+    least: int | None = None,
 ) -> Windows:
     """Take one window from each document that is long enough, at a place drawn by ``seed``, until there are enough.
 
@@ -81,6 +82,7 @@ def draw_windows(
         tokens: wanted, rounded up to whole windows.
         length: T.
         shares: of the kinds, in any unit. Default: equal.
+        least: tokens that suffice where the documents of a kind run out. Default: all that are wanted.
 
     Raises:
         UserError: if the documents of a kind do not suffice.
@@ -99,8 +101,15 @@ def draw_windows(
         )
         for kind, stream in streams.items()
     }
-    found = [next(draws[kind]) for kind in order]
-    return Windows(ids=torch.tensor(found, dtype=torch.long), kinds=tuple(order))
+    found: list[list[int]] = []
+    for kind in order:
+        try:
+            found.append(next(draws[kind]))
+        except UserError:
+            if least is None or len(found) * length < least:
+                raise
+            break
+    return Windows(ids=torch.tensor(found, dtype=torch.long), kinds=tuple(order[: len(found)]))
 
 
 def mix(pools: Mapping[str, Windows], *, tokens: int, length: int, shares: Mapping[str, float]) -> Windows:

@@ -5,6 +5,20 @@ from layerroute.analysis.controls import FLOPS_TOLERANCE, PARAMETER_TOLERANCE, r
 from layerroute.analysis.format import count, learning_rate, signed_percent
 from layerroute.analysis.runs import Run
 
+SAME_COST = 0.005
+"""Half a point: executed FLOPs, as shares of one model's, that are at most so far apart are equal."""
+
+
+def same_cost(one: float | None, other: float | None) -> bool:
+    """Whether two shares of executed FLOPs, measured on the same text, are equal: no verdict where this is False.
+
+    Args:
+        one, other: executed forward FLOPs per token, as shares (0.25 is 25 %) of the same model's. None, where they
+            were not measured, equals nothing.
+    """
+    return one is not None and other is not None and abs(one - other) <= SAME_COST + 1e-12
+
+
 
 def unequal(subject: Arm, rival: Arm) -> list[str]:
     """What ``subject`` has more or less of than ``rival``, as short phrases; empty where all is equal.

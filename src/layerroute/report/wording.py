@@ -123,7 +123,9 @@ def limitations(comparison: Comparison) -> list[str]:
         )
         found.append(f"Tuning: {one}; {search}.")
     if any(arm.mean("flops", "executed_per_token") is None for arm in comparison.arms if arm.completed):
-        found.append("Compute: executed FLOPs were not counted for every arm; FLOPs are then analytic.")
+        found.append(
+            "Compute: executed FLOPs were not counted for every arm; on such arms there is no verdict."
+        )
     if any(arm.kind.routed for arm in comparison.arms):
         found.append(
             "Speed: training computes what its estimator needs, for straight-through estimators both paths. "
@@ -197,6 +199,11 @@ def conclusion(comparison: Comparison) -> str:
         return (
             "Whether routing by token improves on static layer assignment is not decided by these runs: one "
             "seed cannot tell."
+        )
+    if outcome in (Outcome.UNALIKE, Outcome.UNEQUAL_COST):
+        return (
+            "These runs do not compare routing by token with static layer assignment of equal cost and treatment, so "
+            "nothing is concluded."
         )
     return "These runs do not compare routing by token with static layer assignment."
 

@@ -117,7 +117,7 @@ def choose_subject(
     """The learned router that the question is asked of, and a note that says by which rule if there are several.
 
     A completed one whose decisions are causal; of these the one with the most other arms that it can be held against
-    (treated alike, at equal cost), then with the most seeds, then the first by name. Losses have no say: the best of
+    (treated alike, at equal cost), then with the most seeds, then the shortest name. Losses have no say: the best of
     several would flatter routing.
 
     Args:
@@ -129,11 +129,11 @@ def choose_subject(
         UserError: ``wanted`` is no routed arm.
     """
 
-    def rank(arm: Arm) -> tuple[bool, int, int, str]:
+    def rank(arm: Arm) -> tuple[bool, int, int, int, str]:
         fair = [
             rival for rival in arms if rival not in routed and rival.completed and not no_verdict(arm, rival)
         ]
-        return not arm.causal, -len(fair), -len(arm.seeds), arm.label
+        return not arm.causal, -len(fair), -len(arm.seeds), len(arm.label), arm.label
 
     finished = [arm for arm in routed if arm.completed] or list(routed)
     chosen = (

@@ -102,7 +102,8 @@ def recall_pairs(arms: Sequence[Arm]) -> list[RecallPair]:
     """Every learned router that has recall data, against the arms that its claim needs.
 
     They are random and periodic at its rate (within 2 points, the same layers), static arms at the FLOPs that it
-    executes (within half a point), the same layers with softmax for every token where it routes, all-softmax and all-GDN.
+    executes (within half a point), the same layers with softmax for every token where it routes, all-softmax and
+    all-GDN.
     """
     known = [arm for arm in arms if recall_by_seed(arm)]
     pairs = []

@@ -160,8 +160,8 @@ def _told(values: Sequence[Any]) -> str:
 
 
 def _of_a_study(arm: Arm) -> bool:
-    """Whether a study made all runs of the arm: it gives each arm its rate by one rule, such as one grid for all."""
-    return all(str(run.value("command")).startswith("layerroute study") for run in arm.completed)
+    """Whether a study made runs of the arm, all of which have one rate: it gives rates by one rule, such as a grid."""
+    return any(str(run.value("command")).startswith("layerroute study") for run in arm.completed)
 
 
 def data_identity(run: Run) -> tuple[str, str]:

@@ -95,21 +95,23 @@ class SkippingComparison:
 
     @cached_property
     def judged(self) -> list[tuple[Arm, list[EqualCost]]]:
-        """The subject against the nearest arm of every kind of control, or against the baseline, at equal cost.
+        """The subject against the nearest arm of every kind of control at equal cost, or against the baseline alone.
 
         As they are where they cost the same, else read off, both ways where there are two; an empty list where
         neither is possible.
         """
-        if self.subject is None:
+        subject = self.subject
+        if subject is None:
             return []
-        families = list(self._at_rates(*CONTROLS).values())
         if self.baseline is not None:
-            families = [next((f for f in families if self.baseline in f), [self.baseline])]
-        found = []
-        for family in families:
-            family.sort(key=lambda arm: abs((executed(arm) or 0.0) - (executed(self.subject) or 0.0)))
-            found.append((family[0], self._at_equal_cost(self.subject, family)))
-        return found
+            return [(self.baseline, self._at_equal_cost(subject, [self.baseline]))]
+        return [(family[0], self._at_equal_cost(subject, family)) for family in self._controls(subject)]
+
+    def _controls(self, subject: Arm) -> list[list[Arm]]:
+        """The arms of every kind of control, those first whose cost is nearest the subject's."""
+        own = executed(subject) or 0.0
+        families = self._at_rates(*CONTROLS).values()
+        return [sorted(family, key=lambda arm: abs((executed(arm) or 0.0) - own)) for family in families]
 
     def _at_equal_cost(self, subject: Arm, family: Sequence[Arm]) -> list[EqualCost]:
         if not self.same_data:
@@ -117,7 +119,11 @@ class SkippingComparison:
         if not no_verdict(subject, family[0]):
             return [as_they_are(subject, family[0])]
         routed = [one for one in self.equal_costs if one.at in family and subject in (one.low, one.high)]
-        control = [one for one in self.equal_costs if one.at is subject and one.low in family]
+        control = [
+            one
+            for one in self.equal_costs
+            if one.at is subject and one.low is not subject and (one.low in family or one.high in family)
+        ]
         return [*sorted(routed, key=lambda one: family.index(one.at))[:1], *control]
 
     @cached_property
@@ -172,7 +178,10 @@ class SkippingComparison:
     @property
     def missing(self) -> list[str]:
         """Controls that the subject is not held against at equal cost."""
-        there = {kind_of(arm) for arm, entries in self.judged if entries}
+        if self.subject is None:
+            return list(NEEDED)
+        controls = self._controls(self.subject)
+        there = {kind_of(family[0]) for family in controls if self._at_equal_cost(self.subject, family)}
         return [name for name in NEEDED if name not in there]
 
     @property

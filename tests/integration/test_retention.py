@@ -79,11 +79,11 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert content["command"].startswith("layerroute retention") and content["hardware"]["cpu"]
     assert content["skipped"]["base"] == 0.0
     assert 0 < content["skipped"]["wide"] < 1
-    # The base's scores are the harness's own on the plain model. Both tasks: the harness batches over all of them.
+    # The base's scores are the harness's own on the plain model.
     model = HFLM(pretrained=str(files / "model"), device="cpu", dtype="float32", batch_size=2)
     expected = lm_eval.simple_evaluate(
         model=model,
-        tasks=[local_task(files / f"{name}.jsonl") for name in ("words", "choices")],
+        tasks=[local_task(files / "words.jsonl")],
         bootstrap_iters=10,
         task_manager=TaskManager(include_defaults=False),
     )
@@ -91,6 +91,10 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     perplexity = next(c for c in content["retained"] if (c["task"], c["metric"]) == ("words", "perplexity"))
     assert perplexity["reference"] == pytest.approx(expected["results"]["words"]["perplexity,none"], rel=1e-9)
     assert perplexity["value"] != perplexity["reference"], "routing does something"
+    # FLOPs are those of the documents of each task, executed by each model.
+    shares = {(c["task"], c["model"]): c["executed"] for c in content["retained"]}
+    assert all(0 < shares[task, "wide"] < shares[task, "narrow"] < 1 for task in ("words", "choices", "text"))
+    assert {c["outcome"] for c in content["differences"]} == {"no verdict: unequal FLOPs"}
     rows = list(csv.DictReader((tmp_path / "retention.csv").read_text().splitlines()))
     assert len(rows) == 3 * 5
     assert "wide" in (tmp_path / "retention.md").read_text()

@@ -58,6 +58,9 @@ def test_who_reads_where_and_what_is_causal():
         "sequence_mean": 4,
     }
     assert {name for name, config in reads.items() if not config.causal} == {"batch", "sequence_mean"}
+    for control in CONTROLS:
+        routing = RoutingConfig(control=control)
+        assert all(replace(config, routing=routing).causal for config in reads.values()), control
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,9 @@ def calibrate(
     known = probe(stack, chance, search.ids, search.final)[~start.sinks(search.ids)]
     weights = cost_weights(costs, known)
     count = max(1, round(config.budget * len(layers)))
-    removed = greedy_static(stack, search, start, costs, count, clock("greedy choice of layers"))
+    removed = tuple(
+        sorted(greedy_static(stack, search, start, costs, count, clock("greedy choice of layers")))
+    )
 
     def fit(rates: dict[int, float], name: str, *, everywhere: bool) -> Policy:
         return calibrate_in_order(

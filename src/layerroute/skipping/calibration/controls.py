@@ -87,7 +87,7 @@ def greedy_static(
     count: int,
     advance: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, ...]:
-    """The layers that greedy pruning takes out, with the skip paths of ``start`` in their place."""
+    """The layers that greedy pruning takes out, in that order, with the skip paths of ``start`` in their place."""
     inputs: list[Tensor] = []
     replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
     counted = ~start.sinks(search.ids)

@@ -50,6 +50,7 @@ class Kind(StrEnum):
         return self.routed and self is not Kind.DYNAMIC
 
 
+_BLIND = {"periodic", "static", "stochastic"}
 _ROUTED = {Kind.DYNAMIC, Kind.RANDOM, Kind.PERIODIC, Kind.STATIC_CONTROL}
 _ORDER = (
     Kind.STATIC,
@@ -183,10 +184,10 @@ class Arm:
     def causal(self) -> bool:
         """False if the record says that decisions may depend on later tokens.
 
-        Those of controls never do; records of earlier versions say otherwise of some.
+        Records of earlier versions say so of controls that look at no token.
         """
         return all(
-            run.value("routing", "causal") is not False or run.value("routing", "control")
+            run.value("routing", "causal") is not False or run.value("routing", "control") in _BLIND
             for run in self.runs
         )
 

@@ -12,6 +12,7 @@ from layerroute.analysis.fairness import same_cost
 from layerroute.analysis.paired import paired_gap
 from layerroute.analysis.runs import Run
 from layerroute.analysis.skipping import SkippingComparison, compare_skipping
+from layerroute.errors import UserError
 from tests.unit.analysis.record_factory import record, sites
 
 WINDOWS = 32
@@ -228,3 +229,51 @@ def test_arms_that_cost_the_same_are_compared_as_they_are() -> None:
     table = costs(compare_skipping(runs))
     assert list(table) == [("token", "greedy", "neither: equal cost")]
     assert table["token", "greedy", "neither: equal cost"]["Δ val loss"] == pytest.approx(-0.05, abs=0.03)
+
+
+def test_stochastic_depth_is_not_called_not_causal() -> None:
+    """Records of earlier versions say of its granularity that it is not; random by the batch is."""
+    runs = [run("token", 1, skip=0.25, above=0.3)]
+    for name in ("stochastic", "random"):
+        runs.append(run(name, 1, skip=0.0, above=0.3, control=name))
+        runs[-1].record["routing"]["causal"] = False
+    assert compare_skipping(runs).verdict.endswith(
+        "Decisions of random are not causal: they may see later tokens."
+    )
+
+
+def test_the_subject_is_a_causal_router_with_controls_and_not_the_first_by_name() -> None:
+    runs = [
+        run("reinforce", 1, skip=0.25, above=0.1),
+        run("a_variant", 1, skip=0.10, above=0.2, rate=0.9),
+        run("token_longer", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+    ]
+    runs[0].record["routing"]["causal"] = False
+    found = compare_skipping(runs)
+    assert found.subject is not None and found.subject.label == "token_longer"
+    assert "causal first, then most controls at equal cost" in found.notes[-1]
+    asked = compare_skipping(runs, subject="reinforce")
+    assert asked.subject is not None and asked.subject.label == "reinforce" and "as asked" in asked.notes[-1]
+    with pytest.raises(UserError, match=r"no routed arm 'greedy'"):
+        compare_skipping(runs, subject="greedy")
+
+
+def test_the_baseline_is_what_the_others_are_held_against() -> None:
+    runs = [
+        run("full", 1, skip=0.0, above=0.0, control="static"),
+        run("token", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+    ]
+    runs[0].record["recipe"]["start"]["method"] = "fresh"
+    found = compare_skipping(runs, baseline="greedy")
+    assert found.subject is not None and found.subject.label == "token"
+    table = found.tables["differences"].to_dict()["rows"]
+    assert [row["Comparison"] for row in table] == ["full − greedy", "token − greedy"]
+    assert table[1]["Δ val loss"] == pytest.approx(-0.1, abs=0.03) and table[1]["The first"] == "wins"
+    assert "it beats greedy" in found.verdict
+    against_full = compare_skipping(runs, baseline="full")
+    assert "No verdict against full (87.5% against 100.0% of" in against_full.verdict
+    assert "beats" not in against_full.verdict
+    with pytest.raises(UserError, match=r"no arm 'gredy'.*'greedy'"):
+        compare_skipping(runs, baseline="gredy")

@@ -67,7 +67,8 @@ def test_runs_are_held_against_their_base_and_against_each_other(
 ) -> None:
     assert main(command(files, "wide", "narrow", out=tmp_path)) == 0
     captured = capsys.readouterr()
-    assert "wide − narrow" in captured.out and "Retained" in captured.out
+    assert "Table of differences" in captured.out and "Retained" in captured.out
+    assert "wide − narrow" in (tmp_path / "retention.md").read_text()
     content = json.loads((tmp_path / "retention.json").read_text())
     assert {(c["task"], c["metric"]) for c in content["retained"]} == {
         ("text", "perplexity"),

@@ -177,7 +177,7 @@ class Retention:
     @property
     def differences(self) -> Table:
         """The first model less each other one."""
-        labels = ("Documents", "Δ", "95% interval", "FLOPs", "Its FLOPs")
+        labels = ("Documents", "Δ", "95% interval", "FLOPs")
         rows = [
             Row(
                 cells=(
@@ -186,8 +186,7 @@ class Retention:
                     Cell(str(c.documents), c.documents),
                     Cell(_delta(c.difference, c.metric), c.difference),
                     Cell(f"{_delta(c.difference_low, c.metric)} to {_delta(c.difference_high, c.metric)}"),
-                    Cell(percent(c.executed), c.executed),
-                    Cell(percent(c.executed_reference), c.executed_reference),
+                    Cell(f"{percent(c.executed)}, {percent(c.executed_reference)}"),
                     Cell(c.better),
                 )
             )

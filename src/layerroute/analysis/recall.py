@@ -40,8 +40,8 @@ def softmax_rate(arm: Arm, routed: float | None) -> float | None:
 class RecallPair:
     """A learned router against an arm that its claim needs in ``roles``; the difference is in answers recalled.
 
-    ``p_adjusted`` is Holm's correction over all pairs of the table that may have a verdict; None for the others, and
-    with fewer than two common seeds.
+    ``p_adjusted`` is Holm's correction over all pairs of the table; None where there is no verdict, and with fewer than
+    two common seeds.
     """
 
     subject: Arm
@@ -120,12 +120,14 @@ def recall_pairs(arms: Sequence[Arm]) -> list[RecallPair]:
                         rival=rival,
                         roles=roles,
                         difference=found,
-                        p_adjusted=None if no_verdict(subject, rival) else found.p_value,
+                        p_adjusted=found.p_value,
                     )
                 )
     pairs.sort(key=lambda pair: (known.index(pair.subject), _NAMES.index(pair.roles[0])))
     adjusted = holm([pair.p_adjusted for pair in pairs])
-    return [replace(pair, p_adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]
+    return [
+        replace(pair, p_adjusted=None if pair.reasons else p) for pair, p in zip(pairs, adjusted, strict=True)
+    ]
 
 
 def _same_rate(kind: Kind) -> Callable[[Arm, Arm], bool]:

@@ -144,13 +144,17 @@ def judge_pairs(primary: tuple[Arm, Arm] | None, secondary: list[tuple[Arm, Arm]
                 rival=rival,
                 primary=is_primary,
                 difference=difference,
-                p_adjusted=None if no_verdict(subject, rival) else difference.p_value,
+                p_adjusted=difference.p_value,
                 same_data=len(identities) <= 1,
             )
         )
     others = [pair for pair in pairs if not pair.primary]
     adjusted = iter(holm([pair.p_adjusted for pair in others]))
-    return [pair if pair.primary else replace(pair, p_adjusted=next(adjusted)) for pair in pairs]
+    pairs = [pair if pair.primary else replace(pair, p_adjusted=next(adjusted)) for pair in pairs]
+    # Pairs without a verdict count in the correction: which they are must not make the others surer.
+    return [
+        replace(pair, p_adjusted=None) if no_verdict(pair.subject, pair.rival) else pair for pair in pairs
+    ]
 
 
 def _common_seeds(subject: Arm, rival: Arm) -> tuple[int, ...]:

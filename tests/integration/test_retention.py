@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
-from layerroute.skipping import SkipConfig, add_router, save_router
+from layerroute.skipping import SkipConfig, add_router, forward_flops, save_router
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -94,7 +94,12 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert perplexity["value"] != perplexity["reference"], "routing does something"
     # FLOPs are those of the documents of each task, executed by each model.
     shares = {(c["task"], c["model"]): c["executed"] for c in content["retained"]}
-    assert all(0 < shares[task, "wide"] < shares[task, "narrow"] < 1 for task in ("words", "choices", "text"))
+    assert all(share > 0 and share != 1 for share in shares.values()) and len(set(shares.values())) == 3 * 2
+    whole = json.loads((tmp_path / "scores" / "base.json").read_text())["executed"]["text perplexity"]
+    config = AutoConfig.from_pretrained(files / "model")
+    assert whole == pytest.approx(
+        4 * 32 * forward_flops(config, SkipConfig().resolve(6), 32).base_per_token, rel=0.02
+    )
     assert {c["outcome"] for c in content["differences"]} == {"no verdict: unequal FLOPs"}
     rows = list(csv.DictReader((tmp_path / "retention.csv").read_text().splitlines()))
     assert len(rows) == 3 * 5

@@ -25,7 +25,7 @@ from tests.unit.analysis.test_skipping_comparison import run as skipping_run
 
 WINNER = re.compile(
     r"\bwins?\b(?! more)|\bwon\b|\bloses?\b|\bbeats?\b|\bbetter\b|\bworse\b|\bahead of\b|\bbehind\b"
-    r"|ends with a (?:lower|higher)|recalls (?:more|less)|achiev\w+ a lower|does as well|Improvement: ",
+    r"|ends with a (?:lower|higher)|recalls (?:more|less)|achiev\w+ a lower|assignment does as well|Improvement: ",
     re.IGNORECASE,
 )
 BOILERPLATE = (

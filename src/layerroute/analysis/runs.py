@@ -235,8 +235,8 @@ def _record_files(path: Path) -> list[Path]:
             found.append(Path(folder) / RECORD_NAME)
             below[:] = []
     if not found:
-        files = (file for file in sorted(path.rglob("*.json")) if not is_aside(file.relative_to(path)))
-        found = [file for file in files if _looks_like_a_record(file)]
+        loose = (file for file in sorted(path.rglob("*.json")) if not is_aside(file.relative_to(path)))
+        found = [file for file in loose if _looks_like_a_record(file)]
     if not found:
         raise UserError(
             f"{path} holds no run: no {RECORD_NAME} at any depth. Give a run's directory as `layerroute "

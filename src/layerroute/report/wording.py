@@ -176,7 +176,8 @@ def conclusion(comparison: Comparison) -> str:
     """The conclusion's sentence on what was achieved."""
     outcome = comparison.outcome
     if outcome is Outcome.WINS:
-        ours = comparison.primary.subject.label if comparison.primary else ""
+        assert comparison.primary is not None
+        ours, theirs = comparison.primary.subject.label, comparison.primary.rival.label
         missing = (
             f", but {plural(len(comparison.missing), 'control')} "
             f"{'is' if len(comparison.missing) == 1 else 'are'} missing, so that this cannot yet be credited "
@@ -184,7 +185,7 @@ def conclusion(comparison: Comparison) -> str:
             if comparison.missing
             else ""
         )
-        return f"In these runs {ours} achieved a lower validation loss than static layer assignment{missing}."
+        return f"In these runs {ours} achieved a lower validation loss than {theirs} at equal executed FLOPs{missing}."
     if outcome is Outcome.LOSES:
         return (
             "In these runs routing by token did not achieve what static layer assignment achieves: its loss "

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 import types
 from collections.abc import Mapping
@@ -39,10 +40,21 @@ from layerroute.errors import UserError
 from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
 
-__all__ = ["Record", "RecordSchema", "provenance", "read_record", "record_path", "utc_now", "write_record"]
+__all__ = [
+    "Record",
+    "RecordSchema",
+    "aside_name",
+    "is_aside",
+    "provenance",
+    "read_record",
+    "record_path",
+    "utc_now",
+    "write_record",
+]
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "record.json"
+_ASIDE = re.compile(r"\.earlier-\d+$")
 
 _SEAL, _CHECKSUM = "sealed", "checksum"
 _LARGEST = 256 << 20
@@ -163,6 +175,16 @@ def record_path(path: str | os.PathLike[str]) -> Path:
     """Return the record file meant by ``path``, which is a run directory or a ``.json`` file."""
     path = Path(path)
     return path if path.suffix == ".json" and not path.is_dir() else path / RECORD_NAME
+
+
+def aside_name(name: str, number: int) -> str:
+    """What the folder of a run is called once it was set aside for a new run in its place."""
+    return f"{name}.earlier-{number}"
+
+
+def is_aside(path: Path) -> bool:
+    """Whether ``path`` is, or lies in, the folder of a run that was set aside."""
+    return any(_ASIDE.search(part) for part in path.parts)
 
 
 def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Path:

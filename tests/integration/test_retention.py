@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
-from layerroute.skipping import SkipConfig, add_router, save_router
+from layerroute.skipping import SkipConfig, add_router, forward_flops, save_router
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -67,7 +67,8 @@ def test_runs_are_held_against_their_base_and_against_each_other(
 ) -> None:
     assert main(command(files, "wide", "narrow", out=tmp_path)) == 0
     captured = capsys.readouterr()
-    assert "wide − narrow" in captured.out and "Retained" in captured.out
+    assert "Table of differences" in captured.out and "Retained" in captured.out
+    assert "wide − narrow" in (tmp_path / "retention.md").read_text()
     content = json.loads((tmp_path / "retention.json").read_text())
     assert {(c["task"], c["metric"]) for c in content["retained"]} == {
         ("text", "perplexity"),
@@ -79,11 +80,11 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert content["command"].startswith("layerroute retention") and content["hardware"]["cpu"]
     assert content["skipped"]["base"] == 0.0
     assert 0 < content["skipped"]["wide"] < 1
-    # The base's scores are the harness's own on the plain model. Both tasks: the harness batches over all of them.
+    # The base's scores are the harness's own on the plain model.
     model = HFLM(pretrained=str(files / "model"), device="cpu", dtype="float32", batch_size=2)
     expected = lm_eval.simple_evaluate(
         model=model,
-        tasks=[local_task(files / f"{name}.jsonl") for name in ("words", "choices")],
+        tasks=[local_task(files / "words.jsonl")],
         bootstrap_iters=10,
         task_manager=TaskManager(include_defaults=False),
     )
@@ -91,6 +92,15 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     perplexity = next(c for c in content["retained"] if (c["task"], c["metric"]) == ("words", "perplexity"))
     assert perplexity["reference"] == pytest.approx(expected["results"]["words"]["perplexity,none"], rel=1e-9)
     assert perplexity["value"] != perplexity["reference"], "routing does something"
+    # FLOPs are those of the documents of each task, executed by each model.
+    shares = {(c["task"], c["model"]): c["executed"] for c in content["retained"]}
+    assert all(share > 0 and share != 1 for share in shares.values()) and len(set(shares.values())) == 3 * 2
+    whole = json.loads((tmp_path / "scores" / "base.json").read_text())["executed"]["text perplexity"]
+    config = AutoConfig.from_pretrained(files / "model")
+    assert whole == pytest.approx(
+        4 * 32 * forward_flops(config, SkipConfig().resolve(6), 32).base_per_token, rel=0.02
+    )
+    assert {c["outcome"] for c in content["differences"]} == {"no verdict: unequal FLOPs"}
     rows = list(csv.DictReader((tmp_path / "retention.csv").read_text().splitlines()))
     assert len(rows) == 3 * 5
     assert "wide" in (tmp_path / "retention.md").read_text()

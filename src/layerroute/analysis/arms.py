@@ -10,7 +10,7 @@ from typing import Any
 from layerroute.analysis.format import plural
 from layerroute.analysis.runs import Run
 from layerroute.analysis.statistics import Estimate, t_interval
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 
 # Settings that may differ between the runs of one arm: they change neither the model nor how it is trained.
 _IRRELEVANT = {
@@ -50,6 +50,7 @@ class Kind(StrEnum):
         return self.routed and self is not Kind.DYNAMIC
 
 
+_BLIND = {"periodic", "static", "stochastic"}
 _ROUTED = {Kind.DYNAMIC, Kind.RANDOM, Kind.PERIODIC, Kind.STATIC_CONTROL}
 _ORDER = (
     Kind.STATIC,
@@ -157,14 +158,13 @@ class Arm:
         return self.mean("flops", "forward_per_token") if routed is None else routed
 
     @property
-    def cost(self) -> float | None:
-        """Forward FLOPs per token that were executed at inference, where the record has them; else ``flops``.
+    def executed(self) -> float | None:
+        """Forward FLOPs per token that were executed at inference; None where they were not counted.
 
         With ``full_context`` routing saves less than the rate says (all tokens write K/V and state), and where masked
-        execution was chosen it saves nothing: equal compute means equal in what was executed.
+        execution was chosen it saves nothing: equal cost means equal in what was executed.
         """
-        executed = self.mean("flops", "executed_per_token")
-        return self.flops if executed is None else executed
+        return self.mean("flops", "executed_per_token")
 
     @property
     def parameters(self) -> float | None:
@@ -182,8 +182,27 @@ class Arm:
 
     @property
     def causal(self) -> bool:
-        """False if the record says that decisions may depend on later tokens."""
-        return all(run.value("routing", "causal") is not False for run in self.runs)
+        """False if the record says that decisions may depend on later tokens.
+
+        Records of earlier versions say so of controls that look at no token.
+        """
+        return all(
+            run.value("routing", "causal") is not False or run.value("routing", "control") in _BLIND
+            for run in self.runs
+        )
+
+
+def arm_named(arms: Sequence[Arm], label: str, what: str = "arm") -> Arm:
+    """The arm of this label.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = next((arm for arm in arms if arm.label == label), None)
+    if found is None:
+        near = nearest(label, [arm.label for arm in arms])
+        raise UserError(f"there is no {what} {label!r} among the runs.{near}")
+    return found
 
 
 def group_arms(runs: Sequence[Run]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:

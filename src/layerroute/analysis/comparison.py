@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from layerroute.analysis import tables, tables_cost
-from layerroute.analysis.arms import Arm, Kind, group_arms
+from layerroute.analysis.arms import Arm, Kind, arm_named, group_arms
 from layerroute.analysis.controls import ControlCheck, check_controls, missing_controls
-from layerroute.analysis.fairness import data_identity, unequal
+from layerroute.analysis.fairness import choose_subject, data_identity, no_verdict, unequal
 from layerroute.analysis.format import listing, number, plural
 from layerroute.analysis.positions import positions_table
 from layerroute.analysis.recall import (
@@ -24,7 +24,7 @@ from layerroute.analysis.runs import Run
 from layerroute.analysis.settings import settings_table
 from layerroute.analysis.table import Table
 from layerroute.analysis.verdict import Outcome, Pair, judge_pairs, loss_text
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError
 
 # Why a difference between two arms is not yet the work of routing.
 CREDIT = "cannot yet be credited to routing"
@@ -145,7 +145,8 @@ class Comparison:
         """What the answer does not carry: unequal arms, missing controls, runs that did not complete."""
         found = []
         if self.primary is not None:
-            differs = unequal(self.primary.subject, self.primary.rival)
+            arms = self.primary.subject, self.primary.rival
+            differs = [phrase for phrase in unequal(*arms) if phrase not in no_verdict(*arms)]
             if differs:
                 found.append(
                     f"The arms are not equal besides: {self.primary.subject.label} has {listing(differs)}."
@@ -221,14 +222,20 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[Run], *, baseline: str | None = None, allow_different_data: bool = False
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    subject: str | None = None,
+    allow_different_data: bool = False,
 ) -> Comparison:
     """Compare the arms of ``runs``.
 
     Args:
         runs: as `load_runs` gives them; failed and unfinished ones are shown and never averaged in.
         baseline: arm that the others are held against. Default: the arm named ``baseline``, else the first static
-            arm, else the first arm without a learned router.
+            arm, else the first arm without a learned router; of these first one that is treated as ``subject`` is and
+            executes as many FLOPs, so that there can be a verdict.
+        subject: the dynamic arm that the question is about. Default: by the rule of ``choose_subject``.
         allow_different_data: compare runs with different data fingerprints or tokenizers nevertheless; every table
             then says so, and no verdict is given.
 
@@ -242,28 +249,22 @@ def compare_runs(
         raise UserError(f"runs of {listing(capabilities)} answer different questions: compare them apart.")
     same_data = _check_data(runs, allow_different_data)
     arms, notes = group_arms(runs)
-    chosen = _baseline(arms, baseline)
-    dynamic = [arm for arm in arms if arm.kind is Kind.DYNAMIC and arm is not chosen]
-    finished = [arm for arm in dynamic if arm.completed] or dynamic
-    subject = next((arm for arm in finished if arm.label == "dynamic"), finished[0] if finished else None)
-    if len(finished) > 1 and subject is not None:
-        others = [arm.label for arm in finished if arm is not subject]
-        notes += (
-            f"The question is asked of {subject.label}; {listing(others)} "
-            f"{'is' if len(others) == 1 else 'are'} shown as "
-            f"{'a variant' if len(others) == 1 else 'variants'}.",
-        )
-    primary = (subject, chosen) if subject and chosen else None
-    secondary = [(subject, arm) for arm in arms if subject and arm not in (subject, chosen)]
-    secondary += [(arm, chosen) for arm in arms if chosen and arm not in (subject, chosen)]
+    wanted = None if baseline is None else arm_named(arms, baseline)
+    asked, note = choose_subject(
+        [arm for arm in arms if arm.kind is Kind.DYNAMIC and arm is not wanted], arms, subject
+    )
+    chosen = wanted or _baseline(arms, asked)
+    primary = (asked, chosen) if asked and chosen else None
+    secondary = [(asked, arm) for arm in arms if asked and arm not in (asked, chosen)]
+    secondary += [(arm, chosen) for arm in arms if chosen and arm not in (asked, chosen)]
     return Comparison(
         arms=arms,
         baseline=chosen,
-        subject=subject,
+        subject=asked,
         pairs=tuple(judge_pairs(primary, secondary)),
-        controls=tuple(check_controls(arms, subject)),
+        controls=tuple(check_controls(arms, asked)),
         same_data=same_data,
-        notes=notes,
+        notes=(*notes, *note),
     )
 
 
@@ -287,18 +288,12 @@ def _check_data(runs: Sequence[Run], allowed: bool) -> bool:
     return False
 
 
-def _baseline(arms: Sequence[Arm], wanted: str | None) -> Arm | None:
-    if wanted is not None:
-        for arm in arms:
-            if arm.label == wanted:
-                return arm
-        raise UserError(
-            f"there is no arm {wanted!r} among the runs.{nearest(wanted, [arm.label for arm in arms])}"
-        )
+def _baseline(arms: Sequence[Arm], subject: Arm | None) -> Arm | None:
     if len(arms) < 2:
         return None
     named = [arm for arm in arms if arm.label == "baseline"]
     static = [arm for arm in arms if arm.kind is Kind.STATIC]
     plain = [arm for arm in arms if arm.kind is not Kind.DYNAMIC]
-    candidates = named or static or plain
-    return candidates[0] if candidates else None
+    candidates = [*named, *static] or plain
+    fair = [arm for arm in candidates if subject and arm.completed and not no_verdict(subject, arm)]
+    return next(iter(fair or candidates), None)

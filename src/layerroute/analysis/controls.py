@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layerroute.analysis.arms import Arm, Kind
+from layerroute.analysis.fairness import PARAMETER_TOLERANCE, SAME_COST, relative, unequal_cost
 from layerroute.analysis.format import count, percent
 
-PARAMETER_TOLERANCE = 0.01
-FLOPS_TOLERANCE = 0.02
 RATE_TOLERANCE = 0.02
 CLAIM = "dynamic"
 
@@ -27,11 +26,6 @@ class ControlCheck:
         return not self.arms
 
 
-def relative(value: float | None, reference: float | None) -> float | None:
-    """``value / reference − 1``; None where either is missing or the reference is 0."""
-    return None if value is None or not reference else value / reference - 1
-
-
 def rate_of(arm: Arm) -> float | None:
     """Mean share of tokens on the expensive path, over sites and completed seeds."""
     return arm.mean("routing", "mean_rate")
@@ -40,7 +34,7 @@ def rate_of(arm: Arm) -> float | None:
 def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlCheck]:
     """The list of METHODS for attention routing, each with the arms that play the part.
 
-    Parameters count as equal within 1 %, executed forward FLOPs per token within 2 %, rates within
+    Parameters count as equal within 1 %, executed forward FLOPs per token within half a point of share, rates within
     2 percentage points of those of ``subject``, the dynamic arm that the claim is about. Only arms with a completed
     run count. Without a subject nothing can be equal to it: the matched controls are then missing.
     """
@@ -60,6 +54,7 @@ def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlChec
             "static at equal parameters",
             "that more parameters explain it",
             lambda arm: arm.parameters,
+            lambda arm, offset: abs(offset) <= PARAMETER_TOLERANCE,
             PARAMETER_TOLERANCE,
             "parameters",
         ),
@@ -68,8 +63,9 @@ def check_controls(arms: Sequence[Arm], subject: Arm | None) -> list[ControlChec
             subject,
             "static at equal FLOPs",
             "that more compute explains it",
-            lambda arm: arm.cost,
-            FLOPS_TOLERANCE,
+            lambda arm: arm.executed,
+            lambda arm, _: subject is not None and not unequal_cost(subject, arm),
+            SAME_COST,
             "executed FLOPs per token",
         ),
         _kinds(arms, CLAIM, "(the claim itself)", {Kind.DYNAMIC}),
@@ -119,6 +115,7 @@ def _matched(
     name: str,
     refutes: str,
     quantity: Callable[[Arm], float | None],
+    fits: Callable[[Arm, float], bool],
     tolerance: float,
     unit: str,
 ) -> ControlCheck:
@@ -128,14 +125,14 @@ def _matched(
         return ControlCheck(name=name, refutes=refutes, arms=(), detail="no completed dynamic arm to match")
     offsets = [(arm, relative(quantity(arm), reference)) for arm in candidates if arm.completed]
     known = [(arm, offset) for arm, offset in offsets if offset is not None]
-    found = [(arm, offset) for arm, offset in known if abs(offset) <= tolerance]
+    found = [(arm, offset) for arm, offset in known if fits(arm, offset)]
     if found:
         detail = "; ".join(f"{arm.label}: {_offset(offset)} {unit}" for arm, offset in found)
     elif known:
         arm, offset = min(known, key=lambda pair: abs(pair[1]))
         detail = (
             f"nearest is {arm.label}: {count(quantity(arm))} {unit}, {_offset(offset)} against "
-            f"{subject.label} (at most {percent(tolerance, 0)} apart would count)"
+            f"{subject.label} (at most {percent(tolerance, 1)} apart would count)"
         )
     else:
         detail = _unfinished(candidates) or "no static arm"

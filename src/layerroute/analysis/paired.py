@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.crossed import crossed_test
+from layerroute.analysis.format import listing
 from layerroute.analysis.statistics import minimal_detectable_effect
 
 DRAWS = 10_000
@@ -47,6 +48,19 @@ def window_losses(arm: Arm) -> dict[int, NDArray[np.float64]]:
 def paired_gap(subject: Arm, rival: Arm) -> Gap | None:
     """Paired difference of two arms; None where they have no seed, or not the same windows, in common."""
     return gap_between(window_losses(subject), window_losses(rival))
+
+
+def why_unpaired(subject: Arm, rival: Arm) -> str:
+    """Why ``paired_gap`` is None, in a few words."""
+    ours, theirs = window_losses(subject), window_losses(rival)
+    lacking = [arm.label for arm, losses in ((subject, ours), (rival, theirs)) if not losses]
+    if lacking:
+        return f"no losses by window of {listing(lacking)}"
+    if not set(ours) & set(theirs):
+        seeds = (listing([str(seed) for seed in sorted(losses)]) for losses in (ours, theirs))
+        return f"no seed in common ({' against '.join(seeds)})"
+    counts = ("/".join(map(str, sorted({len(x) for x in losses.values()}))) for losses in (ours, theirs))
+    return f"not the same windows of text ({' against '.join(counts)})"
 
 
 def gap_between(ours: Losses, theirs: Losses, *, draws: int = DRAWS) -> Gap | None:

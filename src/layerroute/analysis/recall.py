@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from layerroute.analysis.arms import Arm, Kind
-from layerroute.analysis.controls import FLOPS_TOLERANCE, RATE_TOLERANCE, relative
+from layerroute.analysis.controls import RATE_TOLERANCE
+from layerroute.analysis.fairness import SAME_COST_TEXT, no_verdict, unequal_cost
 from layerroute.analysis.format import MISSING, count, listing, number, percent, plural, points, probability
 from layerroute.analysis.statistics import Estimate, PairedDifference, holm, paired_difference, t_interval
 from layerroute.analysis.table import Cell, Column, Row, Table
@@ -39,7 +40,8 @@ def softmax_rate(arm: Arm, routed: float | None) -> float | None:
 class RecallPair:
     """A learned router against an arm that its claim needs in ``roles``; the difference is in answers recalled.
 
-    ``p_adjusted`` is Holm's correction over all pairs of the table; None with fewer than two common seeds.
+    ``p_adjusted`` is Holm's correction over all pairs of the table; None where there is no verdict, and with fewer than
+    two common seeds.
     """
 
     subject: Arm
@@ -50,7 +52,9 @@ class RecallPair:
 
     @property
     def outcome(self) -> str:
-        """``recalls more`` or ``less``, the same ``before correction``, ``no difference within noise``, or one seed."""
+        """``recalls more`` or ``less``, the same ``before correction``, ``no difference within noise``, or why not."""
+        if self.reasons:
+            return f"no verdict: {listing(self.reasons)}"
         estimate = self.difference.estimate
         if estimate is None or self.p_adjusted is None:
             return "one seed: cannot tell" if estimate else "no seed in common: cannot tell"
@@ -58,6 +62,11 @@ class RecallPair:
         if self.p_adjusted < SIGNIFICANT:
             return word
         return f"{word}, before correction" if self._alone_significant else "no difference within noise"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there is no verdict on the two as they stand: unequal cost, unlike treatment."""
+        return no_verdict(self.subject, self.rival)
 
     @property
     def _alone_significant(self) -> bool:
@@ -71,6 +80,8 @@ class RecallPair:
         if estimate is None:
             return f"cannot be paired with {self.rival.label}"
         amount = f"{points(estimate.mean)} points"
+        if self.reasons:
+            return f"has no verdict against {self.rival.label} ({amount}; {listing(self.reasons)})"
         if self.p_adjusted is None:
             return f"is {amount} from {self.rival.label} with one seed, which may be chance"
         amount += f", 95% {points(estimate.low)} to {points(estimate.high)}"
@@ -91,7 +102,8 @@ def recall_pairs(arms: Sequence[Arm]) -> list[RecallPair]:
     """Every learned router that has recall data, against the arms that its claim needs.
 
     They are random and periodic at its rate (within 2 points, the same layers), static arms at the FLOPs that it
-    executes (within 2 %), the same layers with softmax for every token where it routes, all-softmax and all-GDN.
+    executes (within half a point), the same layers with softmax for every token where it routes, all-softmax and
+    all-GDN.
     """
     known = [arm for arm in arms if recall_by_seed(arm)]
     pairs = []
@@ -104,12 +116,18 @@ def recall_pairs(arms: Sequence[Arm]) -> list[RecallPair]:
                 found = paired_difference(recall_by_seed(subject), recall_by_seed(rival))
                 pairs.append(
                     RecallPair(
-                        subject=subject, rival=rival, roles=roles, difference=found, p_adjusted=found.p_value
+                        subject=subject,
+                        rival=rival,
+                        roles=roles,
+                        difference=found,
+                        p_adjusted=found.p_value,
                     )
                 )
     pairs.sort(key=lambda pair: (known.index(pair.subject), _NAMES.index(pair.roles[0])))
     adjusted = holm([pair.p_adjusted for pair in pairs])
-    return [replace(pair, p_adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]
+    return [
+        replace(pair, p_adjusted=None if pair.reasons else p) for pair, p in zip(pairs, adjusted, strict=True)
+    ]
 
 
 def _same_rate(kind: Kind) -> Callable[[Arm, Arm], bool]:
@@ -122,9 +140,7 @@ def _same_rate(kind: Kind) -> Callable[[Arm, Arm], bool]:
 
 
 def _same_flops(subject: Arm, rival: Arm) -> bool:
-    keys = ("flops", "executed_per_token")
-    offset = relative(rival.mean(*keys), subject.mean(*keys))
-    return rival.kind is Kind.STATIC and offset is not None and abs(offset) <= FLOPS_TOLERANCE
+    return rival.kind is Kind.STATIC and not unequal_cost(subject, rival)
 
 
 def _unrouted(arm: Arm) -> tuple[str, ...]:
@@ -246,7 +262,8 @@ def recall_differences(pairs: Sequence[RecallPair]) -> Table:
         rows=tuple(rows),
         notes=(
             "p by t test over seeds, corrected for the number of comparisons (Holm); intervals are not. Detectable: "
-            "the smallest true difference that these seeds would have found with 80% power.",
+            "the smallest true difference that these seeds would have found with 80% power. A verdict only where both "
+            f"were treated alike and cost the same: {SAME_COST_TEXT}; nothing is read off between arms.",
         ),
     )
 

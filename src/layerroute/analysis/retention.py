@@ -1,12 +1,13 @@
 """What routed models keep of their base's quality: per document, paired, with bootstrap intervals over documents."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from layerroute.analysis.fairness import SAME_COST_TEXT, same_cost
 from layerroute.analysis.format import MISSING, number, percent, points, signed
 from layerroute.analysis.table import Cell, Column, Row, Table
 from layerroute.errors import UserError
@@ -27,11 +28,14 @@ class Scores:
         skipped: share of the routed compute that was skipped while it was scored; 0 for the base.
         values: by (task, metric), a number for each document (of perplexity: its loss in nats), in one order for all
             models.
+        executed: by (task, metric), forward FLOPs that were executed for all its documents; missing where they were not
+            counted: there is then no verdict.
     """
 
     label: str
     skipped: float | None
     values: Mapping[tuple[str, str], Sequence[float]]
+    executed: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,8 @@ class Change:
     ``value`` and ``reference`` are the two scores. ``retained`` is the share that is kept, of perplexity reference /
     value, so that more is better everywhere; ``low`` and ``high`` its 95 % bootstrap interval over documents, which
     are drawn for both models alike. ``difference`` is value − reference, of perplexity in nats of loss, with
-    ``difference_low`` and ``difference_high``.
+    ``difference_low`` and ``difference_high``. ``executed`` and ``executed_reference`` are the FLOPs that the two
+    executed on these very documents, as shares of the base's.
     """
 
     task: str
@@ -57,10 +62,18 @@ class Change:
     difference: float
     difference_low: float
     difference_high: float
+    executed: float | None = None
+    executed_reference: float | None = None
 
     @property
     def better(self) -> str:
-        """``better``, ``worse`` or ``cannot be told``: whether the interval of the difference is on one side of 0."""
+        """``better``, ``worse`` or ``cannot be told``: whether the interval of the difference is on one side of 0.
+
+        No verdict where the two did not execute as many FLOPs.
+        """
+        if not same_cost(self.executed, self.executed_reference):
+            counted = self.executed is not None and self.executed_reference is not None
+            return f"no verdict: {'unequal FLOPs' if counted else 'FLOPs not counted'}"
         sign = -1 if self.metric == PERPLEXITY else 1
         if sign * self.difference_low > 0 and sign * self.difference_high > 0:
             return "better"
@@ -164,7 +177,7 @@ class Retention:
     @property
     def differences(self) -> Table:
         """The first model less each other one."""
-        labels = ("Documents", "Δ", "95% interval")
+        labels = ("Documents", "Δ", "95% interval", "FLOPs")
         rows = [
             Row(
                 cells=(
@@ -173,6 +186,7 @@ class Retention:
                     Cell(str(c.documents), c.documents),
                     Cell(_delta(c.difference, c.metric), c.difference),
                     Cell(f"{_delta(c.difference_low, c.metric)} to {_delta(c.difference_high, c.metric)}"),
+                    Cell(f"{percent(c.executed)}, {percent(c.executed_reference)}"),
                     Cell(c.better),
                 )
             )
@@ -190,7 +204,9 @@ class Retention:
             rows=tuple(rows),
             notes=(
                 "Points of accuracy; of perplexity nats of loss (negative is better). The interval is a bootstrap over "
-                "documents and says nothing of other training runs; it is not corrected for the number of rows.",
+                "documents and says nothing of other training runs; it is not corrected for the number of rows. FLOPs: "
+                "executed on these documents by the first and by the other, of the base's. A verdict only "
+                f"at equal cost: {SAME_COST_TEXT}; nothing is read off between models.",
             ),
         )
 
@@ -213,9 +229,19 @@ def retention(base: Scores, models: Sequence[Scores]) -> Retention:
     for scores in models:
         if list(scores.values) != list(base.values):
             raise UserError(f"{scores.label} and {base.label} were not scored on the same tasks")
-    kept = [change(scores, base, *measure) for scores in models for measure in base.values]
-    others = [change(models[0], rival, *measure) for rival in models[1:] for measure in base.values]
+
+    def held(scores: Scores, against: Scores, measure: tuple[str, str]) -> Change:
+        ours, theirs = (_share(one, base, measure) for one in (scores, against))
+        return replace(change(scores, against, *measure), executed=ours, executed_reference=theirs)
+
+    kept = [held(scores, base, measure) for scores in models for measure in base.values]
+    others = [held(models[0], rival, measure) for rival in models[1:] for measure in base.values]
     return Retention(base=base, models=tuple(models), kept=tuple(kept), against_others=tuple(others))
+
+
+def _share(scores: Scores, base: Scores, measure: tuple[str, str]) -> float | None:
+    done, whole = scores.executed.get(measure), base.executed.get(measure)
+    return None if done is None or not whole else done / whole
 
 
 def _score(values: Sequence[float], metric: str) -> float:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 from layerroute.errors import UserError, nearest
 from layerroute.integrity import inside
-from layerroute.records import RECORD_NAME, Record, read_record
+from layerroute.records import RECORD_NAME, Record, aside_name, is_aside, read_record
 
 COMPLETED = "completed"
 _NOT_SEARCHED = {"checkpoints", "best", "last", "tensorboard", "report", "search"}
@@ -192,7 +192,8 @@ def load_runs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Run, ...]:
 
     Where a directory holds no ``record.json`` at any depth, the ``.json`` files in it that are records count
     (committed results: one JSON a run). A run that is reached twice counts once; the order is that of ``paths``,
-    by name within a directory.
+    by name within a directory. Runs that `train --fresh` set aside (``NAME.earlier-1``) count only where they are named
+    and the run in their place is not: neither a directory above them nor ``runs/*`` makes them an arm.
 
     Raises:
         UserError: nothing is at a path, it holds no record, or a record is not valid.
@@ -201,7 +202,18 @@ def load_runs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Run, ...]:
     for given in map(Path, paths):
         for file in _record_files(given):
             files.setdefault(file.resolve(), file)
-    return tuple(Run(read_record(file), file) for file in files.values())
+    newer = {(folder.parent, folder.name) for folder in (file.parent for file in files)}
+    return tuple(
+        Run(read_record(file), file)
+        for resolved, file in files.items()
+        if not _replaced(resolved.parent, newer)
+    )
+
+
+def _replaced(folder: Path, there: Collection[tuple[Path, str]]) -> bool:
+    """Whether the run of ``folder`` was set aside for one that is among the runs, too."""
+    name, aside, _ = folder.name.rpartition(aside_name("", 0)[:-1])
+    return bool(aside) and (folder.parent, name) in there
 
 
 def _record_files(path: Path) -> list[Path]:
@@ -214,12 +226,17 @@ def _record_files(path: Path) -> list[Path]:
         return [path / RECORD_NAME]
     found = []
     for folder, below, files in os.walk(path):
-        below[:] = sorted(name for name in below if name not in _NOT_SEARCHED and not name.startswith("."))
+        below[:] = sorted(
+            name
+            for name in below
+            if name not in _NOT_SEARCHED and not name.startswith(".") and not is_aside(Path(name))
+        )
         if RECORD_NAME in files:
             found.append(Path(folder) / RECORD_NAME)
             below[:] = []
     if not found:
-        found = [file for file in sorted(path.rglob("*.json")) if _looks_like_a_record(file)]
+        loose = (file for file in sorted(path.rglob("*.json")) if not is_aside(file.relative_to(path)))
+        found = [file for file in loose if _looks_like_a_record(file)]
     if not found:
         raise UserError(
             f"{path} holds no run: no {RECORD_NAME} at any depth. Give a run's directory as `layerroute "

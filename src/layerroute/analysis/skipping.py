@@ -1,15 +1,15 @@
-"""Layer-skipping runs side by side: quality against compute really skipped, paired by text and by seed."""
+"""Layer-skipping runs side by side: quality against compute really executed, paired by text and by seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from layerroute.analysis.arms import Arm, alike_besides, group_arms
-from layerroute.analysis.equal_cost import Cost, EqualCost, equal_cost, equal_cost_table
-from layerroute.analysis.fairness import data_identity, machine
+from layerroute.analysis.arms import Arm, alike_besides, arm_named, group_arms
+from layerroute.analysis.equal_cost import EqualCost, as_they_are, equal_cost, equal_cost_table, outcome_of
+from layerroute.analysis.fairness import choose_subject, data_identity, machine, no_verdict
 from layerroute.analysis.format import listing, number, percent, plural, signed
-from layerroute.analysis.paired import Gap, paired_gap
+from layerroute.analysis.paired import Gap, paired_gap, why_unpaired
 from layerroute.analysis.positions import positions_table
 from layerroute.analysis.runs import Run
 from layerroute.analysis.skipping_arms import (
@@ -18,7 +18,6 @@ from layerroute.analysis.skipping_arms import (
     RATE,
     ROUTED,
     STATIC,
-    evaluation_seconds,
     executed,
     kind_of,
     skipped,
@@ -26,17 +25,12 @@ from layerroute.analysis.skipping_arms import (
 from layerroute.analysis.skipping_tables import differences_table, main_table, sites_table
 from layerroute.analysis.table import Table
 from layerroute.analysis.timing import NOISY, spread
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError
 
 CAPABILITY = "layer_skipping"
 NEEDED = ("random", "periodic", STATIC)
 """Controls without which nothing can be said for routing."""
-SAME_SKIP = 0.02
-"""Arms that skip within so much of each other are compared as equals."""
-SAME_FLOPS = 0.01
-"""Arms that execute within so much of the same FLOPs are compared as equals."""
-SAME_TIME = 0.05
-"""Arms whose evaluation takes within so much of the same time are compared as equally fast."""
+CONTROLS = ORDER[ORDER.index(ROUTED) + 1 :]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,20 +40,22 @@ class SkippingComparison:
     Attributes:
         arms: by kind.
         subject: the routed arm that the question is about, None where there is none.
-        gaps: the subject against every other arm, by label.
+        baseline: the arm that all others are held against; None: the subject is held against all others.
+        same_data: whether all runs saw the same data; if not, nothing is paired and no verdict is given.
         notes: what was told apart.
     """
 
     arms: tuple[Arm, ...]
     subject: Arm | None
-    gaps: dict[str, Gap | None]
+    baseline: Arm | None = None
+    same_data: bool = True
     notes: tuple[str, ...] = ()
 
     @cached_property
     def tables(self) -> dict[str, Table]:
         """All tables by short name; that of equal cost only where arms can be read off at each other's cost."""
         some = {
-            "equal_cost": equal_cost_table(self.equal_costs, [self.time_note] if self.timed else []),
+            "equal_cost": equal_cost_table(self.equal_costs),
             "positions": positions_table(self.arms),
         }
         return {
@@ -69,14 +65,25 @@ class SkippingComparison:
             **{name: table for name, table in some.items() if table is not None},
         }
 
+    @property
+    def pairs(self) -> list[tuple[Arm, Arm]]:
+        """What the table of differences shows, as (first, second): the first one's loss less the second one's."""
+        one = self.baseline or self.subject
+        others = [arm for arm in self.arms if arm is not one and arm.completed]
+        return [] if one is None else [(arm, one) if self.baseline else (one, arm) for arm in others]
+
     @cached_property
-    def equal_costs(self) -> list[tuple[str, Cost, EqualCost]]:
-        """Routing and controls at equal FLOPs executed, and, where times can be believed, at equal time."""
-        routers, controls = self._at_rates(ROUTED), self._at_rates(*ORDER[ORDER.index(ROUTED) + 1 :])
-        costs: list[tuple[str, Cost]] = [("FLOPs", executed)]
-        if self.timed:
-            costs.append(("time", evaluation_seconds))
-        return [(word, cost, one) for word, cost in costs for one in equal_cost(routers, controls, cost)]
+    def gaps(self) -> dict[str, Gap | None]:
+        """The differences of ``pairs``, by the label of the arm that is not the same in all of them."""
+        place = 0 if self.baseline else 1
+        return {pair[place].label: paired_gap(*pair) for pair in self.pairs} if self.same_data else {}
+
+    @cached_property
+    def equal_costs(self) -> list[EqualCost]:
+        """Routing and controls at equal executed FLOPs."""
+        if not self.same_data:
+            return []
+        return equal_cost(self._at_rates(ROUTED), self._at_rates(*CONTROLS))
 
     def _at_rates(self, *kinds: str) -> dict[str, list[Arm]]:
         """Completed arms of these kinds, those together that differ in the rate alone; by the shortest label."""
@@ -85,6 +92,39 @@ class SkippingComparison:
         return {
             min((arm.label for arm in group), key=lambda name: (len(name), name)): group for group in groups
         }
+
+    @cached_property
+    def judged(self) -> list[tuple[Arm, list[EqualCost]]]:
+        """The subject against the nearest arm of every kind of control at equal cost, or against the baseline alone.
+
+        As they are where they cost the same, else read off, both ways where there are two; an empty list where
+        neither is possible.
+        """
+        subject = self.subject
+        if subject is None:
+            return []
+        if self.baseline is not None:
+            return [(self.baseline, self._at_equal_cost(subject, [self.baseline]))]
+        return [(family[0], self._at_equal_cost(subject, family)) for family in self._controls(subject)]
+
+    def _controls(self, subject: Arm) -> list[list[Arm]]:
+        """The arms of every kind of control, those first whose cost is nearest the subject's."""
+        own = executed(subject) or 0.0
+        families = self._at_rates(*CONTROLS).values()
+        return [sorted(family, key=lambda arm: abs((executed(arm) or 0.0) - own)) for family in families]
+
+    def _at_equal_cost(self, subject: Arm, family: Sequence[Arm]) -> list[EqualCost]:
+        if not self.same_data:
+            return []
+        if not no_verdict(subject, family[0]):
+            return [as_they_are(subject, family[0])]
+        routed = [one for one in self.equal_costs if one.at in family and subject in (one.low, one.high)]
+        control = [
+            one
+            for one in self.equal_costs
+            if one.at is subject and one.low is not subject and (one.low in family or one.high in family)
+        ]
+        return [*sorted(routed, key=lambda one: family.index(one.at))[:1], *control]
 
     @cached_property
     def time_spread(self) -> float | None:
@@ -117,14 +157,16 @@ class SkippingComparison:
     @property
     def time_note(self) -> str:
         """What the times are worth."""
-        what = "Time: wall time of each run's last evaluation, not measured in turn"
+        what = "Time: wall time of each run's last evaluation, not measured in turn; no verdict rests on it"
         if self.time_spread is None:
-            return f"{what}; no two runs of one machine did equal work by which to judge it, so it is not compared."
+            return (
+                f"{what}; no two runs of one machine did equal work by which to judge it, so it is not shown."
+            )
         apart = f"equal work (seeds of one arm; static arms, by FLOPs) took times up to {number(self.time_spread, 2)}×"
         if self.timed:
             return f"{what}; {apart} apart."
         return (
-            f"{what}, and the machine was busy with other work: {apart} apart. So times are not compared here; "
+            f"{what}, and the machine was busy with other work: {apart} apart. So times are not shown here; "
             "`layerroute bench` measures speed in turn."
         )
 
@@ -133,52 +175,30 @@ class SkippingComparison:
         """The arm that never skips."""
         return next((arm for arm in self.arms if kind_of(arm) == FULL and arm.completed), None)
 
-    def rivals(self) -> list[Arm]:
-        """Arms that skip as much as the subject."""
-        if self.subject is None or (own := skipped(self.subject)) is None:
-            return []
-        return [
-            arm
-            for arm in self.arms
-            if arm is not self.subject
-            and (share := skipped(arm)) is not None
-            and share > 0
-            and abs(share - own) <= SAME_SKIP
-        ]
-
-    def as_fast(self) -> list[Arm]:
-        """Arms whose measured evaluation takes as long as the subject's; none where times cannot be believed."""
-        return self._as_dear(evaluation_seconds, SAME_TIME) if self.timed else []
-
-    def as_dear(self) -> list[Arm]:
-        """Arms that execute as many FLOPs as the subject."""
-        return self._as_dear(executed, SAME_FLOPS)
-
-    def _as_dear(self, cost: Cost, tolerance: float) -> list[Arm]:
-        own = None if self.subject is None else cost(self.subject)
-        if not own:
-            return []
-        priced = [(arm, cost(arm)) for arm in self.arms if arm is not self.subject]
-        return [arm for arm, paid in priced if paid is not None and abs(paid / own - 1) <= tolerance]
-
     @property
     def missing(self) -> list[str]:
-        """Controls at the subject's skip that are not there."""
-        there = {kind_of(arm) for arm in self.rivals()}
+        """Controls that the subject is not held against at equal cost."""
+        if self.subject is None:
+            return list(NEEDED)
+        controls = self._controls(self.subject)
+        there = {kind_of(family[0]) for family in controls if self._at_equal_cost(self.subject, family)}
         return [name for name in NEEDED if name not in there]
 
     @property
     def outcome(self) -> str | None:
-        """``wins`` if the routed arm beats every control at its skip, ``loses`` if one beats it, else what is open."""
-        found = [gap.outcome for arm in self.rivals() if (gap := self.gaps.get(arm.label)) is not None]
-        if not found or self.missing:
+        """``wins`` if the routed arm beats every control at equal cost, ``loses`` if one beats it, else what is open.
+
+        None where a control is missing at its cost: there is no verdict.
+        """
+        found = [outcome_of(entries) for _, entries in self.judged if entries]
+        if not found or (self.missing and self.baseline is None):
             return None
-        return "loses" if "loses" in found else "cannot be told" if "cannot be told" in found else "wins"
+        return "loses" if "loses" in found else "cannot be told" if set(found) - {"wins"} else "wins"
 
     def _on_one_seed(self) -> str:
         """Which of the verdict's intervals tell nothing of other seeds."""
-        gaps = {arm.label: gap for arm in self.rivals() if (gap := self.gaps.get(arm.label)) is not None}
-        alone = [label for label, gap in gaps.items() if gap.seeds == 1]
+        gaps = {entries[0].control: entries[0].gap for _, entries in self.judged if entries}
+        alone = [label for label, gap in gaps.items() if gap is not None and gap.seeds == 1]
         if not alone:
             return ""
         against = "" if len(alone) == len(gaps) else f" against {listing(alone)}"
@@ -186,27 +206,26 @@ class SkippingComparison:
 
     @property
     def verdict(self) -> str:
-        """What can be said for the routed arm against each control at the same skip, wins and losses alike."""
+        """What can be said for the routed arm against each control at equal cost, wins and losses alike."""
         if self.subject is None:
             return "There is no completed routed arm, so nothing is said about routing."
-        own = skipped(self.subject)
-        parts = []
-        for arm in self.rivals():
-            gap = self.gaps.get(arm.label)
-            if gap is None:
-                parts.append(f"cannot be paired with {arm.label}")
-                continue
-            word = {"wins": "beats", "loses": "loses to"}.get(gap.outcome, "cannot be told from")
-            interval = f"{signed(gap.mean)} nats, 95% {signed(gap.low)} to {signed(gap.high)}"
-            if gap.outcome == "cannot be told" and gap.detectable is not None:
-                interval += f"; a difference below about {number(gap.detectable)} would go unseen"
-            parts.append(f"{word} {arm.label} ({interval})")
-        text = f"{self.subject.label}, which skips {percent(own)} of routed compute, "
-        text += (listing(parts) if parts else "has no control at the same skip to be held against") + "."
-        text += self._at_equal_cost()
+        text = (
+            f"{self.subject.label} skips {percent(skipped(self.subject))} of routed compute and executes "
+            f"{percent(executed(self.subject))} of the plain model's FLOPs."
+        )
+        if not self.same_data:
+            return f"{text} The runs saw different data, so there is no verdict."
+        parts = [_phrase(arm, self.subject, entries) for arm, entries in self.judged if entries]
+        text += f" At equal executed FLOPs it {listing(parts)}." if parts else ""
+        without = [
+            f"{arm.label} ({listing(no_verdict(self.subject, arm))})"
+            for arm, entries in self.judged
+            if not entries
+        ]
+        text += f" No verdict against {listing(without)}." if without else ""
         text += self._on_one_seed()
         if self.missing:
-            text += f" Missing at this skip: {listing(self.missing)}; nothing can be credited to routing yet."
+            text += f" Missing at its FLOPs: {listing(self.missing)}; nothing can be credited to routing yet."
         unfinished = [
             f"{arm.label} seed {run.seed} ({run.status})" for arm in self.arms for run in arm.unfinished
         ]
@@ -217,37 +236,13 @@ class SkippingComparison:
             text += f" Decisions of {listing(named)} are not causal: they may see later tokens."
         return text
 
-    def _at_equal_cost(self) -> str:
-        """The same against the controls of its skip, at equal FLOPs: what is said holds however one reads off."""
-        assert self.subject is not None
-        line = next(arms for arms in self._at_rates(ROUTED).values() if self.subject in arms)
-        flops = [one for word, _, one in self.equal_costs if word == "FLOPs" and one.gap is not None]
-        parts = []
-        for arm in self.rivals():
-            family = next((n for n, arms in self._at_rates(kind_of(arm)).items() if arm in arms), None)
-            read = next((one for one in flops if one.control == arm.label and one.low in line), None)
-            other = next((one for one in flops if one.at is self.subject and one.control == family), None)
-            outcomes = {one.outcome for one in (read, other) if one is not None}
-            if read is None or read.gap is None:
-                continue
-            word = (
-                "beats"
-                if "wins" in outcomes
-                else "loses to"
-                if "loses" in outcomes
-                else "cannot be told from"
-            )
-            interval = f"{signed(read.gap.mean)} nats, 95% {signed(read.gap.low)} to {signed(read.gap.high)}"
-            if read.outcome == "loses as read" and word == "cannot be told from":
-                interval += ", which the straight line between its points may have made"
-            parts.append(f"{word} {arm.label} ({interval})")
-        return f" At the FLOPs that each of them executes it {listing(parts)}." if parts else ""
-
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data, for ``--json``."""
         return {
             "capability": CAPABILITY,
             "subject": self.subject.label if self.subject else None,
+            "baseline": self.baseline.label if self.baseline else None,
+            "outcome": self.outcome,
             "verdict": self.verdict,
             "controls_missing": self.missing,
             "arms": [
@@ -258,7 +253,9 @@ class SkippingComparison:
                     "skipped": skipped(arm),
                     "executed": executed(arm),
                     "validation_loss": arm.loss,
-                    "subject_minus_this": None if (g := self.gaps.get(arm.label)) is None else vars(g),
+                    ("this_minus_baseline" if self.baseline else "subject_minus_this"): None
+                    if (g := self.gaps.get(arm.label)) is None
+                    else vars(g),
                     "unfinished": [
                         {"run": run.record["run"], "status": run.status} for run in arm.unfinished
                     ],
@@ -270,18 +267,41 @@ class SkippingComparison:
         }
 
 
+def _phrase(rival: Arm, subject: Arm, entries: Sequence[EqualCost]) -> str:
+    """``beats greedy (−0.02 nats, 95% −0.03 to −0.01)``: of the comparisons at equal cost the first one's numbers."""
+    one = entries[0]
+    if one.gap is None:
+        return f"cannot be paired with {one.control} ({why_unpaired(subject, rival)})"
+    outcome = outcome_of(entries)
+    word = {"wins": "beats", "loses": "loses to"}.get(outcome, "cannot be told from")
+    interval = f"{signed(one.gap.mean)} nats, 95% {signed(one.gap.low)} to {signed(one.gap.high)}"
+    if one.low is not one.high:
+        interval += f"; read off {one.how}"
+    if outcome == "cannot be told":
+        if any(entry.outcome.endswith("as read") for entry in entries):
+            interval += ", and the straight line there may have made the difference"
+        elif one.gap.detectable is not None:
+            interval += f"; a difference below about {number(one.gap.detectable)} would go unseen"
+    return f"{word} {one.control} ({interval})"
+
+
 def compare_skipping(
-    runs: Sequence[Run], *, subject: str | None = None, allow_different_data: bool = False
+    runs: Sequence[Run],
+    *,
+    baseline: str | None = None,
+    subject: str | None = None,
+    allow_different_data: bool = False,
 ) -> SkippingComparison:
     """Compare the arms of layer-skipping runs.
 
     Args:
         runs: failed and unfinished ones are shown and never averaged in.
-        subject: label of the routed arm that the question is about. Default: ``token``, else the first routed arm.
+        baseline: label of the arm that all others are held against. Default: the subject is held against all others.
+        subject: label of the routed arm that the question is about. Default: by the rule of ``choose_subject``.
         allow_different_data: compare runs of different data nevertheless; they are then not paired.
 
     Raises:
-        UserError: no run, an unknown subject, or different data.
+        UserError: no run, an unknown arm, the same one twice, or different data.
     """
     if not runs:
         raise UserError("there is no run to compare: give run directories as `layerroute train` wrote them.")
@@ -295,17 +315,10 @@ def compare_skipping(
     arms = tuple(
         sorted(arms, key=lambda arm: (ORDER.index(k) if (k := kind_of(arm)) in ORDER else 9, arm.label))
     )
-    routed = [arm for arm in arms if kind_of(arm) == ROUTED and arm.completed]
-    chosen = next((arm for arm in routed if arm.label == (subject or "token")), None)
-    if subject is not None and chosen is None:
-        raise UserError(
-            f"there is no completed routed arm {subject!r}.{nearest(subject, [arm.label for arm in routed])}"
-        )
-    chosen = chosen or (routed[0] if routed else None)
-    others = [arm.label for arm in routed if arm is not chosen]
-    if others and chosen is not None:
-        notes += (f"The question is asked of {chosen.label}; {listing(others)} shown as variants.",)
-    gaps: dict[str, Gap | None] = {}
-    if chosen is not None and len(identities) <= 1:
-        gaps = {arm.label: paired_gap(chosen, arm) for arm in arms if arm is not chosen}
-    return SkippingComparison(arms=arms, subject=chosen, gaps=gaps, notes=notes)
+    against = None if baseline is None else arm_named(arms, baseline)
+    routed = [arm for arm in arms if kind_of(arm) == ROUTED and arm.completed and arm is not against]
+    controls = [arm for arm in arms if kind_of(arm) in CONTROLS]
+    chosen, note = choose_subject(routed, [*routed, *controls], subject)
+    return SkippingComparison(
+        arms=arms, subject=chosen, baseline=against, same_data=len(identities) <= 1, notes=(*notes, *note)
+    )

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from layerroute.analysis.arms import Arm
+from layerroute.analysis.fairness import SAME_COST_TEXT, unequal_cost, unlike_notes, unlike_treatment
 from layerroute.analysis.format import MISSING, listing, number, percent, plus_minus, signed
+from layerroute.analysis.paired import Gap, why_unpaired
 from layerroute.analysis.skipping_arms import evaluation_seconds, executed, kind_of, skipped
 from layerroute.analysis.table import Cell, Column, Row, Table, text_cells
 
@@ -34,6 +36,8 @@ def main_table(comparison: SkippingComparison) -> Table:
             continue
         loss, share, flops = arm.mean("metrics", "validation_loss"), skipped(arm), executed(arm)
         above = None if floor is None or loss is None or arm is comparison.full else loss - floor
+        if comparison.full is not None and unlike_treatment(arm, comparison.full):
+            above = None
         perplexity = arm.mean("metrics", "validation_perplexity")
         accuracy = arm.mean("metrics", "validation_accuracy")
         estimate = arm.estimate("metrics", "validation_loss")
@@ -65,14 +69,15 @@ def main_table(comparison: SkippingComparison) -> Table:
         notes=(
             "Skipped: share of the routed compute not spent, from hard decisions in inference mode on the "
             "validation text. FLOPs: executed per token, counted by PyTorch, against the plain model.",
+            *unlike_notes(comparison.arms, comparison.baseline or comparison.subject),
         ),
     )
 
 
 def differences_table(comparison: SkippingComparison) -> Table:
-    """The routed arm in question less every other arm, and in what the two are equal."""
+    """The pairs of the comparison: losses, costs, and the verdict where the two were treated alike at equal cost."""
     columns = (
-        Column(label="Against"),
+        Column(label="Comparison"),
         Column(label="Its skip", numeric=True),
         Column(label="Its FLOPs", numeric=True),
         Column(label="Δ val loss", numeric=True),
@@ -80,59 +85,63 @@ def differences_table(comparison: SkippingComparison) -> Table:
         Column(label="Seeds × windows", numeric=True),
         Column(label="Detectable", numeric=True),
         Column(label="Its time", numeric=True),
-        Column(label="Equal in"),
-        Column(label="Routing"),
+        Column(label="The first"),
     )
-    equal, dear, fast = (
-        {arm.label for arm in arms}
-        for arms in (comparison.rivals(), comparison.as_dear(), comparison.as_fast())
-    )
-    timed = comparison.subject is not None and comparison.timed
-    own, paid = (
-        cost(comparison.subject) if comparison.subject else None for cost in (evaluation_seconds, executed)
-    )
+    one = comparison.baseline or comparison.subject
+    own = evaluation_seconds(one) if one is not None and comparison.timed else None
     rows = []
-    for arm in comparison.arms:
-        gap = comparison.gaps.get(arm.label)
-        if arm is comparison.subject or gap is None:
-            continue
-        share = skipped(arm)
-        seconds = evaluation_seconds(arm)
-        time = None if seconds is None or not own or not timed else seconds / own
-        flops = None if not paid or (done := executed(arm)) is None else done / paid
-        alike = [
-            word for word, arms in (("skip", equal), ("FLOPs", dear), ("time", fast)) if arm.label in arms
+    for first, second in comparison.pairs:
+        other = first if second is one else second
+        gap, seconds, share = comparison.gaps.get(other.label), evaluation_seconds(other), skipped(other)
+        time = None if seconds is None or not own else seconds / own
+        flops = executed(other)
+        cells = [
+            Cell(f"{first.label} − {second.label}"),
+            Cell(percent(share), share),
+            Cell(percent(flops), flops),
         ]
-        rows.append(
-            Row(
-                cells=(
-                    Cell(arm.label),
-                    Cell(percent(share), share),
-                    Cell(MISSING if flops is None else f"{number(flops, 3)}×", flops),
-                    Cell(signed(gap.mean), gap.mean),
-                    Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
-                    Cell(f"{gap.seeds} × {gap.windows}"),
-                    Cell(number(gap.detectable), gap.detectable),
-                    Cell(MISSING if time is None else f"{number(time, 2)}×", time),
-                    Cell(listing(alike) or "nothing"),
-                    Cell(gap.outcome if alike else f"{gap.outcome}, unequal"),
-                )
-            )
-        )
-    name = comparison.subject.label if comparison.subject else "routed"
+        if gap is None:
+            cells += [Cell(MISSING)] * 4
+        else:
+            cells += [
+                Cell(signed(gap.mean), gap.mean),
+                Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
+                Cell(f"{gap.seeds} × {gap.windows}"),
+                Cell(number(gap.detectable), gap.detectable),
+            ]
+        cells += [Cell(MISSING if time is None else f"{number(time, 2)}×", time)]
+        rows.append(Row(cells=(*cells, Cell(_said(comparison, first, second, gap)))))
+    name = one.label if one else "routed"
+    title = (
+        f"of each other arm less that of {name}"
+        if comparison.baseline
+        else f"of {name} less that of each other arm"
+    )
     return Table(
         name="Table 2",
-        title=f"Validation loss of {name} less that of each other arm",
+        title=f"Validation loss {title}",
         columns=columns,
         rows=tuple(rows),
         notes=(
-            "Negative: routing is better. Paired: the same windows of text, the same seeds; the interval is over "
-            "both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
-            "difference that would have been found with 80% power. FLOPs (executed) and time are against the "
-            "routed arm's. Equal: skip within 2 points, FLOPs within 1%, time within 5%.",
+            "Negative: the first has the lower loss. Paired: the same windows of text, the same seeds; the interval is "
+            "over both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
+            "difference that would have been found with 80% power. Skip, FLOPs (executed, of the plain model's) and "
+            f"time (against {name}'s) are the other arm's. A verdict only where both were treated alike and cost the "
+            f"same: {SAME_COST_TEXT}.",
             comparison.time_note,
         ),
     )
+
+
+def _said(comparison: SkippingComparison, first: Arm, second: Arm, gap: Gap | None) -> str:
+    if not comparison.same_data:
+        return "no verdict: different data"
+    reasons = unlike_treatment(first, second)
+    if reasons or unequal_cost(first, second):
+        return (
+            f"no verdict: {listing([*reasons, *(['unequal FLOPs'] if unequal_cost(first, second) else [])])}"
+        )
+    return gap.outcome if gap is not None else f"cannot be paired: {why_unpaired(first, second)}"
 
 
 def sites_table(arms: Sequence[Arm]) -> Table:

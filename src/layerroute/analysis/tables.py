@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 
 from layerroute.analysis.arms import Arm
-from layerroute.analysis.controls import relative
-from layerroute.analysis.fairness import unequal
+from layerroute.analysis.fairness import SAME_COST_TEXT, no_verdict, relative, unequal, unlike_notes
 from layerroute.analysis.format import (
     MISSING,
     listing,
@@ -118,9 +117,9 @@ def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> 
             Cell("N/A"),
         )
         rows.append(Row(cells=cells, kind="reference"))
-    rows += [
-        _improvement(arm, baseline) for arm in arms if baseline and arm is not baseline and arm.completed
-    ]
+    others = [arm for arm in arms if baseline and arm is not baseline and arm.completed]
+    unlike = [arm.label for arm in others if baseline and no_verdict(arm, baseline)]
+    rows += [_improvement(arm, baseline) for arm in others if baseline and arm.label not in unlike]
     rows += unfinished_rows(arms, len(columns))
     notes = [] if same_data else [DIFFERENT_DATA]
     notes.append(_interval_note(arms))
@@ -130,6 +129,11 @@ def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> 
             "with the sign turned for accuracy: plus is better everywhere. Whether it is more than noise is "
             "in the table of differences."
         )
+    if baseline and unlike:
+        notes.append(
+            f"No improvement is told of {listing(unlike)}: cost or treatment is not that of {baseline.label}."
+        )
+    notes += unlike_notes(arms, baseline)
     if bigram_losses(arms):
         notes.append(
             "The bigram row is a count model with back-off fitted on the same training tokens: a floor that "
@@ -196,8 +200,9 @@ def differences(pairs: Sequence[Pair]) -> Table:
             )
         )
     notes = [
-        "Δ is paired by seed, in nats; negative means that the first arm is better. Detectable: the "
-        "smallest true difference that these seeds would have found with 80% power."
+        "Δ is paired by seed, in nats; negative means that the first arm has the lower loss. Detectable: the "
+        "smallest true difference that these seeds would have found with 80% power. A verdict only where both arms "
+        f"were treated alike and cost the same: {SAME_COST_TEXT}; nothing is read off between arms."
     ]
     if sum(pair.p_adjusted is not None for pair in pairs) > 1:
         notes.append(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from layerroute.analysis.arms import Arm
-from layerroute.analysis.controls import ControlCheck, rate_of, relative
-from layerroute.analysis.fairness import data_identity, machine
+from layerroute.analysis.controls import ControlCheck, rate_of
+from layerroute.analysis.fairness import data_identity, machine, relative, unlike_notes, unlike_treatment
 from layerroute.analysis.format import (
     MISSING,
     count,
@@ -49,7 +49,8 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
         if not arm.completed:
             continue
         seconds, speed = arm.mean("timing", "train_seconds"), arm.mean("timing", "tokens_per_second")
-        ratio = relative(seconds, reference)
+        alike = baseline is not None and not unlike_treatment(arm, baseline)
+        ratio = relative(seconds, reference) if alike else None
         ratio = None if ratio is None else ratio + 1
         overhead = MISSING if ratio is None else f"{number(ratio, 1 if arm is baseline else 2)}×"
         rows.append(
@@ -77,8 +78,7 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
         )
     if len(machines) > 1:
         notes.append(f"DIFFERENT MACHINES, so times are not comparable: {'; '.join(machines)}.")
-    if len({run.value("tokens_seen") for run in runs}) > 1:
-        notes.append("The arms saw different numbers of tokens, so training times are not comparable.")
+    notes += unlike_notes(arms, baseline)
     return Table(
         name="Table 3",
         title="Training throughput and time",

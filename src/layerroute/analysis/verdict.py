@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from layerroute.analysis.arms import Arm
 from layerroute.analysis.crossed import crossed_difference
-from layerroute.analysis.fairness import data_identity
+from layerroute.analysis.fairness import data_identity, no_verdict, unequal_cost, unlike_treatment
 from layerroute.analysis.format import listing, number, plural, plus_minus, signed
 from layerroute.analysis.statistics import PairedDifference, holm, paired_difference
 
@@ -23,6 +23,8 @@ class Outcome(StrEnum):
     ONE_SEED = "one seed: cannot tell"
     UNPAIRED = "no seed in common: cannot tell"
     OTHER_DATA = "different data: not comparable"
+    UNALIKE = "no verdict: not treated alike"
+    UNEQUAL_COST = "no verdict: unequal cost"
     UNFINISHED = "no completed run: cannot tell"
 
     @property
@@ -52,6 +54,10 @@ class Pair:
             return Outcome.UNFINISHED
         if not self.same_data:
             return Outcome.OTHER_DATA
+        if unlike_treatment(self.subject, self.rival):
+            return Outcome.UNALIKE
+        if unequal_cost(self.subject, self.rival):
+            return Outcome.UNEQUAL_COST
         if self.difference.estimate is None:
             return Outcome.UNPAIRED
         if self.p_adjusted is None:
@@ -75,6 +81,11 @@ class Pair:
                 f"{ours} and {theirs} saw different data or tokenizers, so their losses cannot be compared, "
                 "whatever the tables show."
             )
+        if outcome in (Outcome.UNALIKE, Outcome.UNEQUAL_COST):
+            reasons = listing(no_verdict(self.subject, self.rival))
+            seen = "" if estimate is None else f" Their losses differ by {signed(estimate.mean, 4)} nats."
+            few = " There is one seed, too." if len(self.difference.seeds) == 1 else ""
+            return f"There is no verdict on {ours} against {theirs}: {reasons}.{seen}{few}"
         if estimate is None:
             return (
                 f"{ours} and {theirs} have no completed seed in common, so they cannot be compared pair by "
@@ -139,7 +150,11 @@ def judge_pairs(primary: tuple[Arm, Arm] | None, secondary: list[tuple[Arm, Arm]
         )
     others = [pair for pair in pairs if not pair.primary]
     adjusted = iter(holm([pair.p_adjusted for pair in others]))
-    return [pair if pair.primary else replace(pair, p_adjusted=next(adjusted)) for pair in pairs]
+    pairs = [pair if pair.primary else replace(pair, p_adjusted=next(adjusted)) for pair in pairs]
+    # Pairs without a verdict count in the correction: which they are must not make the others surer.
+    return [
+        replace(pair, p_adjusted=None) if no_verdict(pair.subject, pair.rival) else pair for pair in pairs
+    ]
 
 
 def _common_seeds(subject: Arm, rival: Arm) -> tuple[int, ...]:

@@ -81,37 +81,30 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
 
 
 def show_headroom(record: dict[str, Any], verdict: str) -> None:
-    """Oracle, static and random by rate, and the verdict last."""
+    """Influence, static and random by rate, the caption, and the verdict last."""
     out = console()
     unit = record["recipe"]["unit"]
     of = "" if unit == "block" else f" about {unit}"
     out.print(
-        f"{record['model']}: cross-entropy in nats per token with oracle decisions{of} ({record['tokens']:,} tokens of "
-        f"{record['documents']} documents; full depth {record['dense']:.4f})",
+        f"{record['model']}: cross-entropy in nats per token with decisions{of} by known influence "
+        f"({record['tokens']:,} tokens of {record['documents']} documents; full depth {record['dense']:.4f})",
         soft_wrap=True,
     )
-    rows = [
-        [
-            f"{row['budget']:.0%}",
-            f"{row['skipped']:.1%}",
-            f"{row['oracle']:.4f}",
-            f"{row['static_skipped']:.1%}",
-            f"{row['static']:.4f}",
-            f"{row['random']:.4f}",
-            f"{row['gap']['mean']:+.4f}",
-            f"{row['gap']['low']:+.4f} to {row['gap']['high']:+.4f}",
-        ]
-        for row in record["rows"]
-    ]
-    headings = [
-        "budget",
-        "skipped",
-        "oracle",
-        "skipped",
-        "static",
-        "random",
-        "oracle - static",
-        "95 % interval",
-    ]
+    rows = []
+    for row in record["rows"]:
+        gap = row["gap"]
+        held = ["no static at its FLOPs", ""]
+        if gap is not None:
+            held = [f"{gap['mean']:+.4f}", f"{gap['low']:+.4f} to {gap['high']:+.4f}"]
+        rows.append([f"{row['budget']:.0%}", *_served(row["influence"]), *held])
+        rows += [["  static", *_served(arm), "", ""] for arm in row["static"]]
+        rows.append(["  random", *_served(row["random"]), "", ""])
+    headings = ["budget", "skipped", "FLOPs", "cross-entropy", "influence - static", "interval"]
     out.print(table(headings, rows))
+    out.print(record["caption"], style="dim", soft_wrap=True)
     out.print(verdict, style="bold", soft_wrap=True)
+
+
+def _served(arm: dict[str, Any]) -> list[str]:
+    flops = "" if arm["executed"] is None else f"{arm['executed']:.1%}"
+    return [f"{arm['skipped']:.1%}", flops, f"{arm['loss']:.4f}"]

@@ -35,8 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="ARM",
-        help="arm that the others are held against (default: 'baseline', or a static arm; of layer-skipping runs: "
-        "the routed arm that is held against all others)",
+        help="arm that the others are held against (default: 'baseline', or a static arm of equal cost, or any static "
+        "arm; of layer-skipping runs: none, and the routed arm is held against all others)",
+    )
+    parser.add_argument(
+        "--subject",
+        metavar="ARM",
+        help="routed arm that the question is about (default: a learned one whose decisions are causal, with most "
+        "controls at its FLOPs, then most seeds)",
     )
     parser.add_argument(
         "--allow-different-data",
@@ -58,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     comparison = compare_runs(
         runs,
         baseline=arguments.baseline,
+        subject=arguments.subject,
         allow_different_data=arguments.allow_different_data,
     )
     if arguments.json:
@@ -75,7 +82,10 @@ def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
     from layerroute.analysis.skipping import compare_skipping
 
     comparison = compare_skipping(
-        runs, subject=arguments.baseline, allow_different_data=arguments.allow_different_data
+        runs,
+        baseline=arguments.baseline,
+        subject=arguments.subject,
+        allow_different_data=arguments.allow_different_data,
     )
     if arguments.json:
         print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """How much per-token routing could win on a model, before anything is trained.
 
-The statistics of `calibrate`, with oracle decisions (each layer's true influence on each token) against static
-pruning and random skipping, all with the same skip paths.
+The statistics of `calibrate`, with tokens that skip by each layer's true influence on them, against static pruning at
+equal executed FLOPs and random skipping, all with the same skip paths.
 """
 
 import argparse
@@ -41,9 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not 0.0 < budget < 1.0:
             raise UserError(f"--budgets {budget}: a share of compute to skip lies between 0 and 1")
     config = settings(arguments, budget=0.25, tokens_search=min(1024, arguments.tokens_selection))
+    from layerroute.analysis.headroom import CAPTION, gaps, verdict
     from layerroute.data.progress import stages
     from layerroute.records import provenance, utc_now
-    from layerroute.skipping.calibration.headroom import BUDGETS, headroom, verdict
+    from layerroute.skipping.calibration.configuration import PRUNED
+    from layerroute.skipping.calibration.headroom import BUDGETS, headroom
 
     started = utc_now()
     texts = Texts(parse_kinds(arguments.data))
@@ -62,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
             budgets=tuple(arguments.budgets or BUDGETS),
             stage=stage,
         )
+    plain = [asdict(row) for row in rows]
+    told = [{**row, "gap": gap} for row, gap in zip(plain, gaps(plain), strict=True)]
     record = {
         "schema": 1,
         "kind": "headroom",
@@ -74,8 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         "tokens": selection.tokens,
         "documents": len(selection.ids),
         "dense": dense,
-        "rows": [asdict(row) for row in rows],
-        "verdict": verdict(rows, config.unit),
+        "rows": told,
+        "caption": CAPTION,
+        "verdict": verdict(told, PRUNED[config.unit]),
         **provenance(),
     }
     if arguments.json:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the report (default: DIR/report)")
     parser.add_argument("--baseline", metavar="ARM", help="arm that the others are held against")
+    parser.add_argument("--subject", metavar="ARM", help="routed arm that the question is about")
     parser.add_argument(
         "--allow-different-data",
         action="store_true",
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.runs,
             out=arguments.out,
             baseline=arguments.baseline,
+            subject=arguments.subject,
             allow_different_data=arguments.allow_different_data,
             bench=arguments.bench,
             progress=status.update,

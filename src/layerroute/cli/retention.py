@@ -98,9 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
     models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
     first, *others = (
         Scores(
-            label=label, skipped=skipped, values={_measure(key): numbers for key, numbers in values.items()}
+            label=scored.label,
+            skipped=scored.skipped,
+            values={_measure(key): numbers for key, numbers in scored.values.items()},
+            executed={_measure(key): flops for key, flops in scored.executed.items()},
         )
-        for label, skipped, values in (base, *models)
+        for scored in (base, *models)
     )
     found = retention(first, others)
     if arguments.out is not None:

@@ -7,6 +7,7 @@ Scores are the harness's own: a routed model whose router is off is scored to th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from layerroute.errors import UserError
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
+from layerroute.ops.flops import flop_counter
 from layerroute.precision import Device
 from layerroute.routing import Routing
 from layerroute.skipping.layer import RoutedLayer
@@ -194,6 +196,7 @@ def run_tasks(
     execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
+    one_by_one: bool = False,
 ) -> dict[str, Any]:
     """Score a checkpoint on tasks of the harness.
 
@@ -203,10 +206,13 @@ def run_tasks(
         shots: examples before each question, for all tasks or one number each. None: the task's own number.
         full_depth, budget, serve, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
+        one_by_one: score one task after the other, and count the FLOPs that each takes. Default: tasks with as many
+            shots share batches.
 
     Returns:
         ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
-        ``shots``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
+        ``shots``, and ``routing``: rates by site over all that was scored, with ``executed_share``;
+        with ``one_by_one`` also ``executed``: FLOPs of all forward passes by task.
 
     Raises:
         UserError: a task that the harness does not know.
@@ -232,19 +238,26 @@ def run_tasks(
         "samples": {},
         "n-shot": {},
     }
+    executed: dict[str, float] = {}
     try:
         # The harness knows one number of shots a call.
-        for count in dict.fromkeys(each):
-            part = lm_eval.simple_evaluate(
-                model=model,
-                tasks=[task for task, own in zip(tasks, each, strict=True) if own == count],
-                limit=limit,
-                num_fewshot=count,
-                task_manager=manager,
-                bootstrap_iters=bootstrap_iterations,
-                log_samples=True,
-            )
+        together: dict[Any, list[int]] = {}
+        for place, count in enumerate(each):
+            together.setdefault(place if one_by_one else count, []).append(place)
+        for places in together.values():
+            with flop_counter() if one_by_one else nullcontext() as counter:
+                part = lm_eval.simple_evaluate(
+                    model=model,
+                    tasks=[tasks[place] for place in places],
+                    limit=limit,
+                    num_fewshot=each[places[0]],
+                    task_manager=manager,
+                    bootstrap_iters=bootstrap_iterations,
+                    log_samples=True,
+                )
             assert part is not None
+            if counter is not None:
+                executed |= dict.fromkeys(part["samples"], float(counter.get_total_flops()))
             for key, entries in found.items():
                 entries.update(part[key])
     except KeyError as error:
@@ -265,6 +278,7 @@ def run_tasks(
         "versions": found["versions"],
         "routing": routing,
         "samples": found["samples"],
+        **({"executed": executed} if one_by_one else {}),
     }
 
 

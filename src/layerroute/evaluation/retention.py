@@ -17,6 +17,7 @@ from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_task
 from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.ops.flops import flop_counter
 from layerroute.skipping import load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, read_router
 
@@ -26,14 +27,21 @@ PERPLEXITY = "perplexity"
 _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
+Made = tuple[float | None, Values, dict[str, float]]
+"""Share of routed compute that was skipped, values, and FLOPs by the keys of the values."""
 
 
 class Scored(NamedTuple):
-    """One model's scores. ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base."""
+    """One model's scores.
+
+    ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base. ``executed``: by the keys
+    of ``values``, the FLOPs of all forward passes that scored it, as ``ops.flops.flop_counter`` sees them.
+    """
 
     label: str
     skipped: float | None
     values: Values
+    executed: dict[str, float]
 
 
 class Scorer:
@@ -71,47 +79,57 @@ class Scorer:
     def base(self, name: str) -> Scored:
         """The pretrained model itself: no router, no adapter; by the harness's own class."""
 
-        def make() -> tuple[float | None, Values]:
+        def make() -> Made:
             import lm_eval
 
             model, tokenizer = load_pretrained(name, dtype=torch.float32)
             target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
             model.to(target)  # type: ignore[arg-type]
             found: Values = {}
+            flops: dict[str, float] = {}
             if self.text:
                 loaded = LoadedModel(
                     model=model, tokenizer=tokenizer, path=Path(name), record=None, precision="fp32"
                 )
-                found |= self._perplexity(loaded)[1]
+                _, losses, executed = self._perplexity(loaded)
+                found |= losses
+                flops |= executed
             if self.tasks:
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
                 made = self._tasks()
-                result = lm_eval.simple_evaluate(
-                    model=wrapped,
-                    tasks=made,
-                    limit=self.limit,
-                    num_fewshot=self.shots,
-                    task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in made)),
-                    bootstrap_iters=10,
-                    log_samples=True,
-                )
-                assert result is not None
-                found |= by_document(result["samples"])
-            return 0.0, found
+                manager = TaskManager(include_defaults=any(isinstance(task, str) for task in made))
+                for task in made:
+                    with flop_counter() as counter:
+                        result = lm_eval.simple_evaluate(
+                            model=wrapped,
+                            tasks=[task],
+                            limit=self.limit,
+                            num_fewshot=self.shots,
+                            task_manager=manager,
+                            bootstrap_iters=10,
+                            log_samples=True,
+                        )
+                    assert result is not None
+                    scores = by_document(result["samples"])
+                    found |= scores
+                    flops |= dict.fromkeys(scores, float(counter.get_total_flops()))
+            return 0.0, found, flops
 
         return self._kept(BASE, name, make)
 
     def routed(self, label: str, checkpoint: Path) -> Scored:
         """A run of layer skipping, or a router folder."""
 
-        def make() -> tuple[float | None, Values]:
+        def make() -> Made:
             skipped: float | None = None
             found: Values = {}
+            flops: dict[str, float] = {}
             if self.text:
                 device = "cpu" if self.device == "cpu" else "auto"
                 loaded = load_model(checkpoint, device=device)  # type: ignore[arg-type]
-                skipped, losses = self._perplexity(loaded)
+                skipped, losses, executed = self._perplexity(loaded)
                 found |= losses
+                flops |= executed
             if self.tasks:
                 result = run_tasks(
                     checkpoint,
@@ -121,40 +139,54 @@ class Scorer:
                     shots=self.shots,
                     device=self.device,
                     bootstrap_iterations=10,
+                    one_by_one=True,
                 )
                 if result["routing"] is not None:
                     skipped = 1.0 - result["routing"]["cost_weighted_rate"]
-                found |= by_document(result["samples"])
-            return skipped, found
+                for task, samples in result["samples"].items():
+                    scores = by_document({task: samples})
+                    found |= scores
+                    flops |= dict.fromkeys(scores, result["executed"][task])
+            return skipped, found, flops
 
         return self._kept(label, str(checkpoint), make)
 
     def _tasks(self) -> list[Any]:
         return [make_task(task) for task in self.tasks]
 
-    def _perplexity(self, loaded: LoadedModel) -> tuple[float | None, Values]:
+    def _perplexity(self, loaded: LoadedModel) -> Made:
         ids = tokenize(loaded.tokenizer, read_texts(self.text))
         batches = text_batches(
             ids, sequence_length=self.length, batch_size=self.batch_size, limit=self.windows
         )
-        result = evaluate(loaded.model, batches, precision=loaded.in_precision)
-        layers = layers_run(loaded.model, result.routing)
-        return (None if layers is None else layers.skipped), {f"{TEXT} {PERPLEXITY}": result.window_losses}
+        with flop_counter() as counter:
+            result = evaluate(loaded.model, batches, precision=loaded.in_precision)
+        layers, key = layers_run(loaded.model, result.routing), f"{TEXT} {PERPLEXITY}"
+        skipped = None if layers is None else layers.skipped
+        return skipped, {key: result.window_losses}, {key: float(counter.get_total_flops())}
 
-    def _kept(self, label: str, model: str, make: Callable[[], tuple[float | None, Values]]) -> Scored:
+    def _kept(self, label: str, model: str, make: Callable[[], Made]) -> Scored:
         file = None if self.folder is None else self.folder / f"{_file_name(label)}.json"
         asked = self._asked(model)
         content: dict[str, Any] | None = None
         if file is not None and file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
-        if content is None or content.get("asked") != asked:
+        # Scores of earlier versions, without FLOPs, are made anew: nothing could be said by them.
+        if content is None or content.get("asked") != asked or "executed" not in content:
             self.tell(f"scoring {label}")
-            skipped, values = make()
-            content = {"label": label, "model": model, "asked": asked, "skipped": skipped, "values": values}
+            skipped, values, executed = make()
+            content = {
+                "label": label,
+                "model": model,
+                "asked": asked,
+                "skipped": skipped,
+                "values": values,
+                "executed": executed,
+            }
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return Scored(label, content["skipped"], content["values"])
+        return Scored(label, content["skipped"], content["values"], content["executed"])
 
     def _asked(self, model: str) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""

@@ -43,6 +43,7 @@ def build_report(
     *,
     out: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
+    subject: str | None = None,
     allow_different_data: bool = False,
     bench: Sequence[str | os.PathLike[str]] = (),
     progress: Callable[[str], None] = lambda step: None,
@@ -53,7 +54,7 @@ def build_report(
         directory: a run or study directory, or (with ``runs``) any directory that shall hold the report.
         runs: further runs or directories of runs.
         out: folder of the report; default ``directory/report``. An older report there is replaced.
-        baseline, allow_different_data: as in `compare_runs`.
+        baseline, subject, allow_different_data: as in `compare_runs`.
         bench: records of ``layerroute bench``, for the figure of speed.
         progress: told in words what is done next.
 
@@ -68,11 +69,16 @@ def build_report(
     speed = read_speed_records(bench)
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
+    options: dict[str, Any] = {
+        "baseline": baseline,
+        "subject": subject,
+        "allow_different_data": allow_different_data,
+    }
     if found and all(run.record["capability"] == SKIPPING for run in found):
-        skipping = compare_skipping(found, subject=baseline, allow_different_data=allow_different_data)
+        skipping = compare_skipping(found, **options)
         _clear(target)
         return write_skipping_report(skipping, target, mark=MARK, progress=progress, bench=speed), skipping
-    comparison = compare_runs(found, baseline=baseline, allow_different_data=allow_different_data)
+    comparison = compare_runs(found, **options)
     _clear(target)
     figures = build_figures(comparison, target / FIGURES, progress, speed)
     context = report_context(comparison, figures, target / FIGURES)

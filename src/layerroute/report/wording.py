@@ -123,7 +123,9 @@ def limitations(comparison: Comparison) -> list[str]:
         )
         found.append(f"Tuning: {one}; {search}.")
     if any(arm.mean("flops", "executed_per_token") is None for arm in comparison.arms if arm.completed):
-        found.append("Compute: executed FLOPs were not counted for every arm; FLOPs are then analytic.")
+        found.append(
+            "Compute: executed FLOPs were not counted for every arm; on such arms there is no verdict."
+        )
     if any(arm.kind.routed for arm in comparison.arms):
         found.append(
             "Speed: training computes what its estimator needs, for straight-through estimators both paths. "
@@ -174,7 +176,8 @@ def conclusion(comparison: Comparison) -> str:
     """The conclusion's sentence on what was achieved."""
     outcome = comparison.outcome
     if outcome is Outcome.WINS:
-        ours = comparison.primary.subject.label if comparison.primary else ""
+        assert comparison.primary is not None
+        ours, theirs = comparison.primary.subject.label, comparison.primary.rival.label
         missing = (
             f", but {plural(len(comparison.missing), 'control')} "
             f"{'is' if len(comparison.missing) == 1 else 'are'} missing, so that this cannot yet be credited "
@@ -182,7 +185,7 @@ def conclusion(comparison: Comparison) -> str:
             if comparison.missing
             else ""
         )
-        return f"In these runs {ours} achieved a lower validation loss than static layer assignment{missing}."
+        return f"In these runs {ours} achieved a lower validation loss than {theirs} at equal executed FLOPs{missing}."
     if outcome is Outcome.LOSES:
         return (
             "In these runs routing by token did not achieve what static layer assignment achieves: its loss "
@@ -197,6 +200,11 @@ def conclusion(comparison: Comparison) -> str:
         return (
             "Whether routing by token improves on static layer assignment is not decided by these runs: one "
             "seed cannot tell."
+        )
+    if outcome in (Outcome.UNALIKE, Outcome.UNEQUAL_COST):
+        return (
+            "These runs do not compare routing by token with static layer assignment of equal cost and treatment, so "
+            "nothing is concluded."
         )
     return "These runs do not compare routing by token with static layer assignment."
 

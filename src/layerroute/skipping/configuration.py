@@ -170,8 +170,12 @@ class SkipConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether a decision depends on earlier tokens alone."""
-        return self.granularity in ("token", "per_layer", "sequence")
+        """Whether a decision depends on earlier tokens alone.
+
+        Controls look at no state, and all but ``random``, which is drawn by the ids of the tokens, at no token at all.
+        """
+        blind = self.routing.control not in (None, "random")
+        return blind or self.granularity in ("token", "per_layer", "sequence")
 
     @property
     def serve_obstacle(self) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from layerroute.errors import UserError
 from layerroute.integrity import DamagedError
 from layerroute.liveness import LOCK, hold, is_alive
-from layerroute.records import RECORD_NAME, read_record
+from layerroute.records import RECORD_NAME, aside_name, read_record
 from layerroute.training.checkpoint import check_resumable, checkpoints, verify_checkpoint
 
 _OF_THE_MACHINE = (("data", "cache_dir"),)
@@ -107,8 +107,8 @@ def set_run_aside(path: Path) -> Path | None:
     if is_alive(path):
         raise UserError(f"--fresh: another process is training in {path}; give another --out")
     own = path.resolve()
-    number = next(n for n in itertools.count(1) if not (own.parent / f"{own.name}.earlier-{n}").exists())
-    aside = own.parent / f"{own.name}.earlier-{number}"
+    names = (own.with_name(aside_name(own.name, number)) for number in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
     own.rename(aside)
     return aside
 

@@ -40,9 +40,13 @@ def record(
     fingerprint: str = "5f2c9e0a1b3d",
     steps: int = 200,
     heads: int = 1,
+    executed: float | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A record of one run. ``rates`` by site makes it routed; ``changes`` replace top-level keys."""
+    """A record of one run. ``rates`` by site makes it routed; ``changes`` replace top-level keys.
+
+    ``executed``: FLOPs a token; default: what the made-up model needs, so that arms of other layers are unequal.
+    """
     pattern = pattern or (ROUTED if rates else STATIC)
     kinds = [("gdn", "softmax") if kind == "routed" else (kind,) for kind in pattern]
     parameters = {
@@ -151,7 +155,7 @@ def record(
             "routed_per_token": routed,
             "by_part": flops,
             "by_path": path_flops,
-            "executed_per_token": routed * 1.003,
+            "executed_per_token": routed * 1.003 if executed is None else executed,
             "context_length": CONTEXT,
         },
         "timing": {
@@ -278,19 +282,25 @@ def _token_routes(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample_study(root: Path, seeds: tuple[int, ...] = (42, 43, 44)) -> Path:
-    """A study with a baseline, two dynamic arms, three controls and a failed run, below ``root``."""
+    """A study with a baseline, two dynamic arms, three controls and a failed run, below ``root``; all of equal cost."""
+    equal: dict[str, Any] = {"executed": 2.83e6, "command": "layerroute study study.yaml"}
     for index, seed in enumerate(seeds):
         drift = 0.012 * index
-        make_run(root, "baseline", seed, loss=4.112 + drift)
+        make_run(root, "baseline", seed, loss=4.112 + drift, **equal)
         make_run(
-            root, "baseline_matched", seed, loss=4.095 + drift + 0.004 * (index % 2), extra_parameters=131_584
+            root,
+            "baseline_matched",
+            seed,
+            loss=4.095 + drift + 0.004 * (index % 2),
+            extra_parameters=131_584,
+            **equal,
         )
         make_run(
-            root, "dynamic", seed, loss=4.078 + drift + 0.003 * (-1) ** index, learning_rate=2e-3,
+            root, "dynamic", seed, loss=4.078 + drift + 0.003 * (-1) ** index, learning_rate=2e-3, **equal,
             rates=sites(0.52 - 0.01 * index, 0.34 + 0.02 * index),
         )  # fmt: skip
         make_run(
-            root, "dynamic_strong_balance", seed, loss=4.084 + drift - 0.005 * (index % 2), learning_rate=2e-3,
+            root, "dynamic_strong_balance", seed, loss=4.084 + drift - 0.005 * (index % 2), learning_rate=2e-3, **equal,
             rates=sites(0.50, 0.49 - 0.01 * index),
         )  # fmt: skip
         make_run(
@@ -300,7 +310,8 @@ def sample_study(root: Path, seeds: tuple[int, ...] = (42, 43, 44)) -> Path:
             loss=4.101 + drift + 0.002 * index**2,
             rates=sites(0.43, 0.43),
             control="random",
+            **equal,
         )
-    make_run(root, "all_softmax", seeds[0], pattern=["softmax"] * 4, loss=4.06)
+    make_run(root, "all_softmax", seeds[0], pattern=["softmax"] * 4, loss=4.06, **equal)
     make_run(root, "periodic", seeds[0], rates=sites(0.43, 0.43), control="periodic", status="failed")
     return root

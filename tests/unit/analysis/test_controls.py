@@ -38,7 +38,7 @@ def test_a_whole_set_of_arms_lacks_nothing() -> None:
         dyn=DYNAMIC,
         a={"pattern": ["softmax"] * 4},
         b={"pattern": ["gdn"] * 4},
-        c={},
+        c={"executed": 2_843_000.0},  # what dyn executes
         d={"extra_parameters": 131_584},
         e={**DYNAMIC, "rates": sites(0.46, 0.45), "control": "random"},
         f={**DYNAMIC, "control": "periodic"},
@@ -89,7 +89,7 @@ def test_equal_flops_are_those_that_were_executed() -> None:
     needs = dynamic["flops"]["routed_per_token"]
     ideal, real = ({**record(name)["flops"]} for name in ("ideal", "real"))
     dynamic["flops"]["executed_per_token"] = 1.2 * needs
-    ideal["executed_per_token"], real["executed_per_token"] = needs, 1.21 * needs
+    ideal["executed_per_token"], real["executed_per_token"] = needs, 1.203 * needs
     runs = [dynamic, record("ideal", flops=ideal), record("real", flops=real, extra_parameters=9000)]
     arms, _ = group_arms([Run(content, Path(content["arm"])) for content in runs])
     subject = next(arm for arm in arms if arm.label == "dyn")

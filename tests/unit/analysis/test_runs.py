@@ -6,7 +6,8 @@ import pytest
 
 from layerroute.analysis.runs import Run, load_runs
 from layerroute.errors import UserError
-from tests.unit.analysis.record_factory import make_run, record, sites
+from layerroute.records import aside_name, is_aside
+from tests.unit.analysis.record_factory import make_run, record, sites, write_run
 
 
 def test_runs_are_found_at_any_depth_and_counted_once(tmp_path: Path) -> None:
@@ -100,3 +101,19 @@ def test_token_routes_must_fit(tmp_path: Path, change: dict[str, object]) -> Non
     run = Run(record("dynamic", rates=sites(0.5)), tmp_path / "record.json")
     with pytest.raises(UserError, match=r"token_routes\.json does not hold token routes"):
         _ = run.token_routes
+
+
+def test_runs_that_were_set_aside_are_no_arms(tmp_path: Path) -> None:
+    """As docs/reproduction.md has it: train, train --fresh, then compare the folder."""
+    now = make_run(tmp_path, "baseline", loss=4.0)
+    for number in (1, 2):
+        write_run(tmp_path / f"{now.name}.earlier-{number}", record("baseline", loss=4.0 + number))
+    every = [tmp_path, *sorted(tmp_path.iterdir())]  # the folder, or runs/*
+    for given in ([tmp_path], every[1:], every):
+        assert [run.path.parent.name for run in load_runs(given)] == [now.name]
+    (named,) = load_runs([tmp_path / f"{now.name}.earlier-1"])
+    assert named.value("metrics", "validation_loss") == 5.0, "one that is named is read"
+    assert aside_name("x", 1) == "x.earlier-1" and is_aside(Path("runs/x.earlier-12/record.json"))
+    shutil.rmtree(now)
+    with pytest.raises(UserError, match="holds no run"):
+        load_runs([tmp_path])

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerroute.analysis.fairness import same_cost
 from layerroute.analysis.paired import paired_gap
 from layerroute.analysis.runs import Run
 from layerroute.analysis.skipping import SkippingComparison, compare_skipping
+from layerroute.errors import UserError
 from tests.unit.analysis.record_factory import record, sites
 
 WINDOWS = 32
@@ -54,15 +56,35 @@ def compared(
 
 
 def rows(found: SkippingComparison) -> dict[str, dict[str, Any]]:
-    return {row["Against"]: row for row in found.tables["differences"].to_dict()["rows"]}
+    table = found.tables["differences"].to_dict()["rows"]
+    return {row["Comparison"].removeprefix("token − "): row for row in table}
 
 
-def test_a_planted_difference_is_found_at_equal_skip() -> None:
+def test_a_planted_difference_is_found_at_equal_cost() -> None:
     found = compared()
     assert found.outcome == "wins"
-    assert "beats greedy (−0.089 nats, 95% −0." in found.verdict
-    assert {arm.label for arm in found.rivals()} == {"greedy", "random", "periodic"}
-    assert rows(found)["shallow"]["Equal in"] == "nothing"
+    assert "At equal executed FLOPs it beats greedy (−0.089 nats, 95% −0." in found.verdict
+    assert {arm.label: [one.how for one in entries] for arm, entries in found.judged} == {
+        label: ["neither: equal cost"] for label in ("greedy", "random", "periodic")
+    }
+    assert rows(found)["shallow"]["The first"] == "no verdict: unequal FLOPs"
+
+
+@pytest.mark.parametrize(
+    ("dearer", "equal"), [(0.005, True), (0.0051, False), (-0.005, True), (-0.0051, False)]
+)
+def test_equal_cost_is_half_a_point_of_share(dearer: float, equal: bool) -> None:
+    found = compare_skipping(
+        [
+            run("token", 1, skip=0.25, above=0.3, dearer=dearer),
+            run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+        ]
+    )
+    said = rows(found)["greedy"]["The first"]
+    assert said == ("wins" if equal else "no verdict: unequal FLOPs")
+    assert ("it beats greedy" in found.verdict) is equal
+    assert ("No verdict against greedy (" in found.verdict) is not equal
+    assert same_cost(0.5, 0.5 + dearer) is equal and not same_cost(0.5, None)
 
 
 def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> SkippingComparison:
@@ -79,13 +101,13 @@ def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> SkippingCompari
     return compare_skipping(runs)
 
 
-def test_equal_time_is_another_comparison_than_equal_skip() -> None:
+def test_equal_time_is_shown_and_is_no_equal_cost() -> None:
     found = timed()
     assert found.timed and found.time_spread == pytest.approx(1.0)
-    assert {arm.label for arm in found.as_fast()} == {"shallow"}
     table = rows(found)
-    assert table["shallow"]["Equal in"] == "time" and table["shallow"]["Routing"] == "loses"
-    assert table["greedy"]["Equal in"] == "skip and FLOPs"
+    assert table["shallow"]["Its time"] == pytest.approx(0.925 / 0.875 / 1.06)
+    assert table["shallow"]["The first"] == "no verdict: unequal FLOPs"
+    assert table["greedy"]["The first"] == "wins"
     assert table["greedy"]["Its time"] == pytest.approx(1 / 1.06)
 
 
@@ -93,7 +115,6 @@ def test_times_of_a_busy_machine_are_not_compared() -> None:
     """One seed of one arm took 1.6 times as long as the other: the machine did something else."""
     found = timed(busy=1.6)
     assert not found.timed and found.time_spread == pytest.approx(1.6)
-    assert found.as_fast() == []
     assert {row["Its time"] for row in rows(found).values()} == {"–"}
     notes = " ".join(found.tables["differences"].notes)
     assert "the machine was busy with other work" in notes and "1.60× apart" in notes
@@ -103,7 +124,7 @@ def test_times_that_nothing_can_judge_are_not_compared() -> None:
     found = compare_skipping(
         [run("token", 1, skip=0.25, above=0.3), run("r", 1, skip=0.25, above=0.9, control="random")]
     )
-    assert found.time_spread is None and found.as_fast() == []
+    assert found.time_spread is None and not found.timed
     assert "no two runs of one machine did equal work" in found.time_note
 
 
@@ -170,13 +191,9 @@ def priced(token: float, greedy: float, deep: float) -> SkippingComparison:
     return compare_skipping(runs)
 
 
-def costs(found: SkippingComparison, equal_in: str = "FLOPs") -> dict[tuple[str, str, str], dict[str, Any]]:
+def costs(found: SkippingComparison) -> dict[tuple[str, str, str], dict[str, Any]]:
     table = found.tables["equal_cost"].to_dict()["rows"]
-    return {
-        (row["Routed"], row["Against"], row["Read off"].partition(",")[0]): row
-        for row in table
-        if (row["At equal"] < 2) == (equal_in == "FLOPs")  # shares of the plain model's, or seconds
-    }
+    return {(row["Routed"], row["Against"], row["Read off"].partition(",")[0]): row for row in table}
 
 
 def test_at_equal_flops_one_is_read_off_at_the_others_cost() -> None:
@@ -184,28 +201,24 @@ def test_at_equal_flops_one_is_read_off_at_the_others_cost() -> None:
     # 87.5 % lies 5.5 / 7.5 of the way from token_40 (82 %, 0.70) to token (89.5 %, 0.40): 0.48.
     row = found["token", "greedy", "routing"]
     assert row["Δ val loss"] == pytest.approx(0.48 - 0.43, abs=0.003) and row["Routing"] == "loses as read"
-    assert row["At equal"] == pytest.approx(0.875)
+    assert row["At FLOPs"] == pytest.approx(0.875)
     # 89.5 % lies 2 / 5 of the way from greedy (87.5 %, 0.43) to greedy_15 (92.5 %, 0.28): 0.37.
     row = found["token", "greedy", "the control"]
     assert row["Δ val loss"] == pytest.approx(0.40 - 0.37, abs=0.003) and row["Routing"] == "loses"
     assert ("token", "greedy_40", "routing") not in found, "nothing is extrapolated"
     row = found["token_40", "greedy", "the control"]
     assert row["Δ val loss"] == pytest.approx(0.70 - (0.75 - 0.32 * 2 / 7.5), abs=0.003)
-    in_time = costs(priced(token=0.40, greedy=0.43, deep=0.75), "time")
-    assert in_time["token", "greedy", "the control"]["At equal"] == pytest.approx(8.95), (
-        "seconds of an evaluation"
-    )
 
 
-def test_what_is_ahead_at_equal_skip_may_lose_at_equal_flops_and_the_verdict_says_both() -> None:
-    verdict = priced(token=0.40, greedy=0.43, deep=0.75).verdict
-    assert "beats greedy (−0.03" in verdict
-    assert "At the FLOPs that each of them executes it loses to greedy (+0.05" in verdict
-    assert "executes it beats greedy (−0." in priced(token=0.30, greedy=0.43, deep=0.75).verdict
+def test_what_is_ahead_at_equal_skip_may_lose_at_equal_flops_and_only_that_is_said() -> None:
+    found = priced(token=0.40, greedy=0.43, deep=0.75)
+    assert "it loses to greedy (+0.05" in found.verdict and "beats" not in found.verdict
+    assert "read off routing, between token_40 and token)" in found.verdict
+    assert "it beats greedy (−0." in priced(token=0.30, greedy=0.43, deep=0.75).verdict
     # Behind where routing is read off, ahead where the control is: the line decides, and so nothing does.
     doubtful = priced(token=0.36, greedy=0.43, deep=0.75).verdict
-    assert "executes it cannot be told from greedy (+0.01" in doubtful
-    assert "which the straight line between its points may have made" in doubtful
+    assert "it cannot be told from greedy (+0.01" in doubtful
+    assert "the straight line there may have made the difference" in doubtful
 
 
 def test_arms_that_cost_the_same_are_compared_as_they_are() -> None:
@@ -216,3 +229,51 @@ def test_arms_that_cost_the_same_are_compared_as_they_are() -> None:
     table = costs(compare_skipping(runs))
     assert list(table) == [("token", "greedy", "neither: equal cost")]
     assert table["token", "greedy", "neither: equal cost"]["Δ val loss"] == pytest.approx(-0.05, abs=0.03)
+
+
+def test_stochastic_depth_is_not_called_not_causal() -> None:
+    """Records of earlier versions say of its granularity that it is not; random by the batch is."""
+    runs = [run("token", 1, skip=0.25, above=0.3)]
+    for name in ("stochastic", "random"):
+        runs.append(run(name, 1, skip=0.0, above=0.3, control=name))
+        runs[-1].record["routing"]["causal"] = False
+    assert compare_skipping(runs).verdict.endswith(
+        "Decisions of random are not causal: they may see later tokens."
+    )
+
+
+def test_the_subject_is_a_causal_router_with_controls_and_not_the_first_by_name() -> None:
+    runs = [
+        run("reinforce", 1, skip=0.25, above=0.1),
+        run("a_variant", 1, skip=0.10, above=0.2, rate=0.9),
+        run("token_longer", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+    ]
+    runs[0].record["routing"]["causal"] = False
+    found = compare_skipping(runs)
+    assert found.subject is not None and found.subject.label == "token_longer"
+    assert "causal first, then most controls at equal cost" in found.notes[-1]
+    asked = compare_skipping(runs, subject="reinforce")
+    assert asked.subject is not None and asked.subject.label == "reinforce" and "as asked" in asked.notes[-1]
+    with pytest.raises(UserError, match=r"no routed arm 'greedy'"):
+        compare_skipping(runs, subject="greedy")
+
+
+def test_the_baseline_is_what_the_others_are_held_against() -> None:
+    runs = [
+        run("full", 1, skip=0.0, above=0.0, control="static"),
+        run("token", 1, skip=0.25, above=0.3),
+        run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
+    ]
+    runs[0].record["recipe"]["start"]["method"] = "fresh"
+    found = compare_skipping(runs, baseline="greedy")
+    assert found.subject is not None and found.subject.label == "token"
+    table = found.tables["differences"].to_dict()["rows"]
+    assert [row["Comparison"] for row in table] == ["full − greedy", "token − greedy"]
+    assert table[1]["Δ val loss"] == pytest.approx(-0.1, abs=0.03) and table[1]["The first"] == "wins"
+    assert "it beats greedy" in found.verdict
+    against_full = compare_skipping(runs, baseline="full")
+    assert "No verdict against full (87.5% against 100.0% of" in against_full.verdict
+    assert "beats" not in against_full.verdict
+    with pytest.raises(UserError, match=r"no arm 'gredy'.*'greedy'"):
+        compare_skipping(runs, baseline="gredy")

@@ -21,6 +21,7 @@ RATES = {"rates": sites(0.5, 0.45)}
 
 
 def runs(arm: str, loss: float, *seeds: int, **settings: Any) -> list[Run]:
+    settings = {"executed": 2.8e6, **settings}  # of equal cost
     return [
         Run(record(arm, seed, loss=loss + 0.001 * (seed % 2), **settings), Path(f"{arm}{seed}/record.json"))
         for seed in seeds
@@ -48,7 +49,10 @@ def test_a_win_over_random_routing_is_said() -> None:
         compare(
             runs("baseline", 4.1, *SEEDS),
             [
-                Run(record("dynamic", s, loss=4.0 + 0.002 * (s % 3), **RATES), Path(f"d{s}/r.json"))
+                Run(
+                    record("dynamic", s, loss=4.0 + 0.002 * (s % 3), executed=2.8e6, **RATES),
+                    Path(f"d{s}/r.json"),
+                )
                 for s in SEEDS
             ],
             runs("random", 4.2, *SEEDS, control="random", **RATES),
@@ -62,7 +66,10 @@ def test_a_win_that_random_routing_shares_is_said() -> None:
         compare(
             runs("baseline", 4.1, *SEEDS),
             [
-                Run(record("dynamic", s, loss=4.0 + 0.002 * (s % 3), **RATES), Path(f"d{s}/r.json"))
+                Run(
+                    record("dynamic", s, loss=4.0 + 0.002 * (s % 3), executed=2.8e6, **RATES),
+                    Path(f"d{s}/r.json"),
+                )
                 for s in SEEDS
             ],
             runs("random", 4.0, *SEEDS, control="random", **RATES),

@@ -6,6 +6,7 @@ import pytest
 
 from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig
+from layerroute.routing.controls import CONTROLS
 from layerroute.skipping import Profitability, SkipConfig
 
 
@@ -58,6 +59,14 @@ def test_who_reads_where_and_what_is_causal():
         "sequence_mean": 4,
     }
     assert {name for name, config in reads.items() if not config.causal} == {"batch", "sequence_mean"}
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("granularity", ["batch", "sequence_mean"])
+def test_controls_that_look_at_no_token_are_causal(control, granularity):
+    """Stochastic depth draws at random and runs every layer at inference, whatever its granularity."""
+    config = SkipConfig(granularity=granularity, routing=RoutingConfig(control=control))
+    assert config.causal is (control != "random"), "random is drawn by the ids of all tokens that it decides for"
 
 
 @pytest.mark.parametrize(

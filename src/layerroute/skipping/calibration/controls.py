@@ -103,9 +103,8 @@ def fit_static(
             static[method] = ranking.least_influence(count)
         else:
             advance = clock(f"greedy choice of layers ({stack.unit})")
-            static[method] = greedy_static(
-                stack, ranking.search, ranking.start, ranking.costs, count, advance
-            )
+            taken = greedy_static(stack, ranking.search, ranking.start, ranking.costs, count, advance)
+            static[method] = tuple(sorted(taken))
         rates = static_rates(ranking.layers, static[method])
         advance = clock(f"fits of static pruning ({stack.unit}, {method})")
         arms[f"{prefix}{method}"] = calibrate_in_order(stack, statistics, rates, config, advance=advance)
@@ -169,7 +168,7 @@ def greedy_static(
     count: int,
     advance: Callable[[float], None] = lambda share: None,
 ) -> tuple[int, ...]:
-    """The layers that greedy pruning takes out, with the skip paths of ``start`` in their place."""
+    """The layers that greedy pruning takes out, in that order, with the skip paths of ``start`` in their place."""
     inputs: list[Tensor] = []
     replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
     counted = ~start.sinks(search.ids)

@@ -106,7 +106,7 @@ def greedy_layers(
     first: dict[int, float],
     count: int,
 ) -> tuple[int, ...]:
-    """The layers whose removal, one after the other, costs least.
+    """The layers whose removal, one after the other, costs least, in that order.
 
     Lazy: a layer is measured anew only while its cost in an earlier round is below the best of this one. That finds
     what measuring all would, as long as removing one layer never makes another cheaper to remove.
@@ -128,4 +128,4 @@ def greedy_layers(
             known[best] = fresh[best] = divergence_without((*removed, best)) - base
         removed = (*removed, best)
         base += known.pop(best)
-    return tuple(sorted(removed))
+    return removed

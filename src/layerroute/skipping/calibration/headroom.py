@@ -1,4 +1,4 @@
-"""How much per-token routing could win on a model, before anything is trained: oracle decisions against static ones."""
+"""How much per-token routing could win on a model, before anything is trained: known influence against pruning."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,34 +10,50 @@ from torch import Tensor
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
 from layerroute.skipping.calibration.calibrate import Stage, silent
-from layerroute.skipping.calibration.configuration import PRUNED, CalibrationConfig
+from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import greedy_static
 from layerroute.skipping.calibration.costs import Search, measure_costs
-from layerroute.skipping.calibration.heldout import Difference, paired_bootstrap
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
 from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.families import FAMILIES
+from layerroute.skipping.flops import forward_flops
 
 BUDGETS = (0.12, 0.25, 0.4)
 """Shares of routed compute at which headroom is told."""
 
-WORTH = 0.01
-"""Nats below which a gap is not worth a router."""
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One way to skip, as it came out on the selection windows.
+
+    Attributes:
+        skipped: share of routed compute that was skipped.
+        executed: forward FLOPs by formula, as a share of the plain model's; None for families without one.
+        loss: cross-entropy in nats.
+        window_losses: the same of each window.
+    """
+
+    skipped: float
+    executed: float | None
+    loss: float
+    window_losses: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """One budget: cross-entropies in nats.
+    """One budget.
 
-    Oracle and random serve ``skipped``, static the nearest number of layers.
+    Attributes:
+        budget: share of routed compute asked for.
+        influence: tokens that skip by their true influence at each layer.
+        static: greedy pruning of the nearest numbers of layers, among them those whose FLOPs are next to ``influence``.
+        random: chance.
     """
 
     budget: float
-    skipped: float
-    oracle: float
-    static_skipped: float
-    static: float
-    random: float
-    gap: Difference
+    influence: Served
+    static: list[Served]
+    random: Served
 
 
 @torch.inference_mode()
@@ -52,8 +68,8 @@ def headroom(
 ) -> tuple[float, list[Headroom]]:
     """Decide with what only the skipped layer knows, its own output, and see what that is worth.
 
-    All arms have the same skip paths, fitted to all tokens of the full model. The oracle skips the tokens of lowest
-    true influence at each layer, at rates that are shared out by cost; it is no upper bound (the loss is not its
+    All arms have the same skip paths, fitted to all tokens of the full model. By influence, the tokens skip at each
+    layer whose update is smallest, at rates that are shared out by cost. That is no upper bound (the loss is not its
     measure), but a predictor of influence can do no better than what it predicts.
 
     Args:
@@ -65,7 +81,7 @@ def headroom(
         stage: for progress.
 
     Returns:
-        The full model's cross-entropy, and a row a budget.
+        The full model's cross-entropy, and a row a budget. What they say: ``layerroute.analysis.headroom``.
     """
     precision = choose_precision(config.precision, model.device).name
     stack = LayerStack(model, config.length, precision, config.unit)
@@ -73,10 +89,22 @@ def headroom(
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
     embedded = stack.embed(selection)
 
-    def losses(policy: Policy) -> Float[Tensor, "M"]:
-        return stack.losses(replay(stack, policy, embedded, selection), selection).mean(dim=1)
+    skip, length = config.skip_config(len(stack.layers)), selection.shape[1]
+    known = model.config.get_text_config().model_type in FAMILIES
+    flops = forward_flops(model.config, skip, length) if known else None
 
-    dense = float(losses(Policy()).mean())
+    def serve(policy: Policy) -> Served:
+        final, shares = replay_counted(stack, policy, embedded, selection)
+        losses = stack.losses(final, selection).mean(dim=1)
+        rates = {f"layer{layer}.{config.unit}": 1.0 - share for layer, share in shares.items()}
+        return Served(
+            skipped=sum(shares.values()) / len(shares),
+            executed=None if flops is None else flops.sparse_per_token(rates) / flops.base_per_token,
+            loss=float(losses.mean()),
+            window_losses=losses.double().tolist(),
+        )
+
+    dense = float(stack.losses(replay(stack, Policy(), embedded, selection), selection).mean())
     start = calibrate_in_order(
         stack,
         statistics,
@@ -85,60 +113,43 @@ def headroom(
         fit_all=True,
         advance=stage("statistics of the full model"),
     )
-    oracle = replace(start, chooser="oracle")
-    costs, _ = measure_costs(stack, search, oracle, advance=stage("cost of each layer"))
-    rows = []
+    by_influence = replace(start, chooser="oracle")
+    costs, _ = measure_costs(stack, search, by_influence, advance=stage("cost of each layer"))
+    counts = [max(1, round(budget * len(layers))) for budget in budgets]
+    most = min(len(layers), max(counts) + 1)
+    removed = greedy_static(stack, search, start, costs, most, stage("greedy choice of layers"))
+    rows, pruned = [], {0: serve(start.with_rates({}))}
     advance = stage("budgets")
-    for index, budget in enumerate(budgets):
-        count = max(1, round(budget * len(layers)))
-        removed = greedy_static(stack, search, start, costs, count)
-        pruned = static_rates(layers, removed)
-        felt, _ = measure_costs(stack, search, oracle.with_rates(pruned))
+    for index, (budget, count) in enumerate(zip(budgets, counts, strict=True)):
+        around = static_rates(layers, removed[:count])
+        felt, _ = measure_costs(stack, search, by_influence.with_rates(around))
         rates = allocate(
-            {layer: cost_curve(cost) for layer, cost in felt.items()}, budget, around=pruned, reach=REACH
+            {layer: cost_curve(cost) for layer, cost in felt.items()}, budget, around=around, reach=REACH
         )
-        routed = losses(oracle.with_rates(rates))
-        static = losses(start.with_rates(dict.fromkeys(removed, 1.0)))
-        chance = replace(start, chooser="random").with_rates(dict.fromkeys(layers, budget))
+        for number in range(max(0, count - 2), min(most, count + 1) + 1):
+            if number not in pruned:
+                pruned[number] = serve(start.with_rates(dict.fromkeys(removed[:number], 1.0)))
         rows.append(
             Headroom(
                 budget=budget,
-                skipped=served(stack, oracle.with_rates(rates), embedded, selection),
-                oracle=float(routed.mean()),
-                static_skipped=served(stack, start.with_rates(pruned), embedded, selection),
-                static=float(static.mean()),
-                random=float(losses(chance).mean()),
-                gap=paired_bootstrap(routed, static),
+                influence=serve(by_influence.with_rates(rates)),
+                static=[arm for number, arm in pruned.items() if count - 2 <= number <= count + 1],
+                random=serve(replace(start, chooser="random").with_rates(dict.fromkeys(layers, budget))),
             )
         )
         advance((index + 1) / len(budgets))
     return dense, rows
 
 
-def served(
-    stack: LayerStack, policy: Policy, embedded: Float[Tensor, "M T D"], ids: Int[Tensor, "M T"]
-) -> float:
-    """Share of routed compute that a policy skips."""
-    states, features, total = embedded, None, 0.0
+def replay_counted(
+    stack: LayerStack, policy: Policy, states: Float[Tensor, "M T D"], ids: Int[Tensor, "M T"]
+) -> tuple[Float[Tensor, "M T D"], dict[int, float]]:
+    """The output of the last layer under a policy, and the share of tokens that skipped each of its sites."""
+    features, shares = None, {}
     for layer in range(len(stack.layers)):
         if layer == policy.router_layer:
             features = states
         states, skips = step(stack, policy, layer, states, features, ids)
-        total += float(skips.float().mean())
-    return total / len(policy.sites)
-
-
-def verdict(rows: list[Headroom], unit: str = "block") -> str:
-    """One sentence: at which budgets oracle decisions win, and how much."""
-    best = min(rows, key=lambda row: row.gap.mean)
-    at = f"at {best.budget:.0%} skipped"
-    interval = f"({best.gap.low:+.3f} to {best.gap.high:+.3f})"
-    if best.gap.high < 0 and best.gap.mean < -WORTH:
-        return (
-            f"Per-token routing can win here: {at}, oracle decisions are {-best.gap.mean:.3f} nats {interval} "
-            f"better than taking {PRUNED[unit]} out for all tokens, with the same skip paths."
-        )
-    return (
-        f"Per-token routing has little to win here: even oracle decisions change the loss by only "
-        f"{best.gap.mean:+.3f} nats {interval} against taking {PRUNED[unit]} out for all tokens, {at}."
-    )
+        if layer in policy.sites:
+            shares[layer] = float(skips.float().mean())
+    return states, shares

@@ -3,9 +3,7 @@ import torch
 
 from layerroute.cli.calibration_inputs import parse_layers
 from layerroute.errors import UserError
-from layerroute.skipping.calibration import Score, paired_bootstrap, verdict
-from layerroute.skipping.calibration.headroom import Headroom
-from layerroute.skipping.calibration.headroom import verdict as headroom_verdict
+from layerroute.skipping.calibration import Score, verdict
 
 
 def arms(**gaps):
@@ -19,22 +17,6 @@ def test_the_verdict_says_wins_losses_and_what_is_open():
     text = verdict(arms(static_influence=(-0.2, -0.1), static_greedy=(-0.1, 0.1), random=(0.1, 0.2)))
     assert "beats static_influence (-0.150 nats" in text
     assert "cannot be told from static_greedy" in text and "loses to random" in text
-
-
-def row(mean, low, high):
-    gap = paired_bootstrap(torch.zeros(2), torch.zeros(2))
-    gap = type(gap)(mean=mean, low=low, high=high)
-    return Headroom(
-        budget=0.25, skipped=0.25, oracle=3.0, static_skipped=0.24, static=3.0 - mean, random=4.0, gap=gap
-    )
-
-
-def test_headroom_says_whether_a_router_is_worth_it():
-    assert headroom_verdict([row(-0.2, -0.3, -0.1)]).startswith(
-        "Per-token routing can win here: at 25% skipped"
-    )
-    assert "little to win" in headroom_verdict([row(-0.2, -0.5, 0.1)])
-    assert "little to win" in headroom_verdict([row(-0.005, -0.006, -0.004)])
 
 
 def test_a_score_is_the_mean_over_documents():

@@ -1,5 +1,6 @@
 """Attention or MLPs alone: the calibration's own execution is the model's, and its routers are of that unit."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -19,7 +20,6 @@ from layerroute.skipping.calibration.calibrate import applicable
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.fits import fit_skip
 from layerroute.skipping.calibration.headroom import headroom
-from layerroute.skipping.calibration.headroom import verdict as headroom_verdict
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
 from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import LayerStack
@@ -199,8 +199,8 @@ def test_headroom_of_a_unit_is_about_that_unit(unit):
             model.get_submodule(f"model.layers.{layer}.{OUTPUT[unit]}").weight.zero_()
     asked = config(unit=unit)
     dense, rows = headroom(model, asked, statistics=ids(8), selection=ids(8, seed=1), budgets=(0.5,))
-    assert rows[0].oracle == pytest.approx(dense, abs=2e-3), "units that do nothing cost nothing"
-    assert rows[0].random == pytest.approx(dense, abs=2e-3)
+    assert rows[0].influence.loss == pytest.approx(dense, abs=2e-3), "units that do nothing cost nothing"
+    assert rows[0].random.loss == pytest.approx(dense, abs=2e-3)
     _, others = headroom(
         model,
         config(unit=UNITS[unit == "attention"]),
@@ -208,9 +208,13 @@ def test_headroom_of_a_unit_is_about_that_unit(unit):
         selection=ids(8, seed=1),
         budgets=(0.5,),
     )
-    assert abs(others[0].random - dense) > 0.02
-    word = {"attention": "the attention of layers", "mlp": "the MLP of layers"}[unit]
-    assert f"taking {word} out for all tokens" in headroom_verdict(rows, unit)
+    assert abs(others[0].random.loss - dense) > 0.02
+    for arm in (rows[0].influence, *rows[0].static, rows[0].random):
+        assert arm.executed is not None and arm.loss == pytest.approx(np.mean(arm.window_losses), abs=1e-5)
+    static = sorted(rows[0].static, key=lambda arm: arm.skipped)
+    assert static[0].executed > rows[0].influence.executed > static[-1].executed, (
+        "neighbours to read off between"
+    )
 
 
 def test_units_that_are_not_calibrated_are_refused():

@@ -66,7 +66,9 @@ def test_who_reads_where_and_what_is_causal():
 def test_controls_that_look_at_no_token_are_causal(control, granularity):
     """Stochastic depth draws at random and runs every layer at inference, whatever its granularity."""
     config = SkipConfig(granularity=granularity, routing=RoutingConfig(control=control))
-    assert config.causal is (control != "random"), "random is drawn by the ids of all tokens that it decides for"
+    assert config.causal is (control != "random"), (
+        "random is drawn by the ids of all tokens that it decides for"
+    )
 
 
 @pytest.mark.parametrize(

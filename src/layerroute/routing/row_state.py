@@ -59,7 +59,8 @@ def row_state(cache: Any, index: int) -> dict[str, Tensor]:
     if not hasattr(layer, "row_state"):
         layer.__class__ = _with_row_state(type(layer))
         layer.row_state = {}
-    return layer.row_state  # type: ignore[no-any-return]
+    state: dict[str, Tensor] = layer.row_state
+    return state
 
 
 def plain_class(layer: Any) -> type[Any]:

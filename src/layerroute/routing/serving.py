@@ -211,6 +211,6 @@ def cuts(
     return torch.tensor(out, dtype=torch.float64).view(batch, time)
 
 
-def _numbers(values: Tensor) -> Any:
+def _numbers(values: Tensor) -> memoryview:
     """A flat view whose items are Python numbers."""
-    return memoryview(values.contiguous().flatten().numpy())
+    return values.contiguous().flatten().numpy().data

@@ -6,6 +6,7 @@ import pytest
 
 from layerroute.cli import transfer_cells
 from layerroute.cli.main import main
+from layerroute.skipping.calibration.transfer import STATIC
 from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
 
 SIZES = ["--length", "32", "--tokens-statistics", "384", "--tokens-selection", "128", "--rank", "4"]

@@ -30,8 +30,8 @@ RECORD = {
 
 def test_rows_without_equal_cost_have_no_verdict():
     table = transfer_table(RECORD)
-    assert [line.cells[-1].text for line in table.rows] == ["wins", "loses", "no verdict", "wins"]
-    assert [line.cells[5].text for line in table.rows] == ["−0.100", "+0.050", "–", "−0.200"]
+    assert [line.cells[-1].text for line in table.rows] == ["cannot be told", "loses", "no verdict", "wins"]
+    assert [line.cells[5].text for line in table.rows] == ["−0.020", "+0.050", "–", "−0.200"]
     assert table.rows[2].cells[5].value is None, "a score that was not reached is missing, never 0"
     assert [line.cells[1].text for line in table.rows] == ["away", "away", "away", "home"]
     assert any("no verdict" in note for note in table.notes)
@@ -41,7 +41,7 @@ def test_rows_without_equal_cost_have_no_verdict():
 def test_the_summary_counts_what_has_a_verdict():
     away, home = summary(RECORD)
     assert away.startswith(
-        "25% away: routing wins on 1, cannot be told on 0, loses on 1 of 2 texts; mean −0.025 nats"
+        "25% away: routing wins on 0, cannot be told on 1, loses on 1 of 2 texts; mean +0.015 nats"
     )
     assert "least lead on code (+0.050), worst window +0.80 (code). 1 of 3 texts have no verdict." in away
     assert home.startswith("25% home: routing wins on 1")

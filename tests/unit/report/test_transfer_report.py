@@ -31,7 +31,7 @@ def test_home_is_marked_and_what_costs_otherwise_has_no_dot():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["prose", "code", "maths"]
     away, home = axes.containers
     assert (away.get_label(), home.get_label()) == ("away", "home")
-    assert list(away.lines[0].get_xdata()) == [-0.1, 0.05] and list(home.lines[0].get_xdata()) == [-0.2]
+    assert list(away.lines[0].get_xdata()) == [-0.02, 0.05] and list(home.lines[0].get_xdata()) == [-0.2]
     assert home.lines[0].get_markerfacecolor() == "white"
     assert [text.get_text() for text in axes.texts] == ["away: no verdict, costs differ"]
 

@@ -153,8 +153,10 @@ def installed(
     model: nn.Module, policy: Policy, config: SkipConfig, *, adapters: bool = True
 ) -> Iterator[Any]:
     """``install`` for the length of a context."""
-    yield install(model, policy, config, adapters=adapters)
-    remove_router(model)
+    try:
+        yield install(model, policy, config, adapters=adapters)
+    finally:
+        remove_router(model)
 
 
 def evaluate_arms(

@@ -81,7 +81,7 @@ def serve_at(
 ) -> Score:
     """Score windows with all thresholds moved by one offset, until the share of saved FLOPs is ``share``.
 
-    The offset is found by bisection; each step is guided by the margins of the pass before. Sites whose decision does
+    A router that holds its rate (``serve: rate``) is asked for another rate instead. The offset is found by bisection; each step is guided by the margins of the pass before. Sites whose decision does
     not depend on the token stay as they are, and routers that have nothing to move (controls) are scored once. The
     thresholds are put back.
 
@@ -96,6 +96,8 @@ def serve_at(
         The nearest score found. Ask `agrees` whether it is near enough.
     """
     router = get_router(model)
+    if router.config.serve == "rate":
+        return _ask(model, ids, share, precision, passes)
     moved = [routing for routing in router.all_routings() if routing.router is not None]
     with _movable(moved) as held:
         best = found = _scored(model, ids, start, moved, held, precision)
@@ -154,6 +156,31 @@ def match_all(
         found[name] = matched(near, other)
         advance(len(found) / len(others))
     return found
+
+
+def _ask(model: Any, ids: Tensor, share: float, precision: str, passes: int) -> Score:
+    """Score windows under a router that holds its rate, asked for whatever saves ``share``; its rates are put back.
+
+    What is saved is nearly in proportion to the share skipped, so that each pass asks in proportion.
+    """
+    router = get_router(model)
+    held = [routing.rate.clone() for routing in router.all_routings()]
+    skip = 1.0 - float(torch.cat(held).mean())
+    best: Score | None = None
+    try:
+        for _ in range(passes):
+            found = score(model, ids, precision=precision)
+            if best is None or abs(found.saved - share) < abs(best.saved - share):
+                best = found
+            if agrees(best, share) or not 0.0 < found.saved or not 0.0 < share:
+                break
+            skip = min(1.0, skip * share / found.saved)
+            router.set_rate(1.0 - skip)
+    finally:
+        for routing, rate in zip(router.all_routings(), held, strict=True):
+            routing.rate.copy_(rate)
+    assert best is not None
+    return best
 
 
 @contextmanager

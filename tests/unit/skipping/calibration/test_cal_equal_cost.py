@@ -91,18 +91,24 @@ def routed(request):
     return model, calibrate(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
 
 
-def test_a_routed_model_is_served_at_the_share_asked_for_and_put_back(routed):
+@pytest.mark.parametrize("serve", ["threshold", "rate"])
+def test_a_routed_model_is_served_at_the_share_asked_for_and_put_back(routed, serve):
     model, calibration = routed
+
+    def state():
+        held = [(r.thresholds.value, r.rate) for r in get_router(model).all_routings()]
+        return [value.clone() for both in held for value in both]
+
     with installed(model, calibration.arms["routed"], calibration.skip):
-        before = [r.thresholds.value.clone() for r in get_router(model).all_routings()]
+        get_router(model).set_serve(serve)
+        before = state()
         own = score(model, IDS["heldout"])
         for share in (own.saved - 0.05, own.saved, own.saved + 0.04):
             served = serve_at(model, IDS["heldout"], share)
             assert agrees(served, share), (share, served.saved)
         far = serve_at(model, IDS["heldout"], 0.95)
         assert not agrees(far, 0.95) and far.saved >= own.saved
-        after = [r.thresholds.value for r in get_router(model).all_routings()]
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
         assert all(routing.seen is None for routing in get_router(model).all_routings())
         torch.testing.assert_close(score(model, IDS["heldout"]).losses, own.losses)
 

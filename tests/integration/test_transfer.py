@@ -104,7 +104,14 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     static = router / "controls" / "static_greedy"
     assert main([*words[:2], *kinds(files, "b"), *SIZES, "--against", str(static), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
+    row_b = rows[1]
     assert row["arms"]["static_greedy"] == rows[1]["arms"]["static_greedy"]
+    assert main([*words[:2], *kinds(files, "b"), *SIZES, "--serve", "rate", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    (held,) = record["rows"]
+    assert record["recipe"]["serve"] == "rate" and held["arms"].keys() == row_b["arms"].keys()
+    # A rate is held to a token and a half; windows are of 32 tokens, four of which always run.
+    assert abs(held["served"] - 0.5) < 0.06 and held["loss"] != row_b["loss"]
     assert main(["transfer", str(static), *kinds(files, "b"), *SIZES]) == 2
     assert "has no static arms to compare with" in capsys.readouterr().err
 
@@ -124,6 +131,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "0.5"], "names a share twice"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--out", "{}/a.jsonl"], "is a file; give a folder"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--against", "x"], "--against is for a ROUTER folder"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--serve", "rate"], "--serve is for a ROUTER folder"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(files, capsys, monkeypatch, words, message):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.budget_argument import add_serve_argument
 from layerroute.cli.calibration_inputs import add_input_arguments, check_folder
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROUTER",
         help="with a ROUTER: static arms to compare with (default: those in its folder controls/)",
     )
+    add_serve_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -81,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--against is for a ROUTER folder; {arguments.model} is a model, and is calibrated with its own"
         )
+    if arguments.serve is not None and not routed:
+        raise UserError("--serve is for a ROUTER folder; a model is calibrated and served by thresholds")
     for budget in arguments.budget or ():
         if not 0.0 < budget < 1.0:
             raise UserError(f"--budget {budget}: a share of compute to skip lies between 0 and 1")

@@ -103,7 +103,9 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     against = _static_folders(folder, arguments.against)
     if arguments.budget and len(arguments.budget) > 1:
         raise UserError("--budget: static arms of a ROUTER have one budget; give one at a time")
-    loaded = load_model(folder, device=arguments.device, budget=(arguments.budget or [None])[0])
+    loaded = load_model(
+        folder, device=arguments.device, budget=(arguments.budget or [None])[0], serve=arguments.serve
+    )
     skip = get_router(loaded.model).config
     budget = (arguments.budget or [skip.budget])[0]
     length, tokens = arguments.length, arguments.tokens_heldout
@@ -115,7 +117,9 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     }
     home = _home_kinds(loaded)
     digests = {name: _digest(path) for name, path in {"routed": loaded.path, **against}.items()}
-    keys = {kind: fingerprint_of(budget, digests, own.fingerprint) for kind, own in held_out.items()}
+    keys = {
+        kind: fingerprint_of(budget, skip.serve, digests, own.fingerprint) for kind, own in held_out.items()
+    }
     cells = {kind: _done(arguments.out, kind, budget, keys[kind]) for kind in held_out}
     open_ = {kind: own for kind, own in held_out.items() if cells[kind] is None}
     with stages(True) as stage:

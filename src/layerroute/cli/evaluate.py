@@ -173,7 +173,7 @@ def _write(folder: Path, content: dict[str, Any], window_losses: list[float]) ->
 def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list[Any], str]:
     from layerroute.data.configuration import DataConfig
     from layerroute.data.prepare import open_data
-    from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+    from layerroute.evaluation.texts import text_batches
     from layerroute.skipping.pretrained import local_source
     from layerroute.training.samples import validation_batches
 
@@ -181,8 +181,9 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
     length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
     batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
     if arguments.data:
-        ids = tokenize(loaded.tokenizer, read_texts(arguments.data))
-        found = text_batches(ids, sequence_length=length, batch_size=batch_size, limit=arguments.sequences)
+        found = text_batches(
+            loaded.tokenizer, arguments.data, length=length, batch_size=batch_size, limit=arguments.sequences
+        )
         return found, ", ".join(arguments.data)
     if not recipe:
         raise UserError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from layerroute.errors import UserError
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.evaluation.texts import text_batches
 from layerroute.objectives import shift_labels, token_cross_entropy
 
 
@@ -32,18 +32,19 @@ def window_rates(
     Raises:
         UserError: the text holds no whole window, or the model routes nothing.
     """
-    ids = tokenize(loaded.tokenizer, read_texts(list(files)))
-    if len(ids) < length:
-        raise UserError(f"{', '.join(files)}: {len(ids)} tokens are no window of {length}; give more text")
+    batches = text_batches(loaded.tokenizer, list(files), length=length, batch_size=batch_size, limit=windows)
+    whole = [batch["input_ids"] for batch in batches if batch["input_ids"].shape[1] == length]
+    if not whole:
+        (rest,) = batches
+        raise UserError(
+            f"{', '.join(files)}: {rest['input_ids'].shape[1]} tokens are no window of {length}; give more text"
+        )
     sites: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     rates, losses = [], []
     loaded.model.eval()
-    for batch in text_batches(ids, sequence_length=length, batch_size=batch_size, limit=windows):
-        inputs = batch["input_ids"]
-        if inputs.shape[1] < length:
-            continue
-        inputs = inputs.to(loaded.device)
+    for ids in whole:
+        inputs = ids.to(loaded.device)
         with loaded.in_precision():
             output = loaded.model(input_ids=inputs, use_cache=False)
         decision = decision_of(loaded.model, output)

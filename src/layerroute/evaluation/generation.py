@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from layerroute.data.windows import DocumentEncoder
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
@@ -200,11 +201,8 @@ def generate(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """Ids (1, T) of a prompt; of an empty one the end-of-text token, which begins a document."""
-    ids: Tensor = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
-    if ids.shape[1] == 0:
-        ids = torch.tensor([[tokenizer.eos_token_id]])
-    return ids
+    """Ids (1, T) of a prompt; see ``DocumentEncoder.prompt``."""
+    return torch.tensor([DocumentEncoder.of(tokenizer).prompt(prompt)])
 
 
 def generate_losslessly(

@@ -16,7 +16,7 @@ from layerroute.evaluation.harness import HFLM, TaskManager, run_tasks
 from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_task
-from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.evaluation.texts import text_batches
 from layerroute.skipping import load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, read_router
 
@@ -133,9 +133,8 @@ class Scorer:
         return [make_task(task) for task in self.tasks]
 
     def _perplexity(self, loaded: LoadedModel) -> tuple[float | None, Values]:
-        ids = tokenize(loaded.tokenizer, read_texts(self.text))
         batches = text_batches(
-            ids, sequence_length=self.length, batch_size=self.batch_size, limit=self.windows
+            loaded.tokenizer, self.text, length=self.length, batch_size=self.batch_size, limit=self.windows
         )
         result = evaluate(loaded.model, batches, precision=loaded.in_precision)
         layers = layers_run(loaded.model, result.routing)

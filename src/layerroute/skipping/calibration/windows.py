@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
 _CHARACTERS_A_TOKEN = 12
@@ -57,6 +58,7 @@ def draw_windows(
         UserError: if the documents do not suffice.
     """
     wanted = -(-tokens // length)
+    encoder = DocumentEncoder.of(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = []
     seen = 0
@@ -68,9 +70,8 @@ def draw_windows(
         start = int(place * max(0, len(text) - span))
         if start:
             start = text.find(" ", start) + 1
-        ids = tokenizer(text[start : start + span], add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        part = text[start : start + span]
+        ids = encoder.document(part) if start + span >= len(text) else encoder.opening(part)
         if len(ids) < length:
             continue
         found.append(ids[:length])

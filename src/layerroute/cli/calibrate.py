@@ -6,13 +6,12 @@ it on held-out text beside static pruning and random skipping with skip paths fi
 """
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.cli.output import file, folder, print_json
 from layerroute.errors import UserError
 
 EPILOG = """\
@@ -83,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share the budget out anew under the routing found, N - 1 times (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
+        "--out", type=folder, metavar="DIR", help="folder for the router (default: none is written)"
     )
     parser.add_argument(
         "--controls",
@@ -91,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the controls as router folders, to DIR/controls (static, random, periodic, early exit)",
     )
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write the result record to this .json file"
+        "--record", type=file, metavar="FILE", help="write the result record to this .json file"
     )
 
 
@@ -132,8 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
             "layerroute: calibrating on Python source text; for a model of prose give prose with --data",
             file=sys.stderr,
         )
-    texts = Texts(arguments.data)
-    heldout_texts = texts if arguments.heldout is None else Texts(arguments.heldout)
+    texts = Texts(arguments.data, arguments.text_field)
+    heldout_texts = texts if arguments.heldout is None else Texts(arguments.heldout, arguments.text_field)
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
@@ -184,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.record is not None:
         save(arguments.record, record)
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
         return 0
     show_calibration(record, verdict(record["arms"]))
     if arguments.out is not None:

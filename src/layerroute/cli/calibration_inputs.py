@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="FILE",
-        help="text to calibrate on: txt, jsonl or parquet files, compressed or not, folders, globs "
+        help="text to calibrate on: txt, jsonl, json, csv, tsv or parquet files, compressed or not, folders, globs "
         "(default: the Python library's source text; prose is better)",
     )
+    add_text_field(parser)
     parser.add_argument(
         "--unit",
         choices=("block", "attention", "mlp"),
@@ -116,13 +118,16 @@ class Texts:
 
     Args:
         paths: of text files; None: the Python library's own source text.
+        text_field: key or column of the text in records.
     """
 
-    def __init__(self, paths: list[str] | None) -> None:
+    def __init__(self, paths: list[str] | None, text_field: str = "text") -> None:
         from layerroute.data.configuration import DataConfig
         from layerroute.data.sources import make_source
 
-        config = DataConfig() if paths is None else DataConfig(source="files", paths=paths)
+        config = DataConfig()
+        if paths is not None:
+            config = DataConfig(source="files", paths=paths, text_field=text_field)
         source = make_source(config)
         self.name, self.fingerprint = source.describe(), source.fingerprint()
         self._documents: Iterator[str] = (document.text for document in source.documents())

@@ -1,7 +1,7 @@
 """Measure a trained model: cross-entropy, perplexity, next-token accuracy, rates by site, compute really done.
 
 Without --data it is scored on the validation windows of its own training run; with --data on any text files (txt,
-jsonl, parquet, compressed or not), folders or globs.
+jsonl, json, csv, tsv, parquet, compressed or not), folders or globs.
 """
 
 import argparse
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.output import folder, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", nargs="+", metavar="FILE", help="text files to score instead of the run's own data"
     )
+    add_text_field(parser)
     parser.add_argument(
         "--sequence-length", type=int, metavar="T", help="tokens of a window (default: as in training)"
     )
@@ -58,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
@@ -130,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _write(arguments.out, content, result.window_losses)
     if arguments.json:
-        print(json.dumps(content))
+        print_json(content)
         return 0
     print(
         f"{loaded.path} on {source} ({result.tokens:,} predicted tokens, {loaded.precision}, {result.seconds:.1f} s)"
@@ -182,7 +185,12 @@ def _batches(arguments: argparse.Namespace, loaded: "LoadedModel") -> tuple[list
     batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
     if arguments.data:
         found = text_batches(
-            loaded.tokenizer, arguments.data, length=length, batch_size=batch_size, limit=arguments.sequences
+            loaded.tokenizer,
+            arguments.data,
+            length=length,
+            batch_size=batch_size,
+            limit=arguments.sequences,
+            text_field=arguments.text_field,
         )
         return found, ", ".join(arguments.data)
     if not recipe:

@@ -5,12 +5,12 @@ pruning and random skipping, all with the same skip paths.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import asdict, replace
 
 from layerroute.cli.calibration_inputs import Texts, add_input_arguments, open_model, settings
+from layerroute.cli.output import print_json
 from layerroute.errors import UserError
 
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.skipping.pretrained import special_tokens
 
     started = utc_now()
-    texts = Texts(arguments.data)
+    texts = Texts(arguments.data, arguments.text_field)
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = replace(config, sink_ids=special_tokens(tokenizer))
     with stages(True) as stage:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         **provenance(),
     }
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
         return 0
     from layerroute.cli.calibration_table import show_headroom
 

@@ -1,10 +1,10 @@
 """Show which path each token of a text takes: in the terminal, as a self-contained HTML page and as a PNG."""
 
 import argparse
-import json
 from pathlib import Path
 
 from layerroute.cli.budget_argument import add_budget_argument
+from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--text", help="the text itself")
     text.add_argument("--file", type=Path, metavar="FILE", help="a text file")
     parser.add_argument(
-        "--out", type=Path, default=Path("inspection"), metavar="DIR", help="default: ./inspection"
+        "--out", type=folder, default="inspection", metavar="DIR", help="default: ./inspection"
     )
     parser.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
@@ -35,7 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not text:
         raise UserError("the text is empty; give at least one character")
     import torch
-    from rich.console import Console
     from rich.text import Text
 
     from layerroute.analysis.runs import TokenRoutes
@@ -55,14 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = sentence_routes(token_texts(loaded.tokenizer, ids), choice[0], probability[0])
     rates = dict(zip(sites, (choice[0] == len(paths) - 1).double().mean(dim=0).tolist(), strict=True))
     if arguments.json:
-        print(
-            json.dumps(
-                {"sites": sites, "paths": paths, "rate": rates, "sentences": [found]}, ensure_ascii=False
-            )
-        )
+        print_json({"sites": sites, "paths": paths, "rate": rates, "sentences": [found]})
         return 0
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     line = Text()
     for token, row in zip(found["tokens"], found["choice"], strict=True):
         line.append(token, style=route_colour(sum(path == len(paths) - 1 for path in row) / len(row)))

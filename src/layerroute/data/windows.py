@@ -74,19 +74,23 @@ class DocumentEncoder:
     def prompt(self, text: str) -> list[int]:
         """A prompt: begin + tokens, in which special tokens that are spelled out (a chat's) count as such.
 
-        An empty prompt is the start of a document: begin, or else the end of the document before.
+        An empty prompt is the start of a document: begin, or else the end of the document before; ``unwritten``
+        tells how many of the first ids are not of the text.
 
         Raises:
             UserError: text that has no UTF-8 form; an empty prompt where nothing begins or ends a document.
         """
-        ids = [*self.begin, *self.tokenizer(utf8(text), add_special_tokens=False)["input_ids"]] or list(
-            self._ends
-        )
+        own = self.tokenizer(utf8(text), add_special_tokens=False)["input_ids"]
+        ids = [*self.begin, *own] or list(self._ends)
         if not ids:
             raise UserError(
                 "the prompt is empty, and the tokenizer has no token that begins or ends a text; give a prompt"
             )
         return ids
+
+    def unwritten(self, text: str) -> int:
+        """How many ids of ``prompt(text)`` come before the text's own."""
+        return len(self.begin) or int(not text)
 
     @property
     def _backend(self) -> Any:

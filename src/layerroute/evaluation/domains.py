@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from layerroute.errors import UserError
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.evaluation.texts import text_batches
+from layerroute.evaluation.texts import TEXT_FIELD, text_batches
 from layerroute.objectives import shift_labels, token_cross_entropy
 
 
@@ -25,14 +25,27 @@ class WindowRates(NamedTuple):
 
 @torch.no_grad()
 def window_rates(
-    loaded: LoadedModel, files: Sequence[str], *, windows: int, length: int, batch_size: int
+    loaded: LoadedModel,
+    files: Sequence[str],
+    *,
+    windows: int,
+    length: int,
+    batch_size: int,
+    text_field: str = TEXT_FIELD,
 ) -> WindowRates:
     """Read ``windows`` whole windows of ``length`` tokens, each by itself, in inference mode.
 
     Raises:
         UserError: the text holds no whole window, or the model routes nothing.
     """
-    batches = text_batches(loaded.tokenizer, list(files), length=length, batch_size=batch_size, limit=windows)
+    batches = text_batches(
+        loaded.tokenizer,
+        list(files),
+        length=length,
+        batch_size=batch_size,
+        limit=windows,
+        text_field=text_field,
+    )
     whole = [batch["input_ids"] for batch in batches if batch["input_ids"].shape[1] == length]
     if not whole:
         (rest,) = batches

@@ -12,11 +12,11 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.evaluation.compute import layers_run
-from layerroute.evaluation.harness import HFLM, TaskManager, run_tasks
+from layerroute.evaluation.harness import HFLM, require_end, run_tasks, score
 from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.evaluation.perplexity import evaluate
-from layerroute.evaluation.task_list import make_task
-from layerroute.evaluation.texts import text_batches
+from layerroute.evaluation.task_list import make_tasks
+from layerroute.evaluation.texts import TEXT_FIELD, text_batches
 from layerroute.skipping import load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, read_router
 
@@ -24,6 +24,7 @@ BASE = "base"
 TEXT = "text"
 PERPLEXITY = "perplexity"
 _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
+_SCORED_BY = 2  # part of what kept scores are known by: raise it when the same question gets another answer
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
 
@@ -42,6 +43,7 @@ class Scorer:
     Args:
         tasks: names that the harness knows, and JSON Lines files.
         text: files for perplexity; none: no perplexity.
+        text_field: key or column of the text in records.
         limit: documents of each task; None: all.
         windows, length: of the text: how many, and of how many tokens.
         folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
@@ -53,6 +55,7 @@ class Scorer:
         tasks: Sequence[str],
         *,
         text: Sequence[str] = (),
+        text_field: str = TEXT_FIELD,
         limit: int | None = None,
         windows: int = 64,
         length: int = 256,
@@ -64,7 +67,7 @@ class Scorer:
     ) -> None:
         if not tasks and not text:
             raise UserError("nothing to score: give --tasks, or text with --data")
-        self.tasks, self.text, self.limit = list(tasks), list(text), limit
+        self.tasks, self.text, self.limit, self.text_field = list(tasks), list(text), limit, text_field
         self.windows, self.length, self.batch_size = windows, length, batch_size
         self.shots, self.device, self.folder, self.tell = shots, device, folder, tell
 
@@ -72,11 +75,11 @@ class Scorer:
         """The pretrained model itself: no router, no adapter; by the harness's own class."""
 
         def make() -> tuple[float | None, Values]:
-            import lm_eval
-
             model, tokenizer = load_pretrained(name, dtype=torch.float32)
             target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
             model.to(target)  # type: ignore[arg-type]
+            if self.tasks:
+                require_end(tokenizer, name)
             found: Values = {}
             if self.text:
                 loaded = LoadedModel(
@@ -85,17 +88,9 @@ class Scorer:
                 found |= self._perplexity(loaded)[1]
             if self.tasks:
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
-                made = self._tasks()
-                result = lm_eval.simple_evaluate(
-                    model=wrapped,
-                    tasks=made,
-                    limit=self.limit,
-                    num_fewshot=self.shots,
-                    task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in made)),
-                    bootstrap_iters=10,
-                    log_samples=True,
+                result = score(
+                    wrapped, self._tasks(), limit=self.limit, shots=self.shots, bootstrap_iterations=10
                 )
-                assert result is not None
                 found |= by_document(result["samples"])
             return 0.0, found
 
@@ -130,11 +125,16 @@ class Scorer:
         return self._kept(label, str(checkpoint), make)
 
     def _tasks(self) -> list[Any]:
-        return [make_task(task) for task in self.tasks]
+        return make_tasks(self.tasks)
 
     def _perplexity(self, loaded: LoadedModel) -> tuple[float | None, Values]:
         batches = text_batches(
-            loaded.tokenizer, self.text, length=self.length, batch_size=self.batch_size, limit=self.windows
+            loaded.tokenizer,
+            self.text,
+            length=self.length,
+            batch_size=self.batch_size,
+            limit=self.windows,
+            text_field=self.text_field,
         )
         result = evaluate(loaded.model, batches, precision=loaded.in_precision)
         layers = layers_run(loaded.model, result.routing)
@@ -157,7 +157,15 @@ class Scorer:
 
     def _asked(self, model: str) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""
-        parts: list[Any] = [model, self.limit, self.windows, self.length, self.shots]
+        parts: list[Any] = [
+            _SCORED_BY,
+            model,
+            self.limit,
+            self.windows,
+            self.length,
+            self.shots,
+            self.text_field,
+        ]
         for name in [*self.tasks, *self.text]:
             path = Path(name)
             parts.append([name, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None])

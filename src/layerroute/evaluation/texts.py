@@ -11,32 +11,43 @@ from layerroute.data.sources import make_source
 from layerroute.data.windows import DocumentEncoder, cut, opened
 from layerroute.errors import UserError
 
+TEXT_FIELD = DataConfig.text_field
 
-def read_texts(paths: list[str]) -> Iterator[str]:
-    """The documents of text, JSON Lines or parquet files (compressed or not), folders and globs.
+
+def read_texts(paths: list[str], text_field: str = TEXT_FIELD) -> Iterator[str]:
+    """The documents of text files and files of records (compressed or not), folders and globs.
+
+    Args:
+        text_field: key or column of the text in records.
 
     Raises:
         UserError: missing, empty or binary files.
     """
-    for document in make_source(DataConfig(source="files", paths=paths)).documents():
+    for document in make_source(DataConfig(source="files", paths=paths, text_field=text_field)).documents():
         yield document.text
 
 
 def text_batches(
-    tokenizer: Any, paths: list[str], *, length: int, batch_size: int, limit: int | None = None
+    tokenizer: Any,
+    paths: list[str],
+    *,
+    length: int,
+    batch_size: int,
+    limit: int | None = None,
+    text_field: str = TEXT_FIELD,
 ) -> list[dict[str, Tensor]]:
     """Windows of ``length`` tokens of files in batches; the rest of the text is a shorter window of its own.
 
     Args:
         tokenizer: of the model; see :mod:`layerroute.data.windows` for what begins and ends a document.
-        paths: as ``read_texts``.
+        paths, text_field: as ``read_texts``.
         limit: number of windows, None for all.
 
     Raises:
         UserError: as ``read_texts``; or there are fewer than 2 tokens.
     """
     encoder = DocumentEncoder.of(tokenizer)
-    stream = encoder.stream(read_texts(paths))
+    stream = encoder.stream(read_texts(paths, text_field))
     if len(stream) < 2:
         raise UserError(
             f"the text has {len(stream)} token; at least 2 are needed to predict one from the other"

@@ -11,6 +11,7 @@ import gzip
 import importlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,28 @@ def test_one_score_for_the_same_documents_in_every_format(
         run("evaluate", bases / "chat-router", "--data", path, "--sequence-length", T, "--json")
         losses.append(json.loads(capsys.readouterr().out)["loss"])
     assert len(set(losses)) == 1
+
+
+def test_tasks_need_a_token_that_ends_a_text(
+    bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The harness asks for one: refused by name, or the base model's where the tokenizer names none."""
+    pytest.importorskip("lm_eval")
+    file = tmp_path / "words.jsonl"
+    file.write_text('{"context": "the router", "target": "reads"}\n')
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"prompt": "the router", "answer": "reads"}\n')
+    for command in ("evaluate", "retention"):
+        assert main([command, str(bases / "endless-router"), "--tasks", str(file), "--device", "cpu"]) == 2
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert "has no token that ends a text" in told
+        assert "tokenizer_config.json" in told
+    shutil.copytree(bases / "chat", tmp_path / "chat")
+    config = tmp_path / "chat" / "tokenizer_config.json"
+    named = json.loads(config.read_text())
+    del named["eos_token"]
+    config.write_text(json.dumps(named))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "chat", dtype=torch.float32)
+    add_router(model, SkipConfig(layers=[2], router_layer=2, rank=2))
+    save_router(model.eval(), tmp_path / "router")
+    run("evaluate", tmp_path / "router", "--tasks", file, answers, "--device", "cpu")

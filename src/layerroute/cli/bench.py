@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.output import file, make_console, print_json
+from layerroute.cli.output import file, json_alone, make_console, print_json
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gate and measure; 1 if the gate is red."""
+    with json_alone("--json" in arguments.options):  # the case's own option
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from layerroute.benchmark.cases import load_case
 
     if arguments.case == "figure":
@@ -81,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     parser.add_argument("--out", type=file, metavar="FILE", help="also write the record to this .json file")
     parser.add_argument(
         "--figure",
-        type=Path,
+        type=file,
         metavar="FILE",
         help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
     )

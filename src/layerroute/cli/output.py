@@ -109,7 +109,14 @@ def write_text(text: str) -> None:
 
 
 def never_fail_to_encode() -> None:
-    """What stdout or stderr cannot spell in its encoding is printed with backslashes, and is no traceback."""
+    """What stdout or stderr cannot spell in its encoding is printed with backslashes, and is no traceback.
+
+    A process that was started without stdout or stderr prints to nowhere.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -133,10 +133,17 @@ def _summary(recipe: Recipe, file: str) -> str:
         f"{recipe.name}  ({file})",
         f"  {recipe.capability}, seed {recipe.seed}",
         f"  model: {', '.join(f'{key} {_brief(value)}' for key, value in model.items()) or 'defaults'}",
-        f"  data:  {data.source}, tokenizer {data.tokenizer}",
+        f"  data:  {data.source}, tokenizer {_tokenizer(recipe)}",
         f"  train: {steps} = {_figures(recipe)['tokens']:,} tokens, learning rate {train.learning_rate:g}",
     ]
     return "\n".join(lines)
+
+
+def _tokenizer(recipe: Recipe) -> str:
+    """Who tokenizes: a pretrained model reads the ids of its own tokenizer, whatever the data section says."""
+    if recipe.capability == "layer_skipping":
+        return f"of {recipe_to_dict(recipe)['model']['name']}"
+    return recipe.data.tokenizer
 
 
 def _skipping(recipe: Recipe) -> dict[str, Any]:

@@ -23,7 +23,23 @@ if TYPE_CHECKING:
 _UNLIMITED = 10_000
 """Columns of what is no terminal: a file or a pipe breaks no words."""
 
-_results: list[TextIO] = []  # where JSON goes, while everything else that is printed goes to stderr
+
+class _Descriptor:
+    """Writes to an open file without a buffer: nothing is left to be written later, when the number is another file's."""
+
+    def __init__(self, number: int, encoding: str) -> None:
+        self.number, self.encoding = number, encoding
+
+    def write(self, text: str) -> None:
+        data = text.encode(self.encoding)
+        while data:
+            data = data[os.write(self.number, data) :]
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
+_results: list[TextIO | _Descriptor] = []  # where JSON goes, while all else that is printed goes to stderr
 
 
 @contextlib.contextmanager
@@ -35,13 +51,13 @@ def json_alone(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    out = sys.stdout
     kept: int | None = None
-    if out is sys.__stdout__ and _descriptor(out) == 1 and _descriptor(sys.stderr) == 2:
-        out.flush()
+    out: TextIO | _Descriptor = sys.stdout
+    if sys.stdout is sys.__stdout__ and _descriptor(sys.stdout) == 1 and _descriptor(sys.stderr) == 2:
+        sys.stdout.flush()
         kept = os.dup(1)
         os.dup2(2, 1)
-        out = open(kept, "w", encoding=out.encoding, errors=out.errors, closefd=False)  # noqa: SIM115
+        out = _Descriptor(kept, sys.stdout.encoding)
     _results.append(out)
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -49,11 +65,8 @@ def json_alone(wanted: bool) -> Iterator[None]:
     finally:
         _results.pop()
         if kept is not None:
-            try:
-                out.flush()
-            finally:
-                os.dup2(kept, 1)
-                os.close(kept)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _descriptor(stream: Any) -> int | None:

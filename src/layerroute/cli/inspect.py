@@ -1,10 +1,12 @@
 """Show which path each token of a text takes: in the terminal, as a self-contained HTML page and as a PNG."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from layerroute.cli.budget_argument import add_budget_argument
 from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 
@@ -13,7 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", help="the text itself")
-    text.add_argument("--file", type=Path, metavar="FILE", help="a text file")
+    text.add_argument(
+        "--file", type=Path, metavar="FILE", help="a text file, or the first document of records"
+    )
+    add_text_field(parser)
     parser.add_argument(
         "--out", type=folder, default="inspection", metavar="DIR", help="default: ./inspection"
     )
@@ -31,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns the exit code."""
     if arguments.max_tokens < 1:
         raise UserError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1")
-    text = arguments.text if arguments.file is None else _read(arguments.file)
+    text = arguments.text if arguments.file is None else _read(arguments.file, arguments.text_field)
     if not text:
         raise UserError("the text is empty; give at least one character")
     import torch
@@ -78,12 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"--file: there is no file {file}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--file: {file} is not UTF-8 text") from None
-    except IsADirectoryError:
-        raise UserError(f"--file: {file} is a folder; give a text file") from None
+def _read(file: Path, text_field: str) -> str:
+    """The document of a text file, or the first of a file of records."""
+    from layerroute.evaluation.texts import read_texts
+
+    if file.is_dir():
+        raise UserError(f"--file: {file} is a folder; give a file")
+    documents = read_texts([str(file)], text_field)
+    text = next(documents, "")
+    if next(documents, None) is not None:
+        print(f"layerroute: {file} holds several documents: this is the first", file=sys.stderr)
+    return text

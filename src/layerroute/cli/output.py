@@ -25,7 +25,7 @@ _UNLIMITED = 10_000
 
 
 class _Descriptor:
-    """Writes to an open file without a buffer: nothing is left to be written later, when the number is another file's."""
+    """Writes to an open file without a buffer: nothing is left for later, when the number is another file's."""
 
     def __init__(self, number: int, encoding: str) -> None:
         self.number, self.encoding = number, encoding

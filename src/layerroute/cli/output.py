@@ -52,12 +52,13 @@ def json_alone(wanted: bool) -> Iterator[None]:
         yield
         return
     kept: int | None = None
-    out: TextIO | _Descriptor = sys.stdout
-    if sys.stdout is sys.__stdout__ and _descriptor(sys.stdout) == 1 and _descriptor(sys.stderr) == 2:
-        sys.stdout.flush()
+    stdout: TextIO = sys.stdout
+    out: TextIO | _Descriptor = stdout
+    if stdout is sys.__stdout__ and _descriptor(stdout) == 1 and _descriptor(sys.stderr) == 2:
+        stdout.flush()
         kept = os.dup(1)
         os.dup2(2, 1)
-        out = _Descriptor(kept, sys.stdout.encoding)
+        out = _Descriptor(kept, stdout.encoding)
     _results.append(out)
     try:
         with contextlib.redirect_stdout(sys.stderr):

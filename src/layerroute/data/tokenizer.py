@@ -186,11 +186,11 @@ def _begin_as_transformers(tokenizer: Tokenizer, config: dict[str, Any]) -> None
     from tokenizers import processors
 
     begin = _token(config, "bos_token") if config.get("add_bos_token") else None
-    known = isinstance(begin, str) and tokenizer.token_to_id(begin) is not None
+    first = tokenizer.token_to_id(begin) if isinstance(begin, str) else None
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin}:0 $A:0" if known else "$A:0",
-        pair=f"{begin}:0 $A:0 {begin}:1 $B:1" if known else "$A:0 $B:1",
-        special_tokens=[(begin, tokenizer.token_to_id(begin))] if known else [],
+        single="$A:0" if first is None else f"{begin}:0 $A:0",
+        pair="$A:0 $B:1" if first is None else f"{begin}:0 $A:0 {begin}:1 $B:1",
+        special_tokens=[] if first is None else [(str(begin), first)],
     )
 
 

@@ -49,7 +49,8 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     from layerroute.serving.generating import SAMPLING, OneAtATime  # needs the server's packages
 
     _compute_in_precision(loaded)
-    vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
+    embeddings: Any = loaded.model.get_input_embeddings()
+    vocabulary = int(embeddings.num_embeddings)
 
     class OneModel(ModelManager):
         """Knows the one model; ``/reset`` and ``/load_model`` change nothing."""

@@ -44,13 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from layerroute.analysis.runs import TokenRoutes
     from layerroute.cli.colours import route_colour
-    from layerroute.data.windows import DocumentEncoder
+    from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
     from layerroute.report.inspection import write_inspection
 
     loaded = load_model(arguments.checkpoint, device=arguments.device, budget=arguments.budget)
-    every = DocumentEncoder.of(loaded.tokenizer).opening(text)
+    every = DocumentEncoder.of(loaded.tokenizer).opening(utf8(text))
     ids = every[: arguments.max_tokens]
     routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)
     if routes is None:

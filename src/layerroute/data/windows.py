@@ -111,7 +111,7 @@ def utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not UTF-8 text (at character {error.start + 1}); mend it") from None
+        raise UserError(f"the text is not UTF-8 (at character {error.start + 1}); mend it") from None
     return text
 
 

@@ -21,6 +21,10 @@ from layerroute.integrity import MANIFEST, DamagedError, Manifest, seal, sync, v
 _log = logging.getLogger(__name__)
 
 
+_UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+}
 WAY_OUT = "set LAYERROUTE_CACHE to a folder"
 
 
@@ -48,7 +52,7 @@ def open_or_build(
         return read_entry(entry, files)
     from filelock import FileLock, Timeout
 
-    with _disk_errors(entry.parent, what, way_out):
+    with disk_errors(entry.parent, what, way_out):
         entry.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(entry.parent / f"{entry.name}.lock")
         try:
@@ -106,7 +110,7 @@ def read_entry(entry: Path, files: tuple[str, ...]) -> Manifest:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path, what: str, way_out: str) -> Iterator[None]:
+def disk_errors(folder: Path, what: str, way_out: str) -> Iterator[None]:
     """Turn a full disk and a folder that cannot be written into one line with the way out."""
     try:
         yield
@@ -116,7 +120,8 @@ def _disk_errors(folder: Path, what: str, way_out: str) -> Iterator[None]:
                 f"no space left for the {what} in {folder} ({error.strerror}); free some, or {way_out} on "
                 "another disk; nothing half-written was left"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        nowhere = error.errno == errno.ENOENT and str(folder).startswith(str(error.filename))
+        if error.errno in _UNWRITABLE or nowhere:
             raise UserError(
                 f"the {what} {folder} cannot be written ({error.strerror}); {way_out} that can"
             ) from error

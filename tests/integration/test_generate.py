@@ -297,3 +297,26 @@ def test_a_model_without_routes_generates_but_has_nothing_to_inspect(
     assert "softmax:" not in capsys.readouterr().err
     assert run("inspect", tmp_path / "run", "--text", "a token") == 2
     assert "no routes to inspect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--show-routes"]])
+def test_a_pipe_gets_the_bytes_as_they_are(
+    finished_run: Path, more: list[str], capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """No renderer comes between: tabs, returns, form feeds, bells and markup stay what they are."""
+    prompt = "a\tb\rc\x0cd\x07e\x08f\x0bg [bold]h[/bold] :smile: über 🙂\r\n"
+    assert run("generate", finished_run, prompt, "--max-new-tokens", 6, *more) == 0
+    out = capsysbinary.readouterr().out
+    assert out == (prompt + generate(load_model(finished_run), prompt, max_new_tokens=6).text + "\n").encode()
+
+
+def test_a_prompt_that_is_no_text_is_told(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("generate", finished_run, "a\udcffb") == 2  # as the shell hands a byte that is no UTF-8
+    assert "the text is not UTF-8 (at character 2)" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    assert run("generate", finished_run, "-") == 2
+    assert "the prompt on stdin is not UTF-8 text (byte 2)" in capsys.readouterr().err
+    assert run("inspect", finished_run, "--text", "a\udcffb") == 2
+    assert "the text is not UTF-8" in capsys.readouterr().err

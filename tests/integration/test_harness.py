@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
@@ -26,8 +30,9 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from layerroute.evaluation.harness import LayerrouteLM, run_tasks  # noqa: E402
+from layerroute.evaluation.harness import LayerrouteLM, run_tasks, score  # noqa: E402
 from layerroute.evaluation.local_tasks import local_task  # noqa: E402
+from layerroute.evaluation.task_list import is_file_name, make_tasks  # noqa: E402
 
 WORDS = SENTENCE.split()
 NO_TASKS = TaskManager(include_defaults=False)
@@ -223,15 +228,25 @@ def test_the_command_prints_and_writes_scores(
     ("content", "words"),
     [
         ("", "is empty"),
-        ("not json\n", "line 1: not JSON"),
+        ("not json\n", "task.jsonl:1 is not valid JSON"),
         ('{"text": "x"}\n', "is no task: its lines have text"),
         (
             '{"context": "a", "target": "b"}\n{"context": "a"}\n',
-            "line 2: each line must be an object with the keys",
+            "task.jsonl:2 has no target; each line must have context, target",
         ),
-        ('{"question": "a", "choices": ["b"], "gold": 1}\n', "gold is 1, of 1 choices"),
+        ('{"question": "a", "choices": ["b"], "gold": 1}\n', "task.jsonl:1: gold is 1, of 1 choices"),
+        (
+            '{"question": "a", "choices": ["b"], "gold": "B"}\n',
+            "task.jsonl:1: gold is 'B'; it must be the number",
+        ),
+        ('{"question": "a", "choices": ["b"], "gold": true}\n', "gold is True; it must be the number"),
+        ('{"question": "a", "choices": "b", "gold": 0}\n', "choices is 'b'; it must be a list"),
+        ('{"question": "a", "choices": ["b", null], "gold": 0}\n', "choices[1] is null; it must be text"),
+        ('{"context": "a", "target": null}\n', "task.jsonl:1: target is null; it must be text"),
+        ('{"context": "a", "target": " "}\n', "target is empty"),
+        ('{"prompt": "a", "answer": ["b"]}\n', "answer is list; it must be text"),
+        ('{"prompt": "a", "answer": "b\\nc"}\n', "answer goes over several lines"),
     ],
-    ids=["empty", "json", "keys", "uneven", "gold"],
 )
 def test_files_that_are_no_tasks_are_told(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "task.jsonl"
@@ -239,6 +254,168 @@ def test_files_that_are_no_tasks_are_told(tmp_path: Path, content: str, words: s
     with pytest.raises(UserError) as error:
         local_task(path)
     assert words in str(error.value)
+
+
+def documents(task: Any) -> list[dict[str, Any]]:
+    return list(task.test_docs())
+
+
+def test_task_files_as_people_write_them(tmp_path: Path) -> None:
+    """Separators inside strings, a byte order mark, numbers as text and text as numbers, other keys of any type."""
+    path = tmp_path / "task.jsonl"
+    path.write_text(
+        '\ufeff{"prompt": "one\u2028two\x85three", "answer": 4, "other": 1}\n'
+        '{"prompt": "2 + 2 =", "answer": " 4.5 ", "other": ["x"]}\n'
+        '{"prompt": "x", "answer": "[1, 2]"}\n',
+        encoding="utf-8",
+    )
+    found = documents(local_task(path))
+    assert [row["prompt"] for row in found] == ["one\u2028two\x85three", "2 + 2 =", "x"]
+    assert [local_task(path).doc_to_target(row) for row in found] == ["4", "4.5", "[1, 2]"]
+    rows = [{"question": "q", "choices": ["a", 7], "gold": gold} for gold in (1, "1", 1.0)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert documents(local_task(path)) == [{"question": "q", "choices": ["a", "7"], "gold": 1}] * 3
+    path.write_text('{"context": 5, "target": 6}\n{"context": "a", "target": "b"}\n')
+    assert documents(local_task(path)) == [{"context": "5", "target": "6"}, {"context": "a", "target": "b"}]
+
+
+@pytest.mark.parametrize("name", ["task.json", "task.csv", "task.parquet", "task.jsonl.gz"])
+def test_tasks_in_every_format_of_records(name: str, tmp_path: Path) -> None:
+    rows = [{"context": "the router", "target": "reads"}, {"context": "a, b", "target": "c"}]
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif name.endswith("csv"):
+        path.write_text('context,target\nthe router,reads\n"a, b",c\n')
+    elif name.endswith("gz"):
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    else:
+        path.write_text(json.dumps(rows))
+    assert is_file_name(str(path))
+    (task,) = make_tasks([str(path)])
+    assert (task.config.task, documents(task)) == ("task", rows)
+
+
+class Says(lm_eval.api.model.LM):
+    """Answers every prompt alike."""
+
+    def __init__(self, reply: str) -> None:
+        super().__init__()
+        self.reply = reply
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        return [self.reply] * len(requests)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"), [(" layer", 4), ("layer ", 4), ("layer", 4), ("Layer", 0), ("a", 0)]
+)
+def test_answers_match_as_the_harness_s_own_tasks_match_them(tmp_path: Path, reply: str, right: int) -> None:
+    """Beside a task of the harness's own over the same file, with the filter that its question-answering tasks use."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q {n}:", "answer": "layer"}) + "\n" for n in range(4)))
+    own = lm_eval.api.task.ConfigurableTask(
+        config={
+            "task": "own",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(path)}},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["\n"]},
+            "filter_list": [
+                {"name": "clean", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}
+            ],
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }
+    )
+    found = score(
+        Says(reply), [own, local_task(path)], limit=None, shots=None, bootstrap_iterations=0, manager=NO_TASKS
+    )["results"]
+    assert found["answers"]["exact_match,none"] == found["own"]["exact_match,clean"] == right / 4
+
+
+def test_files_of_the_same_name_are_both_scored(files: Path, tmp_path: Path) -> None:
+    for folder, rows in (("one", 3), ("two", 5)):
+        (tmp_path / folder).mkdir()
+        lines = (files / "words.jsonl").read_text().splitlines()[:rows]
+        (tmp_path / folder / "words.jsonl").write_text("\n".join(lines))
+    words = [str(tmp_path / folder / "words.jsonl") for folder in ("one", "two")]
+    command = [
+        "evaluate",
+        str(files / "router"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+        "--tasks",
+    ]
+    assert main([*command, *words]) == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["n_samples"] == {"one/words": 3, "two/words": 5}
+    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"one_words.csv", "two_words.csv"}
+    with pytest.raises(UserError, match="comes twice"):
+        make_tasks([words[0], f"{tmp_path}/two/../one/words.jsonl"])
+    with pytest.raises(UserError, match="comes twice"):
+        make_tasks(["arc_easy", "arc_easy"])
+    named = make_tasks(["words", words[0]])
+    assert named[0] == "words"
+    assert named[1].config.task == "one/words", "a task of the harness keeps its name"
+
+
+def test_rates_do_not_count_rows_that_have_stopped(files: Path, tmp_path: Path) -> None:
+    shutil.copytree(files / "model", tmp_path / "model")
+    # Ends that come often: rows of a batch stop at different places.
+    GenerationConfig(eos_token_id=list(range(0, 290, 6))).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    add_router(model, SkipConfig(layers=[2, 3, 4, 5], router_layer=2))
+    sharpen(model)
+    save_router(model.eval(), tmp_path / "router")
+    draw = random.Random(1)
+    path = tmp_path / "task.jsonl"
+    rows = [{"prompt": " ".join(draw.choices(WORDS, k=draw.randint(2, 9))), "answer": "x"} for _ in range(7)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    one, three, seven = (
+        run_tasks(tmp_path / "router", [local_task(path)], batch_size=size, **FEW) for size in (1, 3, 7)
+    )
+    texts = [row["resps"][0][0] for row in one["samples"]["task"]]
+    assert len({len(text) for text in texts}) > 2, "rows must stop at different places"
+    for other in (three, seven):
+        assert [row["resps"][0][0] for row in other["samples"]["task"]] == texts
+        assert other["routing"]["tokens"] == one["routing"]["tokens"]
+        assert other["routing"]["rate"] == one["routing"]["rate"]
+
+
+def test_the_harness_prints_nothing_before_json(
+    files: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository
+    command = ["evaluate", str(files / "router"), "--tasks", str(files / "words.jsonl"), "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["tasks"]["words"]["perplexity"] > 0
+    assert "not a git repository" not in err
+    assert "gemm_4bit" not in err
+    assert main(command) == 0
+    assert "bootstrapping" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_task_of_the_hub_without_a_network_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before the model is looked for."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert main(["evaluate", str(tmp_path / "no-model"), "--tasks", "arc_easy"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "--tasks: the data of arc_easy needs the Hugging Face hub" in told
+    assert "or use a JSON Lines file" in told
 
 
 def test_a_list_gives_each_task_its_shots(files: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import contextlib
 import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -135,7 +137,7 @@ def test_the_server_has_one_model_and_takes_no_other(hybrid: LoadedModel) -> Non
         # Another name is refused, not looked for on the hub.
         with pytest.raises(openai.APIStatusError) as refused:
             client.completions.create(model="somebody/else", prompt="x")
-        assert refused.value.status_code in (400, 404)
+        assert refused.value.status_code == 404
         with pytest.raises(openai.APIStatusError) as refused:
             client.post("/../load_model", body={"model": "somebody/else"}, cast_to=object)
         assert refused.value.status_code == 404
@@ -168,3 +170,204 @@ def test_a_model_with_a_chat_template_chats(hybrid: LoadedModel) -> None:
     finally:
         hybrid.tokenizer.chat_template = None
     assert text == generated(hybrid, PROMPTS[2])
+
+
+class Answer(NamedTuple):
+    """Status and decoded JSON."""
+
+    code: int
+    content: Any
+
+
+def post(address: str, body: Any) -> Answer:
+    """A request as anybody may send it, past what a client would refuse to send."""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return Answer(answer.status, json.load(answer))
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        return Answer(error.code, json.loads(text) if text.startswith("{") else text)
+
+
+@pytest.fixture(scope="module")
+def address(hybrid: LoadedModel) -> Iterator[str]:
+    with running(hybrid, "routed") as where:
+        yield where
+
+
+def complete(address: str, **asked: Any) -> Any:
+    """The first choice of a completion, streamed or not."""
+    body = {"prompt": PROMPTS[1], "max_tokens": TOKENS, **asked}
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        if not asked.get("stream"):
+            return client.completions.create(model="routed", **body).choices[0]
+        choices = [event.choices[0] for event in client.completions.create(model="routed", **body)]
+    choices[-1].text = "".join(choice.text for choice in choices)
+    return choices[-1]
+
+
+def drawn(loaded: LoadedModel, seed: int, **settings: Any) -> str:
+    """What `generate()` draws after a seed."""
+    inputs = loaded.tokenizer(PROMPTS[1], return_tensors="pt", return_token_type_ids=False)
+    torch.manual_seed(seed)
+    with torch.no_grad(), loaded.in_precision():
+        out = loaded.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=True, top_k=0, **settings)
+    return str(loaded.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def without_half(text: str) -> str:
+    """A stream cannot end in the middle of a character; `decode` shows a replacement there."""
+    return text.rstrip("\ufffd")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "settings"),
+    [
+        ({"temperature": 1.5}, {"temperature": 1.5, "top_p": 1.0}),
+        ({"temperature": 0.9, "top_p": 0.6}, {"temperature": 0.9, "top_p": 0.6}),
+        ({"top_p": 0.8}, {"temperature": 1.0, "top_p": 0.8}),
+    ],
+)
+def test_text_is_drawn_as_it_is_asked_for(
+    address: str, hybrid: LoadedModel, asked: dict[str, Any], settings: dict[str, Any], stream: bool
+) -> None:
+    texts = [complete(address, seed=seed, stream=stream, **asked).text for seed in (1, 2, 3, 1)]
+    expected = [drawn(hybrid, seed, **settings) for seed in (1, 2, 3, 1)]
+    assert list(map(without_half, texts)) == list(map(without_half, expected))
+    assert len(set(texts)) > 1, "seeds must matter"
+    assert set(texts) != {generated(hybrid, PROMPTS[1])}
+
+
+def test_without_a_seed_no_two_draws_are_alike(address: str) -> None:
+    assert len({complete(address, temperature=2.0).text for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_ends_before_a_stop(address: str, hybrid: LoadedModel, stream: bool) -> None:
+    whole = generated(hybrid, PROMPTS[1])
+    for stop in (whole[4:6], [whole[7:9], "never said"], whole[-2:]):
+        first = min(whole.find(one) for one in ([stop] if isinstance(stop, str) else stop) if one in whole)
+        choice = complete(address, temperature=0.0, stop=stop, stream=stream)
+        assert choice.text == whole[:first]
+        assert first == len(whole) - 2 or choice.finish_reason == "stop"
+    assert complete(address, temperature=0.0, stop="never said", stream=stream).text == whole
+
+
+@pytest.mark.parametrize(
+    "asked", [{"frequency_penalty": 1.5}, {"presence_penalty": 2.0}, {"logit_bias": {"70": 4, "71": -100}}]
+)
+def test_penalties_and_biases_are_those_of_the_definition(
+    address: str, hybrid: LoadedModel, asked: dict[str, Any]
+) -> None:
+    """Token by token, without a cache: logit − count·frequency − (count > 0)·presence + bias."""
+    ids = hybrid.tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
+    new: list[int] = []
+    for _ in range(TOKENS):
+        with torch.no_grad(), hybrid.in_precision():
+            logits = (
+                hybrid.model(torch.cat([ids, torch.tensor([new], dtype=torch.long)], 1)).logits[0, -1].float()
+            )
+        for token in set(new):
+            logits[token] -= new.count(token) * asked.get("frequency_penalty", 0) + asked.get(
+                "presence_penalty", 0
+            )
+        for token, bias in asked.get("logit_bias", {}).items():
+            logits[int(token)] += bias
+        new.append(int(logits.argmax()))
+        if new[-1] == hybrid.tokenizer.eos_token_id:
+            break
+    expected = hybrid.tokenizer.decode(new, skip_special_tokens=True)
+    assert complete(address, temperature=0.0, **asked).text == expected
+    assert expected != generated(hybrid, PROMPTS[1])
+
+
+REFUSED: dict[str, list[object]] = {
+    "temperature": [-1, 2.5, "hot", True],
+    "top_p": [-0.1, 1.5],
+    "n": [2, 0],
+    "best_of": [3],
+    "echo": [True],
+    "suffix": ["end"],
+    "logprobs": [0, 5],
+    "stop": ["", ["a", ""], ["a", "b", "c", "d", "e"], 5],
+    "seed": ["x", 1.5],
+    "max_tokens": [0, -1, "many"],
+    "frequency_penalty": [3],
+    "presence_penalty": [-2.5],
+    "logit_bias": [{"999999": 1}, {"x": 1}, {"5": 200}, [1]],
+    "stream": ["yes"],
+    "stream_options": [{"include_obfuscation": True}],
+    "prompt": [[1, 2], ["a", "b"], 7],
+    "top_k": [5],
+    "generation_config": ["{", '{"num_beams": 4}', '{"cache_implementation": "paged"}'],
+}
+
+
+@pytest.mark.parametrize("parameter", REFUSED)
+def test_what_is_not_done_is_refused_by_its_name(address: str, parameter: str) -> None:
+    for value in REFUSED[parameter]:
+        body = {"prompt": "x", "max_tokens": 2, parameter: value}
+        answer = post(f"{address}/v1/completions", body)
+        assert answer.code == 400, (value, answer.content)
+        assert parameter in answer.content["detail"]
+
+
+def test_values_that_ask_for_nothing_are_taken(address: str) -> None:
+    body = {
+        "prompt": ["x"],
+        "max_tokens": 2,
+        "n": 1,
+        "echo": False,
+        "user": "me",
+        "stop": None,
+        "logprobs": None,
+    }
+    assert post(f"{address}/v1/completions", body).code == 200
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses"])
+def test_odd_requests_are_told_and_never_fail(address: str, endpoint: str, hybrid: LoadedModel) -> None:
+    def ask(**body: Any) -> Answer:
+        return post(f"{address}/v1/{endpoint}", body)
+
+    text = {"completions": "prompt", "responses": "input"}.get(endpoint, "messages")
+    given: Any = "x" if text != "messages" else [{"role": "user", "content": "x"}]
+    assert ask(model="somebody/else", **{text: given}).code == 404
+    half = post(f"{address}/v1/{endpoint}", {text: "\ud800"})
+    assert half.code == 400
+    assert text in half.content["detail"]
+    if endpoint == "completions":
+        return
+    told = ask(**{text: given})
+    assert told.code == 400
+    assert "no chat template; send its prompt to /v1/completions" in told.content["detail"]
+    hybrid.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    try:
+        length = "max_output_tokens" if endpoint == "responses" else "max_tokens"
+        assert ask(**{text: given, length: 2}).code == 200
+        image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+        for wrong in ([], [{"role": "user"}], ["x"], image, None):
+            answer = ask(**{text: wrong, length: 2})
+            assert answer.code == 400, wrong
+            assert text in answer.content["detail"]
+        assert length in ask(**{text: given, length: 0}).content["detail"]
+    finally:
+        hybrid.tokenizer.chat_template = None
+
+
+def test_an_empty_prompt_begins_a_document(address: str, hybrid: LoadedModel) -> None:
+    from layerroute.evaluation.generation import generate
+
+    expected = generate(hybrid, "", max_new_tokens=6).text
+    for body in ({"prompt": ""}, {}):
+        answer = post(f"{address}/v1/completions", {"max_tokens": 6, "temperature": 0, **body})
+        assert answer.code == 200
+        assert answer.content["usage"]["prompt_tokens"] == 1
+        assert without_half(answer.content["choices"][0]["text"]) == without_half(expected)
+
+
+def test_what_the_model_cannot_do_is_not_there(address: str) -> None:
+    assert post(f"{address}/v1/systemone", {"model": "routed"}).code == 404

@@ -129,7 +129,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.95"], "takes out all of 4 layers"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "1.5"], "between 0 and 1"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "0.5"], "names a share twice"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--out", "{}/a.jsonl"], "is a file; give a folder"),
+        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--out", "{}/a.jsonl"], "is a file; name a folder"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--against", "x"], "--against is for a ROUTER folder"),
         (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--serve", "rate"], "--serve is for a ROUTER folder"),
     ],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from layerroute.benchmark.case import Check, Comparison, Prepared, Value
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.texts import read_texts
@@ -128,9 +129,10 @@ def _differing(mine: list[int], theirs: list[int]) -> float:
 def _prompts(tokenizer: Any, arguments: argparse.Namespace) -> list[Tensor]:
     """The first tokens of documents that have as many."""
     found: list[Tensor] = []
+    encoder = DocumentEncoder.of(tokenizer)
     passed = 0
     for document in read_texts([arguments.data]):
-        ids = tokenizer(document, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
+        ids = torch.tensor([encoder.opening(document)])
         if ids.shape[1] < arguments.prompt_tokens:
             continue
         passed += 1

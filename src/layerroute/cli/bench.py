@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerroute.cli.output import file, json_alone, make_console, print_json
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Gate and measure; 1 if the gate is red."""
+    with json_alone("--json" in arguments.options):  # the case's own option
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from layerroute.benchmark.cases import load_case
 
     if arguments.case == "figure":
@@ -77,10 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
         help="wall (default), or cpu: CPU seconds of all threads, for a machine that others use too",
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the record to this .json file")
+    parser.add_argument("--out", type=file, metavar="FILE", help="also write the record to this .json file")
     parser.add_argument(
         "--figure",
-        type=Path,
+        type=file,
         metavar="FILE",
         help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
     )
@@ -134,7 +140,7 @@ def _draw(arguments: argparse.Namespace) -> int:
     parser.add_argument(
         "records", nargs="+", type=Path, metavar="RECORD", help=".json file of bench CASE --out"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
+    parser.add_argument("--out", type=file, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
     options = parser.parse_args(arguments.options)
 
     from layerroute.report.figures_speed import speed_figures
@@ -158,14 +164,13 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _measure(name: str, case: Any, options: argparse.Namespace, command: str) -> dict[str, Any]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from layerroute.benchmark.runner import run_comparisons
 
     comparisons = case.comparisons(options)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=len(comparisons))
 
@@ -185,8 +190,6 @@ def _measure(name: str, case: Any, options: argparse.Namespace, command: str) ->
 
 
 def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from layerroute.benchmark.output import print_table, save
 
     if options.out is not None:
@@ -196,9 +199,6 @@ def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
 
         speed_figure(record, options.figure)
     if options.json:
-        print(json.dumps(record, indent=2, allow_nan=False))
+        print_json(record, indent=2)
         return
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 100)
-    print_table(record, console)
+    print_table(record, make_console())

@@ -5,21 +5,19 @@ it on held-out text beside static pruning and random skipping with skip paths fi
 """
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from layerroute.cli.calibration_inputs import (
     add_input_arguments,
     check_budgets,
-    check_folder,
     draw,
     open_model,
     settings,
     suited,
 )
+from layerroute.cli.output import file, folder, print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -104,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --allocation cost: share the budget out anew under the routing found, N - 1 times (default: 1)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the router (default: none is written)"
+        "--out", type=folder, metavar="DIR", help="folder for the router (default: none is written)"
     )
     parser.add_argument(
         "--controls",
@@ -112,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the controls as router folders, to DIR/controls (static, random, periodic, early exit)",
     )
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write the result record to this .json file"
+        "--record", type=file, metavar="FILE", help="write the result record to this .json file"
     )
 
 
@@ -122,10 +120,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--controls needs --out: the folder to write them to")
     if arguments.record is not None and arguments.record.suffix != ".json":
         raise UserError(f"--record {arguments.record}: give the name of a .json file")
-    if arguments.out is not None:
-        check_folder(arguments.out, "--out")
-    if arguments.record is not None:
-        check_folder(arguments.record.parent, "--record: the folder")
     config = settings(
         arguments,
         tokens_statistics=MOST,
@@ -154,8 +148,11 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     started = utc_now()
-    kinds = parse_kinds(arguments.data)
-    held_out_kinds = None if arguments.heldout is None else parse_kinds(arguments.heldout, "--heldout")
+    field = arguments.text_field
+    kinds = parse_kinds(arguments.data, text_field=field)
+    held_out_kinds = (
+        None if arguments.heldout is None else parse_kinds(arguments.heldout, "--heldout", text_field=field)
+    )
     texts = Texts(kinds)
     heldout_texts = texts if held_out_kinds is None else Texts(held_out_kinds)
     model, tokenizer = open_model(arguments.model, arguments.device)
@@ -224,7 +221,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.record is not None:
         save(arguments.record, record)
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
         return 0
     show_calibration(record, verdict(record["arms"]))
     if arguments.out is not None:

@@ -3,12 +3,11 @@
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerroute.cli.text_argument import add_text_field
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -31,6 +30,7 @@ def add_input_arguments(
         metavar="[NAME=]FILE",
         help=f"{KINDS_HELP} (default: {DEFAULT_HELP})",
     )
+    add_text_field(parser)
     parser.add_argument(
         "--unit",
         choices=("block", "attention", "mlp"),
@@ -190,21 +190,3 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
         )
     model.to(torch.device(target))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model, tokenizer
-
-
-def check_folder(folder: Path, option: str) -> None:
-    """Make the folder now, and see that files can be written there: before any minutes of work.
-
-    Raises:
-        UserError: it is a file, or cannot be written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {folder} is a file; give a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{option} {folder}: cannot write there ({error.strerror or error}); give another folder"
-        ) from error

@@ -1,19 +1,13 @@
 """Tables of calibration and headroom for the terminal."""
 
-import sys
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from layerroute.cli.output import make_console
 from layerroute.skipping.calibration.configuration import PRUNED
 from layerroute.skipping.calibration.result import CAPTION
-
-
-def console() -> Console:
-    """Of stdout; wide enough for the tables when piped."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def table(headings: list[str], rows: list[list[str]]) -> Table:
@@ -28,7 +22,7 @@ def table(headings: list[str], rows: list[list[str]]) -> Table:
 
 def show_calibration(record: dict[str, Any], verdict: str) -> None:
     """The arms of a calibration record, and the verdict last."""
-    out, arms = console(), record["arms"]
+    out, arms = make_console(), record["arms"]
     tokens = record["documents"] * record["recipe"]["length"]
     unit = record["recipe"]["unit"]
     of = "" if unit == "block" else f" of {unit}"
@@ -82,7 +76,7 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
 
 def show_headroom(record: dict[str, Any], verdict: str) -> None:
     """Influence, static and random by rate, the caption, and the verdict last."""
-    out = console()
+    out = make_console()
     unit = record["recipe"]["unit"]
     of = "" if unit == "block" else f" about {unit}"
     out.print(

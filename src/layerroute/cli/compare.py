@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from layerroute.cli.output import make_console, print_json
 
 if TYPE_CHECKING:
     from layerroute.analysis.runs import Run
@@ -68,13 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
         allow_different_data=arguments.allow_different_data,
     )
     if arguments.json:
-        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))
+        print_json(comparison.to_dict(), indent=2)
         return 0
-    from rich.console import Console
-
     from layerroute.report.terminal import print_comparison
 
-    print_comparison(comparison, Console(file=sys.stdout, highlight=False))
+    print_comparison(comparison, make_console())
     return 0
 
 
@@ -88,11 +86,9 @@ def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
         allow_different_data=arguments.allow_different_data,
     )
     if arguments.json:
-        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))
+        print_json(comparison.to_dict(), indent=2)
         return 0
-    from rich.console import Console
-
     from layerroute.report.terminal import print_skipping
 
-    print_skipping(comparison, Console(file=sys.stdout, highlight=False))
+    print_skipping(comparison, make_console())
     return 0

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerroute.cli.output import print_json
 from layerroute.data.configuration import SOURCES, DataConfig
 from layerroute.errors import UserError, nearest
 
@@ -183,7 +183,7 @@ def _list(arguments: argparse.Namespace) -> int:
         for folder, manifest in list_prepared(cache)
     ]
     if arguments.json:
-        print(json.dumps(entries, indent=2))
+        print_json(entries, indent=2)
     elif not entries:
         print(f"nothing is prepared in {cache}")
     for entry in entries if not arguments.json else ():
@@ -196,7 +196,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts, indent=2)
         return
     width = max(map(len, facts))
     for name, value in facts.items():

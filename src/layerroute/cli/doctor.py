@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from layerroute.cli.output import print_json
 from layerroute.data import DataConfig
 from layerroute.provenance import provenance
 
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; 1 if there is a problem that stands in the way."""
     report = examine()
-    print(json.dumps(report, indent=2) if arguments.json else _text(report))
+    if arguments.json:
+        print_json(report, indent=2)
+    else:
+        print(_text(report))
     return 1 if report["problems"] else 0
 
 

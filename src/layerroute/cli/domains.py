@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts", metavar="NAME=FILE", nargs="+", help="a name for each kind of text, and its file or glob"
     )
+    add_text_field(parser)
     parser.add_argument(
         "--windows", type=int, default=32, metavar="N", help="windows of each text (default: 32)"
     )
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=4, metavar="B", help="windows at once (default: 4)")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write domains.json and domains.csv (rates by site)"
+        "--out", type=folder, metavar="DIR", help="write domains.json and domains.csv (rates by site)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -52,8 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.sequence_length < 2:
         raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
-    from rich.console import Console
-
     from layerroute.analysis.domains import compare_domains
     from layerroute.evaluation.domains import window_rates
     from layerroute.evaluation.loading import load_model
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             windows=arguments.windows,
             length=arguments.sequence_length,
             batch_size=arguments.batch_size,
+            text_field=arguments.text_field,
         )
         for name, files in texts.items()
     }
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         ]
         (arguments.out / "domains.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if arguments.json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
     else:
-        print_table(found.table, Console(highlight=False))
+        print_table(found.table, make_console())
     return 0

@@ -1,7 +1,7 @@
 """Measure a trained model: cross-entropy, perplexity, next-token accuracy, rates by site, compute really done.
 
 Without --data it is scored on the validation windows of its own training run; with --data on any text files (txt,
-jsonl, parquet, compressed or not), folders or globs.
+jsonl, json, csv, tsv, parquet, compressed or not), folders or globs.
 """
 
 import argparse
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.output import folder, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FILE",
         help=f"{KINDS_HELP}. Several kinds are scored apart (default: the validation text of the run)",
     )
+    add_text_field(parser)
     parser.add_argument(
         "--sequence-length", type=int, metavar="T", help="tokens of a window (default: as in training)"
     )
@@ -68,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         return evaluate_tasks(arguments)
     from layerroute.evaluation.loading import load_model
 
-    kinds = parse_kinds(arguments.data) if arguments.data else None
+    kinds = parse_kinds(arguments.data, text_field=arguments.text_field) if arguments.data else None
     texts = None if kinds is None else Texts(kinds)
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
@@ -110,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _write(arguments.out, content, losses)
     if arguments.json:
-        print(json.dumps(content))
+        print_json(content)
         return 0
     for kind, one in measured.items():
         if kind != UNNAMED:
@@ -216,7 +219,8 @@ def _show(head: dict[str, Any], one: dict[str, Any]) -> None:
 
 
 def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
-    from layerroute.cli.calibration_table import console, table
+    from layerroute.cli.calibration_table import table
+    from layerroute.cli.output import make_console
 
     rows = []
     for name, one in [*kinds.items(), ("mean of the kinds", {**mean, "routing": mean, "tokens": None})]:
@@ -225,7 +229,7 @@ def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
         texts = [f"{cells[0]:.4f}", *("" if cell is None else f"{cell:.2%}" for cell in cells[1:])]
         rows.append([name, "" if one["tokens"] is None else f"{one['tokens']:,}", *texts])
     headings = ["kind", "tokens", "cross-entropy", "accuracy", "rate", "skipped"]
-    console().print(table(headings, rows))
+    make_console().print(table(headings, rows))
 
 
 def _write(folder: Path, content: dict[str, Any], losses: dict[str, list[float]]) -> None:
@@ -247,7 +251,7 @@ def _batches(
     from layerroute.data.configuration import DataConfig
     from layerroute.data.prepare import open_data
     from layerroute.data.spool import held_out
-    from layerroute.evaluation.texts import text_batches, tokenize
+    from layerroute.evaluation.texts import text_batches
     from layerroute.skipping.pretrained import local_source
     from layerroute.training.samples import validation_batches
 
@@ -258,8 +262,9 @@ def _batches(
         return {
             kind: (
                 text_batches(
-                    tokenize(loaded.tokenizer, documents),
-                    sequence_length=length,
+                    loaded.tokenizer,
+                    documents,
+                    length=length,
                     batch_size=batch_size,
                     limit=arguments.sequences,
                 ),
@@ -289,11 +294,9 @@ def _batches(
         return {
             kind: (
                 text_batches(
-                    tokenize(
-                        loaded.tokenizer,
-                        held_out(documents, share=config.validation_share, seed=config.split_seed),
-                    ),
-                    sequence_length=length,
+                    loaded.tokenizer,
+                    held_out(documents, share=config.validation_share, seed=config.split_seed),
+                    length=length,
                     batch_size=batch_size,
                     limit=sequences,
                 ),

@@ -8,16 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.output import print_json
 from layerroute.errors import UserError, nearest
 
 
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Score, print, and write ``results.json`` and one CSV of samples a task where ``--out`` says so."""
     from layerroute.evaluation.harness import run_tasks
-    from layerroute.evaluation.task_list import expand, make_task
+    from layerroute.evaluation.task_list import expand, make_tasks
 
     wanted = expand(arguments.tasks, arguments.shots)
-    tasks = [make_task(one.task) for one in wanted]
+    tasks = make_tasks([one.task for one in wanted])
     _check_names([task for task in tasks if isinstance(task, str)])
     found = run_tasks(
         arguments.checkpoint,
@@ -38,9 +39,9 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
         text = json.dumps(found, indent=2) + "\n"
         (arguments.out / "results.json").write_text(text, encoding="utf-8")
         for name, rows in samples.items():
-            _write_samples(arguments.out / f"{name}.csv", rows)
+            _write_samples(arguments.out / f"{name.replace('/', '_')}.csv", rows)
     if arguments.json:
-        print(json.dumps(found))
+        print_json(found)
         return 0
     _print(found)
     return 0

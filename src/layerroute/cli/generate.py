@@ -9,12 +9,12 @@ that of greedy decoding at full depth, token for token; stderr tells how many dr
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 
 from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
 from layerroute.cli.generate_timing import time_generation
+from layerroute.cli.output import make_console, print_json, write_text
 from layerroute.errors import UserError
 
 
@@ -79,7 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--draft-tokens is {arguments.draft_tokens}; it must be at least 1")
     if arguments.time is not None and arguments.time < 1:
         raise UserError(f"--time is {arguments.time}; it must be at least 1 round")
-    from rich.console import Console
     from rich.style import Style
     from rich.text import Text
 
@@ -90,16 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
 
     def show(piece: Piece) -> None:
+        if not console.is_terminal:
+            write_text(piece.text)
+            return
         style = Style(bold=piece.prompt)
         if arguments.show_routes and piece.share is not None:
             style += Style(color=route_colour(piece.share))
         console.print(Text(piece.text, style=style), end="")
         console.file.flush()
 
-    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    text = _stdin() if arguments.prompt == "-" else arguments.prompt
     shown: Callable[[Piece], None] = (lambda piece: None) if arguments.json else show
     if arguments.lossless:
         result = generate_losslessly(
@@ -152,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "probability": result.probability,
             },
         }
-        print(json.dumps(content, ensure_ascii=False))
+        print_json(content)
         return 0
     print(flush=True)
     parts = [f"{result.new_tokens} new tokens"]
@@ -175,3 +177,16 @@ def run(arguments: argparse.Namespace) -> int:
     if timed is not None:
         print(f"[{timed.describe()}]", file=sys.stderr)
     return 0
+
+
+def _stdin() -> str:
+    """All of stdin as UTF-8, whatever the locale says; newlines as they are."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    if buffer is None:
+        return sys.stdin.read()
+    try:
+        return str(buffer.read().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt on stdin is not UTF-8 text (byte {error.start}); convert it first"
+        ) from None

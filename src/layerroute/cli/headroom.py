@@ -5,7 +5,6 @@ equal executed FLOPs and random skipping, all with the same skip paths.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from layerroute.cli.calibration_inputs import (
     settings,
     suited,
 )
+from layerroute.cli.output import print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.skipping.calibration.headroom import BUDGETS, headroom
 
     started = utc_now()
-    texts = Texts(parse_kinds(arguments.data))
+    texts = Texts(parse_kinds(arguments.data, text_field=arguments.text_field))
     model, tokenizer = open_model(arguments.model, arguments.device)
     config = suited(arguments, config, model, tokenizer)
     check_budgets(model, config, arguments.budgets or ())
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         **provenance(),
     }
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
         return 0
     from layerroute.cli.calibration_table import show_headroom
 

@@ -1,10 +1,12 @@
 """Show which path each token of a text takes: in the terminal, as a self-contained HTML page and as a PNG."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 
@@ -13,9 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", help="the text itself")
-    text.add_argument("--file", type=Path, metavar="FILE", help="a text file")
+    text.add_argument(
+        "--file", type=Path, metavar="FILE", help="a text file, or the first document of records"
+    )
+    add_text_field(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("inspection"), metavar="DIR", help="default: ./inspection"
+        "--out", type=folder, default="inspection", metavar="DIR", help="default: ./inspection"
     )
     parser.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
@@ -32,15 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect; returns the exit code."""
     if arguments.max_tokens < 1:
         raise UserError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1")
-    text = arguments.text if arguments.file is None else _read(arguments.file)
+    text = arguments.text if arguments.file is None else _read(arguments.file, arguments.text_field)
     if not text:
         raise UserError("the text is empty; give at least one character")
     import torch
-    from rich.console import Console
     from rich.text import Text
 
     from layerroute.analysis.runs import TokenRoutes
     from layerroute.cli.colours import route_colour
+    from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
     from layerroute.report.inspection import write_inspection
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
-    every = loaded.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    every = DocumentEncoder.of(loaded.tokenizer).opening(utf8(text))
     ids = every[: arguments.max_tokens]
     routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)
     if routes is None:
@@ -57,14 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     found = sentence_routes(token_texts(loaded.tokenizer, ids), choice[0], probability[0])
     rates = dict(zip(sites, (choice[0] == len(paths) - 1).double().mean(dim=0).tolist(), strict=True))
     if arguments.json:
-        print(
-            json.dumps(
-                {"sites": sites, "paths": paths, "rate": rates, "sentences": [found]}, ensure_ascii=False
-            )
-        )
+        print_json({"sites": sites, "paths": paths, "rate": rates, "sentences": [found]})
         return 0
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     line = Text()
     for token, row in zip(found["tokens"], found["choice"], strict=True):
         line.append(token, style=route_colour(sum(path == len(paths) - 1 for path in row) / len(row)))
@@ -85,12 +86,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"--file: there is no file {file}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--file: {file} is not UTF-8 text") from None
-    except IsADirectoryError:
-        raise UserError(f"--file: {file} is a folder; give a text file") from None
+def _read(file: Path, text_field: str) -> str:
+    """The document of a text file, or the first of a file of records."""
+    from layerroute.evaluation.texts import read_texts
+
+    if file.is_dir():
+        raise UserError(f"--file: {file} is a folder; give a file")
+    documents = read_texts([str(file)], text_field)
+    text = next(documents, "")
+    if next(documents, None) is not None:
+        print(f"layerroute: {file} holds several documents: this is the first", file=sys.stderr)
+    return text

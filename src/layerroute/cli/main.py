@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from layerroute import __version__
+from layerroute.cli.output import json_alone, never_fail_to_encode
 from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError, nearest
 
@@ -60,11 +61,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
-_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    # A path of which a part is something else than it says.
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``argv`` defaults to the process's own arguments."""
+    never_fail_to_encode()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -76,14 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("layerroute: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader is gone (`layerroute compare | head`). Point stdout elsewhere, or the interpreter's own flush at
-        # exit fails once more, and loudly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # the reader is gone (`layerroute compare | head`)
         return 128 + 13
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
+        if error.filename is None:  # stdout's own disk may be the full one
+            _drop_stdout()
         return _complain(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+
+
+def _drop_stdout() -> None:
+    """Point a stdout that takes no more elsewhere, or the interpreter's own flush at exit fails, too, and loudly."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> int:
@@ -133,7 +147,9 @@ def _run(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    return int(module.run(_parse(parser, module, argv[:position] + argv[position + 1 :])))
+    arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
+    with json_alone(getattr(arguments, "json", False)):
+        return int(module.run(arguments))
 
 
 def _parse(parser: _Parser, module: ModuleType, words: list[str]) -> argparse.Namespace:

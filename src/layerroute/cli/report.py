@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from layerroute.cli.output import folder, make_console, print_json
 
 DESCRIPTION = """\
 Write a report about runs: DIR/report/index.html (opens from disk, needs no network), paper.md, and figures/ with
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", type=Path, help="further runs, or directories of runs"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the report (default: DIR/report)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=folder, help="folder of the report (default: DIR/report)"
+    )
     parser.add_argument("--baseline", metavar="ARM", help="arm that the others are held against")
     parser.add_argument("--subject", metavar="ARM", help="routed arm that the question is about")
     parser.add_argument(
@@ -50,11 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the report and say where it is."""
-    from rich.console import Console
-
     from layerroute.report.build import build_report
 
-    with Console(stderr=True).status("reading runs") as status:
+    with make_console(stderr=True).status("reading runs") as status:
         page, comparison = build_report(
             arguments.directory,
             arguments.runs,
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=status.update,
         )
     if arguments.json:
-        print(json.dumps({"page": str(page), "verdict": comparison.verdict, "outcome": comparison.outcome}))
+        print_json({"page": str(page), "verdict": comparison.verdict, "outcome": comparison.outcome})
     else:
         print(comparison.verdict)
         print(f"Report: {page}")

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "answer)",
     )
     parser.add_argument("--data", nargs="+", metavar="FILE", default=[], help="text for perplexity")
+    add_text_field(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
     parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows of text (default: 64)")
     parser.add_argument(
@@ -54,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="write retention.json, retention.csv, retention.md and the scores",
     )
@@ -71,12 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sequence_length < 2:
         raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
     labels = _labels(arguments.runs)
-    from rich.console import Console
-
     from layerroute.analysis.retention import Scores, retention
     from layerroute.evaluation.retention import Scorer, base_of
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     bases = {base_of(path) for path in arguments.runs}
     if len(bases) > 1:
         raise UserError(
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     scorer = Scorer(
         arguments.tasks,
         text=arguments.data,
+        text_field=arguments.text_field,
         limit=arguments.limit,
         windows=arguments.windows,
         length=arguments.sequence_length,
@@ -109,11 +111,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _write(arguments.out, found)
     if arguments.json:
-        print(json.dumps(found.to_dict()))
+        print_json(found.to_dict())
         return 0
     from layerroute.report.terminal import print_table, print_transposed
 
-    out = Console(highlight=False)
+    out = make_console()
     print_transposed(found.table, out)
     if found.against_others:
         print_table(found.differences, out)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
 ACCEPTS_OVERRIDES = True
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Optuna storage shared by all workers, such as postgresql://USER@HOST/NAME (default: a SQLite file in the "
         "study's folder)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the study (default: studies/NAME)")
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="folder of the study (default: studies/NAME)"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed before")
     parser.add_argument("--plan", action="store_true", help="print the runs and do nothing")
     parser.add_argument("--json", action="store_true", help="print what came of it (study.json) on stdout")
@@ -70,12 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _coordinate(session: Any, arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from layerroute.studies.coordinator import WorkersFailed, run_workers
     from layerroute.studies.summary import write_summary
 
-    console = Console(stderr=True, highlight=False)
+    console = make_console(stderr=True)
     command = [sys.executable, "-m", "layerroute", "study", arguments.study, "--as-worker"]
     command += ["--out", str(session.out), "--storage", session.storage]
     for key, value in arguments.overrides.items():
@@ -91,7 +91,7 @@ def _coordinate(session: Any, arguments: argparse.Namespace) -> int:
     elif code in (130, 143):
         print("Interrupted. The same command goes on.", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(summary))
+        print_json(summary)
     return code
 
 

@@ -15,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from layerroute.cli.output import folder
 from layerroute.errors import UserError
 from layerroute.recipe import load_recipe
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="seed of weights, data order and noise (default: the recipe's)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-seedN)"
+        "--out", type=folder, metavar="DIR", help="folder of the run (default: runs/NAME-seedN)"
     )
     parser.add_argument(
         "--resume",

@@ -8,14 +8,14 @@ an interruption.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from layerroute.cli.budget_argument import add_serve_argument
-from layerroute.cli.calibration_inputs import add_input_arguments, check_folder
+from layerroute.cli.calibration_inputs import add_input_arguments
+from layerroute.cli.output import folder, make_console, print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_serve_argument(parser)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="folder for the record, the page, the picture and the finished cells",
     )
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, judge, write and print; returns the exit code."""
     routed = _is_router(Path(arguments.model))
-    kinds = parse_kinds(arguments.data)
+    kinds = parse_kinds(arguments.data, text_field=arguments.text_field)
     if not routed and len(kinds) < 2:
         raise UserError(f"transfer leaves one kind of text out, and {len(kinds)} is given; name two or more")
     if arguments.against and not routed:
@@ -90,8 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--budget {budget}: a share of compute to skip lies between 0 and 1")
     if len(set(arguments.budget or ())) < len(arguments.budget or ()):
         raise UserError("--budget names a share twice")
-    if arguments.out is not None:
-        check_folder(arguments.out, "--out")
     texts = Texts(kinds)
     same = [
         [k for k, own in texts.fingerprints.items() if own == print_]
@@ -129,14 +127,12 @@ def run(arguments: argparse.Namespace) -> int:
         save(arguments.out / RECORD, record)
         files = write_transfer(record, arguments.out)
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
         return 0
-    from rich.console import Console
-
     from layerroute.analysis.transfer import summary, transfer_table
     from layerroute.report.terminal import print_table
 
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    out = make_console()
     print_table(transfer_table(record), out)
     for sentence in summary(record):
         out.print(sentence, style="bold", soft_wrap=True)

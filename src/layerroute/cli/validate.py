@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.output import print_json
 from layerroute.errors import UserError
 from layerroute.recipe import (
     Recipe,
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check each recipe; print its key figures, or on stderr what is wrong with it."""
     results = [_check(path, arguments.overrides) for path in _expand(arguments.recipes)]
     if arguments.json:
-        print(json.dumps([entry for _, entry in results], indent=2))
+        print_json([entry for _, entry in results], indent=2)
     for recipe, entry in results:
         if not entry["valid"]:
             print(f"layerroute: error: {entry['error']}", file=sys.stderr)
@@ -133,10 +133,17 @@ def _summary(recipe: Recipe, file: str) -> str:
         f"{recipe.name}  ({file})",
         f"  {recipe.capability}, seed {recipe.seed}",
         f"  model: {', '.join(f'{key} {_brief(value)}' for key, value in model.items()) or 'defaults'}",
-        f"  data:  {data.source}, tokenizer {data.tokenizer}",
+        f"  data:  {data.source}, tokenizer {_tokenizer(recipe)}",
         f"  train: {steps} = {_figures(recipe)['tokens']:,} tokens, learning rate {train.learning_rate:g}",
     ]
     return "\n".join(lines)
+
+
+def _tokenizer(recipe: Recipe) -> str:
+    """Who tokenizes: a pretrained model reads the ids of its own tokenizer, whatever the data section says."""
+    if recipe.capability == "layer_skipping":
+        return f"of {recipe_to_dict(recipe)['model']['name']}"
+    return recipe.data.tokenizer
 
 
 def _skipping(recipe: Recipe) -> dict[str, Any]:

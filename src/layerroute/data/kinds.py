@@ -20,9 +20,9 @@ _WORD = re.compile(r"([A-Za-z_][\w-]*)(?::([^=/]*))?=(.*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 KINDS_HELP = (
-    "a kind of text: NAME=FILE (txt, jsonl or parquet, compressed or not; also a folder or a glob; several with commas "
-    "or as further words). Repeat it for each kind. NAME:SHARE=FILE gives a kind so many parts (default: equal "
-    "shares). Without NAME: one kind, 'text'"
+    "a kind of text: NAME=FILE (txt, jsonl, json, csv, tsv or parquet, compressed or not; also a folder or a glob; "
+    "several with commas or as further words). Repeat it for each kind. NAME:SHARE=FILE gives a kind so many parts "
+    "(default: equal shares). Without NAME: one kind, 'text'"
 )
 
 DEFAULT_HELP = (
@@ -39,6 +39,7 @@ class KindConfig:
         paths: files, folders and globs; or one of ``python-stdlib``, ``python-code``, ``python-docs`` and
             ``python-reference``, the text that is on every machine.
         share: its part of the tokens that are drawn, in proportion to the others'. Default 1: equal shares.
+        text_field: key or column of the text in records. Default ``text``.
 
     Raises:
         UserError: no path, or a share that is not above 0.
@@ -46,6 +47,7 @@ class KindConfig:
 
     paths: list[str] = field(default_factory=list)
     share: float = 1.0
+    text_field: str = "text"
 
     def __post_init__(self) -> None:
         paths: object = self.paths
@@ -71,7 +73,9 @@ def check_kinds(kinds: Mapping[str, KindConfig]) -> None:
             raise UserError(f"{name!r} is no name for a kind of text; use letters, digits, '_' and '-'")
 
 
-def parse_kinds(words: Sequence[str] | None, option: str = "--data") -> dict[str, KindConfig]:
+def parse_kinds(
+    words: Sequence[str] | None, option: str = "--data", *, text_field: str = "text"
+) -> dict[str, KindConfig]:
     """Kinds in the words of the command line; see :data:`KINDS_HELP`. None: :func:`default_kinds`.
 
     A word whose whole text is an existing file is a path, even with a ``=`` in it.
@@ -100,7 +104,10 @@ def parse_kinds(words: Sequence[str] | None, option: str = "--data") -> dict[str
         paths[current] = found
         if share is not None:
             shares[current] = _share(word, share, option)
-    return {name: KindConfig(paths=found, share=shares.get(name, 1.0)) for name, found in paths.items()}
+    return {
+        name: KindConfig(paths=found, share=shares.get(name, 1.0), text_field=text_field)
+        for name, found in paths.items()
+    }
 
 
 def _share(word: str, text: str, option: str) -> float:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _CACHE = "token cache"
 _WAY_OUT = "set data.cache_dir or LAYERROUTE_CACHE to a folder"
-_FORMAT = 1  # part of every entry's name: raise it when the meaning of what is cached changes
+_FORMAT = 2  # part of every entry's name: raise it when the meaning of what is cached changes
 _SPLITS = ("train", "validation")
 _FILES = ("train.bin", "validation.bin", TOKENIZER_FILE, CONFIG_FILE)
 _LARGEST_UINT16_VOCABULARY = 1 << 16
@@ -199,6 +199,7 @@ class _Plan:
                 "vocabulary_size": bundle.vocabulary_size,
                 "end_of_text": bundle.end_of_text,
                 "end_of_text_id": bundle.end_of_text_id,
+                "begin_ids": list(bundle.begin),
             },
             "dtype": dtype,
             **counts,
@@ -259,6 +260,7 @@ def _open(config: DataConfig, entry: Path, manifest: Manifest) -> PreparedData:
             open_tokens(entry / f"{name}.bin", manifest["dtype"], manifest[name]["tokens"]),
             end_of_text=manifest["tokenizer"]["end_of_text_id"],
             sequence_length=config.sequence_length,
+            begin=manifest["tokenizer"]["begin_ids"],
             name=shown,
         )
         for name, shown in zip(_SPLITS, ("training", "validation"), strict=True)

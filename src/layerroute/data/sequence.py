@@ -6,11 +6,13 @@ Shapes: B windows, T tokens of a window.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from layerroute.data.windows import opened
 from layerroute.errors import UserError
 
 
@@ -23,6 +25,7 @@ class TokenSequence:
     Args:
         tokens: shape (tokens,), any unsigned integer type.
         end_of_text: id of the token that ends each document.
+        begin: ids at the start of each window, in the place of its first tokens; see :mod:`layerroute.data.windows`.
         sequence_length: tokens of a window, T; the methods' default.
         name: the split, for messages.
     """
@@ -33,12 +36,14 @@ class TokenSequence:
         *,
         end_of_text: int,
         sequence_length: int,
+        begin: Sequence[int] = (),
         name: str = "training",
     ) -> None:
         if tokens.ndim != 1:
             raise ValueError(f"tokens must have one dimension, got shape {tokens.shape}")
         self.tokens = tokens
         self.end_of_text = end_of_text
+        self.begin = tuple(begin)
         self.sequence_length = _positive(sequence_length)
         self.name = name
 
@@ -66,7 +71,9 @@ class TokenSequence:
                 f"window {chosen.max() if chosen.max() >= count else chosen.min()} of {count} "
                 f"({self.name}, {length} tokens each)"
             )
-        return self.tokens[: count * length].reshape(count, length)[chosen].astype(np.int64)
+        return opened(
+            self.tokens[: count * length].reshape(count, length)[chosen].astype(np.int64), self.begin
+        )
 
     def order(self, *, seed: int, epoch: int, sequence_length: int | None = None) -> NDArray[np.int64]:
         """Return all window indices in the order of an epoch, shape (windows,).

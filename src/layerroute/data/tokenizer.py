@@ -9,10 +9,10 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,30 @@ _PIECE_CHARACTERS = 1 << 18
 _BATCH_CHARACTERS = 1 << 21
 
 
+def end_of_text(known: Container[str], own: object) -> str | None:
+    """The token that ends documents: what base models end them with, or else the tokenizer's own ``eos_token``.
+
+    Args:
+        known: the vocabulary.
+        own: the ``eos_token``, which in chat models ends a turn; None for a tokenizer that names none.
+    """
+    for candidate in (*_SEPARATORS, own, *_OTHER_SEPARATORS):
+        if isinstance(candidate, str) and candidate in known:
+            return candidate
+    return None
+
+
+def begin_of_text(asked: Sequence[int], plain: Sequence[int]) -> tuple[int, ...]:
+    """What a tokenizer puts before a text: the ids before ``plain`` in ``asked``, the same text with special tokens."""
+    for place in range(len(asked) - len(plain) + 1):
+        if list(asked[place : place + len(plain)]) == list(plain):
+            return tuple(int(token) for token in asked[:place])
+    return ()
+
+
 @dataclass(frozen=True)
 class TokenizerBundle:
-    """A tokenizer and the token that ends documents."""
+    """A tokenizer and the token that ends documents. What begins one is the tokenizer's own affair: see ``begin``."""
 
     tokenizer: Tokenizer
     end_of_text: str
@@ -53,6 +74,13 @@ class TokenizerBundle:
         return int(identity)
 
     @property
+    def begin(self) -> tuple[int, ...]:
+        """Ids before each document: those that the tokenizer puts before a text by itself; mostly none."""
+        return begin_of_text(
+            self.tokenizer.encode("a").ids, self.tokenizer.encode("a", add_special_tokens=False).ids
+        )
+
+    @property
     def vocabulary_size(self) -> int:
         """Largest token id plus one: the rows that an embedding needs."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -60,9 +88,10 @@ class TokenizerBundle:
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, the same bytes for the same tokenizer."""
         (folder / TOKENIZER_FILE).write_text(self.tokenizer.to_str(), encoding="utf-8")
+        begin = self.tokenizer.id_to_token(self.begin[-1]) if self.begin else self.end_of_text
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.end_of_text,
+            "bos_token": begin,
             "eos_token": self.end_of_text,
             "pad_token": self.end_of_text,
             "unk_token": self.end_of_text,
@@ -135,14 +164,33 @@ def load_pretrained(name: str) -> TokenizerBundle:
         file = next(path for path in files if path.name != CONFIG_FILE)
         tokenizer = parse_tokenizer(_read(file), f"the tokenizer {name!r}")
     config = _config(name, by_name.get(CONFIG_FILE))
-    own = config.get("eos_token")
-    own = own.get("content") if isinstance(own, dict) else own
+    end = end_of_text(tokenizer.get_vocab(with_added_tokens=True), _token(config, "eos_token"))
+    if end is None:
+        raise UserError(
+            f"the tokenizer {name!r} has no end-of-text token; name one in the eos_token of its {CONFIG_FILE}"
+        )
+    _begin_as_transformers(tokenizer, config)
     template = config.get("chat_template")
-    for candidate in (*_SEPARATORS, own, *_OTHER_SEPARATORS):
-        if isinstance(candidate, str) and tokenizer.token_to_id(candidate) is not None:
-            return TokenizerBundle(tokenizer, candidate, template if isinstance(template, str) else None)
-    raise UserError(
-        f"the tokenizer {name!r} has no end-of-text token; name one in the eos_token of its {CONFIG_FILE}"
+    return TokenizerBundle(tokenizer, end, template if isinstance(template, str) else None)
+
+
+def _token(config: dict[str, Any], name: str) -> object:
+    token = config.get(name)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _begin_as_transformers(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """Let ``add_bos_token`` of the configuration decide, where it is there, over what the tokenizer's file says."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    from tokenizers import processors
+
+    begin = _token(config, "bos_token") if config.get("add_bos_token") else None
+    first = tokenizer.token_to_id(begin) if isinstance(begin, str) else None
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A:0" if first is None else f"{begin}:0 $A:0",
+        pair="$A:0 $B:1" if first is None else f"{begin}:0 $A:0 {begin}:1 $B:1",
+        special_tokens=[] if first is None else [(str(begin), first)],
     )
 
 
@@ -176,24 +224,36 @@ def encode_documents(
 ) -> Iterator[tuple[NDArray[np.uint32], int]]:
     """Yield the packed tokens of all documents, in parts: (tokens of shape (any,), documents that ended in them).
 
-    One end-of-text token follows each document. Text that spells a special token is tokenized as the text it is, so
-    that a document cannot end itself. Memory is bounded whatever the length of a document: see :func:`pieces`.
+    Each document is as :mod:`layerroute.data.windows` says: begin, its tokens, end of text. Memory is bounded whatever
+    the length of a document: see :func:`pieces`.
     """
-    tokenizer = bundle.tokenizer
-    end = np.array([bundle.end_of_text_id], dtype=np.uint32)
-    before = tokenizer.encode_special_tokens
+    return encode_texts(bundle.tokenizer, texts, before=bundle.begin, after=(bundle.end_of_text_id,))
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Iterable[str], *, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> Iterator[tuple[NDArray[np.uint32], int]]:
+    """Yield the tokens of all texts, each with ids ``before`` and ``after`` it: (tokens, texts that ended in them).
+
+    Text that spells a special token is tokenized as the text it is, so that a document cannot end itself.
+    """
+    first, last = np.array(before, dtype=np.uint32), np.array(after, dtype=np.uint32)
+    spelled = tokenizer.encode_special_tokens
     tokenizer.encode_special_tokens = True
+    # Whoever padded a batch with this tokenizer left it so; transformers sets both anew for each of its own calls.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     try:
         for batch in _batches(texts):
-            encodings = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
             parts: list[NDArray[np.uint32]] = []
-            for encoding, (_, last) in zip(encodings, batch, strict=True):
-                parts.append(np.array(encoding.ids, dtype=np.uint32))
-                if last:
-                    parts.append(end)
-            yield np.concatenate(parts), sum(last for _, last in batch)
+            for encoding, piece in zip(encodings, batch, strict=True):
+                parts += (
+                    [first] * piece.begins + [np.array(encoding.ids, dtype=np.uint32)] + [last] * piece.ends
+                )
+            yield np.concatenate(parts), sum(piece.ends for piece in batch)
     finally:
-        tokenizer.encode_special_tokens = before
+        tokenizer.encode_special_tokens = spelled
 
 
 def pieces(text: str, size: int = _PIECE_CHARACTERS) -> Iterator[str]:
@@ -223,14 +283,22 @@ def _cut(text: str, start: int, end: int) -> int:
     return end
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
-    """Group the pieces of all texts by characters; each comes with whether it is the last of its text."""
-    batch: list[tuple[str, bool]] = []
+class _Piece(NamedTuple):
+    """Part of a text, and whether the text begins or ends with it."""
+
+    text: str
+    begins: bool
+    ends: bool
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[_Piece]]:
+    """Group the pieces of all texts by characters."""
+    batch: list[_Piece] = []
     size = 0
     for text in texts:
         cut = list(pieces(text)) or [""]
         for index, piece in enumerate(cut):
-            batch.append((piece, index == len(cut) - 1))
+            batch.append(_Piece(piece, index == 0, index == len(cut) - 1))
             size += len(piece)
             if size >= _BATCH_CHARACTERS:
                 yield batch

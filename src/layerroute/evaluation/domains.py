@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from layerroute.errors import UserError
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.objectives import shift_labels, token_cross_entropy
 
 
@@ -25,25 +25,38 @@ class WindowRates(NamedTuple):
 
 @torch.no_grad()
 def window_rates(
-    loaded: LoadedModel, files: Sequence[str], *, windows: int, length: int, batch_size: int
+    loaded: LoadedModel,
+    files: Sequence[str],
+    *,
+    windows: int,
+    length: int,
+    batch_size: int,
+    text_field: str = TEXT_FIELD,
 ) -> WindowRates:
     """Read ``windows`` whole windows of ``length`` tokens, each by itself, in inference mode.
 
     Raises:
         UserError: the text holds no whole window, or the model routes nothing.
     """
-    ids = tokenize(loaded.tokenizer, read_texts(list(files)))
-    if len(ids) < length:
-        raise UserError(f"{', '.join(files)}: {len(ids)} tokens are no window of {length}; give more text")
+    batches = text_batches(
+        loaded.tokenizer,
+        read_texts(list(files), text_field),
+        length=length,
+        batch_size=batch_size,
+        limit=windows,
+    )
+    whole = [batch["input_ids"] for batch in batches if batch["input_ids"].shape[1] == length]
+    if not whole:
+        (rest,) = batches
+        raise UserError(
+            f"{', '.join(files)}: {rest['input_ids'].shape[1]} tokens are no window of {length}; give more text"
+        )
     sites: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     rates, losses = [], []
     loaded.model.eval()
-    for batch in text_batches(ids, sequence_length=length, batch_size=batch_size, limit=windows):
-        inputs = batch["input_ids"]
-        if inputs.shape[1] < length:
-            continue
-        inputs = inputs.to(loaded.device)
+    for ids in whole:
+        inputs = ids.to(loaded.device)
         with loaded.in_precision():
             output = loaded.model(input_ids=inputs, use_cache=False)
         decision = decision_of(loaded.model, output)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from layerroute.data.windows import DocumentEncoder
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
@@ -96,7 +97,10 @@ class _RouteStreamer(BaseStreamer):
     one token late.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[Piece], None]) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, show: Callable[[Piece], None], unwritten: int
+    ) -> None:
+        self.unwritten = unwritten  # so many of the first tokens are nobody's text
         self.decoder, self.show = IncrementalDecoder(tokenizer), show
         self.ids: list[int] = []
         self.prompt_tokens = 0
@@ -138,7 +142,9 @@ class _RouteStreamer(BaseStreamer):
                 row = self.choice[index]
                 self._waiting.append(sum(path == len(self.routing.paths) - 1 for path in row) / len(row))
             text = self.decoder.add(self.ids[index], last=last and index == stop - 1)
-            if text:
+            if index < self.unwritten:
+                self._waiting = []
+            elif text:
                 share = sum(self._waiting) / len(self._waiting) if self._waiting else None
                 self.show(Piece(text=text, share=share, prompt=index < self.prompt_tokens))
                 self._waiting = []
@@ -165,7 +171,7 @@ def generate(
     """
     tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
     ids = prompt_ids(tokenizer, prompt)
-    streamer = _RouteStreamer(tokenizer, show)
+    streamer = _RouteStreamer(tokenizer, show, DocumentEncoder.of(tokenizer).unwritten(prompt))
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
@@ -200,11 +206,8 @@ def generate(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """Ids (1, T) of a prompt; of an empty one the end-of-text token, which begins a document."""
-    ids: Tensor = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
-    if ids.shape[1] == 0:
-        ids = torch.tensor([[tokenizer.eos_token_id]])
-    return ids
+    """Ids (1, T) of a prompt; see ``DocumentEncoder.prompt``."""
+    return torch.tensor([DocumentEncoder.of(tokenizer).prompt(prompt)])
 
 
 def generate_losslessly(
@@ -228,9 +231,9 @@ def generate_losslessly(
     first: list[float] = []
     held: list[int] = []  # the latest token waits: only the last one of all may end in half a character
 
-    def give(token: int, *, prompt: bool = False, last: bool = False) -> None:
+    def give(token: int, *, prompt: bool = False, last: bool = False, shown: bool = True) -> None:
         text = decoder.add(token, last=last)
-        if text:
+        if text and shown:
             show(Piece(text=text, share=None, prompt=prompt))
 
     def on_tokens(tokens: list[int]) -> None:
@@ -239,8 +242,9 @@ def generate_losslessly(
         while len(held) > 1:
             give(held.pop(0))
 
-    for token in ids[0].tolist():
-        give(token, prompt=True)
+    unwritten = DocumentEncoder.of(tokenizer).unwritten(prompt)
+    for index, token in enumerate(ids[0].tolist()):
+        give(token, prompt=True, shown=index >= unwritten)
     ends = cast(Any, model).generation_config.eos_token_id
     with torch.no_grad(), loaded.in_precision():
         result = generate_lossless(

@@ -6,28 +6,34 @@ Scores are the harness's own: a routed model whose router is off is scored to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from layerroute.data.sources.hub import hub_user_error
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import Device
-from layerroute.routing import Routing
+from layerroute.routing import RouteDecision, Routing
 from layerroute.skipping.layer import RoutedLayer
 from layerroute.skipping.router import LayerRouter
 
 try:
+    from lm_eval import evaluator
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.models.utils_hf import stop_sequences_criteria
+    from lm_eval.tasks import TaskManager, get_task_dict
 except ImportError as error:
     raise UserError("tasks need lm-evaluation-harness: pip install 'layerroute[evaluation]'") from error
 
@@ -49,6 +55,7 @@ class RoutingWatch:
         self.model = model
         self.decisions = RoutingAccumulator()
         self.offered = self.seen = 0
+        self._held: list[RouteDecision] | None = None
         self._handles = [model.register_forward_hook(self._after, with_kwargs=True)]
         self.router = next((module for module in model.modules() if isinstance(module, LayerRouter)), None)
         kinds = self.router.config.units if self.router is not None else ()
@@ -66,6 +73,15 @@ class RoutingWatch:
     def executed_share(self) -> float | None:
         """Share of (token, routed unit) pairs that were computed; None for models without skipped layers."""
         return self.seen / self.offered if self.units and self.offered else None
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[list[RouteDecision]]:
+        """Decisions made meanwhile are handed out and not counted: who generates knows later which rows had stopped."""
+        self._held = []
+        try:
+            yield self._held
+        finally:
+            self._held = None
 
     def check_active(self, statistics: RoutingStatistics) -> None:
         """Compare what was decided with what was computed.
@@ -106,7 +122,10 @@ class RoutingWatch:
             return
         if ids is not None and options.get("attention_mask") is None and decision.valid.shape == ids.shape:
             decision = replace(decision, valid=decision.valid & _before_padding(ids))
-        self.decisions.add(decision)
+        if self._held is not None:
+            self._held.append(decision.detach())
+        else:
+            self.decisions.add(decision)
 
 
 def _last_part(layer: nn.Module, unit: str) -> nn.Module | None:
@@ -162,11 +181,38 @@ class LayerrouteLM(HFLM):
         self.routed = not full_depth and (
             bool(routers) or any(isinstance(m, Routing) for m in model.modules())
         )
+        require_end(loaded.tokenizer, str(loaded.path))
         mixed = "bfloat16" if loaded.precision == "bf16" else None
         super().__init__(
             pretrained=model, tokenizer=loaded.tokenizer, mixed_precision_dtype=mixed, **settings
         )
         self.watch = RoutingWatch(model)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
+        """As the harness's own, but tokens that a row was given after it had stopped count in no rate."""
+        with self.watch.holding() as decisions:
+            output: Tensor = super()._model_generate(context, max_length, stop, **settings)
+        read = torch.tensor([self._read(row, context.shape[1], stop) for row in output], device=output.device)
+        place = 0
+        for decision in decisions:
+            width = decision.valid.shape[1]
+            columns = torch.arange(place, place + width, device=output.device)
+            alive = (columns < read.unsqueeze(1)).to(decision.valid.device)
+            self.watch.decisions.add(replace(decision, valid=decision.valid & alive))
+            place += width
+        return output
+
+    def _read(self, row: Tensor, prompt: int, stop: list[str]) -> int:
+        """How many tokens (padding before them too) of a row a model reads that generates it alone."""
+        ends = self.model.generation_config.eos_token_id
+        known = set(ends if isinstance(ends, list) else [ends])
+        criteria = stop_sequences_criteria(self.tokenizer, stop, prompt, 1)
+        for length in range(prompt + 1, len(row)):
+            if int(row[length - 1]) in known or bool(
+                torch.as_tensor(criteria(row[None, :length], None)).all()
+            ):
+                return length - 1  # the last token is not read
+        return len(row) - 1
 
     def routing(self) -> RoutingStatistics | None:
         """Rates by site over everything scored so far; None for a model that routes nothing.
@@ -181,6 +227,75 @@ class LayerrouteLM(HFLM):
         if found is not None:
             self.watch.check_active(found)
         return found
+
+
+def require_end(tokenizer: Any, name: str) -> None:
+    """Give a tokenizer what the harness asks of one: a token that ends a text, its own or the base model's.
+
+    Raises:
+        UserError: it has none.
+    """
+    if tokenizer.eos_token is not None:
+        return
+    end = DocumentEncoder.of(tokenizer).end
+    if end is None:
+        raise UserError(
+            f"--tasks: the tokenizer of {name} has no token that ends a text, and the harness needs one; name one as "
+            "eos_token in its tokenizer_config.json"
+        )
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+
+
+def task_manager(tasks: Sequence[Any]) -> TaskManager:
+    """The index of tasks, once all that come from the hub are there: before a model is loaded or anything is scored.
+
+    Raises:
+        UserError: a task that the harness does not know; data that cannot be had, for want of a network, say.
+    """
+    names = [task for task in tasks if isinstance(task, str)]
+    # The index of the harness's own tasks takes seconds to read: not where all of them are local.
+    manager = TaskManager(include_defaults=bool(names))
+    for name in names:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                get_task_dict([name], manager)
+        except KeyError as error:
+            raise UserError(f"--tasks: the harness knows no task {error}") from error
+        except Exception as error:  # whatever its libraries raise for a hub that is not there
+            raise hub_user_error(
+                f"--tasks: the data of {name}", error, instead="a JSON Lines file"
+            ) from error
+    return manager
+
+
+def score(
+    model: Any,
+    tasks: Sequence[Any],
+    *,
+    limit: int | None,
+    shots: int | None,
+    bootstrap_iterations: int,
+    manager: TaskManager | None = None,
+) -> dict[str, Any]:
+    """The harness itself: what it prints goes to stderr, and it does not look for the machine's git and packages."""
+    asked = evaluator.get_git_commit_hash, evaluator.add_env_info
+    # Records have their own provenance; these call git where there may be no repository, and list all packages.
+    evaluator.get_git_commit_hash, evaluator.add_env_info = lambda: None, lambda storage: None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            found: dict[str, Any] | None = evaluator.simple_evaluate(
+                model=model,
+                tasks=list(tasks),
+                limit=limit,
+                num_fewshot=shots,
+                task_manager=manager or task_manager(tasks),
+                bootstrap_iters=bootstrap_iterations,
+                log_samples=True,
+            )
+    finally:
+        evaluator.get_git_commit_hash, evaluator.add_env_info = asked
+    assert found is not None
+    return found
 
 
 def run_tasks(
@@ -215,12 +330,9 @@ def run_tasks(
         with ``one_by_one`` also ``executed``: FLOPs of all forward passes by task.
 
     Raises:
-        UserError: a task that the harness does not know.
+        UserError: a task that the harness does not know, or whose data cannot be had.
     """
-    import lm_eval
-
-    # The index of the harness's own tasks takes seconds to read: not where all of them are local.
-    manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
+    manager = task_manager(tasks)
     model = LayerrouteLM(
         checkpoint,
         full_depth=full_depth,
@@ -245,23 +357,19 @@ def run_tasks(
         for place, count in enumerate(each):
             together.setdefault(place if one_by_one else count, []).append(place)
         for places in together.values():
-            with flop_counter() if one_by_one else nullcontext() as counter:
-                part = lm_eval.simple_evaluate(
-                    model=model,
-                    tasks=[tasks[place] for place in places],
+            with flop_counter() if one_by_one else contextlib.nullcontext() as counter:
+                part = score(
+                    model,
+                    [tasks[place] for place in places],
                     limit=limit,
-                    num_fewshot=each[places[0]],
-                    task_manager=manager,
-                    bootstrap_iters=bootstrap_iterations,
-                    log_samples=True,
+                    shots=each[places[0]],
+                    bootstrap_iterations=bootstrap_iterations,
+                    manager=manager,
                 )
-            assert part is not None
             if counter is not None:
                 executed |= dict.fromkeys(part["samples"], float(counter.get_total_flops()))
             for key, entries in found.items():
                 entries.update(part[key])
-    except KeyError as error:
-        raise UserError(f"--tasks: the harness knows no task {error}") from error
     finally:
         model.watch.close()
     statistics = model.routing()

@@ -12,11 +12,11 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.evaluation.compute import layers_run
-from layerroute.evaluation.harness import HFLM, TaskManager, run_tasks
+from layerroute.evaluation.harness import HFLM, require_end, run_tasks, score
 from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.evaluation.perplexity import evaluate
-from layerroute.evaluation.task_list import make_task
-from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.evaluation.task_list import make_tasks
+from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.ops.flops import flop_counter
 from layerroute.skipping import load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, read_router
@@ -25,6 +25,7 @@ BASE = "base"
 TEXT = "text"
 PERPLEXITY = "perplexity"
 _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
+_SCORED_BY = 2  # part of what kept scores are known by: raise it when the same question gets another answer
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
 Made = tuple[float | None, Values, dict[str, float]]
@@ -50,6 +51,7 @@ class Scorer:
     Args:
         tasks: names that the harness knows, and JSON Lines files.
         text: files for perplexity; none: no perplexity.
+        text_field: key or column of the text in records.
         limit: documents of each task; None: all.
         windows, length: of the text: how many, and of how many tokens.
         folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
@@ -61,6 +63,7 @@ class Scorer:
         tasks: Sequence[str],
         *,
         text: Sequence[str] = (),
+        text_field: str = TEXT_FIELD,
         limit: int | None = None,
         windows: int = 64,
         length: int = 256,
@@ -72,7 +75,7 @@ class Scorer:
     ) -> None:
         if not tasks and not text:
             raise UserError("nothing to score: give --tasks, or text with --data")
-        self.tasks, self.text, self.limit = list(tasks), list(text), limit
+        self.tasks, self.text, self.limit, self.text_field = list(tasks), list(text), limit, text_field
         self.windows, self.length, self.batch_size = windows, length, batch_size
         self.shots, self.device, self.folder, self.tell = shots, device, folder, tell
 
@@ -80,11 +83,11 @@ class Scorer:
         """The pretrained model itself: no router, no adapter; by the harness's own class."""
 
         def make() -> Made:
-            import lm_eval
-
             model, tokenizer = load_pretrained(name, dtype=torch.float32)
             target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
             model.to(target)  # type: ignore[arg-type]
+            if self.tasks:
+                require_end(tokenizer, name)
             found: Values = {}
             flops: dict[str, float] = {}
             if self.text:
@@ -96,20 +99,11 @@ class Scorer:
                 flops |= executed
             if self.tasks:
                 wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
-                made = self._tasks()
-                manager = TaskManager(include_defaults=any(isinstance(task, str) for task in made))
-                for task in made:
+                for task in self._tasks():
                     with flop_counter() as counter:
-                        result = lm_eval.simple_evaluate(
-                            model=wrapped,
-                            tasks=[task],
-                            limit=self.limit,
-                            num_fewshot=self.shots,
-                            task_manager=manager,
-                            bootstrap_iters=10,
-                            log_samples=True,
+                        result = score(
+                            wrapped, [task], limit=self.limit, shots=self.shots, bootstrap_iterations=10
                         )
-                    assert result is not None
                     scores = by_document(result["samples"])
                     found |= scores
                     flops |= dict.fromkeys(scores, float(counter.get_total_flops()))
@@ -152,12 +146,15 @@ class Scorer:
         return self._kept(label, str(checkpoint), make)
 
     def _tasks(self) -> list[Any]:
-        return [make_task(task) for task in self.tasks]
+        return make_tasks(self.tasks)
 
     def _perplexity(self, loaded: LoadedModel) -> Made:
-        ids = tokenize(loaded.tokenizer, read_texts(self.text))
         batches = text_batches(
-            ids, sequence_length=self.length, batch_size=self.batch_size, limit=self.windows
+            loaded.tokenizer,
+            read_texts(self.text, self.text_field),
+            length=self.length,
+            batch_size=self.batch_size,
+            limit=self.windows,
         )
         with flop_counter() as counter:
             result = evaluate(loaded.model, batches, precision=loaded.in_precision)
@@ -190,7 +187,15 @@ class Scorer:
 
     def _asked(self, model: str) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""
-        parts: list[Any] = [model, self.limit, self.windows, self.length, self.shots]
+        parts: list[Any] = [
+            _SCORED_BY,
+            model,
+            self.limit,
+            self.windows,
+            self.length,
+            self.shots,
+            self.text_field,
+        ]
         for name in [*self.tasks, *self.text]:
             path = Path(name)
             parts.append([name, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None])

@@ -170,4 +170,4 @@ class RoutingAccumulator:
 
 
 def _entropy(shares: list[float]) -> float:
-    return -sum(share * math.log(share) for share in shares if share > 0)
+    return sum(-share * math.log(share) for share in shares if share > 0) + 0.0  # + 0.0: no negative zero

@@ -83,21 +83,39 @@ def expand(words: Sequence[str], shots: int | None = None) -> list[TaskConfig]:
     return found if shots is None else [TaskConfig(task=task.task, shots=shots) for task in found]
 
 
-def make_task(task: str) -> Any:
-    """What the harness is given for a task's name: made from a file, made on the spot, or the name itself."""
-    from layerroute.evaluation.local_tasks import local_task, task_of_rows
+def make_tasks(tasks: Sequence[str]) -> list[Any]:
+    """What the harness is given for names of tasks: made from a file, made on the spot, or the name itself.
 
-    if is_file_name(task):
-        return local_task(task)
-    if task.startswith(PREFIX):
-        recall = recall_task(task)
-        return task_of_rows(recall.name, recall.rows())
-    return task
+    No two have the same name: scores are kept by it. Files of the same name are told apart by their folders.
+
+    Raises:
+        UserError: a file that is no task; one task twice.
+    """
+    from layerroute.evaluation.local_tasks import distinct_names, local_task, task_of_rows
+
+    recalls = {task: recall_task(task) for task in tasks if task.startswith(PREFIX)}
+    files = [task for task in tasks if task not in recalls and is_file_name(task)]
+    others = [recalls[task].name if task in recalls else task for task in tasks if task not in files]
+    for name in others:
+        if others.count(name) > 1:
+            raise UserError(f"--tasks: {name} comes twice")
+    named = dict(zip(files, distinct_names([Path(file) for file in files], others), strict=True))
+    made: list[Any] = []
+    for task in tasks:
+        if task in named:
+            made.append(local_task(task, named[task]))
+        elif task in recalls:
+            made.append(task_of_rows(recalls[task].name, recalls[task].rows()))
+        else:
+            made.append(task)
+    return made
 
 
 def is_file_name(task: str) -> bool:
-    """Whether a task is a JSON Lines file, and no name of the harness."""
-    return Path(task).suffix == ".jsonl"
+    """Whether a task is a file of records (JSON Lines, JSON, CSV, TSV, parquet), and no name of the harness."""
+    from layerroute.evaluation.local_tasks import is_task_file
+
+    return not task.startswith(PREFIX) and is_task_file(task)
 
 
 def is_list_name(word: str) -> bool:

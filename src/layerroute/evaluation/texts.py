@@ -1,53 +1,61 @@
 """Any text as windows of tokens to score."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from layerroute.data.configuration import DataConfig
 from layerroute.data.sources import make_source
+from layerroute.data.windows import DocumentEncoder, cut, opened
 from layerroute.errors import UserError
 
+TEXT_FIELD = DataConfig.text_field
 
-def read_texts(paths: list[str]) -> Iterator[str]:
-    """The documents of text, JSON Lines or parquet files (compressed or not), folders and globs.
+
+def read_texts(paths: list[str], text_field: str = TEXT_FIELD) -> Iterator[str]:
+    """The documents of text files and files of records (compressed or not), folders and globs.
+
+    Args:
+        text_field: key or column of the text in records.
 
     Raises:
         UserError: missing, empty or binary files.
     """
-    for document in make_source(DataConfig(source="files", paths=paths)).documents():
+    for document in make_source(DataConfig(source="files", paths=paths, text_field=text_field)).documents():
         yield document.text
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
-    """One row of token ids: all documents, end-of-text after each, as in training."""
-    ids: list[int] = []
-    for text in texts:
-        # A document that spells a special token is text, and cannot end itself.
-        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        ids.append(int(tokenizer.eos_token_id))
-    return torch.tensor(ids, dtype=torch.int64)
-
-
 def text_batches(
-    ids: Tensor, *, sequence_length: int, batch_size: int, limit: int | None = None
+    tokenizer: Any,
+    texts: Iterable[str],
+    *,
+    length: int,
+    batch_size: int,
+    limit: int | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Windows of ``sequence_length`` tokens in batches; the rest of the text is a shorter window of its own.
+    """Windows of ``length`` tokens of documents in batches; the rest of the text is a shorter window of its own.
 
     Args:
+        tokenizer: of the model; see :mod:`layerroute.data.windows` for what begins and ends a document.
+        texts: documents, as ``read_texts`` gives them.
         limit: number of windows, None for all.
 
     Raises:
-        UserError: if there are fewer than 2 tokens.
+        UserError: there are fewer than 2 tokens.
     """
-    if len(ids) < 2:
-        raise UserError(f"the text has {len(ids)} token; at least 2 are needed to predict one from the other")
-    count = len(ids) // sequence_length
-    windows = ids[: count * sequence_length].view(count, sequence_length)[:limit]
-    batches = [{"input_ids": part} for part in windows.split(batch_size)] if len(windows) else []
-    rest = ids[count * sequence_length :]
-    if len(rest) >= 2 and (limit is None or count < limit):
-        batches.append({"input_ids": rest.unsqueeze(0)})
+    encoder = DocumentEncoder.of(tokenizer)
+    stream = encoder.stream(texts)
+    if len(stream) < 2:
+        raise UserError(
+            f"the text has {len(stream)} token; at least 2 are needed to predict one from the other"
+        )
+    windows = cut(stream, length, encoder.begin)
+    rest = opened(stream[len(windows) * length :].copy(), encoder.begin)
+    batches = [
+        {"input_ids": part} for part in torch.from_numpy(windows[:limit]).split(batch_size) if len(part)
+    ]
+    if len(rest) >= 2 and (limit is None or len(windows) < limit):
+        batches.append({"input_ids": torch.from_numpy(rest).unsqueeze(0)})
     return batches

@@ -23,14 +23,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"Note: {note}"))
     print_table(tables["main"], console)
     if comparison.bigram:
-        console.print(Padding(Text(comparison.bigram), (0, 0, 1, 1)))
+        console.print(Padding(Text(comparison.bigram), (0, 0, 1, 1), expand=False))
     if comparison.pairs:
         print_table(_without(tables["differences"], {"Detectable", "Not equal besides"}), console)
     for name in ("recall", "recall_differences"):
         if name in tables:
             print_table(_without(tables[name], {"Detectable", "Kind"}), console)
     for sentence in filter(None, map(rate_sentence, comparison.arms)):
-        console.print(Padding(Text(sentence), (0, 0, 1, 1)))
+        console.print(Padding(Text(sentence), (0, 0, 1, 1), expand=False))
     if tables["routing"].rows:
         print_table(tables["routing"], console)
     print_table(tables["efficiency"], console)
@@ -70,7 +70,7 @@ def print_table(table: Table, console: Console) -> None:
     console.print(rich)
     console.print()
     if table.notes:
-        console.print(Padding(Text(" ".join(table.notes), style="dim"), (0, 0, 1, 1)))
+        console.print(Padding(Text(" ".join(table.notes), style="dim"), (0, 0, 1, 1), expand=False))
 
 
 def _widths(table: Table, room: int) -> list[int]:

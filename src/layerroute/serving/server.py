@@ -10,10 +10,13 @@ request names. Requests are generated one after the other by ``model.generate()`
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from layerroute.errors import UserError
+from layerroute.evaluation.generation import prompt_ids
 from layerroute.evaluation.loading import LoadedModel
+from layerroute.serving.requests import Refused, Sampling, check_messages, check_request
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -37,14 +40,17 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
         from transformers.cli.serving.model_manager import ModelManager, TimedModel
         from transformers.cli.serving.response import ResponseHandler
         from transformers.cli.serving.server import build_server
-        from transformers.cli.serving.systemone import SystemOneHandler
-        from transformers.cli.serving.transcription import TranscriptionHandler
         from transformers.cli.serving.utils import GenerationState
     except ImportError as error:
         raise UserError(f"serving needs packages that are not installed ({error}); {_INSTALL}") from error
     from fastapi import HTTPException
+    from jinja2 import TemplateError
+
+    from layerroute.serving.generating import SAMPLING, OneAtATime  # needs the server's packages
 
     _compute_in_precision(loaded)
+    embeddings: Any = loaded.model.get_input_embeddings()
+    vocabulary = int(embeddings.num_embeddings)
 
     class OneModel(ModelManager):
         """Knows the one model; ``/reset`` and ``/load_model`` change nothing."""
@@ -67,13 +73,70 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
         def get_gen_models(cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
             return [{"id": name, "object": "model", "created": started, "owned_by": "layerroute"}]
 
-    class Chat(ChatCompletionHandler):
-        """Says what is missing where a model knows no conversations."""
+    class Checked:
+        """Before a handler of transformers: refuses what it would ignore, and has text drawn as was asked."""
+
+        conversation: str | None = "messages"
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+            handler: Any = self
+            if body.get("model") is not None:
+                OneModel.process_model_name(body["model"])
+            try:
+                sampling = check_request(body, handler._valid_params_class.__mutable_keys__, vocabulary)
+                asked = Body(body, sampling)
+                self.check_text(asked)
+                return await super().handle_request(asked, request_id)  # type: ignore[misc]
+            except Refused as error:
+                raise HTTPException(400, str(error)) from error
+            except TemplateError as error:
+                raise HTTPException(
+                    400, f"{self.conversation}: the chat template refuses it: {error}"
+                ) from error
+
+        def check_text(self, body: dict[str, Any]) -> None:
+            """Conversations need a template, and hold text."""
+            assert self.conversation is not None
             if not loaded.tokenizer.chat_template:
                 raise HTTPException(400, f"{name!r} has no chat template; send its prompt to /v1/completions")
-            return await super().handle_request(body, request_id)
+            if not isinstance(body.get(self.conversation), str) or self.conversation == "messages":
+                check_messages(self.conversation, body.get(self.conversation))
+
+        def _build_generation_config(self, body: Any, *given: Any, **more: Any) -> Any:
+            config = super()._build_generation_config(body, *given, **more)  # type: ignore[misc]
+            for key, value in body.sampling.settings.items():
+                setattr(config, key, value)
+            setattr(config, SAMPLING, body.sampling)
+            return config
+
+    class Chat(Checked, ChatCompletionHandler):
+        """``/v1/chat/completions``."""
+
+    class Response(Checked, ResponseHandler):
+        """``/v1/responses``."""
+
+        conversation = "input"
+
+    class Completion(Checked, CompletionHandler):
+        """``/v1/completions``."""
+
+        def check_text(self, body: dict[str, Any]) -> None:
+            """No prompt, or an empty one, begins a document, as OpenAI's API has it."""
+            prompt = body.get("prompt", "")
+            if isinstance(prompt, list) and len(prompt) == 1:
+                prompt = prompt[0]
+            if prompt == "" and not loaded.tokenizer("")["input_ids"]:
+                try:
+                    prompt = loaded.tokenizer.decode(prompt_ids(loaded.tokenizer, "")[0])
+                except UserError as error:
+                    raise Refused(f"prompt: {error}") from error
+            body["prompt"] = prompt
+
+    class Nothing:
+        """What this model cannot do: it reads and writes text."""
+
+        async def handle_request(self, *_: Any) -> Any:
+            raise HTTPException(404, f"{name!r} completes text; see /v1/completions")
 
     started = int(time.time())
     manager = OneModel(device=str(loaded.device))
@@ -83,16 +146,28 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     manager.loaded_models[name] = TimedModel(loaded.model, -1, tokenizer)
     manager.loaded_models[name]._timer.cancel()
     state = GenerationState()
+    state._generate_managers[name] = OneAtATime()
     handlers: dict[str, Any] = {"model_manager": manager, "generation_state": state}
+    nothing: Any = Nothing()
     return build_server(
         manager,
         Chat(**handlers),
-        completion_handler=CompletionHandler(**handlers),
-        response_handler=ResponseHandler(**handlers),
-        transcription_handler=TranscriptionHandler(manager, state),
-        systemone_handler=SystemOneHandler(**handlers),
+        completion_handler=Completion(**handlers),
+        response_handler=Response(**handlers),
+        transcription_handler=nothing,
+        systemone_handler=nothing,
         generation_state=state,
     )
+
+
+class Body(dict[str, Any]):
+    """A checked request for a handler of transformers, without what it would misread: the draw is ours."""
+
+    def __init__(self, body: dict[str, Any], sampling: Sampling) -> None:
+        ours = {field.name for field in fields(Sampling)}
+        super().__init__({key: value for key, value in body.items() if value is not None and key not in ours})
+        self.sampling = sampling
+        self.setdefault("stream", False)
 
 
 def serve(loaded: LoadedModel, *, name: str, host: str, port: int) -> None:

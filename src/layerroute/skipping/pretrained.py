@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from layerroute.cache import WAY_OUT, disk_errors
 from layerroute.errors import UserError
 from layerroute.integrity import DamagedError, seal, verify
 from layerroute.skipping.declared import check_declared
@@ -164,7 +165,9 @@ def _smollm2() -> str:
         version = "unknown"
     folder = cache_folder() / "models" / f"{SMOLLM2}-{version}-{gguf.stat().st_size}"
     if not _intact(folder):
-        _unpack(gguf, folder)
+        with disk_errors(folder.parent, "unpacked model", WAY_OUT):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _unpack(gguf, folder)
     return str(folder)
 
 
@@ -194,7 +197,6 @@ def _unpack(gguf: Path, folder: Path) -> None:
         _logger.warning("the cached model %s is damaged and is unpacked again", folder)
         shutil.rmtree(folder)
     _logger.info("unpacking %s, once", gguf.name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     packed = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)

@@ -94,3 +94,10 @@ def test_the_real_sections_refuse_what_cannot_be(
     assert message in err
     assert err.count("\n") == 1
     assert "x.yaml" in err
+
+
+def test_a_pretrained_model_s_own_tokenizer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "layer_skipping/token"]) == 0
+    out = capsys.readouterr().out
+    assert "tokenizer of smollm2-135m" in out
+    assert "bpe" not in out

@@ -17,7 +17,9 @@ import pytest
 
 from layerroute.data.sources import readers
 from layerroute.data.sources.files import FilesSource
+from layerroute.data.sources.records import FORMATS
 from layerroute.errors import UserError
+from tests.text_formats import as_records
 
 
 def _zstd(data: bytes) -> bytes:
@@ -67,15 +69,99 @@ def parquet(texts: list[str | None], **columns: list[object]) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_text_json_lines_and_parquet_under_every_compression(suffix: str, tmp_path: Path) -> None:
-    compress = COMPRESS[suffix]
-    lines = "\n".join(json.dumps({"text": text, "other": 1}) for text in TEXTS)
-    contents = {"a.txt": TEXTS[1].encode(), "b.jsonl": lines.encode(), "c.parquet": parquet(list(TEXTS))}
-    for name, content in contents.items():
-        (tmp_path / f"{name}{suffix}").write_bytes(compress(content))
+def test_text_under_every_compression(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a.txt{suffix}").write_bytes(COMPRESS[suffix](TEXTS[1].encode()))
     assert read(tmp_path / f"a.txt{suffix}") == [TEXTS[1]]
-    assert read(tmp_path / f"b.jsonl{suffix}") == TEXTS
-    assert read(tmp_path / f"c.parquet{suffix}") == TEXTS
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    "name", [f"{form}{ending}" for form, one in FORMATS.items() for ending in one.endings]
+)
+def test_records_of_every_format_under_every_compression(name: str, suffix: str, tmp_path: Path) -> None:
+    """Other columns, a blank text and none: the texts come back, in order and to the letter."""
+    texts = [*TEXTS, "  ", "last\u2028 of \x85 all"]
+    path = tmp_path / f"{name}{suffix}"
+    path.write_bytes(COMPRESS[suffix](as_records(path, texts)))
+    assert read(path) == [*TEXTS, texts[-1]]
+    assert "text" in refusal(path, field="txt")
+
+
+ROWS = [{"id": 1, "text": "one"}, {"id": 2, "text": "two"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS,
+        {"version": 1, "data": ROWS},
+        {"meta": [{"licence": "x"}], "rows": ROWS},
+        {"text": ["one", "two"], "id": [1, 2]},
+        "\n".join(map(json.dumps, ROWS)),
+        "\ufeff" + json.dumps(ROWS),
+    ],
+)
+def test_json_is_read_as_records(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    assert read(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", '{"a": {"b": 1}}', "holds an object without a list of objects"),
+        ("a.json", '["one", "two"]', "holds a list of str"),
+        ("a.json", "17", "holds int"),
+        ("a.json", '[{"text": "a"}, 4]', "a.json[1] holds int, not an object"),
+        ("a.json", '{"a": [{"text": "x"}], "b": [{"text": "y"}]}', "several lists of objects (a, b)"),
+        ("a.json", '{"text": "a"', "a.json is not valid JSON"),
+        ("a.json", '[{"body": "a"}]', "has no key 'text'; set data.text_field (--text-field)"),
+        ("a.csv", "id,body\n1,a\n", "a.csv has no column 'text'; set data.text_field (--text-field)"),
+        ("a.csv", "id;text\n1;a\n", "a.csv has no column 'text'"),
+        ("a.csv", "id,text\n1,a,b\n", "a.csv:2 has 3 fields, and its first line names 2 columns"),
+        ("a.csv", "text,text\n1,a\n", "names a column twice"),
+        ("a.csv", 'id,text\n1,"never closed\n2,b\n', "is no .csv line (unexpected end of data)"),
+        ("a.tsv", "id,text\n1,a\n", "a.tsv has no column 'text'"),
+        ("a.csv", b"text\nab\xff\n", "a.csv is binary, not UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_read_as_records_is_refused_by_name(
+    name: str, content: str | bytes, said: str, tmp_path: Path
+) -> None:
+    """None of it becomes text: keys and addresses are nobody's prose."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert said in refusal(path)
+
+
+def test_a_folder_leaves_out_json_and_tables_without_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.md").write_text("text")
+    (tmp_path / "package.json").write_text('{"name": "x", "version": 1}')
+    (tmp_path / "numbers.csv").write_text("x,y\n1,2\n")
+    assert read(tmp_path) == ["text"]
+    assert "skipped 2 files without text: numbers.csv, package.json" in caplog.text
+
+
+def test_zstd_that_begins_with_a_frame_to_skip(tmp_path: Path) -> None:
+    """As pzstd and seekable archives write it (RFC 8878, 3.1.2)."""
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"\x5a\x2a\x4d\x18\x04\x00\x00\x00skip" + _zstd(b"text"))
+    assert read(path) == ["text"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.string_view(), pyarrow.large_string()],
+)
+def test_parquet_columns_of_every_kind_of_string(kind: pyarrow.DataType, tmp_path: Path) -> None:
+    column = pyarrow.array(TEXTS).cast(kind)
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), sink)
+    (tmp_path / "a.parquet").write_bytes(sink.getvalue().to_pybytes())
+    assert read(tmp_path / "a.parquet") == TEXTS
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".bz2", ".zst"])
@@ -138,7 +224,7 @@ def test_a_gzip_of_two_members_is_read_whole(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b'{"text": "a"}\n{"txt": "b"}\n',
-            "a.jsonl:2 has no key 'text'; set data.text_field. Did you mean 'txt'",
+            "a.jsonl:2 has no key 'text'; set data.text_field (--text-field). Did you mean 'txt'",
         ),
         ("a.jsonl", b'{"text": 5}\n', "a.jsonl:1: key 'text' holds int, not text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "invalid start byte in line 2"),
@@ -155,7 +241,8 @@ def test_parquet_columns_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(parquet(["a", None, "", "b"], number=[1, 2, 3, 4]))
     assert read(path) == ["a", "b"]
-    assert "has no column 'texts'; set data.text_field. Did you mean 'text'" in refusal(path, field="texts")
+    told = "has no column 'texts'; set data.text_field (--text-field). Did you mean 'text'"
+    assert told in refusal(path, field="texts")
     assert "column 'number' holds int64, not text" in refusal(path, field="number")
 
 
@@ -230,7 +317,7 @@ def test_a_folder_may_hold_other_things_and_says_what_it_skips(
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
     (tmp_path / "c.txt").write_bytes(b"")
     assert read(tmp_path) == ["text"]
-    assert "skipped 2 binary or empty files: b.png, c.txt" in caplog.text
+    assert "skipped 2 files without text: b.png, c.txt" in caplog.text
     assert "b.png is binary" in refusal(tmp_path / "b.png")
     assert "c.txt is empty" in refusal(tmp_path / "c.*")
 

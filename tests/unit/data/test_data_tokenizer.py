@@ -23,6 +23,7 @@ from layerroute.data.tokenizer import (
     train_bpe,
     transformers_tokenizer,
 )
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
 
@@ -241,3 +242,42 @@ def test_fingerprints_follow_the_content_and_not_the_folder(bundle: TokenizerBun
     assert tokenizer_fingerprint(str(tmp_path / "two"), 4096) != same
     assert len({same, *(tokenizer_fingerprint("bpe", size) for size in (300, 301)), "hub gpt2"}) == 4
     assert tokenizer_fingerprint("gpt2", 300) == "hub gpt2"
+
+
+@pytest.mark.parametrize("config", [None, {}, {"add_bos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("template", [False, True])
+def test_what_begins_a_document_is_what_transformers_puts_there(
+    bundle: TokenizerBundle, config: dict[str, object] | None, template: bool, tmp_path: Path
+) -> None:
+    """The tokenizer's file may ask for a BOS, and its configuration may ask for one or forbid it."""
+    content = json.loads(bundle.tokenizer.to_str())
+    if template:
+        token = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
+        text = {"Sequence": {"id": "A", "type_id": 0}}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [token, text],
+            "pair": [token, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {
+                END_OF_TEXT: {"id": END_OF_TEXT, "ids": [bundle.end_of_text_id], "tokens": [END_OF_TEXT]}
+            },
+        }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(named | config), encoding="utf-8")
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if config is None:
+        theirs = PreTrainedTokenizerFast(
+            tokenizer_file=str(tmp_path / "tokenizer.json"), eos_token=END_OF_TEXT
+        )
+    else:
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+    loaded = load_pretrained(str(tmp_path))
+    assert loaded.begin == DocumentEncoder.of(theirs).begin
+    assert loaded.begin == ((bundle.end_of_text_id,) if (config or {}).get("add_bos_token", template) else ())
+    assert packed(loaded, ["a", "b"]) == DocumentEncoder.of(theirs).stream(["a", "b"]).tolist()
+    (tmp_path / "saved").mkdir()
+    loaded.save(tmp_path / "saved")
+    assert DocumentEncoder.of(transformers_tokenizer(tmp_path / "saved")).begin == loaded.begin

@@ -92,3 +92,11 @@ def test_state_restores_the_sums_exactly() -> None:
     assert after.result() == straight.result()
     after.load_state_dict({})
     assert after.result() is None
+
+
+def test_a_path_that_all_take_has_an_entropy_of_zero_and_not_of_minus_zero() -> None:
+    accumulator = RoutingAccumulator()
+    accumulator.add(decision([[[1, 1], [1, 1]]], p=0.9))
+    found = accumulator.result()
+    assert found is not None
+    assert [f"{value:.3f}" for value in found.entropy.values()] == ["0.000"] * 2

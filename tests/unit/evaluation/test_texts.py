@@ -1,11 +1,13 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from layerroute.data.tokenizer import train_bpe, transformers_tokenizer
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
-from layerroute.evaluation.texts import read_texts, text_batches, tokenize
+from layerroute.evaluation.texts import read_texts, text_batches
 
 
 @pytest.fixture(scope="module")
@@ -15,25 +17,25 @@ def tokenizer(tmp_path_factory):
     return transformers_tokenizer(folder)
 
 
-def test_each_document_ends_with_end_of_text_and_cannot_end_itself(tokenizer) -> None:
-    ids = tokenize(tokenizer, ["a cat", "<|endoftext|>"]).tolist()
-    end = tokenizer.eos_token_id
-    assert ids.count(end) == 2
-    assert ids[-1] == end
-    assert tokenizer.decode(ids[:-1]).endswith("<|endoftext|>")
-    assert tokenizer.decode(ids[: ids.index(end)]) == "a cat"
+def write(path: Path, *texts: str) -> list[str]:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return [str(path)]
 
 
-def test_every_token_is_in_one_window() -> None:
-    batches = text_batches(torch.arange(23), sequence_length=5, batch_size=3)
-    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(3, 5), (1, 5), (1, 3)]
-    assert torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist() == list(range(23))
-    limited = text_batches(torch.arange(23), sequence_length=5, batch_size=3, limit=2)
-    assert [tuple(batch["input_ids"].shape) for batch in limited] == [(2, 5)]
-    short = text_batches(torch.arange(3), sequence_length=5, batch_size=3)
-    assert [tuple(batch["input_ids"].shape) for batch in short] == [(1, 3)]
-    with pytest.raises(UserError, match="1 token"):
-        text_batches(torch.arange(1), sequence_length=5, batch_size=3)
+def test_every_token_is_in_one_window(tokenizer, tmp_path: Path) -> None:
+    files = write(tmp_path / "a.jsonl", "a cat sat on a mat", "<|endoftext|>", "a cat " * 9)
+    stream = DocumentEncoder.of(tokenizer).stream(read_texts(files)).tolist()
+    assert stream.count(tokenizer.eos_token_id) == 3, "a document cannot end itself"
+    batches = text_batches(tokenizer, read_texts(files), length=6, batch_size=3)
+    *whole, rest = [tuple(batch["input_ids"].shape) for batch in batches]
+    assert sum(rows for rows, _ in whole) == len(stream) // 6
+    assert set(whole[:-1]) == {(3, 6)}
+    assert rest == (1, len(stream) % 6)
+    assert torch.cat([batch["input_ids"].flatten() for batch in batches]).tolist() == stream
+    limited = text_batches(tokenizer, read_texts(files), length=6, batch_size=3, limit=2)
+    assert [tuple(batch["input_ids"].shape) for batch in limited] == [(2, 6)]
+    short = text_batches(tokenizer, read_texts(files), length=5000, batch_size=3)
+    assert [tuple(batch["input_ids"].shape) for batch in short] == [(1, len(stream))]
 
 
 def test_files_are_read_as_the_data_part_reads_them(tmp_path: Path) -> None:

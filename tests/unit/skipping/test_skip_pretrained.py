@@ -78,3 +78,13 @@ def test_the_real_model_answers():
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     out = model.generate(**prompt, max_new_tokens=2, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0])
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(monkeypatch, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for nowhere in (tmp_path / "model.gguf" / "below", Path("/proc/none")):
+        monkeypatch.setenv("LAYERROUTE_CACHE", str(nowhere))
+        monkeypatch.setattr(pretrained, "gguf_path", lambda: tmp_path / "model.gguf")
+        with pytest.raises(UserError, match="set LAYERROUTE_CACHE to a folder that can") as told:
+            load_pretrained(SMOLLM2)
+        assert "\n" not in str(told.value)

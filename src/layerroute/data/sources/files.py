@@ -1,4 +1,4 @@
-"""Local files: text, JSON Lines and parquet, plain or compressed, named by path, folder or glob."""
+"""Local files: text and records (see ``records.py``), plain or compressed, named by path, folder or glob."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from layerroute.data.sources.base import Document, listing
-from layerroute.data.sources.readers import InputFile, NoTextError, read_documents
+from layerroute.data.sources.readers import InputFile, NoTextError
+from layerroute.data.sources.records import format_name, read_documents
 from layerroute.errors import UserError, nearest
 
 _log = logging.getLogger(__name__)
@@ -21,12 +22,13 @@ class FilesSource:
     """Documents of local files: one a text file (or a part, see ``separator``), one a line or row elsewhere.
 
     Paths keep their order; folders (searched below, hidden entries left out) and globs (``**`` allowed) give their
-    files sorted by name; a file named twice is read once. A folder may hold other things than text: its binary and
-    empty files are skipped, with one line that says how many. A file given by name or glob must be usable.
+    files sorted by name; a file named twice is read once. A folder may hold other things than text: its files without
+    text (binary, empty, JSON without records, tables without the column) are skipped, with one line that says how
+    many. A file given by name or glob must be usable.
 
     Args:
         paths: files, folders or globs; ``~`` is the home folder.
-        text_field: key or column of the text in JSON Lines and parquet.
+        text_field: key or column of the text in records.
         separator: string that parts the documents of a text file; None: one document a file.
 
     Raises:
@@ -64,7 +66,7 @@ class FilesSource:
                 raise UserError(
                     f"cannot read {file.name}: {error.strerror or error}; make it readable"
                 ) from error
-            digest.update(f"{file.format}{file.compression} {strict} {content}\n".encode())
+            digest.update(f"{format_name(file)}{file.compression} {strict} {content}\n".encode())
         return digest.hexdigest()
 
     def documents(self) -> Iterator[Document]:
@@ -83,7 +85,7 @@ class FilesSource:
                 skipped.append(file.name)
             before += size
         if skipped:
-            _log.warning("skipped %d binary or empty files: %s", len(skipped), listing(skipped))
+            _log.warning("skipped %d files without text: %s", len(skipped), listing(skipped))
 
 
 def _expand(given: str) -> tuple[list[tuple[Path, str]], bool]:

@@ -119,8 +119,16 @@ def _hub_errors(what: str) -> Iterator[None]:
         raise hub_user_error(what, error) from error
 
 
-def hub_user_error(what: str, error: Exception) -> UserError:
-    """Return the :class:`UserError` for ``error``, met while reading ``what`` (a noun phrase) from the hub."""
+def hub_user_error(
+    what: str,
+    error: Exception,
+    *,
+    instead: str = "local files: data.source 'files', a local tokenizer folder",
+) -> UserError:
+    """Return the :class:`UserError` for ``error``, met while reading ``what`` (a noun phrase) from the hub.
+
+    ``instead`` is what needs no hub.
+    """
     from huggingface_hub import errors
 
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -133,7 +141,7 @@ def hub_user_error(what: str, error: Exception) -> UserError:
     if isinstance(error, errors.OfflineModeIsEnabled) or _is_network(error):
         return UserError(
             f"{what} needs the Hugging Face hub, which cannot be reached from here ({type(error).__name__}); "
-            "connect (and unset HF_HUB_OFFLINE), or use local files: data.source 'files', a local tokenizer folder"
+            f"connect (and unset HF_HUB_OFFLINE), or use {instead}"
         )
     return UserError(f"{what} cannot be read: {reason[:300]}")
 

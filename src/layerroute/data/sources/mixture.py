@@ -42,7 +42,7 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
         if len(kind.paths) == 1 and word in EMBEDDED and not Path(word).exists():
             source = embedded_source(word)
         else:
-            source = FilesSource(kind.paths, text_field="text", separator=None)
+            source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
         for path in getattr(source, "real_paths", [word]):
             if owners.setdefault(path, name) != name:
                 raise UserError(

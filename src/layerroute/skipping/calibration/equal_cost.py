@@ -81,9 +81,9 @@ def serve_at(
 ) -> Score:
     """Score windows with all thresholds moved by one offset, until the share of saved FLOPs is ``share``.
 
-    A router that holds its rate (``serve: rate``) is asked for another rate instead. The offset is found by bisection; each step is guided by the margins of the pass before. Sites whose decision does
-    not depend on the token stay as they are, and routers that have nothing to move (controls) are scored once. The
-    thresholds are put back.
+    A router that holds its rate (``serve: rate``) is asked for another rate instead. The offset is found by bisection;
+    each step is guided by the margins of the pass before. Sites whose decision does not depend on the token stay as
+    they are, and routers that have nothing to move (controls) are scored once. The thresholds are put back.
 
     Args:
         model: with its router.
@@ -172,7 +172,7 @@ def _ask(model: Any, ids: Tensor, share: float, precision: str, passes: int) -> 
             found = score(model, ids, precision=precision)
             if best is None or abs(found.saved - share) < abs(best.saved - share):
                 best = found
-            if agrees(best, share) or not 0.0 < found.saved or not 0.0 < share:
+            if agrees(best, share) or not found.saved > 0.0 or not share > 0.0:
                 break
             skip = min(1.0, skip * share / found.saved)
             router.set_rate(1.0 - skip)

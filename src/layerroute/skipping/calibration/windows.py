@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
 UNNAMED = "text"
@@ -95,10 +96,9 @@ def draw_windows(
     wanted = -(-tokens // length)
     kinds = list(streams)
     order = _order(kinds, shares or dict.fromkeys(kinds, 1.0), wanted)
+    encoder = DocumentEncoder.of(tokenizer)
     draws = {
-        kind: _windows(
-            kind, stream, tokenizer, order.count(kind), length, torch.Generator().manual_seed(seed)
-        )
+        kind: _windows(kind, stream, encoder, order.count(kind), length, torch.Generator().manual_seed(seed))
         for kind, stream in streams.items()
     }
     found: list[list[int]] = []
@@ -148,7 +148,12 @@ def in_turn(shares: Sequence[float]) -> Iterator[int]:
 
 
 def _windows(
-    kind: str, texts: Iterator[str], tokenizer: Any, wanted: int, length: int, generator: torch.Generator
+    kind: str,
+    texts: Iterator[str],
+    encoder: DocumentEncoder,
+    wanted: int,
+    length: int,
+    generator: torch.Generator,
 ) -> Iterator[list[int]]:
     seen = found = 0
     for text in texts:
@@ -159,9 +164,8 @@ def _windows(
         start = int(place * max(0, len(text) - span))
         if start:
             start = text.find(" ", start) + 1
-        ids = tokenizer(text[start : start + span], add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        part = text[start : start + span]
+        ids = encoder.document(part) if start + span >= len(text) else encoder.opening(part)
         if len(ids) < length:
             continue
         found += 1

@@ -327,9 +327,16 @@ def _with_row_state(cls: type[Any]) -> type[Any]:
             super().reset()
             self.row_state = {}
 
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _new_with_row_state, (cls,), self.__getstate__()
+
     WithRowState.__name__ = cls.__name__
     _WITH_ROW_STATE[cls] = WithRowState
     return WithRowState
+
+
+def _new_with_row_state(cls: type[Any]) -> Any:
+    return (made := _with_row_state(cls)).__new__(made)
 
 
 def row_state(cache: Cache, index: int) -> dict[str, Tensor]:

@@ -104,6 +104,15 @@ class RoutedLayer:
             return plain(hidden_states, *args, **kwargs)
         return route(self, plain, hidden_states, kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: its class is made here, and cannot be found under its name."""
+        state = self.__getstate__()  # type: ignore[attr-defined]
+        return _new_layer, (plain_class(type(self)),), state
+
+
+def _new_layer(cls: type[Any]) -> Any:
+    return (made := routed_class(cls)).__new__(made)
+
 
 _ROUTED: dict[type[Any], type[Any]] = {}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache as memoize
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,11 @@ class LayerRouter(nn.Module):
         self.last: RouteDecision | None = None
         self.collectors: list[list[RouteDecision]] = []
         self.handles: list[RemovableHandle] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph of the last decision, and without who listens here."""
+        last = None if self.last is None else self.last.detach()
+        return {**vars(self), "last": last, "collectors": []}
 
     def skip_path(self, layer: int, unit: str) -> LowRankSkip | None:
         """The skip path of a site; None is the identity."""

@@ -165,7 +165,7 @@ def test_missing_and_damaged_parts_are_errors(tmp_path):
     damaged("router.json", b"{", "damaged")
     damaged("router.json", b"{}", "damaged")
     description = json.loads((folder / "router.json").read_text())
-    damaged("router.json", json.dumps(description | {"format": 2}).encode(), "format 2")
+    damaged("router.json", json.dumps(description | {"format": 3}).encode(), "format 3")
     wrong = json.loads(json.dumps(description))
     wrong["skip"]["rank"] = 5
     damaged("router.json", json.dumps(wrong).encode(), "does not fit")

@@ -18,7 +18,7 @@ from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_task
 from layerroute.evaluation.texts import read_texts, text_batches, tokenize
 from layerroute.skipping import load_pretrained
-from layerroute.skipping.storage import DESCRIPTION, read_router
+from layerroute.skipping.storage import DESCRIPTION, base_source
 
 BASE = "base"
 TEXT = "text"
@@ -182,7 +182,7 @@ def base_of(checkpoint: Path) -> str:
     Raises:
         UserError: it holds no router.
     """
-    return read_router(router_folder(checkpoint)).base
+    return base_source(router_folder(checkpoint))
 
 
 def by_document(samples: dict[str, list[dict[str, Any]]]) -> Values:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from layerroute.skipping.context import CallContext
+from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
 from layerroute.skipping.families import Family
 from layerroute.skipping.router import LayerRouter
@@ -43,11 +44,14 @@ CURRENT: ContextVar[Frame | None] = ContextVar("layerroute_call", default=None)
 def begin_call(
     router: LayerRouter,
     family: Family | None,
+    layers: nn.ModuleList,
     stack: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
     """Forward pre-hook of the decoder stack."""
+    if is_hooked(router):  # accelerate came after the router
+        router.place(layers)
     context = None
     if router.enabled:
         context = CallContext.of({**dict(zip(_parameters(type(stack)), args, strict=False)), **kwargs})

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from layerroute.routing.decision import Chooser, RouteDecision
 from layerroute.routing.forcing import at_rate, forced, table
 from layerroute.skipping.configuration import EXECUTIONS, SkipConfig
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
+from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.layer import (
     RoutedLayer,
@@ -75,7 +75,8 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     )
     if router.execution == "sparse" and obstacle is not None:
         raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-    _place(router, layers)
+    router.place(layers)
+    router.seen = BaseSeen.of(base)
     router.train(model.training)
     _install(router, family, stack, layers)
     base.add_module(ATTRIBUTE, router)
@@ -94,21 +95,9 @@ def _unknown_family(model: Any, config: SkipConfig) -> str:
     return f"{unknown}, so its layers can only be masked"
 
 
-def _place(router: LayerRouter, layers: nn.ModuleList) -> None:
-    """Each part of the router onto the device of the layer that uses it."""
-
-    def device(index: int) -> torch.device:
-        return next(layers[index].parameters()).device
-
-    for layer, routing in router.deciders.items():
-        router.routings[routing].to(device(layer))
-    for site, path in router.skip_paths.items():
-        path.to(device(int(site.removeprefix("layer").split("_")[0])))
-
-
 def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layers: nn.ModuleList) -> None:
     handles = [
-        stack.register_forward_pre_hook(partial(begin_call, router, family), with_kwargs=True),
+        stack.register_forward_pre_hook(partial(begin_call, router, family, layers), with_kwargs=True),
         stack.register_forward_hook(end_call, with_kwargs=True, always_call=True),
     ]
     for index in {*router.deciders, *(router.config.layers or [])}:

@@ -22,6 +22,8 @@ from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.cache import row_state
 from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
+from layerroute.skipping.devices import execution_device, is_hooked, unhook
+from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
 
@@ -44,6 +46,7 @@ class LayerRouter(nn.Module):
         last: the decision of the last routed call.
         collectors: lists that every call's decision is appended to.
         handles: of the hooks that the router put into the model.
+        seen: what the base was like when the router was added to it.
     """
 
     def __init__(
@@ -90,11 +93,21 @@ class LayerRouter(nn.Module):
         self.last: RouteDecision | None = None
         self.collectors: list[list[RouteDecision]] = []
         self.handles: list[RemovableHandle] = []
+        self.seen: BaseSeen | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the graph of the last decision, and without who listens here."""
         last = None if self.last is None else self.last.detach()
         return {**vars(self), "last": last, "collectors": []}
+
+    def place(self, layers: nn.ModuleList) -> None:
+        """Put each part where the layer that uses it computes; nothing of the router is ever offloaded."""
+        if is_hooked(self):
+            unhook(self)
+        for layer, routing in self.deciders.items():
+            self.routings[routing].to(execution_device(layers[layer]))
+        for site, path in self.skip_paths.items():
+            path.to(execution_device(layers[int(site.removeprefix("layer").split("_")[0])]))
 
     def skip_path(self, layer: int, unit: str) -> LowRankSkip | None:
         """The skip path of a site; None is the identity."""

@@ -33,7 +33,7 @@ METHODS = {
     "adamss": (peft.AdamssConfig, {**_TARGETS, "r": 8, "num_subspaces": 2}),
     "beft": (peft.BeftConfig, _TARGETS),
     "boft": (peft.BOFTConfig, {**_TARGETS, "boft_block_size": 4}),
-    "c3a": (peft.C3AConfig, {**_TARGETS, "block_size": 8}),
+    "c3a": (peft.C3AConfig, {**_SQUARE, "block_size": 8}),
     "deft": (peft.DeftConfig, _FEW),
     "delora": (peft.DeloraConfig, _FEW),
     "fourierft": (peft.FourierFTConfig, {**_TARGETS, "n_frequency": 20}),
@@ -56,7 +56,7 @@ METHODS = {
     "randlora": (peft.RandLoraConfig, _FEW),
     "road": (peft.RoadConfig, {**_TARGETS, "group_size": 4}),
     "shira": (peft.ShiraConfig, _FEW),
-    "supertuning": (peft.SuperTuningConfig, _TARGETS),
+    "supertuning": (peft.SupertuningConfig, _TARGETS),
     "tinylora": (peft.TinyLoraConfig, _TARGETS),
     "trainable_tokens": (
         peft.TrainableTokensConfig,
@@ -76,7 +76,7 @@ REFUSED = {
     "prompt": ((peft.PromptTuningConfig, {"num_virtual_tokens": 3}), "PROMPT_TUNING"),
     "p-tuning": ((peft.PromptEncoderConfig, {"num_virtual_tokens": 3}), "P_TUNING"),
     "lora in the router": (
-        lora(target_modules=["q_proj", "0", "1", "2"]),
+        lora(target_modules=r".*(q_proj|layerroute\.routings\.0\.router\.layers\.0)"),
         "into the router itself",
     ),
 }

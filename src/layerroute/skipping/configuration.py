@@ -119,6 +119,9 @@ class SkipConfig:
             value = getattr(self, key)
             if value < least:
                 raise UserError(f"skip.{key} must be at least {least}, got {value}")
+        for key in ("layers", "sink_ids"):  # a range or a tuple serves, and is written as a list
+            if getattr(self, key) is not None:
+                setattr(self, key, [int(item) for item in getattr(self, key)])
         if any(token < 0 for token in self.sink_ids or []):
             raise UserError(f"skip.sink_ids are ids of tokens, which count from 0, got {self.sink_ids}")
         if self.kv == "evict" and self.unit == "mlp":

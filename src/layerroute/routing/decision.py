@@ -110,6 +110,15 @@ class RouteDecision:
         return replace(self, **tensors)
 
     @staticmethod
+    def one_after_the_other(decisions: Sequence["RouteDecision"]) -> "RouteDecision":
+        """Put decisions about the same sites at later and later tokens behind each other."""
+        over_time = ("probabilities", "choice", "valid", "gate")
+        return replace(
+            decisions[0],
+            **{name: torch.cat([getattr(one, name) for one in decisions], dim=1) for name in over_time},
+        )
+
+    @staticmethod
     def join(decisions: Sequence["RouteDecision"]) -> "RouteDecision":
         """Put decisions about the same tokens at different sites side by side.
 

@@ -95,6 +95,16 @@ class Family:
         """The layer's attention module."""
         return getattr(layer, self.attention)
 
+    def key_modules(self, layer: nn.Module) -> list[nn.Module]:
+        """What keys and values are made with, from the layer's input."""
+        attention = self.attention_of(layer)
+        names = (
+            *(("qkv_proj",) if self.fused_qkv else ("k_proj", "v_proj")),
+            *(("k_norm",) if self.qk_norm else ()),
+        )
+        norm = [] if self.attention_norm is None else [getattr(layer, self.attention_norm)]
+        return [*norm, *(getattr(attention, name) for name in names)]
+
     def attention_input(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """What the attention's projections read, from the layer's input."""
         return hidden if self.attention_norm is None else getattr(layer, self.attention_norm)(hidden)

@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerroute"
 """Name of the router in the model's module tree."""
+_PAGED = "init_continuous_batching"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -80,7 +81,14 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     router.train(model.training)
     _install(router, family, stack, layers)
     base.add_module(ATTRIBUTE, router)
+    if router.paged_obstacle is not None and hasattr(base, _PAGED):
+        # Requests of its thread fail one by one, and silently; so it does not begin.
+        setattr(base, _PAGED, partial(_refuse, router.paged_obstacle))
     return model
+
+
+def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
+    raise UserError(reason)
 
 
 def _unknown_family(model: Any, config: SkipConfig) -> str:
@@ -152,6 +160,7 @@ def remove_router(model: Model) -> Model:
     for handle in router.handles:
         handle.remove()
     delattr(base, ATTRIBUTE)
+    vars(base).pop(_PAGED, None)
     for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
         with _without_device_hook(layer):
             layer.__class__ = plain_class(type(layer))

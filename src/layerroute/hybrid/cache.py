@@ -160,7 +160,7 @@ def _rewinding(cls: type[Any]) -> type[Any]:
             # The mixer gives the last taps alone; there is no past to be kept in them.
             self.record_past = False
             try:
-                return super().update_conv_state(*args, **kwargs)  # type: ignore[no-any-return]
+                return super().update_conv_state(*args, **kwargs)
             finally:
                 self.record_past = True
 

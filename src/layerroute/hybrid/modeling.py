@@ -244,7 +244,9 @@ class HybridModel(HybridPreTrainedModel):
         states = zip(first.hidden_states or (), last.hidden_states or (), strict=True)
         decisions = [part.decision for part in parts if part.decision is not None]
         return HybridOutput(
-            last_hidden_state=torch.cat([part.last_hidden_state for part in parts], dim=1),
+            last_hidden_state=torch.cat(
+                [part.last_hidden_state for part in parts if part.last_hidden_state is not None], dim=1
+            ),
             past_key_values=cache,
             hidden_states=tuple(torch.cat(pair, dim=1) for pair in states) if output_hidden_states else None,
             decision=RouteDecision.one_after_the_other(decisions) if decisions else None,

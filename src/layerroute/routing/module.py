@@ -40,14 +40,14 @@ class RoutingConfig:
     """
 
     router: str = "linear"
-    widths: list[int] | None = None
+    widths: Sequence[int] | None = None
     initial_bias: float = 0.0
     zero_init: bool = False
     estimator: str = "gumbel_st"
     exploration: bool = True
     centre_gradient: bool = False
     control: str | None = None
-    control_sites: list[int] | None = None
+    control_sites: Sequence[int] | None = None
     control_seed: int = 0
     budget: str = "none"
     rate: float = 0.5

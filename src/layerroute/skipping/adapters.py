@@ -157,7 +157,8 @@ def _restarted(model: Any, configs: Mapping[str, Any]) -> set[int]:
         getattr(config, "init_lora_weights", None) in ("olora", "pissa") for config in configs.values()
     ):
         return set()
-    return {id(without_adapters(layer)) for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
+    modules: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return {id(without_adapters(module)) for module in modules}
 
 
 def _owner(model: Any) -> Any:

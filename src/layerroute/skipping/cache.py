@@ -408,7 +408,8 @@ def _with_row_state(cls: type[Any]) -> type[Any]:
 
 
 def _new_with_row_state(cls: type[Any]) -> Any:
-    return (made := _with_row_state(cls)).__new__(made)
+    made: Any = _with_row_state(cls)
+    return made.__new__(made)
 
 
 def row_state(cache: Cache, index: int) -> dict[str, Tensor]:

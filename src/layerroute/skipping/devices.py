@@ -34,9 +34,8 @@ def value_of(module: nn.Module, name: str, value: Tensor) -> Tensor:
     if not value.is_meta:
         return value
     for hook in _hooks(module):
-        weights = getattr(hook, "weights_map", None)
-        if weights is not None and name in list(weights):
-            held: Tensor = weights[name]
+        held: Tensor | None = (getattr(hook, "weights_map", None) or {}).get(name)
+        if held is not None:
             return held
     raise UserError(
         f"the weights of {type(module).__name__} ({name}) are not in memory, so the base cannot be told from others"

@@ -54,10 +54,15 @@ class BaseWeight(NamedTuple):
 
 def without_adapters(module: nn.Module) -> nn.Module:
     """The base's own module in the place of one that PEFT has wrapped."""
-    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        inner: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
-        module = inner
-    return module
+    inner: Any = module
+    while True:
+        if isinstance(inner, BaseTunerLayer):
+            inner = inner.get_base_layer()
+        elif isinstance(inner, AuxiliaryTrainingWrapper):
+            inner = inner.original_module
+        else:
+            found: nn.Module = inner
+            return found
 
 
 def base_weights(model: nn.Module) -> list[BaseWeight]:

@@ -138,12 +138,13 @@ class RoutedLayer:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For copies and pickles: its class is made here, and cannot be found under its name."""
-        state = self.__getstate__()  # type: ignore[attr-defined]
+        state = self.__getstate__()
         return _new_layer, (plain_class(type(self)),), state
 
 
 def _new_layer(cls: type[Any]) -> Any:
-    return (made := routed_class(cls)).__new__(made)
+    made: Any = routed_class(cls)
+    return made.__new__(made)
 
 
 _ROUTED: dict[type[Any], type[Any]] = {}

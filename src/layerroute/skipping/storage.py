@@ -102,7 +102,7 @@ def save_router(
                 f"the base's own weights have changed since the router was added ({', '.join(changed[:3])}), so that "
                 f"{name!r} is no longer its base; save the model (save_pretrained) and name that: base='…'"
             )
-    description = {
+    description: dict[str, Any] = {
         "format": 1 if rows is None and _is_plain_lora(model, adapters) else 2,
         "layerroute": layerroute.__version__,
         "base": {

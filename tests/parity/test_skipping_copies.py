@@ -12,9 +12,17 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig
-from layerroute.skipping import get_router, last_decision, remove_router
-from tests.parity.contracts import tokens
+from layerroute.skipping import (
+    executed,
+    force_decision,
+    get_router,
+    last_decision,
+    remove_router,
+    router_disabled,
+)
+from tests.parity.contracts import assert_close, tokens
 from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain, routed
 
 IDS = tokens(2, 9, VOCABULARY)
@@ -108,3 +116,90 @@ def test_a_model_saved_whole_is_loaded_by_another_process(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+# What changes under a live cache is exact, or refused
+
+
+@torch.no_grad()
+def chain(model, changes, masked=False):
+    """Logits of one sequence in a cache, with a change before the token of each index."""
+    ids, pieces, past = tokens(1, 16, VOCABULARY), [], None
+    with executed(model, "masked" if masked else "sparse"):
+        for at in range(4, 16):
+            changes.get(at, lambda: None)()
+            start = 0 if past is None else at
+            out = model(ids[:, start : at + 1], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            pieces.append(out.logits[:, -1])
+    return torch.cat(pieces)
+
+
+def with_two_adapters():
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"])
+    model = peft.get_peft_model(routed("llama"), config, adapter_name="one")
+    model.add_adapter("two", config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("change", ["another adapter", "no adapter", "and back"])
+def test_waiting_keys_are_those_of_the_adapter_that_was_on(change):
+    """Keys of skipped tokens are made later; masked execution makes them at once."""
+    model = with_two_adapters()
+    base = model.base_model
+    changes = {
+        "another adapter": {9: lambda: base.set_adapter("two"), 4: lambda: base.set_adapter("one")},
+        "no adapter": {9: base.disable_adapter_layers, 4: base.enable_adapter_layers},
+        "and back": {
+            4: lambda: base.set_adapter("one"),
+            7: lambda: base.set_adapter("two"),
+            8: lambda: base.set_adapter("one"),
+        },
+    }[change]
+    skipping = torch.zeros(1, 16, 4, dtype=torch.long)
+    skipping[:, 12:] = 1
+    with force_decision(model, skipping):
+        expected = chain(model, changes, masked=True)
+        found = chain(model, changes)
+        unchanged = chain(model, {4: changes[4]})
+    assert_close(found, expected, change)
+    assert (unchanged - expected).abs().max() > 0.01, "the change matters"
+
+
+def test_weights_that_change_under_waiting_keys_are_refused():
+    model = routed("llama")
+    skipping = torch.zeros(1, 16, 4, dtype=torch.long)
+    skipping[:, 12:] = 1
+
+    def learn():
+        model.model.layers[3].self_attn.k_proj.weight.mul_(1.1)
+
+    with force_decision(model, skipping), pytest.raises(UserError, match="changed under a cache"):
+        chain(model, {9: learn})
+
+
+@pytest.mark.parametrize("kv", ["project", "evict"])
+def test_routing_switched_off_and_on_over_one_cache(kv):
+    model = routed("llama", kv=kv, granularity="sequence", prefix_tokens=6)
+    ids = tokens(2, 16, VOCABULARY)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        with router_disabled(model):
+            past = model(ids[:, :6], use_cache=True).past_key_values
+        if kv == "evict":
+            with pytest.raises(UserError, match="filled without eviction"):
+                model(ids[:, 6:], past_key_values=past)
+            past = model(ids[:, :6], use_cache=True).past_key_values
+            with router_disabled(model), pytest.raises(UserError, match="which is off now"):
+                model(ids[:, 6:], past_key_values=past)
+            return
+        out = model(ids[:, 6:], past_key_values=past)
+    assert_close(out.logits, expected[:, 6:], "the first tokens, which decide, ran everything anyway")
+    foreign = plain("llama")(ids[:, :6], use_cache=True).past_key_values
+    with pytest.raises(UserError, match="filled without the router"):
+        model(ids[:, 6:], past_key_values=foreign)

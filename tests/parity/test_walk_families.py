@@ -14,6 +14,8 @@ from layerroute.skipping import collect_decisions
 from tests.parity.contracts import left_padded, tokens
 from tests.parity.skipping_models import FAMILIES, OTHERS, VOCABULARY, plain, routed
 
+UNCOUNTED = ("rwkv",)
+"""Families that keep their past in something that nobody can count."""
 NEW = 6
 ROWS = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (5, 11)]
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
@@ -79,7 +81,7 @@ CASES = [
 
 @remember
 def model_of(family, form):
-    model = routed(family, **FORMS[form], **{"execution": "auto"})
+    model = routed(family, **FORMS[form], execution="auto")
     model.generation_config.eos_token_id = None
     return model
 
@@ -89,35 +91,40 @@ def plain_of(family):
     return plain(family)
 
 
-@remember
-def expected(family, form, mode):
-    model = model_of(family, form)
+def step_by_step(model, mode):
     if mode in STEP_BY_STEP:
         return STEP_BY_STEP[mode](model)
     return MODES[mode](model, **GREEDY, use_cache=False)
 
 
-def refuses(family, kind, mode):
-    """What transformers says of the same without a router."""
+@remember
+def expected(family, form, mode):
+    return step_by_step(model_of(family, form), mode)
+
+
+def outcome(model, kind, mode):
+    """The tokens, or the error."""
     try:
-        MODES[mode](plain_of(family), **GREEDY, cache_implementation=kind)
+        return MODES[mode](model, **GREEDY, cache_implementation=kind)
     except Exception as error:
-        return type(error)
-    return None
+        return error
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_the_text_is_that_of_decoding_without_a_cache_or_it_is_refused(case):
     family, form, kind, mode = case
-    try:
-        found = MODES[mode](model_of(family, form), **GREEDY, cache_implementation=kind)
-    except UserError as error:
-        assert "\n" not in str(error)
-        return
-    except Exception as error:
-        assert type(error) is refuses(family, kind, mode), f"only the routed model fails: {error!r}"
-        return
-    assert torch.equal(found, expected(family, form, mode))
+    found = outcome(model_of(family, form), kind, mode)
+    if isinstance(found, UserError):
+        assert "\n" not in str(found)
+    elif isinstance(found, Exception):
+        assert type(found) is type(outcome(plain_of(family), kind, mode)), f"only routed it fails: {found!r}"
+    elif not torch.equal(found, expected(family, form, mode)):
+        # MiniMax with padding and RecurrentGemma with beams: the model itself has another text with its cache.
+        assert family in OTHERS
+        model = plain_of(family)
+        assert not torch.equal(outcome(model, kind, mode), step_by_step(model, mode)), (
+            "only routed it differs"
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -161,11 +168,11 @@ def test_decisions_in_the_cache_are_those_without_one(family):
         made = model(ids[:, :6], use_cache=True)
         past, pieces = made[name], []
         for at in range(6, 14):
-            try:
-                step = model(ids[:, at : at + 1], **{name: past}, use_cache=True)
-            except UserError as error:
-                assert "does not count tokens" in str(error)
+            if family in UNCOUNTED:
+                with pytest.raises(UserError, match="does not count tokens"):
+                    model(ids[:, at : at + 1], **{name: past}, use_cache=True)
                 return
+            step = model(ids[:, at : at + 1], **{name: past}, use_cache=True)
             past = step[name]
             pieces.append(last_decision(model).choice)
     assert torch.equal(torch.cat(pieces, dim=1), choice[:, 6:])

@@ -5,8 +5,8 @@ Softmax attention is counted as the kernels run it, over the full T x T square a
 is what an executed-FLOP counter sees; these are forward numbers, training is about three times as much.
 """
 
-from dataclasses import asdict, dataclass, field
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from layerroute.hybrid.configuration import HybridConfig

@@ -246,7 +246,7 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path, *, trainable: bo
             with safe_open(path / WEIGHTS, framework="pt") as content:
                 kinds = {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
             # PEFT makes fp32 of adapters in half precision unless it is told not to.
-            options = {
+            options: dict[str, Any] = {
                 "adapter_name": name,
                 "is_trainable": trainable,
                 "autocast_adapter_dtype": "F32" in kinds,

@@ -212,3 +212,15 @@ def test_merged_mixed_and_foreign_adapters_are_refused(tmp_path):
     with pytest.raises(UserError, match="PeftMixedModel"):
         save_router(mixed, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
+
+
+def test_biases_of_the_base_that_were_trained_come_back(tmp_path):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], bias="all", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(routed("qwen2"), config).eval()
+    model.config._name_or_path = "somewhere"
+    before = model.base_model.model.model.layers[2].self_attn.k_proj.bias.clone()
+    move(model)
+    assert not torch.equal(model.base_model.model.model.layers[2].self_attn.k_proj.bias, before)
+    save_router(model, tmp_path)
+    assert (logits(load_router(plain("qwen2"), tmp_path)) - logits(model)).abs().max() < 1e-4

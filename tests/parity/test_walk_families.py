@@ -3,6 +3,8 @@
 A family joins by its line in ``skipping_models.py``, a cache or a way to decode by its line here.
 """
 
+import inspect
+from contextlib import nullcontext
 from functools import cache as remember
 
 import pytest
@@ -10,12 +12,10 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from layerroute.errors import UserError
-from layerroute.skipping import collect_decisions
-from tests.parity.contracts import left_padded, tokens
+from layerroute.skipping import collect_decisions, last_decision, router_disabled
+from tests.parity.contracts import assert_close, left_padded, tokens
 from tests.parity.skipping_models import FAMILIES, OTHERS, VOCABULARY, plain, routed
 
-UNCOUNTED = ("rwkv",)
-"""Families that keep their past in something that nobody can count."""
 NEW = 6
 ROWS = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (5, 11)]
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
@@ -154,31 +154,42 @@ def test_continuous_batching_is_the_same_text_or_refused(family, form):
     assert int(decisions[0].valid.sum()) == sum(map(len, rows)), "what fills up the buffer is in no statistic"
 
 
-@pytest.mark.parametrize("family", [*OTHERS])
-def test_decisions_in_the_cache_are_those_without_one(family):
-    """Also of rows whose padding differs, and after routing was off for a while."""
-    from layerroute.skipping import last_decision, router_disabled
+@torch.no_grad()
+def stepped(model, ids, first, *, off=False):
+    """Logits and decisions of one token after the other, after ``first`` at once (with routing switched off)."""
+    given = inspect.signature(model.forward).parameters
 
-    model = model_of(family, "token")
-    ids = tokens(1, 14, VOCABULARY)
+    def call(start, stop, **past):
+        # MiniMax's cache does not count, and neither does MiniMax.
+        where = {"position_ids": torch.arange(start, stop)[None]} if "position_ids" in given else {}
+        return model(ids[:, start:stop], **where, **past, use_cache=True)
+
+    with router_disabled(model) if off else nullcontext():
+        out = call(0, first)
+    name = next(key for key in ("past_key_values", "cache_params", "state") if key in out)
+    logits, choices = [], []
+    for at in range(first, ids.shape[1]):
+        out = call(at, at + 1, **{name: out[name]})
+        logits.append(out.logits)
+        choices.append(last_decision(model).choice)
+    return torch.cat(logits, dim=1), torch.cat(choices, dim=1)
+
+
+@pytest.mark.parametrize("family", [family for family in OTHERS if family not in ("rwkv", "recurrent_gemma")])
+def test_decisions_in_the_cache_are_those_without_one(family):
+    """RecurrentGemma hands out no cache."""
+    model, ids = model_of(family, "token"), tokens(1, 14, VOCABULARY)
     with torch.no_grad():
-        out = model(ids, use_cache=False)
-        choice = last_decision(model).choice
-        name = next((k for k in ("past_key_values", "cache_params", "state") if k in model(ids[:, :2])), None)
-        made = model(ids[:, :6], use_cache=True)
-        past, pieces = made[name], []
-        for at in range(6, 14):
-            if family in UNCOUNTED:
-                with pytest.raises(UserError, match="does not count tokens"):
-                    model(ids[:, at : at + 1], **{name: past}, use_cache=True)
-                return
-            step = model(ids[:, at : at + 1], **{name: past}, use_cache=True)
-            past = step[name]
-            pieces.append(last_decision(model).choice)
-    assert torch.equal(torch.cat(pieces, dim=1), choice[:, 6:])
-    assert (step.logits[:, -1] - out.logits[:, -1]).abs().max() < 1e-3
-    with torch.no_grad():
-        with router_disabled(model):
-            past = model(ids[:, :6], use_cache=True)[name]
-        model(ids[:, 6:7], **{name: past}, use_cache=True)
-    assert bool((last_decision(model).choice == 1).all()) == bool((choice[:, 6] == 1).all())
+        expected = model(ids, use_cache=False).logits
+    choice = last_decision(model).choice
+    assert not bool(choice[:, 6:].all())
+    logits, found = stepped(model, ids, 6)
+    assert torch.equal(found, choice[:, 6:])
+    assert_close(logits, expected[:, 6:], family)
+    assert not bool(stepped(model, ids, 6, off=True)[1].all()), "positions went on while routing was off"
+
+
+def test_a_past_that_nobody_can_count_is_refused():
+    model = model_of("rwkv", "token")
+    with pytest.raises(UserError, match="does not count tokens"):
+        stepped(model, tokens(1, 9, VOCABULARY), 6)

@@ -35,6 +35,36 @@ FAMILIES: dict[str, dict] = {
     "smollm3": {"no_rope_layers": [1, 1, 0, 1, 0, 1, 1]},
     "granite": {"residual_multiplier": 0.7, "attention_multiplier": 0.4},
 }
+_STATE_SPACE = {"state_size": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+OTHERS: dict[str, dict] = {
+    "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {},
+    "mamba": _STATE_SPACE,
+    "mamba2": {**_STATE_SPACE, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 8},
+    "falcon_mamba": _STATE_SPACE,
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64},
+    "minimax": {
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "block_size": 8,
+        "layer_types": ["linear_attention", "full_attention"] * 3 + ["linear_attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 3 + ["conv"], "block_auto_adjust_ff_dim": False},
+    "recurrent_gemma": {
+        "attention_window_size": 6,
+        "lru_width": 32,
+        "block_types": ["recurrent", "attention"],
+    },
+    "bamba": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 4,
+        "mamba_chunk_size": 8,
+        "attn_layer_indices": [1, 4],
+    },
+}
+"""Families without a description: masked alone. Several keep their past in other things than keys and values."""
 DEFAULTS = {"layers": [2, 3, 4, 6], "router_layer": 2, "rank": 4}
 
 
@@ -42,12 +72,17 @@ def plain(family: str = "llama", seed: int = 0, **changes) -> PreTrainedModel:
     """A model without a router. Its weights are large, so that every part matters to the logits."""
     torch.manual_seed(seed)
     attention = changes.pop("attn_implementation", "eager" if family == "gemma2" else "sdpa")
-    config = AutoConfig.for_model(family, **_SHARED | FAMILIES[family] | changes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    described = family in FAMILIES
+    config = AutoConfig.for_model(family, **_SHARED | (FAMILIES | OTHERS)[family] | changes)
+    model = AutoModelForCausalLM.from_config(
+        config, **{"attn_implementation": attention} if described else {}
+    )
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "norm" in name:
                 value.add_(0.3 * torch.randn_like(value))
+            elif not described and value.ndim == 2:
+                value.normal_(std=0.3)
     return model.eval()
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import at_rate, forced, set_serve, table
 from tests.parity import contracts
+from tests.parity.skipping_models import plain
 
 VOCABULARY = 61
 MODES = {
@@ -276,3 +278,55 @@ def test_padding_is_never_counted():
     with torch.no_grad():
         decision = model(ids, attention_mask=mask).decision
     assert decision.counts().sum(-1).tolist() == [44, 44]
+
+
+# Ways to decode that take tokens back, or keep them elsewhere
+
+
+@pytest.mark.parametrize("new", [1, 9])
+def test_drafting_for_another_model_leaves_its_text_as_it_is(model, new):
+    ids = contracts.tokens(1, 9, VOCABULARY)
+    options = {"max_new_tokens": new + 1, "do_sample": False, "pad_token_id": 0}
+    decides = plain("llama", eos_token_id=None)
+    drafted = decides.generate(ids, **options, assistant_model=model)
+    assert torch.equal(drafted, decides.generate(ids, **options))
+
+
+def test_tokens_that_are_taken_back_leave_no_trace(model):
+    """As assisted decoding takes them back: rejected ones, and one more that is given again."""
+    ids = contracts.tokens(1, 20, VOCABULARY)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        expected = model(ids, use_cache=False)
+        model(ids[:, :9], past_key_values=cache)
+        cache.crop(-1)
+        model(ids[:, 8:10], past_key_values=cache)
+        for seed in (50, 51, 52):
+            model(contracts.tokens(1, 1, VOCABULARY, seed=seed), past_key_values=cache)
+        cache.crop(-4)
+        found = model(ids[:, 9:11], past_key_values=cache)
+        cache.crop(0)
+        last = model(ids[:, 11:], past_key_values=cache, output_hidden_states=True)
+    contracts.assert_close(found.logits, expected.logits[:, 9:11], "after taking back")
+    contracts.assert_close(last.logits, expected.logits[:, 11:], "and on")
+    assert last.hidden_states[0].shape[1] == 9
+    if expected.decision is not None:
+        assert torch.equal(last.decision.choice, expected.decision.choice[:, 11:])
+
+
+def test_a_static_cache_gives_the_same_text(model):
+    ids, mask = contracts.left_padded([contracts.tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 9)])
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options, use_cache=False)
+    assert torch.equal(model.generate(ids, **options, cache_implementation="static"), expected)
+    assert torch.equal(model.generate(ids, **options), expected)
+    masked = model.generate(ids, **options, cache_implementation="static", num_beams=2)
+    assert torch.equal(masked, model.generate(ids, **options, use_cache=False, num_beams=2))
+
+
+def test_continuous_batching_is_refused_by_name():
+    with pytest.raises(UserError, match="generate_batch"):
+        build().generate_batch([[3, 4, 5]], max_new_tokens=3)
+    with pytest.raises(UserError, match="paged"):
+        build().generate(contracts.tokens(1, 4, VOCABULARY), cache_implementation="paged")

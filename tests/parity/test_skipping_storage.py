@@ -5,13 +5,19 @@ import json
 import peft
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig, set_serve
 from layerroute.skipping import (
+    SkipConfig,
+    add_router,
+    executed,
     get_router,
     last_decision,
+    load_pretrained,
     load_routed,
     load_router,
     read_router,
@@ -22,7 +28,7 @@ from layerroute.skipping import (
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.storage import restore_router
 from tests.parity.contracts import tokens
-from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain, routed
+from tests.parity.skipping_models import DEFAULTS, FAMILIES, VOCABULARY, plain, routed, sharpen
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 
@@ -166,7 +172,7 @@ def test_missing_and_damaged_parts_are_errors(tmp_path):
     damaged("router.json", b"{", "damaged")
     damaged("router.json", b"{}", "damaged")
     description = json.loads((folder / "router.json").read_text())
-    damaged("router.json", json.dumps(description | {"format": 2}).encode(), "format 2")
+    damaged("router.json", json.dumps(description | {"format": 3}).encode(), "format 3")
     wrong = json.loads(json.dumps(description))
     wrong["skip"]["rank"] = 5
     damaged("router.json", json.dumps(wrong).encode(), "does not fit")
@@ -233,11 +239,6 @@ def test_a_folder_loads_with_the_base_that_it_names(tmp_path):
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     ).save_pretrained(base)
-    from transformers import AutoModelForCausalLM
-
-    from layerroute.skipping import SkipConfig, add_router
-    from tests.parity.skipping_models import DEFAULTS, sharpen
-
     model = add_router(AutoModelForCausalLM.from_pretrained(base), SkipConfig(**DEFAULTS)).eval()
     sharpen(model)
     save_router(model, tmp_path / "router")
@@ -247,3 +248,176 @@ def test_a_folder_loads_with_the_base_that_it_names(tmp_path):
     assert len(tokenizer) == 1
     half, _ = load_routed(tmp_path / "router", dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+
+
+# A base that has changed: more tokens, another place, weights elsewhere
+
+
+def saved_base(folder, **changes):
+    """A base and its tokenizer as people have them, in a folder."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    plain("llama", **changes).save_pretrained(folder)
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0"))
+    ).save_pretrained(folder)
+    return folder
+
+
+def grown(folder, tokens_added=5, tuned=True, order="first"):
+    """The base with tokens that training has given a meaning, and a router, added before or after."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if order == "last":
+        add_router(model, SkipConfig(**DEFAULTS))
+    model.resize_token_embeddings(VOCABULARY + tokens_added)
+    if tuned:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[VOCABULARY:].normal_()
+            model.get_output_embeddings().weight[VOCABULARY:].normal_()
+    if order == "first":
+        add_router(model, SkipConfig(**DEFAULTS))
+    sharpen(model)
+    return model
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("added", [5, -6])
+def test_a_resized_vocabulary_comes_back(tmp_path, tie, order, added):
+    base = saved_base(tmp_path / "base", tie_word_embeddings=tie)
+    model = grown(base, added, tuned=added > 0, order=order)
+    ids = tokens(2, 11, VOCABULARY + added)
+    ids[:, 5] = VOCABULARY + added - 1
+    expected = logits(model, ids)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"new{i}" for i in range(5)])
+    save_router(model, tmp_path / "router", tokenizer=tokenizer)
+    again, read = load_routed(tmp_path / "router")
+    assert torch.equal(logits(again, ids), expected)
+    assert len(read) == len(tokenizer)
+    assert torch.equal(
+        logits(load_router(plain("llama", tie_word_embeddings=tie), tmp_path / "router"), ids), expected
+    )
+    resized = plain("llama", tie_word_embeddings=tie)
+    resized.resize_token_embeddings(VOCABULARY + added)
+    assert torch.equal(logits(load_router(resized, tmp_path / "router"), ids), expected)
+    wrong = plain("llama", tie_word_embeddings=tie)
+    wrong.resize_token_embeddings(VOCABULARY + 9)
+    with pytest.raises(UserError, match="resized to"):
+        load_router(wrong, tmp_path / "router")
+    with pytest.raises(UserError, match="embeddings or norms"):
+        load_router(plain("llama", seed=1, tie_word_embeddings=tie), tmp_path / "router")
+
+
+def test_added_tokens_with_an_adapter_and_without_a_tokenizer(tmp_path):
+    base = saved_base(tmp_path / "base")
+    model = peft.get_peft_model(
+        grown(base), peft.LoraConfig(**LORA, trainable_token_indices=[3, VOCABULARY + 1])
+    ).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.2)
+    ids = tokens(2, 11, VOCABULARY + 5)
+    save_router(model, tmp_path / "router")
+    with pytest.raises(UserError, match="no tokenizer was saved"):
+        load_routed(tmp_path / "router")
+    again = load_router(AutoModelForCausalLM.from_pretrained(base), tmp_path / "router")
+    assert (logits(again, ids) - logits(model, ids)).abs().max() < 1e-5
+
+
+def test_a_base_that_was_trained_is_not_called_by_its_old_name(tmp_path):
+    base = saved_base(tmp_path / "base")
+    model = add_router(AutoModelForCausalLM.from_pretrained(base), SkipConfig(**DEFAULTS)).eval()
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight.mul_(1.01)
+    with pytest.raises(UserError, match=r"layers\.3\.mlp\.up_proj.*base='…'"):
+        save_router(model, tmp_path / "router")
+    assert not (tmp_path / "router").exists()
+    model.save_pretrained(tmp_path / "trained")
+    save_router(model, tmp_path / "router", base=str(tmp_path / "trained"))
+    ids = tokens(2, 9, VOCABULARY)
+    again = load_router(AutoModelForCausalLM.from_pretrained(tmp_path / "trained"), tmp_path / "router")
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_a_relative_base_is_found_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "work" / "elsewhere").mkdir(parents=True)
+    saved_base(tmp_path / "work" / "base")
+    monkeypatch.chdir(tmp_path / "work")
+    model = add_router(load_pretrained("base")[0], SkipConfig(**DEFAULTS))
+    sharpen(model)
+    save_router(model, "routers/mine")
+    assert read_router("routers/mine").base == "base"
+    ids = tokens(2, 9, VOCABULARY)
+    expected = logits(model, ids)
+    monkeypatch.chdir(tmp_path / "work" / "elsewhere")
+    assert torch.equal(logits(load_routed("../routers/mine")[0], ids), expected), (
+        "as seen from the router folder"
+    )
+    folder = tmp_path / "alone"
+    (tmp_path / "work" / "routers" / "mine").rename(folder)
+    with pytest.raises(UserError) as told:
+        load_routed(folder)
+    assert str(folder / "base") in str(told.value)
+    assert str(tmp_path / "work" / "elsewhere" / "base") in str(told.value)
+    monkeypatch.chdir(tmp_path / "work")
+    assert torch.equal(logits(load_routed(folder)[0], ids), expected), "as seen from the working folder"
+    (tmp_path / "work" / "base").rename(folder / "base")
+    assert torch.equal(logits(load_routed(folder)[0], ids), expected), "in the router folder"
+
+
+def onto_disk(model, folder):
+    disk_offload(model, folder, execution_device=torch.device("cpu"))
+
+
+OFFLOADED = {
+    "cpu": lambda model, folder: cpu_offload(model, execution_device=torch.device("cpu")),
+    "cpu, buffers too": lambda model, folder: cpu_offload(
+        model, execution_device=torch.device("cpu"), offload_buffers=True
+    ),
+    "disk": onto_disk,
+}
+
+
+@pytest.mark.parametrize("way", OFFLOADED)
+@pytest.mark.parametrize("order", ["router first", "offloaded first", "loaded onto it"])
+def test_an_offloaded_base_computes_saves_and_loads(tmp_path, way, order):
+    reference = routed("llama", unit="attention+mlp")
+    ids = tokens(2, 11, VOCABULARY)
+    expected = logits(reference, ids)
+    save_router(reference, tmp_path / "made")
+    model = reference if order == "router first" else plain("llama")
+    OFFLOADED[way](model, tmp_path / "weights")
+    if order == "offloaded first":
+        add_router(model, get_router(reference).config)
+        get_router(model).load_state_dict(get_router(reference).state_dict())
+    if order == "loaded onto it":
+        load_router(model, tmp_path / "made")
+    assert model.model.layers[3].mlp.up_proj.weight.is_meta, "the base stays where it was put"
+    if order == "router first":  # saved before the first call
+        again = load_router(plain("llama"), save_router(model, tmp_path / "early"))
+        assert torch.equal(logits(again, ids), expected)
+    for execution in ("auto", "sparse", "masked"):
+        with executed(model, execution):
+            assert (logits(model, ids) - expected).abs().max() < 1e-4
+    assert not any(p.is_meta for p in get_router(model).parameters())
+    again = load_router(plain("llama"), save_router(model, tmp_path / "router"))
+    assert torch.equal(logits(again, ids), expected)
+
+
+def test_a_device_map_with_layers_on_disk(tmp_path):
+    saved_base(tmp_path / "base")
+    places = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    places |= {f"model.layers.{i}": "disk" if i in (2, 3, 4) else "cpu" for i in range(7)}
+    save_router(routed("llama"), tmp_path / "router")
+    ids = tokens(2, 11, VOCABULARY)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", device_map=places, offload_folder=tmp_path / "weights"
+    ).eval()
+    assert model.model.layers[3].mlp.up_proj.weight.is_meta
+    load_router(model, tmp_path / "router")
+    assert torch.equal(logits(model, ids), logits(routed("llama"), ids))
+    assert not any(p.is_meta for p in get_router(model).parameters())

@@ -19,7 +19,7 @@ from layerroute.evaluation.task_list import make_tasks
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.ops.flops import flop_counter
 from layerroute.skipping import load_pretrained
-from layerroute.skipping.storage import DESCRIPTION, read_router
+from layerroute.skipping.storage import DESCRIPTION, base_source
 
 BASE = "base"
 TEXT = "text"
@@ -219,7 +219,7 @@ def base_of(checkpoint: Path) -> str:
     Raises:
         UserError: it holds no router.
     """
-    return read_router(router_folder(checkpoint)).base
+    return base_source(router_folder(checkpoint))
 
 
 def by_document(samples: dict[str, list[dict[str, Any]]]) -> Values:

@@ -1,9 +1,20 @@
-"""Caches. GDN, softmax and full-context routed layers use transformers' own; ``own_context`` needs one more."""
+"""Caches. GDN, softmax and full-context routed layers use transformers' own; ``own_context`` needs one more.
+
+A model that drafts for another (assisted decoding) takes tokens back. A GDN state cannot be turned back by itself, so
+that such a cache keeps what it was before each call.
+"""
+
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from layerroute.hybrid.compaction import Compaction
 
@@ -112,6 +123,87 @@ class CountingGdnLayer(LinearAttentionAndFullAttentionLayer):
         """There are no keys to select."""
 
 
+_STATES = (
+    "conv_states",
+    "recurrent_states",
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+    "has_previous_state",
+)
+_OWN = ("keys", "values", "lengths", "seen", "is_initialized")
+_REWINDING: dict[type[Any], type[Any]] = {}
+
+
+def _rewinding(cls: type[Any]) -> type[Any]:
+    """A class of cache layers that keeps what it held before each call since the last ``crop``."""
+    if cls in _REWINDING:
+        return _REWINDING[cls]
+    own_context = issubclass(cls, OwnContextLayer)
+
+    class Rewinding(cls):
+        _layer_type = None
+        history: list[tuple[int, dict[str, Any]]]
+
+        def note(self, tokens: int) -> None:
+            """A call with so many new tokens begins."""
+            held = {
+                name: getattr(self, name)
+                for name in (_OWN if own_context else ("seen",))
+                if hasattr(self, name)
+            }
+            for name in _STATES:  # written in place later
+                states = getattr(self, name)
+                held[name] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in states.items()}
+            self.history.append((tokens, held))
+
+        def update_conv_state(self, *args: Any, **kwargs: Any) -> Tensor:
+            # The mixer gives the last taps alone; there is no past to be kept in them.
+            self.record_past = False
+            try:
+                return super().update_conv_state(*args, **kwargs)
+            finally:
+                self.record_past = True
+
+        def crop(self, tokens_to_remove: int) -> None:
+            left = abs(tokens_to_remove)
+            while left:
+                if not self.history or self.history[-1][0] > left:
+                    raise RuntimeError(
+                        "a GDN state can only be taken back to the beginning of a call since the last crop"
+                    )
+                tokens, held = self.history.pop()
+                left -= tokens
+                for name, value in held.items():
+                    setattr(self, name, value)
+            self.history = self.history[-1:]
+            if tokens_to_remove and isinstance(self, DynamicLayer) and not own_context:
+                DynamicLayer.crop(self, -abs(tokens_to_remove))
+
+        def reset(self) -> None:
+            super().reset()
+            self.history = []
+
+    Rewinding.__name__ = cls.__name__
+    _REWINDING[cls] = Rewinding
+    return Rewinding
+
+
+def records_past(cache: Cache) -> bool:
+    """Whether tokens may be taken back from a layer with a GDN state."""
+    return any(isinstance(layer, LinearAttentionLayer) and layer.record_past for layer in cache.layers)
+
+
+def note_call(cache: Cache, tokens: int) -> None:
+    """Tell layers that may have to take tokens back (``activate_past_recording``) that a call begins."""
+    for layer in cache.layers:
+        if not isinstance(layer, LinearAttentionLayer) or not layer.record_past:
+            continue
+        if not hasattr(layer, "history"):
+            layer.__class__ = _rewinding(type(layer))
+            layer.history = []  # type: ignore[attr-defined]
+        layer.note(tokens)  # type: ignore[attr-defined]
+
+
 def fit_cache(cache: Cache, pattern: list[str], *, own_context: bool) -> None:
     """Put our own layers into a fresh cache where transformers' do not serve; one in use is left as it is."""
     wanted: dict[int, type[OwnContextLayer] | type[CountingGdnLayer]] = {}
@@ -120,8 +212,11 @@ def fit_cache(cache: Cache, pattern: list[str], *, own_context: bool) -> None:
     if all(kind == "gdn" for kind in pattern):
         wanted = {0: CountingGdnLayer}
     for index, kind in wanted.items():
-        if not isinstance(cache.layers[index], kind):
+        layer = cache.layers[index]
+        if not isinstance(layer, kind):
             cache.layers[index] = kind()
+            if layer.record_past:  # type: ignore[union-attr]
+                cache.layers[index].activate_past_recording()  # type: ignore[union-attr]
 
 
 def count_tokens(cache: Cache, tokens: int) -> None:

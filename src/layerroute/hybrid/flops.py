@@ -5,6 +5,7 @@ Softmax attention is counted as the kernels run it, over the full T x T square a
 is what an executed-FLOP counter sees; these are forward numbers, training is about three times as much.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
@@ -86,7 +87,7 @@ def router_flops(config: HybridConfig) -> float:
     if not config.routed_layers or routing.control is not None:
         return 0.0
     routers = 1 if config.router_mode == "parallel" else len(config.routed_layers)
-    widths: list[int] = []
+    widths: Sequence[int] = []
     if routing.router == "mlp":
         widths = routing.widths or [config.hidden_size // 2, config.hidden_size // 4]
     sizes = [config.hidden_size, *widths, len(config.sites) // routers]

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import ModelOutput
 
 from layerroute.errors import UserError, nearest
-from layerroute.hybrid.cache import count_tokens, fit_cache
+from layerroute.hybrid.cache import count_tokens, fit_cache, note_call, records_past
 from layerroute.hybrid.configuration import PATHS, HybridConfig
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.execution import (
@@ -176,6 +176,10 @@ class HybridModel(HybridPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and document_ids is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and hidden.shape[1] > 1 and records_past(past_key_values):
+            return self._in_two(
+                hidden, input_ids, attention_mask, position_ids, past_key_values, output_hidden_states
+            )
         context = self._context(hidden, attention_mask, position_ids, past_key_values, document_ids)
         valid = (
             context.valid
@@ -215,6 +219,43 @@ class HybridModel(HybridPreTrainedModel):
             past_key_values=past_key_values,
             hidden_states=(*states, hidden) if output_hidden_states else None,
             decision=RouteDecision.join(decisions) if decisions else None,
+        )
+
+    def _in_two(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache,
+        output_hidden_states: bool | None,
+    ) -> HybridOutput:
+        """All tokens but the last, then the last: who drafts takes back up to one token of what it was given."""
+        past, time = int(cache.get_seq_length()), hidden.shape[1]
+        parts: list[HybridOutput] = []
+        for start, stop in ((0, time - 1), (time - 1, time)):
+            part = slice(start, stop)
+            parts.append(
+                self(
+                    input_ids=None if input_ids is None else input_ids[:, part],
+                    inputs_embeds=hidden[:, part] if input_ids is None else None,
+                    attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
+                    position_ids=None if position_ids is None else position_ids[:, part],
+                    past_key_values=cache,
+                    use_cache=True,
+                    output_hidden_states=output_hidden_states,
+                )
+            )
+        first, last = parts
+        states = zip(first.hidden_states or (), last.hidden_states or (), strict=True)
+        decisions = [part.decision for part in parts if part.decision is not None]
+        return HybridOutput(
+            last_hidden_state=torch.cat(
+                [part.last_hidden_state for part in parts if part.last_hidden_state is not None], dim=1
+            ),
+            past_key_values=cache,
+            hidden_states=tuple(torch.cat(pair, dim=1) for pair in states) if output_hidden_states else None,
+            decision=RouteDecision.one_after_the_other(decisions) if decisions else None,
         )
 
     def _decide(
@@ -273,7 +314,8 @@ class HybridModel(HybridPreTrainedModel):
         past = 0
         if cache is not None:
             fit_cache(cache, self.config.layer_pattern, own_context=self.config.context == "own_context")
-            past = cache.get_seq_length()
+            past = int(cache.get_seq_length())
+            note_call(cache, time)
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids are for packed training and scoring; use no cache with them")
@@ -396,6 +438,18 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             decision=output.decision,
         )
         return result.to_tuple() if return_dict is False else result
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """For generation with a static cache: GDN layers need to know of the padding itself, so no mask is made."""
+        return attention_mask
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Not possible: it packs the tokens of many requests into one row."""
+        raise UserError(
+            "continuous batching (generate_batch, cache_implementation='paged') packs requests into one row, whose GDN "
+            "states would mix; use generate()"
+        )
 
     def routings(self) -> list[Routing]:
         """The routing modules, in order of their sites (one if parallel, one a routed layer if sequential)."""

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -158,8 +158,8 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], default: Any = None) 
         raise Misfit(path, f"{misfit.reason}.{hint_at}") if hint_at.endswith("?") else misfit
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, path, default=default)
-    if (origin or hint) in (list, tuple):
-        return _convert_list(value, origin or hint, arguments, path, misfit)
+    if (origin or hint) in (list, tuple, Sequence):
+        return _convert_list(value, tuple if (origin or hint) is tuple else list, arguments, path, misfit)
     if (origin or hint) in (dict, Mapping) or origin is Mapping or is_typeddict(hint):
         if not isinstance(value, dict):
             raise misfit
@@ -258,7 +258,7 @@ def describe(hint: Any) -> str:
         return " or ".join(show(option) for option in arguments)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return f"a mapping of {', '.join(fields_of(hint))}"
-    if (origin or hint) in (list, tuple):
+    if (origin or hint) in (list, tuple, Sequence):
         if origin is tuple and arguments[-1] is not Ellipsis:
             return f"a list of {len(arguments)} values ({', '.join(describe(a) for a in arguments)})"
         return f"a list, each item {describe(arguments[0])}" if arguments else "a list"

@@ -5,6 +5,7 @@ Shapes: B batch, T time, R routed sites, P paths (path 0 is the cheapest, the la
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,15 @@ class RouteDecision:
             if isinstance(getattr(self, field.name), Tensor)
         }
         return replace(self, **tensors)
+
+    @staticmethod
+    def one_after_the_other(decisions: Sequence["RouteDecision"]) -> "RouteDecision":
+        """Put decisions about the same sites at later and later tokens behind each other."""
+        over_time: dict[str, Any] = {
+            name: torch.cat([getattr(one, name) for one in decisions], dim=1)
+            for name in ("probabilities", "choice", "valid", "gate")
+        }
+        return replace(decisions[0], **over_time)
 
     @staticmethod
     def join(decisions: Sequence["RouteDecision"]) -> "RouteDecision":

@@ -41,14 +41,14 @@ class RoutingConfig:
     """
 
     router: str = "linear"
-    widths: list[int] | None = None
+    widths: Sequence[int] | None = None
     initial_bias: float = 0.0
     zero_init: bool = False
     estimator: str = "gumbel_st"
     exploration: bool = True
     centre_gradient: bool = False
     control: str | None = None
-    control_sites: list[int] | None = None
+    control_sites: Sequence[int] | None = None
     control_seed: int = 0
     budget: str = "none"
     rate: float = 0.5
@@ -68,6 +68,9 @@ class RoutingConfig:
             raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")
         if self.control is not None and self.budget != "none":
             raise UserError("routing.budget has no effect on a control; remove it, or remove routing.control")
+        for key in ("widths", "control_sites"):  # a range or a tuple serves, and is written as a list
+            if getattr(self, key) is not None:
+                setattr(self, key, [int(item) for item in getattr(self, key)])
         if self.control_sites is not None and self.control != "static":
             raise UserError("routing.control_sites needs routing.control: static")
 

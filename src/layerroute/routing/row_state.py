@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+COUNTS = ("tokens", "real")
+"""Of a row state: how many tokens passed, and how many of them are no padding; of caches that do not count."""
+
 _WITH_ROW_STATE: dict[type[Any], type[Any]] = {}
 
 
@@ -37,9 +40,23 @@ def _with_row_state(cls: type[Any]) -> type[Any]:
             super().reset()
             self.row_state = {}
 
+        def crop(self, tokens_to_remove: int) -> None:
+            super().crop(tokens_to_remove)
+            for name in COUNTS if tokens_to_remove else ():
+                if name in self.row_state:
+                    self.row_state[name] = (self.row_state[name] - abs(tokens_to_remove)).clamp_min(0)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _new_with_row_state, (cls,), self.__getstate__()
+
     WithRowState.__name__ = cls.__name__
     _WITH_ROW_STATE[cls] = WithRowState
     return WithRowState
+
+
+def _new_with_row_state(cls: type[Any]) -> Any:
+    made: Any = _with_row_state(cls)
+    return made.__new__(made)
 
 
 def cache_layer(cache: Any, index: int) -> Any:
@@ -53,7 +70,7 @@ def cache_layer(cache: Any, index: int) -> Any:
 def row_state(cache: Any, index: int) -> dict[str, Tensor]:
     """A place for tensors (batch first) that follow the rows of layer ``index`` of the cache.
 
-    Cropping does not reach them: whoever keeps something by token must know how many tokens still count.
+    Cropping reaches the ``COUNTS`` alone: whoever keeps something by token must know how many tokens still count.
     """
     layer = cache_layer(cache, index)
     if not hasattr(layer, "row_state"):

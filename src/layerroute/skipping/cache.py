@@ -1,20 +1,23 @@
 """What routed layers keep in transformers' caches beyond rectangular keys and values.
 
 ``project`` needs nothing: every token writes keys and values, if only when somebody reads them. ``evict`` keeps those
-of tokens that ran only, and sequence-level routers keep what they decided from. All live in the cache's own layers, so
-that beam search, batch selection, cropping and resetting reach them.
+of tokens that ran only, and sequence-level routers keep what they decided from. Where a cache does not count its
+tokens, that is done here. All live in the cache's own layers, so that beam search, batch selection, cropping and
+resetting reach them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from layerroute.errors import UserError
-from layerroute.routing.row_state import cache_layer, plain_class, replace_layer
+from layerroute.routing.row_state import COUNTS, cache_layer, plain_class, replace_layer, row_state
 
 
 class EvictingLayer(DynamicLayer):
@@ -48,7 +51,11 @@ class EvictingLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store the expected ones of the new tokens; return the stored ones of before and *all* new ones."""
-        assert self._keep is not None, "`expect` must come first"
+        if self._keep is None:  # the plain layer came here
+            raise UserError(
+                "this cache was filled by a router with kv: evict, which is off now: full depth cannot read what was "
+                "never written; begin with an empty cache"
+            )
         keep, self._keep = self._keep, None
         time = key_states.shape[2]
         index = torch.arange(self.seen, self.seen + time, device=keep.device)
@@ -136,8 +143,53 @@ class EvictingLayer(DynamicLayer):
 
 # Hidden states, cosine and sine of their rotary embedding -> keys and values
 Projection = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Modules = Sequence[nn.Module]
 MOST_DEFERRED = 256
 """Tokens whose keys may wait: as many hidden states are held in each layer."""
+
+
+class Weights:
+    """What the projection of waiting tokens is made of: which adapters are on, and that no weight changes meanwhile."""
+
+    def __init__(self, modules: Modules) -> None:
+        parts = [part for module in modules for part in module.modules()]
+        self.tuners = [part for part in parts if isinstance(part, BaseTunerLayer)]
+        self.parameters = [value for part in parts for value in part.parameters(recurse=False)]
+        self.adapters, self.versions = self._adapters(), self._versions()
+
+    def _adapters(self) -> list[tuple[Any, bool]]:
+        return [(tuner._active_adapter, tuner._disable_adapters) for tuner in self.tuners]
+
+    def _versions(self) -> list[int]:
+        return [0 if value.is_inference() else value._version for value in self.parameters]
+
+    def moved(self) -> bool:
+        """Whether anything is no longer as it was."""
+        return self.adapters != self._adapters() or self.versions != self._versions()
+
+    @contextmanager
+    def as_they_were(self) -> Iterator[None]:
+        """Within the context the adapters are on that were on when the tokens came.
+
+        Raises:
+            UserError: if weights have changed since.
+        """
+        if self.versions != self._versions():
+            raise UserError(
+                "weights of the model changed under a cache in which tokens wait for their keys; begin with an empty "
+                "cache after merging adapters or a training step"
+            )
+        now = self._adapters()
+        self._switch(self.adapters)
+        try:
+            yield
+        finally:
+            self._switch(now)
+
+    def _switch(self, adapters: list[tuple[Any, bool]]) -> None:
+        # PEFT's own switches also set requires_grad.
+        for tuner, (active, disabled) in zip(self.tuners, adapters, strict=True):
+            tuner._active_adapter, tuner._disable_adapters = active, disabled
 
 
 class DeferringLayer(DynamicLayer):
@@ -154,6 +206,7 @@ class DeferringLayer(DynamicLayer):
     def __init__(self) -> None:
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._project: Projection | None = None
+        self._weights: Weights | None = None
         super().__init__()
 
     @classmethod
@@ -164,8 +217,15 @@ class DeferringLayer(DynamicLayer):
             setattr(new, name, value)
         return new
 
-    def defer(self, hidden: Float[Tensor, "B T D"], cos: Tensor, sin: Tensor, project: Projection) -> None:
-        """Have ``hidden``'s keys and values projected later."""
+    def defer(
+        self, hidden: Float[Tensor, "B T D"], cos: Tensor, sin: Tensor, project: Projection, modules: Modules
+    ) -> None:
+        """Have ``hidden``'s keys and values projected later, by ``project`` with what ``modules`` are now."""
+        if self._weights is not None and self._weights.moved():
+            self.settle()
+            self._weights = None
+        if self._weights is None:
+            self._weights = Weights(modules)
         self._waiting.append((hidden, cos, sin))
         self._project = project
         if self._count() >= MOST_DEFERRED:
@@ -182,7 +242,9 @@ class DeferringLayer(DynamicLayer):
         hidden, cos, sin = (
             parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*waiting, strict=True)
         )
-        return self._project(hidden, cos, sin)
+        assert self._weights is not None
+        with self._weights.as_they_were():
+            return self._project(hidden, cos, sin)
 
     def settle(self) -> None:
         """Project what waits."""
@@ -244,13 +306,13 @@ class DeferringLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything."""
-        self._waiting, self._project = [], None
+        self._waiting, self._project, self._weights = [], None, None
         super().reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: complete, and without a way to the model."""
         self.settle()
-        return {**vars(self), "_project": None}
+        return {**vars(self), "_project": None, "_weights": None}
 
 
 def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
@@ -288,3 +350,26 @@ def deferring_layer(cache: Cache, index: int) -> DeferringLayer | None:
     deferring = DeferringLayer.taking_over(layer)
     replace_layer(cache, index, deferring)
     return deferring
+
+
+def counted(cache: Cache) -> int:
+    """Tokens in the cache by its own count: 0 where it keeps none (those of Mamba, of MiniMax)."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # transformers' word for a cache without any layer of attention
+        return 0
+
+
+def held_count(cache: Cache) -> dict[str, Tensor]:
+    """Our count for a cache that keeps none: by row ``tokens`` (on the CPU) and the ``real`` ones; empty before any."""
+    layers = getattr(cache, "layers", None)
+    state = getattr(layers[0], "row_state", {}) if layers else {}
+    return {name: state[name] for name in COUNTS if name in state}
+
+
+def count(cache: Cache, valid: Bool[Tensor, "B T"]) -> None:
+    """Add the tokens of a call to a cache that does not count them."""
+    batch, time = valid.shape
+    state, real = row_state(cache, 0), valid.sum(dim=1)
+    state["tokens"] = state.get("tokens", torch.zeros(batch, dtype=torch.long)) + time
+    state["real"] = state["real"] + real if "real" in state else real

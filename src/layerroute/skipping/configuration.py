@@ -1,7 +1,7 @@
 """How a router is added to a pretrained model: what may be skipped, who decides, and how it is executed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -93,7 +93,7 @@ class SkipConfig:
         UserError: for values that are not known, out of range, or do not fit each other.
     """
 
-    layers: list[int] | None = None
+    layers: Sequence[int] | None = None
     unit: str = "block"
     granularity: str = "token"
     router_layer: int = 4
@@ -103,7 +103,7 @@ class SkipConfig:
     rank: int = 64
     kv: str = "project"
     sink_tokens: int = 4
-    sink_ids: list[int] | None = None
+    sink_ids: Sequence[int] | None = None
     budgets: dict[str, list[float]] | None = None
     serve: str = "threshold"
     execution: str = "auto"
@@ -125,6 +125,9 @@ class SkipConfig:
             value = getattr(self, key)
             if value < least:
                 raise UserError(f"skip.{key} must be at least {least}, got {value}")
+        for key in ("layers", "sink_ids"):  # a range or a tuple serves, and is written as a list
+            if getattr(self, key) is not None:
+                setattr(self, key, [int(item) for item in getattr(self, key)])
         if any(token < 0 for token in self.sink_ids or []):
             raise UserError(f"skip.sink_ids are ids of tokens, which count from 0, got {self.sink_ids}")
         if self.kv == "evict" and self.unit == "mlp":
@@ -148,7 +151,7 @@ class SkipConfig:
                     f"skip.budgets: budget {name} needs {sites} shares from 0 to 1, one a site of skip.layers"
                 )
 
-    def _check_layers(self, layers: list[int]) -> None:
+    def _check_layers(self, layers: Sequence[int]) -> None:
         if not layers:
             raise UserError("skip.layers is empty: no layer may be skipped; name some, or leave it out")
         if sorted(set(layers)) != list(layers):

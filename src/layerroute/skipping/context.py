@@ -10,9 +10,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from layerroute.errors import UserError
 from layerroute.ops.routed_attention import Padding
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.serving import Served
+from layerroute.skipping.cache import counted, held_count
 from layerroute.skipping.routes import SiteRoute
 
 
@@ -40,6 +42,8 @@ class CallContext:
         explicit_mask: the caller made the attention masks; they are then the only word on who sees whom.
         full_layers_only: the caller asked for attention weights, or made masks that are no tensors: only whole layers
             can serve that.
+        paged: continuous batching packs the tokens of many requests into one row, with a cache of its own.
+        cache: that the stack was given, or None.
         decisions: one a router that has decided.
         routes: by layer index and unit.
         served: what holds the rate in this call, once a router has asked.
@@ -53,6 +57,8 @@ class CallContext:
     position_ids: Int[Tensor, "b T"] | None
     explicit_mask: bool
     full_layers_only: bool
+    paged: bool = False
+    cache: Cache | None = None
     decisions: list[RouteDecision] = field(default_factory=list)
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
     served: Served | None = None
@@ -65,21 +71,30 @@ class CallContext:
         tokens: Any = embeds[..., 0] if embeds is not None else ids
         batch, time = tokens.shape
         device = tokens.device
-        cache = inputs.get("past_key_values")
-        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        cache = _cache(inputs)
+        held = {} if cache is None else held_count(cache)
+        past = 0 if cache is None else int(held["tokens"].max()) if held else counted(cache)
+        paged = any(cls.__name__ == "PagedAttentionCache" for cls in type(inputs.get("cache")).__mro__)
         given = inputs.get("attention_mask")
         explicit = isinstance(given, Mapping) or (given is not None and getattr(given, "ndim", 0) != 2)
         mask = None
-        if explicit:
+        if paged:  # what is beyond the last request fills up the buffer
+            real: Any = inputs.get("cu_seq_lens_q")
+            valid = torch.arange(time, device=device).expand(batch, -1)
+            valid = torch.ones_like(valid, dtype=torch.bool) if real is None else valid < real.max()
+        elif explicit:
             valid = _sees_itself(_any_mask(given), past, time, batch, device)
         elif given is not None:
             mask = given.to(device=device, dtype=torch.bool)
-            valid = mask[:, past : past + time]
+            # Models without attention may be given the mask of the new tokens alone.
+            valid = mask[:, past : past + time] if mask.shape[1] >= past + time else mask[:, -time:]
         else:
             valid = torch.ones(batch, time, dtype=torch.bool, device=device)
         position_ids = inputs.get("position_ids")
         if position_ids is not None:
             positions = position_ids.expand(batch, -1).clamp_min(0)
+        elif held:
+            positions = (held["real"].to(device)[:, None] + valid.cumsum(dim=1) - 1).clamp_min(0)
         elif mask is not None:
             positions = (mask.cumsum(dim=1) - 1)[:, past : past + time].clamp_min(0)
         else:
@@ -91,8 +106,12 @@ class CallContext:
             past=past,
             padding_mask=mask,
             position_ids=position_ids,
-            explicit_mask=explicit,
-            full_layers_only=bool(inputs.get("output_attentions")) or (explicit and not _is_plain(given)),
+            explicit_mask=explicit or paged,
+            full_layers_only=paged
+            or bool(inputs.get("output_attentions"))
+            or (explicit and not _is_plain(given)),
+            paged=paged,
+            cache=cache,
         )
 
     @property
@@ -142,6 +161,24 @@ class CallContext:
         both = torch.cat([decided.flatten(), mask.flatten().to(decided.device)]).cpu()
         self._mask_on_host = both[decided.numel() :].view(mask.shape)
         return both[: decided.numel()].view(decided.shape)
+
+
+def _cache(inputs: Mapping[str, Any]) -> Cache | None:
+    """The cache that a stack was given, whatever the model calls it.
+
+    Raises:
+        UserError: if it keeps its past in something that says nothing of how many tokens it holds.
+    """
+    for name in ("past_key_values", "cache_params", "state"):
+        value = inputs.get(name)
+        if isinstance(value, Cache):
+            return value
+        if value is not None and not isinstance(value, Tensor | bool):
+            raise UserError(
+                f"this model keeps its past in a {type(value).__name__} ({name}) that does not count tokens, so that "
+                "their positions are not known; use_cache=False works, or router_disabled"
+            )
+    return None
 
 
 def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:

@@ -254,7 +254,7 @@ class LayerCall:
         if not torch.is_grad_enabled():
             deferring = deferring_layer(cache, index)
             if deferring is not None:
-                deferring.defer(hidden, cos, sin, project)
+                deferring.defer(hidden, cos, sin, project, self.family.key_modules(layer))
                 return
         cache.update(*project(hidden, cos, sin), index)
 

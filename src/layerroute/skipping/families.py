@@ -35,6 +35,15 @@ def _configured_window(attention: nn.Module) -> int | None:
     return getattr(attention.config, "sliding_window", None)
 
 
+def _always(attention: nn.Module) -> bool:  # noqa: ARG001
+    return True
+
+
+def _by_layer(attention: nn.Module) -> bool:
+    return bool(attention.use_rope)
+
+
+# Functions of the module, not lambdas: a routed model is pickled with its family.
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Names and twists of one family's decoder layer.
@@ -65,7 +74,7 @@ class Family:
     window: Callable[[nn.Module], int | None] = _own_window
     softcap: str | None = None
     residual_scale: str | None = None
-    rotary: Callable[[nn.Module], bool] = lambda attention: True
+    rotary: Callable[[nn.Module], bool] = _always
 
     def modules(self) -> tuple[str, ...]:
         """Dotted names that a layer of this family must have."""
@@ -85,6 +94,16 @@ class Family:
     def attention_of(self, layer: nn.Module) -> Any:
         """The layer's attention module."""
         return getattr(layer, self.attention)
+
+    def key_modules(self, layer: nn.Module) -> list[nn.Module]:
+        """What keys and values are made with, from the layer's input."""
+        attention = self.attention_of(layer)
+        names = (
+            *(("qkv_proj",) if self.fused_qkv else ("k_proj", "v_proj")),
+            *(("k_norm",) if self.qk_norm else ()),
+        )
+        norm = [] if self.attention_norm is None else [getattr(layer, self.attention_norm)]
+        return [*norm, *(getattr(attention, name) for name in names)]
 
     def attention_input(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """What the attention's projections read, from the layer's input."""
@@ -181,7 +200,7 @@ FAMILIES: dict[str, Family] = {
         mlp_post_norm="post_feedforward_layernorm",
         qk_norm="flat",
     ),
-    "smollm3": Family(rotary=lambda attention: bool(attention.use_rope)),
+    "smollm3": Family(rotary=_by_layer),
     "granite": Family(residual_scale="residual_multiplier"),
 }
 """By ``config.model_type``."""

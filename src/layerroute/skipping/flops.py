@@ -161,7 +161,7 @@ def router_flops(skip: SkipConfig, hidden_size: int) -> float:
     if skip.routing.control is not None or skip.granularity not in ("token", "per_layer"):
         return 0.0
     routers = len(skip.layers or []) if skip.granularity == "per_layer" else 1
-    widths: list[int] = []
+    widths: Sequence[int] = []
     if skip.routing.router == "mlp":
         widths = skip.routing.widths or [hidden_size // 2, hidden_size // 4]
     sizes = [hidden_size, *widths, len(skip.sites()) // routers]

@@ -9,6 +9,8 @@ backward finds it in the layer's arguments.
 """
 
 import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from layerroute.errors import UserError
+from layerroute.skipping.cache import count, counted, held_count
 from layerroute.skipping.context import CallContext
+from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
 from layerroute.skipping.families import Family
 from layerroute.skipping.router import LayerRouter
@@ -26,13 +32,14 @@ from layerroute.skipping.routes import DENSE
 
 @dataclass(frozen=True)
 class Frame:
-    """A call in flight of one decoder stack; ``context`` is None while routing is disabled."""
+    """A call in flight of one decoder stack; ``context`` is None where its tokens are of no interest."""
 
     stack: nn.Module
     router: LayerRouter
     family: Family | None
     context: CallContext | None
     outer: "Frame | None"
+    routed: bool = True
 
 
 CURRENT: ContextVar[Frame | None] = ContextVar("layerroute_call", default=None)
@@ -43,15 +50,22 @@ CURRENT: ContextVar[Frame | None] = ContextVar("layerroute_call", default=None)
 def begin_call(
     router: LayerRouter,
     family: Family | None,
+    layers: nn.ModuleList,
     stack: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
     """Forward pre-hook of the decoder stack."""
+    if is_hooked(router):  # accelerate came after the router
+        router.place(layers)
     context = None
-    if router.enabled:
-        context = CallContext.of({**dict(zip(_parameters(type(stack)), args, strict=False)), **kwargs})
-    CURRENT.set(Frame(stack, router, family, context, CURRENT.get()))
+    inputs = {**dict(zip(_parameters(type(stack)), args, strict=False)), **kwargs}
+    # Also while disabled, if it can be: what the cache has to know of these tokens when routing goes on.
+    with nullcontext() if router.enabled else suppress(Exception):
+        context = CallContext.of(inputs)
+        if context.paged and router.enabled and router.paged_obstacle is not None:
+            raise UserError(router.paged_obstacle)
+    CURRENT.set(Frame(stack, router, family, context, CURRENT.get(), router.enabled))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -62,7 +76,24 @@ def end_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         return
     CURRENT.set(frame.outer)
     if frame.context is not None and output is not None:
-        frame.router.finish(frame.context)
+        if frame.routed:
+            frame.router.finish(frame.context)
+        _count(frame.context, output)
+
+
+def _count(context: CallContext, output: Any) -> None:
+    """Count the tokens of a call where its cache does not."""
+    cache = context.cache
+    if cache is None:
+        values = (
+            output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
+        )
+        cache = next((value for value in values if isinstance(value, Cache)), None)
+    if cache is None or isinstance(cache, EncoderDecoderCache):
+        return
+    # Asked once: a cache that counted its first tokens counts all.
+    if held_count(cache) or (context.past == 0 and counted(cache) == 0):
+        count(cache, context.valid)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -79,7 +110,8 @@ def enter_layer(
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         args = (kwargs.pop(names[0]),)
     if index in router.deciders:
-        router.decide(index, args[0], context, kwargs.get("past_key_values"))
+        decide = router.decide if frame.routed else router.watch
+        decide(index, args[0], context, kwargs.get("past_key_values"))
     routes = context.routes.get(index)
     if routes is None or all(route.mode == DENSE for route in routes.values()):
         return None
@@ -103,6 +135,16 @@ class RoutedLayer:
         if route is None:
             return plain(hidden_states, *args, **kwargs)
         return route(self, plain, hidden_states, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: its class is made here, and cannot be found under its name."""
+        state = self.__getstate__()
+        return _new_layer, (plain_class(type(self)),), state
+
+
+def _new_layer(cls: type[Any]) -> Any:
+    made: Any = routed_class(cls)
+    return made.__new__(made)
 
 
 _ROUTED: dict[type[Any], type[Any]] = {}

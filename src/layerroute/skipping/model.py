@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from layerroute.routing.decision import Chooser, RouteDecision
 from layerroute.routing.forcing import at_rate, forced, table
 from layerroute.skipping.configuration import EXECUTIONS, SkipConfig
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
+from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.layer import (
     RoutedLayer,
@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerroute"
 """Name of the router in the model's module tree."""
+_PAGED = "init_continuous_batching"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,11 +76,19 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     )
     if router.execution == "sparse" and obstacle is not None:
         raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-    _place(router, layers)
+    router.place(layers)
+    router.seen = BaseSeen.of(base)
     router.train(model.training)
     _install(router, family, stack, layers)
     base.add_module(ATTRIBUTE, router)
+    if router.paged_obstacle is not None and hasattr(base, _PAGED):
+        # Requests of its thread fail one by one, and silently; so it does not begin.
+        setattr(base, _PAGED, partial(_refuse, router.paged_obstacle))
     return model
+
+
+def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
+    raise UserError(reason)
 
 
 def _unknown_family(model: Any, config: SkipConfig) -> str:
@@ -94,21 +103,9 @@ def _unknown_family(model: Any, config: SkipConfig) -> str:
     return f"{unknown}, so its layers can only be masked"
 
 
-def _place(router: LayerRouter, layers: nn.ModuleList) -> None:
-    """Each part of the router onto the device of the layer that uses it."""
-
-    def device(index: int) -> torch.device:
-        return next(layers[index].parameters()).device
-
-    for layer, routing in router.deciders.items():
-        router.routings[routing].to(device(layer))
-    for site, path in router.skip_paths.items():
-        path.to(device(int(site.removeprefix("layer").split("_")[0])))
-
-
 def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layers: nn.ModuleList) -> None:
     handles = [
-        stack.register_forward_pre_hook(partial(begin_call, router, family), with_kwargs=True),
+        stack.register_forward_pre_hook(partial(begin_call, router, family, layers), with_kwargs=True),
         stack.register_forward_hook(end_call, with_kwargs=True, always_call=True),
     ]
     for index in {*router.deciders, *(router.config.layers or [])}:
@@ -163,6 +160,7 @@ def remove_router(model: Model) -> Model:
     for handle in router.handles:
         handle.remove()
     delattr(base, ATTRIBUTE)
+    vars(base).pop(_PAGED, None)
     for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
         with _without_device_hook(layer):
             layer.__class__ = plain_class(type(layer))

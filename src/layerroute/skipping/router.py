@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache as memoize
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
+from layerroute.skipping.devices import execution_device, is_hooked, unhook
+from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
 
@@ -44,6 +47,7 @@ class LayerRouter(nn.Module):
         last: the decision of the last routed call.
         collectors: lists that every call's decision is appended to.
         handles: of the hooks that the router put into the model.
+        seen: what the base was like when the router was added to it.
     """
 
     def __init__(
@@ -90,6 +94,35 @@ class LayerRouter(nn.Module):
         self.last: RouteDecision | None = None
         self.collectors: list[list[RouteDecision]] = []
         self.handles: list[RemovableHandle] = []
+        self.seen: BaseSeen | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph of the last decision, and without who listens here."""
+        last = None if self.last is None else self.last.detach()
+        return {**vars(self), "last": last, "collectors": []}
+
+    @property
+    def paged_obstacle(self) -> str | None:
+        """Why continuous batching is out of the question for this router, or None."""
+        if self.config.kv == "evict":
+            reason = "kv: evict keeps other keys in each layer"
+        elif self.config.granularity not in ("token", "per_layer"):
+            reason = f"granularity: {self.config.granularity} decides about whole sequences, which it packs into one"
+        else:
+            return None
+        return (
+            f"continuous batching (generate_batch, cache_implementation='paged') cannot serve this router: {reason}; "
+            "use generate()"
+        )
+
+    def place(self, layers: nn.ModuleList) -> None:
+        """Put each part where the layer that uses it computes; nothing of the router is ever offloaded."""
+        if is_hooked(self):
+            unhook(self)
+        for layer, routing in self.deciders.items():
+            self.routings[routing].to(execution_device(layers[layer]))
+        for site, path in self.skip_paths.items():
+            path.to(execution_device(layers[int(site.removeprefix("layer").split("_")[0])]))
 
     def skip_path(self, layer: int, unit: str) -> LowRankSkip | None:
         """The skip path of a site; None is the identity."""
@@ -184,6 +217,28 @@ class LayerRouter(nn.Module):
         for (site_layer, unit), route in self._routes(routing, decision, context).items():
             context.routes.setdefault(site_layer, {})[unit] = route
 
+    def watch(
+        self, layer: int, hidden: Float[Tensor, "B T D"], context: CallContext, cache: Cache | None
+    ) -> None:
+        """While disabled: keep what a later decision about the sequence in this cache will be made from."""
+        if self.config.granularity == "sequence" and cache is not None:
+            self._remember(layer, hidden, context, cache)
+
+    def _remember(
+        self, layer: int, hidden: Float[Tensor, "B T D"], context: CallContext, cache: Cache
+    ) -> tuple[Float[Tensor, "B N D"], Int[Tensor, "B N"]]:
+        """States and codes of the first tokens of each row, those of earlier calls among them."""
+        length, state = self.config.prefix_tokens, row_state(cache, layer)
+        held = min(int(state["held"].max()), context.past) if "held" in state else 0
+        if held < context.past:
+            raise UserError(
+                "this cache was filled without the router, which decides from a sequence's first tokens "
+                "(granularity: sequence); begin with an empty cache"
+            )
+        state["held"] = torch.full((len(hidden),), context.keys)  # on the CPU
+        inside = context.valid & (context.positions < length)
+        return _remember_prefix(state, hidden.float(), _codes(context), inside, context, length)
+
     def _decide(
         self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
     ) -> RouteDecision:
@@ -247,19 +302,13 @@ class LayerRouter(nn.Module):
         documents = context.documents(cache)
         document = context.positions.new_zeros(batch, time) if documents is None else documents
         inside = context.valid & (context.positions < length)
-        ids = context.positions if context.token_ids is None else context.token_ids
-        codes = (ids.long() + 1) * (
-            context.positions + 1
-        )  # what identifies a sequence for the random control
         if cache is None:
             # Sums by document as one product; documents are few.
             member = F.one_hot(document).transpose(1, 2) * inside.unsqueeze(1)
             pooled = (member.to(torch.float32) @ hidden.float()) / length
-            key = (member * codes.unsqueeze(1)).sum(dim=-1)
+            key = (member * _codes(context).unsqueeze(1)).sum(dim=-1)
         else:
-            states, codes = _remember_prefix(
-                row_state(cache, layer), hidden.float(), codes, inside, context, length
-            )
+            states, codes = self._remember(layer, hidden, context, cache)
             pooled, key = states.sum(dim=1, keepdim=True) / length, codes.sum(dim=1, keepdim=True)
         count = pooled.shape[1]
         decides = F.one_hot(document, count) * (context.valid & ~inside).unsqueeze(-1)
@@ -425,6 +474,12 @@ def _spread(decision: RouteDecision, group: Int[Tensor, "B T"], valid: Bool[Tens
         gate=take(decision.gate),
         valid=valid,
     )
+
+
+def _codes(context: CallContext) -> Int[Tensor, "B T"]:
+    """What identifies a sequence for the random control."""
+    ids = context.positions if context.token_ids is None else context.token_ids
+    return (ids.long() + 1) * (context.positions + 1)
 
 
 def _remember_prefix(

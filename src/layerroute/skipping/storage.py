@@ -1,32 +1,47 @@
 """Saving what routing adds to a base model, and putting it back.
 
 A router folder holds ``router.json`` (configuration, base id and fingerprint), ``router.safetensors`` (routers,
-thresholds, skip paths) and, for a model with a LoRA adapter, ``adapter/`` in PEFT's own format. The base is not in it.
+thresholds, skip paths); for a model with adapters ``adapter/`` in PEFT's own format; for one whose vocabulary was
+resized the new rows, ``vocabulary.safetensors``; and ``tokenizer/`` if one was given. The base is not in it.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
 from layerroute.errors import UserError
 from layerroute.integrity import MANIFEST, check_intact
+from layerroute.skipping import vocabulary
+from layerroute.skipping.adapters import (
+    Adapters,
+    adapter_files,
+    check_adapters,
+    describe,
+    has_adapters,
+    load_adapters,
+    restore_adapters,
+    save_adapters,
+)
 from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.devices import value_of
 from layerroute.skipping.fingerprint import check_base, fingerprint
 from layerroute.skipping.model import Model, add_router, get_router, remove_router
-from layerroute.skipping.pretrained import load_pretrained
+from layerroute.skipping.pretrained import SMOLLM2, load_pretrained, local_source
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""1: at most one LoRA adapter, called ``default``, and the base's own vocabulary; 2: whatever is written here."""
 DESCRIPTION, WEIGHTS, ADAPTER = "router.json", "router.safetensors", "adapter"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+VOCABULARY, TOKENIZER = "vocabulary.safetensors", "tokenizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,56 +51,119 @@ class RouterDescription:
     Attributes:
         config: of the router.
         base: name of the base model, as it was loaded.
+        path: where the base lay as seen from the router folder, if it was a local folder.
         fingerprint: of the base.
-        adapter: whether a LoRA adapter belongs to it.
+        adapters: that belong to it.
+        rows: of the vocabulary, if it is not the base's own: how many the base has, and how many the model.
         notes: whatever the maker of the folder wrote there (calibration figures, training run).
     """
 
     config: SkipConfig
     base: str
+    path: str | None
     fingerprint: dict[str, str | None]
-    adapter: bool
+    adapters: Adapters
+    rows: tuple[int, int] | None
     notes: dict[str, Any]
 
 
-def save_router(model: nn.Module, folder: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
-    """Write the model's router, and its LoRA adapter if it has one, to a folder.
+def save_router(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    notes: dict[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    base: str | None = None,
+) -> Path:
+    """Write the model's router, its adapters, and tokens that were added to its vocabulary, to a folder.
+
+    What is written gives the same logits on loading; what would not is refused before anything is written.
 
     Args:
-        model: routed, perhaps with an adapter of PEFT.
+        model: routed, perhaps with adapters of PEFT.
         folder: made if needed; files in it are replaced.
         notes: anything JSON can hold, kept for later readers.
+        tokenizer: kept too, and given by ``load_routed``. It is needed there where tokens were added.
+        base: where the base is that the model has *now*. Default: where it was loaded from.
 
     Raises:
-        UserError: if the model has no router.
+        UserError: if the model has no router, an adapter cannot be saved exactly, or the base has changed since it was
+            loaded.
     """
     router = get_router(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # of what is replaced here
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    adapter = _save_adapter(model, folder / ADAPTER)
-    weights = {name: value.detach().cpu().contiguous() for name, value in router.state_dict().items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    description = {
-        "format": FORMAT,
+    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    adapters = describe(model)
+    name = str(whole.config._name_or_path) if base is None else base
+    rows = _rows(whole, router.seen, name, given=base is not None)
+    if base is None and name and router.seen is not None:
+        changed = router.seen.changed(whole, left_out=adapters.changed)
+        if changed:
+            raise UserError(
+                f"the base's own weights have changed since the router was added ({', '.join(changed[:3])}), so that "
+                f"{name!r} is no longer its base; save the model (save_pretrained) and name that: base='…'"
+            )
+    description: dict[str, Any] = {
+        "format": 1 if rows is None and _is_plain_lora(model, adapters) else 2,
         "layerroute": layerroute.__version__,
-        "base": {"id": str(base.config._name_or_path), "fingerprint": fingerprint(base)},
-        "adapter": adapter,
+        "base": {
+            "id": name,
+            "fingerprint": fingerprint(
+                whole, left_out=adapters.changed, rows=None if rows is None else min(rows)
+            ),
+        },
+        "adapter": bool(adapters.names),
         "skip": router.config.to_dict(),
         "notes": notes or {},
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    folder = Path(folder)
+    if name and Path(name).is_dir():
+        description["base"]["path"] = Path(os.path.relpath(name, folder)).as_posix()
+    if description["format"] == 2:
+        description["adapters"] = {
+            key: list(getattr(adapters, key)) for key in ("names", "active", "changed")
+        }
+        description["vocabulary"] = None if rows is None else list(rows)
+    text = json.dumps(description, indent=1) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # of what is replaced here
+    save_adapters(model, adapters, folder / ADAPTER)
+    if rows is not None:
+        vocabulary.save_rows(whole, min(rows), folder / VOCABULARY)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder / TOKENIZER)
+    save_file(_weights(router), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / DESCRIPTION).write_text(text)
     return folder
 
 
-def _save_adapter(model: Any, folder: Path) -> bool:
-    if not any(hasattr(module, "lora_A") for module in model.modules()):
-        return False
-    if not (hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False)):
-        raise UserError("the model has LoRA layers that PEFT did not register; add them with get_peft_model")
-    model.save_pretrained(folder)
-    return True
+def _rows(model: Any, seen: Any, name: str, *, given: bool) -> tuple[int, int] | None:
+    """Rows of the vocabulary of the base and of the model, if they differ."""
+    own = vocabulary.size_at(local_source(name))
+    if own is None and seen is not None and not given:
+        own = seen.rows
+    now = vocabulary.size_of(model)
+    return None if own is None or own == now else (own, now)
+
+
+def _is_plain_lora(model: nn.Module, adapters: Adapters) -> bool:
+    """Whether version 0.1 of this package would load the adapters rightly, too."""
+    if not adapters.names:
+        return True
+    plain = all(hasattr(module, "lora_A") for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return plain and adapters.names == adapters.active == ("default",) and not adapters.changed
+
+
+def _weights(router: nn.Module) -> dict[str, torch.Tensor]:
+    """The router's state, also where accelerate has offloaded it."""
+    saved = router.state_dict()
+    found = {}
+    for path, module in router.named_modules():
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        for name, value in own:
+            key = f"{path}.{name}".lstrip(".")
+            if key in saved:
+                found[key] = value_of(module, name, value).detach().cpu().contiguous()
+    return found
 
 
 def read_router(folder: str | Path) -> RouterDescription:
@@ -101,57 +179,76 @@ def read_router(folder: str | Path) -> RouterDescription:
     check_intact(folder)
     try:
         content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
+        if content["format"] not in FORMATS:
             raise UserError(
-                f"{path} is of format {content['format']}; this version of layerroute reads {FORMAT}"
+                f"{path} is of format {content['format']}; this version of layerroute reads up to {FORMATS[-1]}"
             )
+        rows = content.get("vocabulary")
         description = RouterDescription(
             config=SkipConfig.from_dict(content["skip"]),
             base=content["base"]["id"],
+            path=content["base"].get("path"),
             fingerprint=dict(content["base"]["fingerprint"]),
-            adapter=bool(content["adapter"]),
+            adapters=_adapters(content),
+            rows=None if rows is None else (int(rows[0]), int(rows[1])),
             notes=dict(content.get("notes", {})),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} is damaged: {type(error).__name__} {error}; make the router folder anew"
         ) from error
-    needed = [WEIGHTS, *(f"{ADAPTER}/{name}" for name in _ADAPTER_FILES if description.adapter)]
-    for name in needed:
-        if not (folder / name).is_file():
+    needed = [
+        folder / WEIGHTS,
+        *([] if description.rows is None else [folder / VOCABULARY]),
+        *adapter_files(description.adapters, folder / ADAPTER),
+    ]
+    for file in needed:
+        if not file.is_file():
             raise UserError(
-                f"{folder} is incomplete: {name} is missing; the base alone is not the routed model"
+                f"{folder} is incomplete: {file.relative_to(folder).as_posix()} is missing; the base alone is not the "
+                "routed model"
             )
     limit = (folder / WEIGHTS).stat().st_size
     for size in (description.config.rank, *(description.config.routing.widths or [])):
         if size > limit:  # checked before anything is allocated
             raise UserError(f"{path} asks for a width of {size}, but {WEIGHTS} has {limit} bytes in all")
-    if description.adapter:
-        _check_adapter(folder / ADAPTER)
+    if description.rows is not None:
+        base, size = description.rows
+        limit = (folder / VOCABULARY).stat().st_size
+        if min(base, size) < 1 or size - base > limit:
+            raise UserError(
+                f"{path} asks for {size - base} new tokens, but {VOCABULARY} has {limit} bytes in all"
+            )
+    check_adapters(description.adapters, folder / ADAPTER)
     return description
 
 
-def _check_adapter(folder: Path) -> None:
-    """An adapter of the kind that is written here, no larger than its weights: PEFT makes whatever is asked for."""
-    config_file, weights_file = (folder / name for name in _ADAPTER_FILES)
-    try:
-        content = json.loads(config_file.read_text(encoding="utf-8"))
-        kind, layers = content["peft_type"], content.get("layer_replication")
-        ranks = [content["r"], *(content.get("rank_pattern") or {}).values()]
-        if not all(isinstance(rank, int) for rank in ranks):
-            raise ValueError("a rank is no integer")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{config_file} is damaged: {type(error).__name__} {error}") from error
-    limit = weights_file.stat().st_size
-    if kind != "LORA" or layers is not None:
-        raise UserError(f"{config_file} is no LoRA adapter of the base's own layers; no other is loaded")
-    for rank in ranks:
-        if rank > limit:
-            raise UserError(
-                f"{config_file} asks for a rank of {rank}, but {weights_file.name} has {limit} bytes in all"
-            )
+def _adapters(content: dict[str, Any]) -> Adapters:
+    if "adapters" not in content:
+        names = ("default",) if content["adapter"] else ()
+        return Adapters(names=names, active=names)
+    held = {key: tuple(map(str, content["adapters"][key])) for key in ("names", "active", "changed")}
+    if not set(held["active"]) <= set(held["names"]):
+        raise ValueError("an adapter is active that is not there")
+    return Adapters(**held)
+
+
+def base_source(folder: str | Path) -> str:
+    """What ``load_pretrained`` is to load as the base of a router folder.
+
+    A relative path is looked for from the router folder and from the working folder; what is in neither is left as it
+    is, since it may be a name on a hub.
+    """
+    folder, description = Path(folder), read_router(folder)
+    name = description.base
+    if not name or Path(name).is_absolute():
+        return name
+    for path in (*([folder / description.path] if description.path else []), folder / name, Path(name)):
+        if path.is_dir():
+            return os.path.normpath(path)
+    return name
 
 
 def load_router(
@@ -189,9 +286,21 @@ def load_router(
             f"{folder} was made with kv: {description.config.kv} and does not serve with kv: {kv}; a router must be "
             "calibrated or trained with the keys that it will see"
         )
-    if any(hasattr(module, "lora_A") for module in model.modules()):
+    if has_adapters(model):
         raise UserError(f"the model has an adapter already; {folder} is to be loaded onto the plain base")
-    check_base(model, description.fingerprint, description.base)
+    adapters, rows = description.adapters, description.rows
+    if rows is not None and vocabulary.size_of(model) not in rows:
+        raise UserError(
+            f"this router was made for a base of {rows[0]} tokens that was resized to {rows[1]}, and the model has "
+            f"{vocabulary.size_of(model)}; load it onto the base {description.base!r}"
+        )
+    check_base(
+        model,
+        description.fingerprint,
+        description.base,
+        left_out=adapters.changed,
+        rows=None if rows is None else min(rows),
+    )
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -221,9 +330,12 @@ def load_router(
         raise
     if execution is not None:
         router.execution = execution
-    if description.adapter:
-        loader: Any = model
-        loader.load_adapter(str(folder / ADAPTER), is_trainable=trainable)  # freezes all that is no adapter
+    if rows is not None:
+        vocabulary.resize(model, rows[1], folder / VOCABULARY)
+    if adapters.names:
+        load_adapters(
+            model, adapters, folder / ADAPTER, trainable=trainable
+        )  # freezes all that is no adapter
     router.requires_grad_(trainable)
     return model
 
@@ -238,10 +350,7 @@ def restore_router(model: nn.Module, folder: str | Path) -> None:
     router = get_router(model)
     try:
         router.load_state_dict(load_file(folder / WEIGHTS))
-        if description.adapter:
-            found: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER / _ADAPTER_FILES[1]))
-            if found.unexpected_keys or any("lora_" in key for key in found.missing_keys):
-                raise UserError(f"{folder / ADAPTER} does not fit this model's adapter")
+        restore_adapters(model, description.adapters, folder / ADAPTER)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{folder} does not fit this model's router: {' '.join(str(error).split())[:200]}"
@@ -267,6 +376,22 @@ def load_routed(
     Raises:
         UserError: as ``load_pretrained`` and ``load_router``.
     """
-    description = read_router(folder)
-    model, tokenizer = load_pretrained(description.base, dtype=dtype, **options)
+    folder, description, source = Path(folder), read_router(folder), base_source(folder)
+    own = folder / TOKENIZER
+    if description.rows is not None and not own.is_dir():
+        raise UserError(
+            f"tokens were added to the base of {folder}, and no tokenizer was saved with it; load the base and your "
+            "tokenizer, then load_router(base, folder), and save_router(…, tokenizer=tokenizer) next time"
+        )
+    try:
+        model, tokenizer = load_pretrained(source, dtype=dtype, **options)
+    except UserError as error:
+        if source != description.base or Path(source).is_absolute() or source == SMOLLM2:
+            raise
+        raise UserError(
+            f"cannot load {source!r}, the base of {folder}: there is no folder {folder / source} and none "
+            f"{Path.cwd() / source}; as a name on a hub: {error}"
+        ) from error
+    if own.is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
     return load_router(model, folder, execution=execution, budget=budget, serve=serve), tokenizer

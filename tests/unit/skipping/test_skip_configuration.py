@@ -1,6 +1,7 @@
 """SkipConfig: defaults, round trip, and every mistake told in one line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -110,3 +111,16 @@ def test_unknown_keys_get_the_nearest_one():
         SkipConfig.from_dict({"routing": {"rat": 0.5}})
     with pytest.raises(UserError, match=r"skip\.profitability\.train is a share"):
         SkipConfig.from_dict({"profitability": {"train": 2}})
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda numbers: numbers])
+def test_whatever_counts_is_a_list_when_saved(kind):
+    routing = RoutingConfig(control="static", control_sites=kind(range(2)))
+    config = SkipConfig(layers=kind(range(4, 8)), sink_ids=kind([3, 5]), routing=routing)
+    again = SkipConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config == replace(config)
+    assert again.layers == [4, 5, 6, 7]
+
+
+def test_a_range_of_layers_is_saved():
+    assert json.dumps(SkipConfig(layers=range(4, 8)).to_dict())

@@ -134,7 +134,7 @@ def calibration_config(
         also=sorted({round(b, 6) for b in also} - {round(skip.budget, 6)}),
         unit=skip.unit,
         granularity=skip.granularity,
-        layers=skip.layers,
+        layers=None if skip.layers is None else list(skip.layers),
         router_layer=skip.router_layer,
         rank=skip.rank,
         sink_tokens=skip.sink_tokens,

@@ -1,0 +1,54 @@
+"""Where a model's parts are and where they compute, when accelerate keeps weights elsewhere until they are needed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerroute.errors import UserError
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    hook = vars(module).get("_hf_hook")
+    if hook is not None:
+        yield from getattr(hook, "hooks", [hook])
+
+
+def execution_device(layer: nn.Module) -> torch.device:
+    """Where a layer computes: what accelerate's hooks say, else where its first weight is."""
+    for module in layer.modules():
+        for hook in _hooks(module):
+            device = getattr(hook, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(layer.parameters()).device
+
+
+def value_of(module: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A module's own parameter or buffer, fetched where accelerate has offloaded it.
+
+    Raises:
+        UserError: if it is nowhere (a model made on the meta device).
+    """
+    if not value.is_meta:
+        return value
+    for hook in _hooks(module):
+        held: Tensor | None = (getattr(hook, "weights_map", None) or {}).get(name)
+        if held is not None:
+            return held
+    raise UserError(
+        f"the weights of {type(module).__name__} ({name}) are not in memory, so the base cannot be told from others"
+    )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate moves weights or inputs of any part of a module."""
+    return any("_hf_hook" in vars(part) for part in module.modules())
+
+
+def unhook(module: nn.Module) -> None:
+    """Take accelerate's hooks off all parts of a module; what they had offloaded comes back."""
+    from accelerate.hooks import remove_hook_from_submodules  # type: ignore[import-untyped]
+
+    remove_hook_from_submodules(module)

@@ -169,7 +169,6 @@ def load_pretrained(name: str) -> TokenizerBundle:
         raise UserError(
             f"the tokenizer {name!r} has no end-of-text token; name one in the eos_token of its {CONFIG_FILE}"
         )
-    _begin_as_transformers(tokenizer, config)
     template = config.get("chat_template")
     return TokenizerBundle(tokenizer, end, template if isinstance(template, str) else None)
 
@@ -177,21 +176,6 @@ def load_pretrained(name: str) -> TokenizerBundle:
 def _token(config: dict[str, Any], name: str) -> object:
     token = config.get(name)
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _begin_as_transformers(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    """Let ``add_bos_token`` of the configuration decide, where it is there, over what the tokenizer's file says."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    from tokenizers import processors
-
-    begin = _token(config, "bos_token") if config.get("add_bos_token") else None
-    first = tokenizer.token_to_id(begin) if isinstance(begin, str) else None
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A:0" if first is None else f"{begin}:0 $A:0",
-        pair="$A:0 $B:1" if first is None else f"{begin}:0 $A:0 {begin}:1 $B:1",
-        special_tokens=[] if first is None else [(str(begin), first)],
-    )
 
 
 def parse_tokenizer(data: bytes, what: str) -> Tokenizer:

@@ -249,7 +249,7 @@ def test_fingerprints_follow_the_content_and_not_the_folder(bundle: TokenizerBun
 def test_what_begins_a_document_is_what_transformers_puts_there(
     bundle: TokenizerBundle, config: dict[str, object] | None, template: bool, tmp_path: Path
 ) -> None:
-    """The tokenizer's file may ask for a BOS, and its configuration may ask for one or forbid it."""
+    """The tokenizer's file decides; transformers, too, leaves its add_bos_token aside where there is such a file."""
     content = json.loads(bundle.tokenizer.to_str())
     if template:
         token = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
@@ -276,7 +276,7 @@ def test_what_begins_a_document_is_what_transformers_puts_there(
         theirs = AutoTokenizer.from_pretrained(tmp_path)
     loaded = load_pretrained(str(tmp_path))
     assert loaded.begin == DocumentEncoder.of(theirs).begin
-    assert loaded.begin == ((bundle.end_of_text_id,) if (config or {}).get("add_bos_token", template) else ())
+    assert loaded.begin == ((bundle.end_of_text_id,) if template else ())
     assert packed(loaded, ["a", "b"]) == DocumentEncoder.of(theirs).stream(["a", "b"]).tolist()
     (tmp_path / "saved").mkdir()
     loaded.save(tmp_path / "saved")

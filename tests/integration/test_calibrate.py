@@ -7,7 +7,7 @@ import torch
 
 from layerroute.cli.main import main
 from layerroute.skipping import executed, get_router, last_decision
-from layerroute.skipping.calibration import CONTROLS, arm_folder
+from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder
 from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
 
@@ -44,7 +44,7 @@ def test_calibrate_writes_a_router_that_serves_what_the_record_says(files, tmp_p
     assert record["kind"] == "calibration" and record["hardware"]["cpu"] and record["documents"] == 10
     for arm in record["arms"].values():
         assert arm["title"] in printed and f"{arm['loss']:.4f}" in printed
-    assert list(record["arms"]) == ["dense", "routed", "static_influence", "static_greedy", "random"]
+    assert list(record["arms"]) == ["dense", "routed", *TABLE]
     assert len(record["static"]["greedy"]) == 2
     assert sum(site["rate"] for site in record["sites"].values()) / 4 == pytest.approx(0.4)
 
@@ -90,12 +90,15 @@ def test_attention_and_mlps_alone_are_calibrated_with_their_controls(files, tmp_
     pruned = ", ".join(map(str, record["static"]["greedy"]))
     of = {"attention": "the attention of layers", "mlp": "the MLP of layers"}[unit]
     assert f"static prune by greedy takes out {of} {pruned}\n" in printed
+    layers = ", ".join(map(str, record["static"]["block_greedy"]))
+    assert f"static prune of whole layers by greedy takes out layers {layers}\n" in printed
     assert list(record["sites"]) == ["2", "3", "4", "5"]
     for name in ("routed", *CONTROLS):
         arm = record["arms"][name]
         model, tokenizer = load_routed(arm_folder(out, name))
         router = get_router(model)
-        assert router.sites == tuple(f"layer{layer}.{unit}" for layer in (2, 3, 4, 5))
+        own = "block" if "block" in name else unit
+        assert router.sites == tuple(f"layer{layer}.{own}" for layer in (2, 3, 4, 5))
         assert set(router.skip_paths) == {site.replace(".", "_") for site in router.sites}
         assert any(path.up.any() for path in router.skip_paths.values()), "fitted where tokens skip"
         ids = tokenizer("the router reads a state and decides which tokens run", return_tensors="pt")[

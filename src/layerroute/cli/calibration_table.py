@@ -60,15 +60,15 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
     out.print(table(headings, rows))
     out.print(CAPTION, style="dim", soft_wrap=True)
     for name, layers in record["static"].items():
-        out.print(
-            f"static prune by {name} takes out {PRUNED[unit]} {', '.join(map(str, layers))}", soft_wrap=True
-        )
-    rates = {layer: site["rate"] for layer, site in record["sites"].items() if site["rate"] > 0}
-    out.print(
-        "routed, share of tokens that skip, by layer: "
-        + ", ".join(f"{layer}: {rate:.0%}" for layer, rate in rates.items()),
-        soft_wrap=True,
-    )
+        method = name.removeprefix("block_")
+        of, what = (" of whole layers", "block") if method != name else ("", unit)
+        taken = ", ".join(map(str, layers))
+        out.print(f"static prune{of} by {method} takes out {PRUNED[what]} {taken}", soft_wrap=True)
+    rates = {layer: f"{site['rate']:.0%}" for layer, site in record["sites"].items() if site["rate"] > 0}
+    same = len(set(rates.values())) == 1
+    by_layer = ", ".join(f"{layer}: {rate}" for layer, rate in rates.items())
+    told = f"{next(iter(rates.values()))} at every layer" if same else f"by layer: {by_layer}"
+    out.print(f"routed, share of tokens that skip, {told}", soft_wrap=True)
     out.print(verdict, style="bold", soft_wrap=True)
     total = sum(record["seconds"].values())
     out.print(f"{total:.0f} s of calibration", soft_wrap=True)

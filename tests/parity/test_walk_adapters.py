@@ -14,6 +14,7 @@ from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, load_router, save_router
 from layerroute.skipping.adapters import METHODS as SAVED
 from layerroute.skipping.fingerprint import fingerprint
+from layerroute.skipping.storage import restore_router
 from tests.parity.adapter_table import METHODS, REFUSED
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import DEFAULTS, VOCABULARY, plain, routed, sharpen
@@ -224,3 +225,17 @@ def test_biases_of_the_base_that_were_trained_come_back(tmp_path):
     assert not torch.equal(model.base_model.model.model.layers[2].self_attn.k_proj.bias, before)
     save_router(model, tmp_path)
     assert (logits(load_router(plain("qwen2"), tmp_path)) - logits(model)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("order", ["router first", "without a PeftModel"])
+@pytest.mark.parametrize("method", ["lora", "lora dora", "ia3", "oft"])
+def test_weights_are_put_back_to_train_on(method, order, tmp_path):
+    model = adapted(method, order, "one")
+    expected = logits(model)
+    save_router(model, tmp_path)
+    move(model, seed=9)
+    assert (logits(model) - expected).abs().max() > 0.01
+    restore_router(model, tmp_path)
+    assert torch.equal(logits(model), expected)
+    with pytest.raises(UserError, match="does not fit"):
+        restore_router(routed("llama"), tmp_path)

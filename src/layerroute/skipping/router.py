@@ -25,6 +25,7 @@ from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
+from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
 
@@ -237,7 +238,7 @@ class LayerRouter(nn.Module):
             )
         state["held"] = torch.full((len(hidden),), context.keys)  # on the CPU
         inside = context.valid & (context.positions < length)
-        return _remember_prefix(state, hidden.float(), _codes(context), inside, context, length)
+        return remember_prefix(state, hidden.float(), codes_of(context), inside, context, length)
 
     def _decide(
         self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
@@ -306,7 +307,7 @@ class LayerRouter(nn.Module):
             # Sums by document as one product; documents are few.
             member = F.one_hot(document).transpose(1, 2) * inside.unsqueeze(1)
             pooled = (member.to(torch.float32) @ hidden.float()) / length
-            key = (member * _codes(context).unsqueeze(1)).sum(dim=-1)
+            key = (member * codes_of(context).unsqueeze(1)).sum(dim=-1)
         else:
             states, codes = self._remember(layer, hidden, context, cache)
             pooled, key = states.sum(dim=1, keepdim=True) / length, codes.sum(dim=1, keepdim=True)
@@ -318,7 +319,7 @@ class LayerRouter(nn.Module):
             positions=torch.zeros(batch, count, dtype=torch.long, device=hidden.device),
             token_ids=key,
         )
-        return force_run(_spread(decision, document, context.valid), inside)
+        return force_run(spread(decision, document, context.valid), inside)
 
     def _decide_by_mean(
         self, routing: Routing, layer: int, hidden: Tensor, context: CallContext, cache: Cache | None
@@ -340,7 +341,7 @@ class LayerRouter(nn.Module):
                 gate=gate,
                 causal=routing.causal,
             )
-            return _spread(decision, zeros, context.valid)
+            return spread(decision, zeros, context.valid)
         weight = context.valid.unsqueeze(-1).float()
         together = (0, 1) if self.config.granularity == "batch" else (1,)
         mean = (hidden.float() * weight).sum(dim=together, keepdim=True)
@@ -353,10 +354,10 @@ class LayerRouter(nn.Module):
             positions=zeros[:rows, :1],
             token_ids=((ids + 1) * context.valid).sum(dim=together, keepdim=True).view(rows, 1),
         )
-        spread = _spread(decision, zeros, context.valid)
+        whole = spread(decision, zeros, context.valid)
         if held is not None:
-            held["choice"], held["probabilities"] = spread.choice[:, 0], spread.probabilities[:, 0].detach()
-        return spread
+            held["choice"], held["probabilities"] = whole.choice[:, 0], whole.probabilities[:, 0].detach()
+        return whole
 
     # From decisions to routes
 
@@ -444,62 +445,3 @@ def _layer_and_unit(site: str) -> tuple[int, str]:
 
 def _key(site: str) -> str:
     return site.replace(".", "_")
-
-
-def force_run(decision: RouteDecision, where: Bool[Tensor, "B T"]) -> RouteDecision:
-    """The decision with all sites running at the tokens ``where``, with certainty and without gradient."""
-    run = len(decision.paths) - 1
-    sure = F.one_hot(torch.tensor(run, device=where.device), len(decision.paths))
-    mask = where[..., None, None]
-    return replace(
-        decision,
-        choice=decision.choice.masked_fill(where.unsqueeze(-1), run),
-        probabilities=torch.where(mask, sure.to(decision.probabilities.dtype), decision.probabilities),
-        gate=torch.where(mask, sure.to(decision.gate.dtype), decision.gate),
-    )
-
-
-def _spread(decision: RouteDecision, group: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> RouteDecision:
-    """A decision about groups of tokens (B or 1, groups), as one about the tokens."""
-    batch = group.shape[0]
-    rows = torch.arange(batch, device=group.device).unsqueeze(1)
-
-    def take(x: Tensor) -> Tensor:
-        return x.expand(batch, *x.shape[1:])[rows, group]
-
-    return replace(
-        decision,
-        choice=take(decision.choice),
-        probabilities=take(decision.probabilities),
-        gate=take(decision.gate),
-        valid=valid,
-    )
-
-
-def _codes(context: CallContext) -> Int[Tensor, "B T"]:
-    """What identifies a sequence for the random control."""
-    ids = context.positions if context.token_ids is None else context.token_ids
-    return (ids.long() + 1) * (context.positions + 1)
-
-
-def _remember_prefix(
-    state: dict[str, Tensor],
-    hidden: Float[Tensor, "B T D"],
-    codes: Int[Tensor, "B T"],
-    inside: Bool[Tensor, "B T"],
-    context: CallContext,
-    length: int,
-) -> tuple[Float[Tensor, "B N D"], Int[Tensor, "B N"]]:
-    """States and codes of the first N tokens of each row, those of earlier calls among them.
-
-    They are kept by position, so that a cropped and continued cache overwrites what it replaces.
-    """
-    batch, _, size = hidden.shape
-    if "states" not in state:
-        state["states"] = hidden.new_zeros(batch, length, size)
-        state["codes"] = codes.new_zeros(batch, length)
-    row, time = inside.nonzero(as_tuple=True)
-    where = (row, context.positions[row, time])
-    state["states"] = state["states"].detach().index_put(where, hidden[row, time])
-    state["codes"] = state["codes"].index_put(where, codes[row, time])
-    return state["states"], state["codes"]

@@ -24,7 +24,7 @@ from layerroute.skipping.model import get_router
 TOLERANCE = 0.005
 """Shares of the layers' FLOPs that are this near are equal: half a point."""
 
-PASSES = 6
+PASSES = 8
 """Forward passes over the text at most."""
 
 
@@ -81,8 +81,8 @@ def serve_at(
 ) -> Score:
     """Score windows with all thresholds moved by one offset, until the share of saved FLOPs is ``share``.
 
-    A router that holds its rate (``serve: rate``) is asked for another rate instead. The offset is found by bisection;
-    each step is guided by the margins of the pass before. Sites whose decision does not depend on the token stay as
+    A router that holds its rate (``serve: rate``) is asked for another rate instead. The offset is found between two
+    that were served; the first steps are guided by margins. Sites whose decision does not depend on the token stay as
     they are, and routers that have nothing to move (controls) are scored once. The thresholds are put back.
 
     Args:
@@ -104,13 +104,22 @@ def serve_at(
         movable = [margins.std(dim=0) > 0 for margins in found[1]]
         if not any(mask.any() for mask in movable):
             return best[0]
-        low, high, offset = -math.inf, math.inf, start
-        for _ in range(passes - 1):
+        low, high, offset = (-math.inf, math.nan), (math.inf, math.nan), start
+        for turn in range(passes - 1):
             if agrees(best[0], share):
                 break
             # A higher threshold sends fewer tokens to the expensive path, so that more is saved.
-            low, high = (offset, high) if found[0].saved < share else (low, offset)
-            offset = _next(model, ids.shape[1], found, offset, (low, high), share, movable, held)
+            here = offset, found[0].saved
+            low, high = (here, high) if found[0].saved < share else (low, here)
+            if math.isfinite(low[0]) and math.isfinite(high[0]):
+                # What was served at both ends knows of sinks, and of states that move with the decisions below.
+                part = (share - low[1]) / max(high[1] - low[1], 1e-9)
+                offset = low[0] + min(max(part, 0.1), 0.9) * (high[0] - low[0])
+            else:
+                bracket = low[0], high[0]
+                told = _next(model, ids.shape[1], found, offset, bracket, share, movable, held)
+                # A step that fell short is followed by a longer one, so that the share is soon between two.
+                offset += (told - offset) * (1.0 if turn == 0 else 1.5)
             found = _scored(model, ids, offset, moved, held, precision, movable)
             if abs(found[0].saved - share) < abs(best[0].saved - share):
                 best = found
@@ -231,7 +240,7 @@ def _next(
     movable: list[Tensor],
     held: list[Tensor],
 ) -> float:
-    """The offset at which the margins of the last pass would save what is wanted, within the bracket.
+    """The offset at which the margins of the last pass would save what is wanted, within a bracket open at one end.
 
     The margins do not know of sinks, nor of states that move with the decisions below: what they say of the offset
     served is held against what was served.
@@ -251,12 +260,7 @@ def _next(
         max(float((margins - value).abs().max()) for margins, value in zip(found[1], held, strict=True)) + 1.0
     )
     low, high = max(bracket[0], -reach), min(bracket[1], reach)
-    ends = low, high
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if predicted(middle) < wanted else (low, middle)
-    proposed = (low + high) / 2
-    # At an end of the bracket the margins have nothing to say: halve it.
-    inside = ends[0] + 1e-3 * (ends[1] - ends[0]) < proposed < ends[1] - 1e-3 * (ends[1] - ends[0])
-    both = math.isfinite(bracket[0]) and math.isfinite(bracket[1])
-    return proposed if inside or not both else (ends[0] + ends[1]) / 2
+    return (low + high) / 2

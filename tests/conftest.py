@@ -7,6 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# readline sets it in the process that starts the workers: tables would be as narrow as a terminal that is not there.
+os.environ.pop("COLUMNS", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: with more threads than cores each test takes several times as long.
     os.environ["OMP_NUM_THREADS"] = "1"

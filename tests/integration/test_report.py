@@ -142,9 +142,9 @@ def test_the_head_answers_the_question(study: Path) -> None:
         "dynamic ends with a lower validation loss than baseline",
         "42, 43 and 44",
         "Example CPU",
-        "layerroute train recipes/attention_routing",
+        "layerroute study study.yaml",
         "Missing controls: all-GDN and periodic at the same rate",
-        "learning rate 2e-3 against 1e-3",
+        "dynamic has +7.0% parameters",
         "periodic, seed 42: failed",
         "bigram model with back-off",
     ):
@@ -242,7 +242,7 @@ def test_record_files_and_another_folder(
     assert (tmp_path / "reports" / "report" / "index.html").is_file()
     assert main(["report", str(first), str(second), "--out", str(tmp_path / "elsewhere"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert shown["outcome"] == "one seed: cannot tell"
+    assert shown["outcome"] == "no verdict: unequal cost"
     assert Path(shown["page"]) == tmp_path / "elsewhere" / "index.html"
     assert not (first / "report").exists()
 

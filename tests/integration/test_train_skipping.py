@@ -132,7 +132,7 @@ def test_a_run_of_one_unit_starts_from_a_calibration_of_that_unit(home, tmp_path
     routing = record["routing"]
     assert record["status"] == "completed" and routing["control"] is None
     assert routing["sites"] == [f"layer{layer}.{unit}" for layer in (2, 3, 4, 5)]
-    assert routing["skipped"] == pytest.approx(0.4, abs=0.06) and 0 < min(routing["rate"].values()) < 1
+    assert routing["skipped"] == pytest.approx(0.4, abs=0.08) and 0 < min(routing["rate"].values()) < 1
     assert record["flops"]["executed_per_token"] < record["flops"]["forward_per_token"]
     parts = record["flops"]["by_part"]
     run = sum(parts[f"layer {part}"] for part in PARTS[unit]) / 7

@@ -24,7 +24,7 @@ from tests.parity.skipping_models import FAMILIES, LAYERS, VOCABULARY, plain, ra
 
 UNITS = ["block", "attention", "mlp", "attention+mlp"]
 FORMS = [(unit, kv) for unit in UNITS for kv in ("project", "evict") if (unit, kv) != ("mlp", "evict")]
-_HELD = RoutingConfig(router="mlp", rate=0.4)  # far from what the thresholds give
+_HELD = RoutingConfig(router="mlp", rate=0.05)  # far from what the thresholds give
 WHO = {
     "token": {"granularity": "token"},
     "per_layer": {"granularity": "per_layer"},

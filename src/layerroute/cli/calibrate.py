@@ -22,7 +22,7 @@ from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
-MOST, LEAST = 65536, 12288
+MOST, LEAST = 49152, 12288
 """Tokens of statistics: as many as the text has, between these."""
 
 EPILOG = """\
@@ -36,7 +36,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, budget, text, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser, statistics="65536, or what the text has, 12288 at least")
+    add_input_arguments(parser, statistics="49152, or what the text has, 12288 at least")
     parser.add_argument(
         "--budget",
         type=float,

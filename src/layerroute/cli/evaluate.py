@@ -105,7 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
     measured, losses = {}, {}
     for kind, (found, source) in batches.items():
         measured[kind], losses[kind] = _measure(loaded, found, source, "" if kind == UNNAMED else f" {kind}")
-    head = {"checkpoint": str(loaded.path), "precision": loaded.precision, "execution": loaded.execution}
+    head = {
+        "checkpoint": str(loaded.path),
+        "precision": loaded.precision,
+        "execution": loaded.execution,
+        "serve": loaded.serve,
+    }
     if list(measured) == [UNNAMED]:
         content = {**head, **measured[UNNAMED]}
     else:

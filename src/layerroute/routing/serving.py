@@ -3,9 +3,9 @@
 A threshold that was set on one kind of text serves another rate on the next. Here each token's thresholds depend on
 what the earlier tokens of its own sequence took. Let e be the expensive compute that they saved beyond what was asked,
 in tokens of the whole model (negative where they spent too much), and x = e / slack. All margins of the token are then
-raised by x⁵ (1 + (x / 1.3)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at
-twice the slack, so that margins eight spreads off, or spreads never measured, are held too. The slack is about half of
-what is tolerated: 1.1 % of 128 tokens, 0.55 % of 512, 0.36 % in the long run.
+raised by x³ (1 + (x / 1.2)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at
+twice the slack, so that margins eight spreads off, or spreads never measured, are held too. The slack is half of what
+is tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
 
 A module that decides early in a model of many counts what it and those below it took, against the slack of all: it is
 nearly free, and those above make up for it. Holding each to the slack of its own sites cost 0.06 nats a token more.
@@ -200,9 +200,9 @@ def cuts(
             if fresh is not None and fresh[token]:
                 total = count = 0
             if counted[token]:
-                x = (total - asked * unit * count) / whole / max(1.4, 0.93 + count / 275.0)
+                x = (total - asked * unit * count) / whole / max(1.28, 0.853 + count / 300.0)
                 square = x * x
-                out[token] = cut = -x * square * square * (1.0 + (square / 1.69) ** 4)
+                out[token] = cut = -x * square * (1.0 + (square / 1.44) ** 4)
                 first = token * sites
                 cheap = bisect_right(scores, cut, first, first + sites) - first
                 total += savings[first + token + cheap]

@@ -124,19 +124,22 @@ class EvictingLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow beam search."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        if self.is_initialized:  # not before any token has run here
+            super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         if self.slots is not None:
             self.slots, self.counts = self.slots.index_select(0, beam_idx.to(self.slots.device)), None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        super().batch_repeat_interleave(repeats)
+        if self.is_initialized:
+            super().batch_repeat_interleave(repeats)
         if self.slots is not None:
             self.slots, self.counts = self.slots.repeat_interleave(repeats, dim=0), None
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        super().batch_select_indices(indices)
+        if self.is_initialized:
+            super().batch_select_indices(indices)
         if self.slots is not None:
             self.slots, self.counts = self.slots[indices], None
 

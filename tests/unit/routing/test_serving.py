@@ -32,8 +32,8 @@ def reference(modules, valid, begins=None, always=None):
                 x = 0.0
                 if valid[row, token]:
                     below = sum(float(each[4].sum()) for each in modules[: index + 1])
-                    x = errors[index] * below / max(below, whole) / max(1.4, 0.93 + count / 275)
-                shift = x**5 * (1 + (x / 1.3) ** 8)
+                    x = errors[index] * below / max(below, whole) / max(1.28, 0.853 + count / 300)
+                shift = x**3 * (1 + (x / 1.2) ** 8)
                 for site in range(len(cost)):
                     moved = 0.0 if rate[site] in (0, 1) else shift * float(spread[site])
                     runs = float(margin[row, token, site]) + moved > float(threshold[site])

@@ -153,8 +153,9 @@ def installed(
     model: nn.Module, policy: Policy, config: SkipConfig, *, adapters: bool = True
 ) -> Iterator[Any]:
     """``install`` for the length of a context."""
+    made = install(model, policy, config, adapters=adapters)
     try:
-        yield install(model, policy, config, adapters=adapters)
+        yield made
     finally:
         remove_router(model)
 

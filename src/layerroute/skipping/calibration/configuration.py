@@ -72,7 +72,7 @@ class CalibrationConfig:
     sink_tokens: int = 4
     sink_ids: list[int] = field(default_factory=list)
     length: int = 256
-    tokens_statistics: int = 65536
+    tokens_statistics: int = 49152
     tokens_ranking: int = RANKED
     tokens_selection: int = 2048
     tokens_search: int = 1536

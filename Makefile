@@ -10,7 +10,7 @@ DEMO_STEPS ?=
 # source text), the sizes of the calibration, the prompt, and how much is generated and how often it is timed.
 SKIP_BUDGET ?= 0.25
 DATA ?=
-SKIP_OPTIONS ?= --router token --tokens-statistics 4096 --tokens-selection 1024 --tokens-search 384 --tokens-heldout 2048
+SKIP_OPTIONS ?= --router token --unit block --tokens-statistics 4096 --tokens-selection 1024 --tokens-search 384 --tokens-heldout 2048
 SKIP_PROMPT ?= $(if $(DATA),The first steam engines,def read_lines(path):)
 SKIP_TOKENS ?= 48
 SKIP_ROUNDS ?= 5

@@ -82,9 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
         choices=("even", "cost"),
-        default="even",
-        help="the same share of the tokens skips at every layer, or each layer's share follows what skipping costs on "
-        "the text at hand (default: %(default)s; it holds on other text)",
+        help="the same share of the tokens skips at every layer, which holds on other text; or each layer's share "
+        "follows what skipping costs on the text at hand (default: even for parts of layers, cost for whole layers)",
     )
     parser.add_argument(
         "--min-share",
@@ -124,7 +123,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments,
         tokens_statistics=MOST,
         allocation=arguments.allocation,
-        refits=2 if arguments.allocation == "cost" else 1,
         budget=arguments.budget,
         also=arguments.also,
         granularity=arguments.router,

@@ -96,9 +96,16 @@ def parse_layers(text: str | None) -> list[int] | None:
 
 
 def settings(
-    arguments: argparse.Namespace, *, tokens_statistics: int = 12288, **more: Any
+    arguments: argparse.Namespace,
+    *,
+    tokens_statistics: int = 12288,
+    allocation: str | None = None,
+    **more: Any,
 ) -> "CalibrationConfig":
-    """The arguments as a configuration, checked; ``tokens_statistics`` where none are asked for."""
+    """The arguments as a configuration, checked.
+
+    ``tokens_statistics`` where none are asked for; ``allocation`` by the unit, where it is None.
+    """
     from layerroute.skipping.calibration import CalibrationConfig
 
     if arguments.threads is not None:
@@ -107,8 +114,10 @@ def settings(
         import torch
 
         torch.set_num_threads(arguments.threads)
+    unit = arguments.unit or "mlp"
     return CalibrationConfig(
-        unit=arguments.unit or "mlp",
+        unit=unit,
+        **_allocated(allocation or ("cost" if unit == "block" else "even")),
         layers=parse_layers(arguments.layers),
         router_layer=arguments.router_layer,
         rank=arguments.rank,
@@ -118,6 +127,11 @@ def settings(
         seed=arguments.seed,
         **more,
     )
+
+
+def _allocated(allocation: str) -> dict[str, Any]:
+    """The method, and what goes with it: rates by cost were chosen with two refits."""
+    return {"allocation": allocation, "refits": 2 if allocation == "cost" else 1}
 
 
 def suited(
@@ -132,7 +146,7 @@ def suited(
         print(
             "layerroute: the layers of this model cannot be taken apart; whole layers skip", file=sys.stderr
         )
-        config = replace(config, unit="block")
+        config = replace(config, unit="block", **_allocated("cost"))
     return config
 
 

@@ -53,6 +53,10 @@ CALLS: dict[str, list[str]] = {
         "--json",
     ],
     "headroom": ["base", *SIZES, *LAYERS, "--budgets", "0.25", "--json"],
+    "transfer": [
+        *("base", *SIZES, *LAYERS[:4], "--tokens-heldout", "256", "--budget", "0.5", "--json"),
+        *("--out", "transfer [é]", "--data", "a=train [1].jsonl", "--data", "docs=python-docs"),
+    ],
     "evaluate": ["router [1]", *TEXT, "--out", "scores [1]", "--json"],
     "retention": ["router [1]", *TEXT, "--out", "kept [1]", "--json"],
     "domains": [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from layerroute.cli.output import make_console, print_json
 
 if TYPE_CHECKING:
-    from layerroute.analysis.runs import Run
+    from layerroute.lab.runs import Run
 
 DESCRIPTION = """\
 Print the tables that compare runs: final losses with the bigram model beside them, differences paired by seed, routing,
@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison."""
-    from layerroute.analysis.comparison import compare_runs
-    from layerroute.analysis.runs import load_runs
-    from layerroute.analysis.skipping import CAPABILITY
+    from layerroute.lab.comparison import compare_runs
+    from layerroute.lab.runs import load_runs
+    from layerroute.lab.skipping import CAPABILITY
 
     runs = load_runs(arguments.runs)
     if runs and all(run.record["capability"] == CAPABILITY for run in runs):
@@ -70,14 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(comparison.to_dict(), indent=2)
         return 0
-    from layerroute.report.terminal import print_comparison
+    from layerroute.lab.report.terminal import print_comparison
 
     print_comparison(comparison, make_console())
     return 0
 
 
 def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
-    from layerroute.analysis.skipping import compare_skipping
+    from layerroute.lab.skipping import compare_skipping
 
     comparison = compare_skipping(
         runs,
@@ -88,7 +88,7 @@ def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(comparison.to_dict(), indent=2)
         return 0
-    from layerroute.report.terminal import print_skipping
+    from layerroute.lab.report.terminal import print_skipping
 
     print_skipping(comparison, make_console())
     return 0

@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not 0.0 < budget < 1.0:
             raise UserError(f"--budgets {budget}: a share of compute to skip lies between 0 and 1")
     config = settings(arguments, budget=0.25, tokens_search=min(1024, arguments.tokens_selection))
-    from layerroute.analysis.headroom import CAPTION, gaps, verdict
     from layerroute.data.progress import stages
+    from layerroute.lab.headroom import CAPTION, gaps, verdict
     from layerroute.records import provenance, utc_now
     from layerroute.skipping.calibration.configuration import PRUNED
     from layerroute.skipping.calibration.headroom import BUDGETS, headroom

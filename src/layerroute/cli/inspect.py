@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.text import Text
 
-    from layerroute.analysis.runs import TokenRoutes
     from layerroute.cli.colours import route_colour
     from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
-    from layerroute.report.inspection import write_inspection
+    from layerroute.lab.report.inspection import write_inspection
+    from layerroute.lab.runs import TokenRoutes
 
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve

@@ -122,15 +122,15 @@ def run(arguments: argparse.Namespace) -> int:
         **provenance(),
     }
     if arguments.out is not None:
-        from layerroute.report.transfer import write_transfer
+        from layerroute.lab.report.transfer import write_transfer
 
         save(arguments.out / RECORD, record)
         files = write_transfer(record, arguments.out)
     if arguments.json:
         print_json(record, indent=2)
         return 0
-    from layerroute.analysis.transfer import summary, transfer_table
-    from layerroute.report.terminal import print_table
+    from layerroute.lab.report.terminal import print_table
+    from layerroute.lab.transfer import summary, transfer_table
 
     out = make_console()
     print_table(transfer_table(record), out)

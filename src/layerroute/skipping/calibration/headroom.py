@@ -81,7 +81,7 @@ def headroom(
         stage: for progress.
 
     Returns:
-        The full model's cross-entropy, and a row a budget. What they say: ``layerroute.analysis.headroom``.
+        The full model's cross-entropy, and a row a budget. What they say: ``layerroute.lab.headroom``.
     """
     precision = choose_precision(config.precision, model.device).name
     stack = LayerStack(model, config.length, precision, config.unit)

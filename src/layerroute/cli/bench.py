@@ -143,7 +143,7 @@ def _draw(arguments: argparse.Namespace) -> int:
     parser.add_argument("--out", type=file, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
     options = parser.parse_args(arguments.options)
 
-    from layerroute.lab.report.figures_speed import speed_figures
+    from layerroute.lab.report.speed import speed_figures
 
     speed_figures([_record(path) for path in options.records], options.out)
     return 0
@@ -195,9 +195,9 @@ def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
     if options.out is not None:
         save(options.out, record)
     if options.figure is not None:
-        from layerroute.lab.report.figures_speed import speed_figure
+        from layerroute.lab.report.speed import speed_figures
 
-        speed_figure(record, options.figure)
+        speed_figures([record], options.figure)
     if options.json:
         print_json(record, indent=2)
         return

@@ -23,7 +23,7 @@ from layerroute.lab.skipping_arms import (
     kind_of,
     skipped,
 )
-from layerroute.lab.skipping_tables import differences_table, main_table, sites_table
+from layerroute.lab.skipping_tables import differences_table, main_table, runs_table, sites_table
 from layerroute.lab.table import Table
 from layerroute.lab.timing import NOISY, spread
 
@@ -62,8 +62,29 @@ class SkippingComparison:
             "main": main_table(self),
             "differences": differences_table(self),
             "sites": sites_table(self.arms),
+            "runs": runs_table(self.arms),
             **{name: table for name, table in some.items() if table is not None},
         }
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, completed or not."""
+        return tuple(run for arm in self.arms for run in arm.runs)
+
+    @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """Runs that are in no mean."""
+        return tuple(run for run in self.runs if not run.completed)
+
+    @property
+    def unfinished_names(self) -> list[str]:
+        """``arm seed 42 (failed)`` for each of them."""
+        return [f"{arm.label} seed {run.seed} ({run.status})" for arm in self.arms for run in arm.unfinished]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of all completed runs."""
+        return tuple(sorted({seed for arm in self.arms for seed in arm.seeds}))
 
     @property
     def pairs(self) -> list[tuple[Arm, Arm]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import SAME_COST_TEXT, unequal_cost, unlike_notes, unlike_treatment
-from layerroute.lab.format import MISSING, listing, number, percent, plus_minus, signed
+from layerroute.lab.format import MISSING, duration, listing, number, percent, plus_minus, signed
 from layerroute.lab.paired import Gap, why_unpaired
 from layerroute.lab.skipping_arms import evaluation_seconds, executed, kind_of, skipped
 from layerroute.lab.table import Cell, Column, Row, Table, text_cells
@@ -160,3 +160,36 @@ def sites_table(arms: Sequence[Arm]) -> Table:
     return Table(
         name="Table 3", title="Share of tokens that skip each site", columns=columns, rows=tuple(rows)
     )
+
+
+def runs_table(arms: Sequence[Arm]) -> Table:
+    """Every run with its loss, cost and revision."""
+    columns = (
+        Column(label="Run"),
+        Column(label="Kind"),
+        Column(label="Status"),
+        Column(label="Val loss", numeric=True),
+        Column(label="Skipped", numeric=True),
+        Column(label="Training", numeric=True),
+        Column(label="Revision"),
+    )
+    rows = []
+    for arm in arms:
+        for run in arm.runs:
+            loss, seconds = run.value("metrics", "validation_loss"), run.value("timing", "train_seconds")
+            share = run.value("routing", "skipped")
+            dirty = " (with uncommitted changes)" if run.value("dirty") else ""
+            rows.append(
+                Row(
+                    cells=(
+                        Cell(str(run.record["run"])),
+                        Cell(kind_of(arm)),
+                        Cell(run.status),
+                        Cell(number(loss, 4), loss),
+                        Cell(percent(share), share),
+                        Cell(duration(seconds), seconds),
+                        Cell(f"{str(run.value('revision') or MISSING)[:12]}{dirty}"),
+                    )
+                )
+            )
+    return Table(name="Table 4", title="All runs", columns=columns, rows=tuple(rows))

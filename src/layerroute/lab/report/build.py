@@ -12,29 +12,22 @@ from layerroute.lab.agreement import agreement_table
 from layerroute.lab.comparison import Comparison, compare_runs
 from layerroute.lab.fairness import machine
 from layerroute.lab.format import listing, number, plural
-from layerroute.lab.report import wording
-from layerroute.lab.report.architecture import describe
-from layerroute.lab.report.discussion import discussion
-from layerroute.lab.report.figures import FIGURES as NUMBERS
-from layerroute.lab.report.figures import FigureEntry, build_figures
-from layerroute.lab.report.figures_skipping import FILES as SKIPPING_FILES
-from layerroute.lab.report.figures_speed import read_speed_records
-from layerroute.lab.report.figures_tokens import heatmap_source
-from layerroute.lab.report.html import environment, inline_svg, token_views
-from layerroute.lab.report.skipping import write_skipping_report
+from layerroute.lab.report.figures import FigureEntry, View, build_figures, files_of
+from layerroute.lab.report.html import Paper, environment, inline_svg, tokens_view
+from layerroute.lab.report.page import Page, pages
+from layerroute.lab.report.speed import read_speed_records
+from layerroute.lab.report.style import LineStyle, arm_styles
+from layerroute.lab.report.words import facts
 from layerroute.lab.routing import path_name
-from layerroute.lab.runs import Run, load_runs
-from layerroute.lab.settings import pattern_text
+from layerroute.lab.runs import load_runs
 from layerroute.lab.skipping import CAPABILITY as SKIPPING
 from layerroute.lab.skipping import SkippingComparison, compare_skipping
-from layerroute.lab.table import Table, escape_text
-from layerroute.lab.token_layers import LayerKinds, kinds_by_layer, layers_table
-from layerroute.lab.tokens import TokenKinds, groups_table, token_groups
+from layerroute.lab.token_layers import kinds_by_layer, layers_table
+from layerroute.lab.tokens import groups_table, token_groups
 from layerroute.records import RECORD_NAME
 
 MARK = '<meta name="generator" content="layerroute report">'
 PAGE, PAPER, FIGURES = "index.html", "paper.md", "figures"
-SENTENCES_ON_PAGE, TOKENS_ON_PAGE = 24, 400
 
 
 def build_report(
@@ -69,163 +62,112 @@ def build_report(
     speed = read_speed_records(bench)
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
-    options: dict[str, Any] = {
-        "baseline": baseline,
-        "subject": subject,
-        "allow_different_data": allow_different_data,
-    }
-    if found and all(run.record["capability"] == SKIPPING for run in found):
-        skipping = compare_skipping(found, **options)
-        _clear(target)
-        return write_skipping_report(skipping, target, mark=MARK, progress=progress, bench=speed), skipping
-    comparison = compare_runs(found, **options)
+    skipping = found and all(run.record["capability"] == SKIPPING for run in found)
+    compare = compare_skipping if skipping else compare_runs
+    comparison = compare(found, baseline=baseline, subject=subject, allow_different_data=allow_different_data)
+    page = pages()[SKIPPING if skipping else "attention_routing"]
     _clear(target)
-    figures = build_figures(comparison, target / FIGURES, progress, speed)
-    context = report_context(comparison, figures, target / FIGURES)
-    templates = environment()
-    for name, template in ((PAGE, "index.html.j2"), (PAPER, "paper.md.j2")):
-        if name == PAPER:
-            templates.finalize = _markdown_value
-        text = templates.get_template(template).render(context)
-        (target / name).write_text(text, encoding="utf-8", newline="\n")
+    write_report(comparison, page, target, bench=speed, progress=progress)
     return target / PAGE, comparison
 
 
-class Markdown(str):
-    """Text that is Markdown already and needs no escaping."""
+def view_of(comparison: Any, page: Page, bench: Sequence[dict[str, Any]] = ()) -> View:
+    """What figures are drawn from."""
+    return View(
+        comparison=comparison,
+        styles=arm_styles(
+            comparison.arms, comparison.baseline, comparison.subject, page.looks, page.kind_of
+        ),
+        looks={
+            kind: LineStyle(color=colour, marker=marker)
+            for kind, (marker, colour) in (page.looks or {}).items()
+        },
+        kind_of=page.kind_of,
+        bench=bench,
+    )
 
 
-def _markdown_value(value: Any) -> Any:
-    return escape_text(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
+def write_report(
+    comparison: Any,
+    page: Page,
+    target: Path,
+    *,
+    bench: Sequence[dict[str, Any]] = (),
+    progress: Callable[[str], None] = lambda step: None,
+) -> None:
+    """Write ``index.html``, ``paper.md`` and ``figures/`` of a comparison into ``target``."""
+    view = view_of(comparison, page, bench)
+    figures = build_figures(page.figures, view, target / FIGURES, progress)
+    context = report_context(view, page, figures, target / FIGURES)
+    templates = environment()
+    for name, template in ((PAGE, "index.html.j2"), (PAPER, page.paper)):
+        if name == PAPER:
+            templates.finalize = Paper.value
+        text = templates.get_template(template).render(context)
+        (target / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folder: Path) -> dict[str, Any]:
+def report_context(view: View, page: Page, figures: dict[str, FigureEntry], folder: Path) -> dict[str, Any]:
     """Everything that the templates show."""
-    groups, by_layer, tokens = _token_parts(comparison)
-    kinds = groups.get("kind")
-    subject, baseline = comparison.subject, comparison.baseline
-    versus = f"{subject.label} against {baseline.label}" if subject and baseline else comparison.arms[0].label
-    architecture = describe(subject) if subject else None
+    comparison = view.comparison
+    subject = comparison.subject
+    tables, kinds, tokens = dict(comparison.tables), None, None
+    shown = view.tokens()
+    if shown is not None:
+        arm, run, routes = shown
+        tokens = tokens_view(routes) | {"arm": arm.label, "seed": run.seed}
+        if arm is subject:
+            groups, expensive = token_groups(routes), path_name(routes.paths[-1])
+            kinds = groups.get("kind")
+            tables["kinds"] = groups_table(groups, expensive)
+            tables["kinds_by_layer"] = layers_table(kinds_by_layer(routes), expensive)
+    tables["agreement"] = agreement_table(comparison.arms)
+    tables = {name: table for name, table in tables.items() if table is not None}
     example = (subject or comparison.arms[0]).example
-    tables = dict(comparison.tables)
-    by_kind = None if subject is None else groups_table(groups, path_name(subject.paths[1]))
-    if by_kind is not None:
-        tables["kinds"] = by_kind
-    layers = None if subject is None else layers_table(by_layer, path_name(subject.paths[1]))
-    if layers is not None:
-        tables["kinds_by_layer"] = layers
-    agreement = agreement_table(comparison.arms)
-    if agreement is not None:
-        tables["agreement"] = agreement
+    revisions = {
+        f"{run.value('revision')}{' with uncommitted changes' if run.value('dirty') else ''}"
+        for run in comparison.runs
+        if run.value("revision")
+    }
     return {
         "mark": Markup(MARK),
-        "title": f"Attention routing: {versus}",
         "comparison": comparison,
-        "subject": subject,
-        "baseline": baseline,
-        "architecture": architecture,
-        "question": wording.QUESTION,
-        "facts": wording.what_was_run(comparison),
-        "abstract_result": wording.abstract_result(comparison),
-        "discussion": discussion(comparison, kinds),
-        "limitations": wording.limitations(comparison),
-        "conclusion": wording.conclusion(comparison),
-        "takeaways": wording.takeaways(comparison),
-        "cost": wording.cost_sentence(comparison),
+        "page": page,
+        "words": page.words(comparison, kinds),
+        "facts": facts(comparison, page.kind_of),
+        "warnings": _warnings(comparison),
         "tables": tables,
-        "figures": {figure.number: figure for figure in figures},
-        "svg": {f.number: inline_svg(folder / f"{f.name}.svg") for f in figures if not f.absent},
+        "figures": figures,
+        "svg": {f.name: inline_svg(folder / f"{f.name}.svg") for f in figures.values() if not f.absent},
         "tokens": tokens,
-        "kinds": kinds,
-        "temperature": _schedule(example.value("recipe", "objective", "temperature")),
-        **_routing_settings(example),
-        "patterns": {arm.label: pattern_text(arm.layer_pattern) for arm in comparison.arms},
+        "paper": Paper(tables, figures, FIGURES),
         "hardware": sorted({machine(run) for run in comparison.runs}),
-        "seeds": listing([str(seed) for seed in comparison.seeds]) or "none completed",
-        "verbatim": Markdown,
         "commands": list(dict.fromkeys(str(run.value("command")) for run in comparison.runs)),
         "versions": sorted(
             f"{name} {version}" for name, version in (example.value("versions") or {}).items()
         ),
-        "revisions": sorted(
-            {
-                f"{run.value('revision')}{' with uncommitted changes' if run.value('dirty') else ''}"
-                for run in comparison.runs
-                if run.value("revision")
-            }
-        ),
+        "revisions": sorted(revisions),
         "fingerprints": sorted(
             {str(f) for run in comparison.runs if (f := run.value("data", "fingerprint"))}
         ),
         "listing": listing,
         "plural": plural,
         "number": number,
-        "md_table": _markdown_table,
-        "md_figure": lambda number: _markdown_figure(next(f for f in figures if f.number == number)),
     }
 
 
-def _schedule(found: Any) -> dict[str, str] | None:
-    if not isinstance(found, dict) or not {"start", "end"} <= found.keys():
-        return None
-    return {key: f"{found[key]:g}" for key in ("start", "end")}
-
-
-def _routing_settings(run: Run) -> dict[str, Any]:
-    """What the method section says about routing, from the record or else the recipe."""
-    budget = run.value("recipe", "model", "routing", "budget")
-    context = run.value("routing", "context") or run.value("recipe", "model", "context")
-    return {
-        "balance_weight": run.value("recipe", "objective", "balance_weight"),
-        "budget": None if budget == "none" else budget,
-        "estimator": run.value("routing", "estimator")
-        or run.value("recipe", "model", "routing", "estimator"),
-        "own_context": context == "own_context",
-    }
-
-
-def _markdown_table(table: Table) -> Markdown:
-    if table.rows:
-        return Markdown(table.to_markdown())
-    return Markdown(f"*{table.name}: {' '.join(map(escape_text, table.notes))}*")
-
-
-def _markdown_figure(figure: FigureEntry) -> Markdown:
-    title = escape_text(figure.title)
-    if figure.absent:
-        return Markdown(f"*Figure {figure.number}: {title}. {escape_text(figure.absent)}*")
-    path = f"{FIGURES}/{figure.name}"
-    links = ", ".join(
-        f"[{word}]({path}.{suffix})" for word, suffix in (("data", "csv"), ("SVG", "svg"), ("PDF", "pdf"))
-    )
-    return Markdown(
-        f"![Figure {figure.number}: {title}]({path}.png)\n\n*Figure {figure.number}: {title}.* "
-        f"{escape_text(figure.caption)} ({links})"
-    )
-
-
-def _token_parts(
-    comparison: Comparison,
-) -> tuple[dict[str, TokenKinds], dict[str, LayerKinds], dict[str, Any] | None]:
-    source = heatmap_source(comparison)
-    if source is None:
-        return {}, {}, None
-    arm, run = source
-    routes = run.token_routes
-    assert routes is not None
-    sentences = token_views(routes)[:SENTENCES_ON_PAGE]
-    view = {
-        "arm": arm.label,
-        "seed": run.seed,
-        "sites": routes.sites,
-        "paths": [path_name(path) for path in routes.paths],
-        "sentences": [sentence[:TOKENS_ON_PAGE] for sentence in sentences],
-        "cut": [max(0, len(sentence) - TOKENS_ON_PAGE) for sentence in sentences],
-        "height": min(60, max(6, 5 * len(routes.sites))),
-    }
-    if arm is not comparison.subject:
-        return {}, {}, view
-    return token_groups(routes), kinds_by_layer(routes), view
+def _warnings(comparison: Any) -> list[tuple[str, str]]:
+    """What stands in the way of a verdict, as (what, the rest)."""
+    found = []
+    if not comparison.same_data:
+        found.append(("The runs saw different data or tokenizers", ": their losses are not comparable."))
+    if comparison.missing:
+        found.append(("Missing controls:", f" {listing(comparison.missing)}."))
+    for arm in comparison.arms:
+        for run in arm.unfinished:
+            error = f": {run.value('error')}" if run.value("error") else ""
+            found.append((f"{arm.label}, seed {run.seed}: {run.status}", f"{error}. It is in no mean."))
+    return found + [("", note) for note in comparison.notes]
 
 
 def _holds_runs(directory: Path) -> bool:
@@ -247,11 +189,8 @@ def _clear(target: Path) -> None:
     figures = target / FIGURES
     files = [*target.iterdir(), *(figures.iterdir() if figures.is_dir() else ())]
     ours = {target / PAGE, target / PAPER, figures} | {
-        figures / name
-        for number in range(1, NUMBERS + 1)
-        for name in FigureEntry(number=number, title="", caption="").files
+        figures / file for page in pages().values() for spec in page.figures for file in files_of(spec.name)
     }
-    ours |= {figures / name for name in SKIPPING_FILES}
     page = target / PAGE
     marked = not page.exists() or MARK in page.read_text(encoding="utf-8", errors="replace")[:4000]
     foreign = [file.name for file in files if file not in ours] or ([] if marked else [PAGE])

@@ -17,8 +17,8 @@ from layerroute.lab.report.style import SOFTMAX, save_figure
 from layerroute.lab.runs import load_runs
 from layerroute.lab.skipping import compare_skipping
 from tests.unit.lab.record_factory import make_run, sites
-from tests.unit.lab.report.test_figures_speed import record as speed_record
-from tests.unit.lab.report.test_figures_speed import skipping
+from tests.unit.lab.report.test_speed import record as speed_record
+from tests.unit.lab.report.test_speed import skipping
 
 RUNS = {  # arm: (what it starts from, rate, loss)
     "full_depth": (None, 1.0, 3.0),

@@ -1,0 +1,1 @@
+"""Attention routing: what only its question has."""

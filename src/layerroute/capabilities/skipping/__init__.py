@@ -1,0 +1,1 @@
+"""Layer skipping: what only its question has."""

@@ -242,7 +242,7 @@ class _Stack:
         corner = (x - width / 2, y - height / 2)
         self.axes.add_patch(
             FancyBboxPatch(
-                corner, width, height, boxstyle=style, facecolor=fill, edgecolor=edge, linewidth=0.9, zorder=3
+                corner, width, height, boxstyle="round,pad=0,rounding_size=0.05", facecolor=fill, edgecolor=edge, linewidth=0.9, zorder=3
             )
         )
         self.axes.text(

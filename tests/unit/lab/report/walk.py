@@ -22,7 +22,9 @@ from layerroute.lab.skipping import compare_skipping
 ATTENTION, SKIPPING = "attention_routing", "layer_skipping"
 
 
-def view(runs: Sequence[Run] | Any, capability: str = ATTENTION, bench: Sequence[dict[str, Any]] = ()) -> View:
+def view(
+    runs: Sequence[Run] | Any, capability: str = ATTENTION, bench: Sequence[dict[str, Any]] = ()
+) -> View:
     """The view of runs, or of a comparison."""
     compare = compare_skipping if capability == SKIPPING else compare_runs
     comparison = compare(runs) if isinstance(runs, Sequence) else runs

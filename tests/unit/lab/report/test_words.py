@@ -3,16 +3,9 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.words import cost_sentence, words
 from layerroute.lab.comparison import Comparison, compare_runs
-from layerroute.lab.report.discussion import discussion
-from layerroute.lab.report.wording import (
-    abstract_result,
-    conclusion,
-    cost_sentence,
-    limitations,
-    takeaways,
-    what_was_run,
-)
+from layerroute.lab.report.words import Words, facts
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
 
@@ -32,9 +25,17 @@ def compare(*groups: list[Run]) -> Comparison:
     return compare_runs([run for group in groups for run in group])
 
 
+def said(comparison: Comparison) -> Words:
+    return words(comparison, None)
+
+
+def told(comparison: Comparison) -> dict[str, str]:
+    return dict(facts(comparison, lambda arm: str(arm.kind)))
+
+
 def text_of(comparison: Comparison) -> str:
-    parts = [paragraph for section in discussion(comparison, None) for paragraph in section.paragraphs]
-    return " ".join([*(section.heading for section in discussion(comparison, None)), *parts])
+    found = said(comparison).discussion
+    return " ".join([*(heading for heading, _ in found), *(text for _, texts in found for text in texts)])
 
 
 def test_a_win_without_controls_is_not_credited_to_routing() -> None:
@@ -91,8 +92,8 @@ def test_a_win_that_random_routing_shares_is_said() -> None:
 )
 def test_branches(loss: float, seeds: tuple[int, ...], heading: str, end: str) -> None:
     found = compare(runs("baseline", 4.1, *seeds), runs("dynamic", loss, *seeds, **RATES))
-    assert discussion(found, None)[0].heading == heading
-    assert end in conclusion(found)
+    assert said(found).discussion[0][0] == heading
+    assert end in said(found).conclusion
 
 
 def test_collapse_suggests_what_was_not_tried() -> None:
@@ -114,7 +115,7 @@ def test_collapse_of_an_undecided_router_is_told_apart() -> None:
 
 def test_limitations_come_from_the_records() -> None:
     first = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, learning_rate=2e-3, **RATES))
-    text = " ".join(limitations(first))
+    text = " ".join(said(first).limitations)
     for part in ("1 completed seed", "256 tokens", "python-stdlib", "4 layers", "not the same for all"):
         assert part in text
     assert "uncommitted" not in text
@@ -122,14 +123,14 @@ def test_limitations_come_from_the_records() -> None:
     second = runs("dynamic", 4.0, *SEEDS, **RATES)
     for run in second:
         run.record.update(dirty=True, flops=run.record["flops"] | {"executed_per_token": None})
-    text = " ".join(limitations(compare(runs("baseline", 4.1, *SEEDS), second)))
+    text = " ".join(said(compare(runs("baseline", 4.1, *SEEDS), second)).limitations)
     assert "changes that no commit holds" in text
     assert "executed FLOPs were not counted" in text
     assert "Seeds:" not in text
 
 
 def test_facts() -> None:
-    facts = dict(what_was_run(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES))))
+    facts = told(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)))
     assert facts["Seeds"] == "42, 43 and 44"
     assert facts["Arms"] == "baseline (static) and dynamic"
     assert "200 steps" in facts["Training"]
@@ -139,10 +140,10 @@ def test_facts() -> None:
 
 def test_text_that_is_made_as_it_is_needed_is_not_called_0_tokens() -> None:
     made = runs("baseline", 4.1, 42)
-    assert "training and" in dict(what_was_run(compare(made)))["Data"]
+    assert "training and" in told(compare(made))["Data"]
     for run in made:
         run.record["data"] |= {"source": "recall: mqar", "train_tokens": 0, "validation_tokens": 0}
-    assert dict(what_was_run(compare(made)))["Data"].startswith("recall: mqar: made anew for every batch, ")
+    assert told(compare(made))["Data"].startswith("recall: mqar: made anew for every batch, ")
 
 
 def test_a_baseline_of_all_but_nothing_gives_no_absurd_percentage() -> None:
@@ -176,17 +177,17 @@ def with_recall(runs_: list[Run], *, lengths: tuple[int, ...] = (1, 4)) -> list[
 def test_what_was_measured_is_not_called_missing() -> None:
     groups = (runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.1, *SEEDS, **RATES))
     before = compare(*groups)
-    assert "are not measured here" in " ".join(limitations(before))
+    assert "are not measured here" in " ".join(said(before).limitations)
     assert "associative recall, and contexts beyond" in text_of(before)
     found = compare(*map(with_recall, groups))
-    told = " ".join(limitations(found))
+    told = " ".join(said(found).limitations)
     assert "recall of made-up sequences (mqar of 16)." in told and "are not measured" not in told
     text = text_of(found)
     assert "associative recall" not in text and "contexts beyond" not in text
     assert found.recall in text and "dynamic holds its rate" in text
-    assert found.recall in takeaways(found) and found.recall in abstract_result(found)
+    assert found.recall in said(found).takeaways and found.recall in said(found).abstract
     short = compare(*(with_recall(group, lengths=(1,)) for group in groups))
-    assert "lengths beyond that of training are not measured" in " ".join(limitations(short))
+    assert "lengths beyond that of training are not measured" in " ".join(said(short).limitations)
     assert "contexts beyond the trained length" in text_of(short)
 
 
@@ -201,10 +202,10 @@ def test_a_balance_loss_explains_nothing_where_there_is_none() -> None:
 
 def test_trials_of_a_study_are_not_denied() -> None:
     groups = [runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)]
-    assert "show no search" in " ".join(limitations(compare(*groups)))
+    assert "show no search" in " ".join(said(compare(*groups)).limitations)
     for run in groups[1]:
         run.record["command"] = "layerroute study recall.yaml"
-    assert "trials by which a study chose them" in " ".join(limitations(compare(*groups)))
+    assert "trials by which a study chose them" in " ".join(said(compare(*groups)).limitations)
 
 
 def test_times_of_a_busy_machine_are_not_told() -> None:
@@ -248,4 +249,4 @@ def test_the_abstract_tells_how_the_arm_it_is_about_routed() -> None:
     assert len(found.routing_sentences) == 2
     assert found.subject is not None and found.subject.label == "dynamic"
     assert found.routing_sentences[0].startswith("In dynamic ")
-    assert "In after_softmax" not in abstract_result(found)
+    assert "In after_softmax" not in said(found).abstract

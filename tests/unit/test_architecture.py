@@ -13,6 +13,7 @@ import pytest
 
 import layerroute
 from layerroute.cli.main import COMMANDS
+from layerroute.lab.question import questions
 
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
@@ -213,6 +214,17 @@ def test_the_lab_names_torch_nowhere(name: str) -> None:
         if part_of(module) == name:
             used = {imported.partition(".")[0] for imported in imports(parse(path), at_import_only=False)}
             assert not used & {"torch", "transformers"}, module
+
+
+def test_the_lab_names_no_capability() -> None:
+    names = {question.capability for question in questions()} | {
+        f"capabilities.{folder.name}" for folder in (SOURCE / "capabilities").iterdir() if folder.is_dir()
+    }
+    assert {"attention_routing", "layer_skipping"} < names
+    for module, path in MODULES.items():
+        if part_of(module) in ("lab", "lab.report"):
+            text = path.read_text(encoding="utf-8")
+            assert not [name for name in names if name in text], module
 
 
 def test_every_command_has_its_module_and_every_module_its_command() -> None:

@@ -167,6 +167,12 @@ class Arm:
         return None if curve.empty else float(curve.max())
 
     @property
+    def told(self) -> Run | None:
+        """The first completed run that tells the decisions on single tokens."""
+        runs = ((run, run.token_routes) for run in self.completed)
+        return next((run for run, routes in runs if routes and routes.sentences and routes.sites), None)
+
+    @property
     def causal(self) -> bool:
         """False if the record says that decisions may depend on later tokens.
 

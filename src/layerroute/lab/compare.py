@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from layerroute.errors import UserError
+from layerroute.lab.agreement import agreement_table
 from layerroute.lab.arms import Arm, alike_besides, arm_named, group_arms
 from layerroute.lab.controls import ControlCheck, check_controls
 from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, equal_cost, equal_cost_table
@@ -16,6 +17,7 @@ from layerroute.lab.question import Outcome, Question, question_of, questions
 from layerroute.lab.runs import Run
 from layerroute.lab.table import Table
 from layerroute.lab.tables import differences, main_table, positions_table
+from layerroute.lab.tokens import arms_table, groups_table, layers_table, token_groups
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,6 +168,24 @@ class Comparison:
         for question in (self.question, *self.beside):
             found |= question.tables(self) if question.tables else {}
         found |= {"positions": positions_table(self.arms), "equal_cost": equal_cost_table(self.equal_costs)}
+        return {name: table for name, table in found.items() if table is not None}
+
+    @cached_property
+    def token_tables(self) -> dict[str, Table]:
+        """What the decisions on single tokens show: of the subject, of every arm, and between seeds."""
+        runs = {arm.label: arm.told for arm in self.arms if arm.kind.routed}
+        groups = {
+            label: token_groups(run.token_routes) for label, run in runs.items() if run and run.token_routes
+        }
+        own = groups.get(self.subject.label, {}) if self.subject else {}
+        paths = [arm.paths[1] for arm in self.arms if arm.label in groups]
+        expensive = self.subject.paths[1] if self.subject else next(iter(paths), "")
+        found = {
+            "kinds": groups_table(own, expensive),
+            "kinds_by_layer": layers_table(own, expensive),
+            "kinds_by_arm": arms_table(groups, expensive),
+            "agreement": agreement_table(self.arms),
+        }
         return {name: table for name, table in found.items() if table is not None}
 
     @property

@@ -266,4 +266,5 @@ def question_of(runs: Sequence[Run]) -> Question:
     for question in questions():
         if question.capability == capabilities[0] and question.asked is None:
             return question
-    raise UserError(f"there is no question about runs of {capabilities[0]}.")
+    known = listing(sorted({question.capability for question in questions()}))
+    raise UserError(f"there is no question about runs of {capabilities[0]}, only about those of {known}.")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -310,6 +311,44 @@ def groups_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | No
         notes=[
             f"{first.tokens} tokens of {first.sentences} validation sentences, one run; bootstrap over sentences. "
             f"Permutation tests against decisions shuffled within each sentence: {'; '.join(tests)}."
+        ],
+    )
+
+
+def arms_table(groups: Mapping[str, Mapping[str, TokenKinds]], expensive: str) -> Table | None:
+    """All cuts of every arm side by side, with the tests below; None where there are not two arms.
+
+    Args:
+        groups: what ``token_groups`` finds, by arm.
+    """
+    if len(groups) < 2:
+        return None
+    rows = dict.fromkeys(
+        (cut, one.kind) for found in groups.values() for cut, group in found.items() for one in group.kinds
+    )
+
+    def column(arm: str) -> Field[tuple[str, str]]:
+        shares = {(cut, one.kind): one.rate for cut, group in groups[arm].items() for one in group.kinds}
+        return figures(arm, shares.get, percent)
+
+    tests = [
+        Row(
+            cells=(Cell(cut), Cell("p"), *(Cell(probability(p), p) for p in p_values)),
+            kind="reference",
+        )
+        for cut in dict.fromkeys(cut for cut, _ in rows)
+        if set(p_values := [found[cut].p_value if cut in found else None for found in groups.values()])
+        != {None}
+    ]
+    return Table.of(
+        "Table of token kinds by arm",
+        f"Share of decisions for {expensive} by kind of token, every arm",
+        [words("By", itemgetter(0)), words("Tokens that are", itemgetter(1)), *map(column, groups)],
+        rows,
+        more=tests,
+        notes=[
+            "One run of each arm, on its own validation sentences. p of permutation tests against decisions shuffled "
+            "within each sentence; not corrected for the number of arms."
         ],
     )
 

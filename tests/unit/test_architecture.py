@@ -17,13 +17,14 @@ from layerroute.cli.main import COMMANDS
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
-LEAVES = {"errors", "integrity", "liveness", "precision", "provenance", "records"}
+LEAVES = {"argument_types", "errors", "integrity", "liveness", "precision", "provenance", "records"}
 ROUTING = {"routing", "objectives", "ops"}
 MODELS = {"hybrid", "skipping"}
 WORK = {"training", "evaluation", "benchmark"}
 
 ALLOWED: dict[str, set[str]] = {
     # Names with no part of ours below them.
+    "argument_types": set(),
     "errors": set(),
     "provenance": set(),
     "precision": {"errors"},
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 TORCH_FREE = [
+    "argument_types",
     "errors",
     "integrity",
     "cache",

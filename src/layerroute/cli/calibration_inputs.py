@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.text_argument import add_text_field
+from layerroute.cli.arguments import add_text_field
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError

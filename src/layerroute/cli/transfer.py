@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from layerroute.cli.budget_argument import add_serve_argument
+from layerroute.cli.arguments import add_serve
 from layerroute.cli.calibration_inputs import add_input_arguments
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.data.kinds import parse_kinds
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROUTER",
         help="with a ROUTER: static arms to compare with (default: those in its folder controls/)",
     )
-    add_serve_argument(parser)
+    add_serve(parser)
     parser.add_argument(
         "--out",
         type=folder,

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget_argument, add_serve_argument
 from layerroute.cli.output import folder, print_json
 
 

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from layerroute.cli.arguments import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget, add_json, add_serve
 from layerroute.cli.output import folder, print_json
 
 
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("router", metavar="ROUTER", help="folder of a router, or of a run that trained one")
     parser.add_argument("--to", choices=("vllm", "hf"), required=True, help="the engine that is to serve it")
     parser.add_argument("out", metavar="OUT", type=folder, help="a new folder")
-    add_budget_argument(parser)
-    add_serve_argument(parser)
+    add_budget(parser)
+    add_serve(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the hub, too")
     parser.add_argument("--public", action="store_true", help="with --push: let everybody see it")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    add_json(parser, "what was written as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Types of command-line arguments: a value is checked while the line is read. No torch here."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 
 
@@ -51,3 +51,11 @@ def size(meaning: str, example: str) -> Callable[[str], tuple[int, ...]]:
         return tuple(map(int, numbers))
 
     return read
+
+
+def add_number(
+    parser: ArgumentParser, option: str, default: int | None, what: str, *, least: int = 1, metavar: str = "N"
+) -> None:
+    """An option that is a whole number from ``least`` on; its help is ``what``, and the default if there is one."""
+    told = what if default is None else f"{what} (default: {default})".lstrip()
+    parser.add_argument(option, type=at_least(least), default=default, metavar=metavar, help=told)

@@ -1,8 +1,9 @@
+from argparse import ArgumentTypeError
+
 import pytest
 import torch
 
 from layerroute.cli.calibration_inputs import parse_layers
-from layerroute.errors import UserError
 from layerroute.skipping.calibration import Score, verdict
 
 
@@ -32,5 +33,5 @@ def test_layers_are_read(text, layers):
 
 @pytest.mark.parametrize("text", ["", "a", "7-4", "1-", "-3", "1;2"])
 def test_layers_that_are_no_layers_are_named(text):
-    with pytest.raises(UserError, match="--layers"):
+    with pytest.raises(ArgumentTypeError, match="give layers like"):
         parse_layers(text)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from layerroute.cli.main import main
+from layerroute.errors import UserError
 from layerroute.lab.compare import compare
-from layerroute.lab.question import Outcome
+from layerroute.lab.question import Outcome, questions
 from layerroute.lab.runs import load_runs
 from tests.unit.lab.toy_capability import QUESTION, toy
 
@@ -67,3 +68,20 @@ def test_unequal_cost_gives_it_no_verdict_either(toy: Path) -> None:
     found = compare(runs)
     assert found.outcome is Outcome.UNEQUAL_COST
     assert "There is no verdict on picked against fixed: +1.0% executed FLOPs per token." in found.verdict
+
+
+def test_two_folders_cannot_ask_about_one_capability(toy: Path) -> None:
+    again = toy.parent / "capabilities" / "again"
+    again.mkdir()
+    (again / "__init__.py").touch()
+    (again / "question.py").write_text(QUESTION, encoding="utf-8")
+    with pytest.raises(ValueError, match="asked about once.*depth_routing"):
+        questions()
+
+
+def test_runs_that_nobody_asks_about_are_told(toy: Path) -> None:
+    runs = load_runs([toy])
+    for run in runs:
+        run.record["capability"] = "dept_routing"
+    with pytest.raises(UserError, match="no question about runs of dept_routing, only about those of"):
+        compare(runs)

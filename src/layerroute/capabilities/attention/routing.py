@@ -44,7 +44,7 @@ def judge_rate(rate: float) -> Balance:
 class SiteRouting:
     """One site of one arm over its completed seeds.
 
-    ``balances`` is by seed, in the order of the seeds. ``doubt`` is the entropy (nats) of the router's probabilities
+    ``doubt`` is the entropy (nats) of the router's probabilities
     for a single token, averaged over tokens: how unsure it is; None where the record has none.
     """
 
@@ -53,7 +53,11 @@ class SiteRouting:
     rate: Estimate
     entropy: Estimate | None
     doubt: Estimate | None
-    balances: tuple[Balance, ...]
+
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """By seed, in the order of the seeds."""
+        return tuple(map(judge_rate, self.rates.values()))
 
     @property
     def undecided(self) -> bool:
@@ -80,18 +84,15 @@ def site_routing(arm: Arm) -> list[SiteRouting]:
     """Every routed site of ``arm`` that a completed run has a rate for, in the model's order."""
     found = []
     for site in arm.sites:
-        rates = arm.by_seed("routing", "rate", site)
         rate = arm.estimate("routing", "rate", site)
         if rate is not None:
-            balances = tuple(judge_rate(value) for value in rates.values())
             found.append(
                 SiteRouting(
                     site=site,
-                    rates=rates,
+                    rates=arm.by_seed("routing", "rate", site),
                     rate=rate,
                     entropy=arm.estimate("routing", "entropy", site),
                     doubt=None if arm.kind.control else arm.estimate("routing", "token_entropy", site),
-                    balances=balances,
                 )
             )
     return found

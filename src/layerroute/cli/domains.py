@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from layerroute.cli.arguments import add_text_field
 from layerroute.cli.output import folder, make_console, print_json
-from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 DESCRIPTION = """\

@@ -1,1 +1,1 @@
-"""Attention routing: what only its question has."""
+"""Attention routing: linear attention or softmax attention, token by token."""

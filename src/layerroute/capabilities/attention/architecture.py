@@ -6,8 +6,8 @@ from itertools import groupby
 
 import pandas as pd
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.routing import site_routing
+from layerroute.capabilities.attention.routing import site_routing
+from layerroute.lab.arms import Arm
 
 MOST_SINGLE_LAYERS = 8
 COMPLEXITY = {"gdn": "O(n)", "softmax": "O(n²)"}
@@ -129,7 +129,7 @@ def _reads(groups: Sequence[tuple[int, ...]], routed: Sequence[int], router_laye
 
 
 def _router_name(arm: Arm, sequential: bool) -> str:
-    if arm.kind is not Kind.DYNAMIC:
+    if not arm.kind.learned:
         return str(arm.kind)
     kind = arm.example.value("recipe", "model", "routing", "router")
     mode = "sequential" if sequential else "parallel"

@@ -36,6 +36,7 @@ EDGE = {"gdn": GDN, "softmax": SOFTMAX}
 TITLE = {"gdn": ("Gated DeltaNet", "GDN"), "softmax": ("Softmax attention", "Softmax")}
 _FIXED, _ROUTED, _END, _TOP = 0.92, 1.62, 0.62, 0.12  # heights
 _DASHED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (3, 2))}
+_ROUND = "round,pad=0,rounding_size=0.05"
 Point = tuple[float, float]
 
 
@@ -242,7 +243,14 @@ class _Stack:
         corner = (x - width / 2, y - height / 2)
         self.axes.add_patch(
             FancyBboxPatch(
-                corner, width, height, boxstyle="round,pad=0,rounding_size=0.05", facecolor=fill, edgecolor=edge, linewidth=0.9, zorder=3
+                corner,
+                width,
+                height,
+                boxstyle=_ROUND,
+                facecolor=fill,
+                edgecolor=edge,
+                linewidth=0.9,
+                zorder=3,
             )
         )
         self.axes.text(

@@ -10,9 +10,10 @@ from matplotlib.patheffects import withStroke
 
 from layerroute.capabilities.attention.architecture import architecture_data, describe, flops_data
 from layerroute.capabilities.attention.diagram import architecture_figure, comparison_figure
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.format import listing, number, plural
-from layerroute.lab.recall import softmax_rate
+from layerroute.capabilities.attention.tables import bigram_losses
+from layerroute.capabilities.recall.measures import softmax_rate
+from layerroute.lab.arms import Arm
+from layerroute.lab.format import listing, number, path_name, plural
 from layerroute.lab.report.figures import (
     CurveOf,
     Drawn,
@@ -42,10 +43,8 @@ from layerroute.lab.report.style import (
     LineStyle,
     clip,
 )
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import t_interval
-from layerroute.lab.tables import bigram_losses
 
 MOST_PANELS = 9  # sites with a panel of their own; beyond, one panel a layer
 MOST_ARMS = 4
@@ -122,7 +121,7 @@ def training_data(arms: Sequence[Arm]) -> pd.DataFrame:
             "Validation loss": of("validation", "loss"),
             "Validation accuracy": of("validation", "accuracy", scale=100.0),
             "Load balance loss": lambda arm, run: (
-                balance(arm, run) if arm.kind is Kind.DYNAMIC else pd.Series(dtype=float)
+                balance(arm, run) if arm.kind.learned else pd.Series(dtype=float)
             ),
         },
     )
@@ -244,7 +243,7 @@ def panels_of(arm: Arm) -> dict[str, list[str]]:
 def draw_routing(view: View) -> Drawn | str:
     """Share of tokens on each path over training, a panel a site, of learned routers, the subject first."""
     data = routing_data(view.arms)
-    learned = [arm for arm in view.arms if arm.kind is Kind.DYNAMIC and arm.label in set(data["arm"])]
+    learned = [arm for arm in view.arms if arm.kind.learned and arm.label in set(data["arm"])]
     arms = sorted(learned, key=lambda arm: arm is not view.comparison.subject)[:MOST_ARMS]
     if not arms:
         return "no completed run with a learned router has curves of its rates."

@@ -5,10 +5,10 @@ from layerroute.capabilities.attention.words import words
 from layerroute.lab.report.page import COST, TOKENS, Page, Section, figures, fold, tables
 
 PAGE = Page(
-    capability="attention_routing",
     figures=FIGURES,
     words=words,
     paper="attention.md.j2",
+    package="layerroute.capabilities.attention",
     sections=(
         Section(
             id="results",
@@ -30,7 +30,7 @@ PAGE = Page(
             heading="Where single tokens went",
             blocks=(
                 TOKENS,
-                *tables("kinds"),
+                *tables("kinds", "kinds_by_arm"),
                 *figures("figure-9", "figure-13"),
                 fold("Kinds of tokens by layer", *tables("kinds_by_layer")),
                 *tables("agreement"),

@@ -5,25 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerroute.capabilities.attention.architecture import describe
+from layerroute.capabilities.attention.routing import Balance, routing_sentence, site_routing
+from layerroute.capabilities.attention.settings import pattern_text
+from layerroute.capabilities.attention.tables import bigram_sentence, training_spread
+from layerroute.capabilities.recall.lengths import rate_sentence
 from layerroute.lab.arms import Arm
-from layerroute.lab.comparison import Comparison
-from layerroute.lab.fairness import unequal
+from layerroute.lab.compare import Comparison
+from layerroute.lab.fairness import NOISY, unequal
 from layerroute.lab.format import listing, number, plural, signed_percent
-from layerroute.lab.recall_length import rate_sentence
+from layerroute.lab.pairs import Pair
+from layerroute.lab.question import Outcome
 from layerroute.lab.report.words import Said, Words, limitations, needed_next, not_equal, patterns
-from layerroute.lab.routing import Balance, site_routing
 from layerroute.lab.runs import Run
-from layerroute.lab.settings import pattern_text
-from layerroute.lab.tables_cost import training_spread
-from layerroute.lab.timing import NOISY
 from layerroute.lab.tokens import TokenKinds
-from layerroute.lab.verdict import Outcome, Pair
 
-QUESTION = (
-    "Can a language model choose, token by token and layer by layer, between linear attention (Gated "
-    "DeltaNet, O(n)) and softmax attention (O(n²)), and predict text better than one whose layers are "
-    "assigned statically?"
-)
 _UNDECIDED = (
     "These runs do not compare routing by token with static layer assignment of equal cost and treatment, so "
     "nothing is concluded."
@@ -35,15 +30,16 @@ def words(comparison: Comparison, kinds: TokenKinds | None) -> Words:
     subject, baseline = comparison.subject, comparison.baseline
     versus = f"{subject.label} against {baseline.label}" if subject and baseline else comparison.arms[0].label
     said = outcome_said(comparison)
-    answer = [text for text in (comparison.answer, comparison.recall) if text]
-    bigram = [comparison.bigram] if comparison.bigram else []
-    routing = comparison.routing_sentences
+    answer = [comparison.answer, *comparison.answers_beside]
+    bigram = list(filter(None, [bigram_sentence(comparison.arms)]))
+    learned = sorted((arm for arm in comparison.arms if arm.kind.learned), key=lambda arm: arm is not subject)
+    routing = list(filter(None, map(routing_sentence, learned)))
     takeaways = [*answer, *routing, *bigram]
     if comparison.missing:
         takeaways.append(f"Missing controls: {listing(comparison.missing)}.")
     return Words(
-        title=f"Attention routing: {versus}",
-        question=QUESTION,
+        title=f"{comparison.question.title}: {versus}",
+        question=comparison.question.text,
         answer=answer,
         also=[*comparison.caveats, *routing[:3], *bigram],
         abstract=" ".join([*answer, *routing[:1], *comparison.caveats]),
@@ -142,10 +138,10 @@ def discussion(
     comparison: Comparison, kinds: TokenKinds | None, said: Said
 ) -> list[tuple[str, Sequence[str]]]:
     """(heading, paragraphs) each; without those that have nothing to say."""
-    verdict = comparison.answer if comparison.primary is None else comparison.primary.sentence()
-    recall = (
-        [comparison.recall, *filter(None, map(rate_sentence, comparison.arms))] if comparison.recall else []
-    )
+    verdict = comparison.answer if comparison.primary is None else comparison.primary.sentence
+    recall = comparison.answers_beside
+    if recall:
+        recall = [*recall, *filter(None, map(rate_sentence, comparison.arms))]
     sections: list[tuple[str, Sequence[str]]] = [
         (said.heading, [verdict, *said.paragraphs()]),
         ("Recall", recall),
@@ -224,12 +220,12 @@ def _next(comparison: Comparison) -> str:
     pair, more = comparison.primary, []
     if pair is not None and unequal(pair.subject, pair.rival):
         more.append("arms that are equal in parameters, compute and learning rate")
-    unseen = [] if comparison.recall else ["associative recall"]
+    unseen = [] if comparison.answers_beside else ["associative recall"]
     if "recall_lengths" not in comparison.tables:
         unseen.append("contexts beyond the trained length")
     if unseen:
         more.append(f"tasks that language-model loss does not see: {', and '.join(unseen)}")
-    if comparison.recall:
+    if comparison.answers_beside:
         more.append("natural text, in which nobody has planted what is to be recalled")
     return needed_next(comparison, more)
 

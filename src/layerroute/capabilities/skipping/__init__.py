@@ -1,1 +1,1 @@
-"""Layer skipping: what only its question has."""
+"""Layer skipping: which layers of a pretrained model each token runs."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from layerroute.capabilities.skipping.kinds import EXIT, FULL, PERIODIC, RANDOM, ROUTED, STATIC, STOCHASTIC
 from layerroute.lab.arms import Arm
 from layerroute.lab.report.figures import (
     Drawn,
@@ -21,16 +22,15 @@ from layerroute.lab.report.figures import (
 )
 from layerroute.lab.report.plots import Panel, curves, maps
 from layerroute.lab.report.style import GDN, SHARES, SOFTMAX, LineStyle
-from layerroute.lab.skipping_arms import FULL, ROUTED
 
 LOOKS = {
-    FULL: ("s", GDN),
-    ROUTED: ("o", SOFTMAX),
-    "static prune": ("^", "#2a9d8f"),
-    "early exit": ("D", "#8a63b3"),
-    "random": ("x", "#c2447f"),
-    "periodic": ("+", "#7a8a1f"),
-    "stochastic depth": ("v", "#8c5a3c"),
+    str(FULL): ("s", GDN),
+    str(ROUTED): ("o", SOFTMAX),
+    str(STATIC): ("^", "#2a9d8f"),
+    str(EXIT): ("D", "#8a63b3"),
+    str(RANDOM): ("x", "#c2447f"),
+    str(PERIODIC): ("+", "#7a8a1f"),
+    str(STOCHASTIC): ("v", "#8c5a3c"),
 }
 """Marker and colour of each kind of arm."""
 
@@ -77,8 +77,7 @@ def draw_terms(view: View) -> Drawn | str:
 
 def draw_layers(view: View) -> Drawn | str:
     """A map of the share of tokens that skip, arms by sites."""
-    kinds = (ROUTED, "static prune", "early exit")
-    shown = [arm for arm in view.arms if arm.completed and arm.sites and view.kind_of(arm) in kinds]
+    shown = [arm for arm in view.arms if arm.completed and arm.sites and arm.kind in (ROUTED, STATIC, EXIT)]
     rows = [
         (arm.label, site, 1 - rate)
         for arm in shown

@@ -3,15 +3,13 @@
 from layerroute.capabilities.skipping.figures import FIGURES, LOOKS
 from layerroute.capabilities.skipping.words import words
 from layerroute.lab.report.page import COST, TOKENS, Page, Section, figures, fold, tables
-from layerroute.lab.skipping_arms import kind_of
 
 PAGE = Page(
-    capability="layer_skipping",
     figures=FIGURES,
     words=words,
     paper="skipping.md.j2",
+    package="layerroute.capabilities.skipping",
     looks=LOOKS,
-    kind_of=kind_of,
     sections=(
         Section(
             id="results",
@@ -29,7 +27,7 @@ PAGE = Page(
             blocks=(
                 *figures("layers"),
                 TOKENS,
-                *tables("kinds"),
+                *tables("kinds", "kinds_by_arm"),
                 *figures("kinds", "kinds_by_layer"),
                 fold("Kinds of tokens by layer", *tables("kinds_by_layer")),
                 *tables("agreement"),
@@ -57,7 +55,7 @@ PAGE = Page(
             "Where tokens skip",
             (
                 *figures("layers"),
-                *tables("kinds"),
+                *tables("kinds", "kinds_by_arm"),
                 *figures("kinds", "kinds_by_layer"),
                 *tables("kinds_by_layer", "agreement"),
                 *figures("heatmap"),

@@ -4,25 +4,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from layerroute.lab.equal_cost import outcome_of
+from layerroute.capabilities.skipping.kinds import PERIODIC, RANDOM, STATIC, skipped
+from layerroute.capabilities.skipping.tables import full_depth, time_note
+from layerroute.lab.arms import Kind
+from layerroute.lab.compare import Comparison
+from layerroute.lab.equal_cost import agreed
 from layerroute.lab.fairness import unlike_treatment
 from layerroute.lab.format import listing, percent, signed
 from layerroute.lab.report.words import Said, Words, limitations, needed_next, patterns
 from layerroute.lab.runs import Run
-from layerroute.lab.skipping import SkippingComparison
-from layerroute.lab.skipping_arms import STATIC, executed, kind_of, skipped
 from layerroute.lab.tokens import TokenKinds
 
-TITLE = "Layer skipping: what per-token routing is worth"
-QUESTION = (
-    "Does it pay to let each token choose which layers of a pretrained model it runs, against skipping the same share "
-    "of compute without looking at the token, with the same training?"
-)
-BLIND = ("random", "periodic")
+BLIND = (RANDOM, PERIODIC)
 """Kinds of control that skip by token without looking at it."""
 
 
-def words(comparison: SkippingComparison, kinds: TokenKinds | None) -> Words:
+def words(comparison: Comparison, kinds: TokenKinds | None) -> Words:
     """All sentences of the report; ``kinds`` are those of the subject's tokens."""
     said, cost, subject = outcome_said(comparison), cost_sentence(comparison), comparison.subject
     discussion: list[tuple[str, Sequence[str]]] = [(said.heading, [comparison.verdict, *said.paragraphs()])]
@@ -39,8 +36,8 @@ def words(comparison: SkippingComparison, kinds: TokenKinds | None) -> Words:
     if comparison.missing and subject is not None:
         takeaways.append(f"Missing controls at equal cost: {listing(comparison.missing)}.")
     return Words(
-        title=TITLE,
-        question=QUESTION,
+        title=comparison.question.title,
+        question=comparison.question.text,
         answer=[comparison.verdict],
         abstract=comparison.verdict,
         discussion=discussion,
@@ -50,7 +47,10 @@ def words(comparison: SkippingComparison, kinds: TokenKinds | None) -> Words:
                 "Measure: cross-entropy on validation text alone. What skipping does to tasks and to other kinds of "
                 "text is not in these records."
             ),
-            more=["Speed: FLOPs are counted, and fewer of them need not be less time.", comparison.time_note],
+            more=[
+                "Speed: FLOPs are counted, and fewer of them need not be less time.",
+                time_note(comparison),
+            ],
         ),
         conclusion=said.conclusion,
         takeaways=takeaways,
@@ -59,7 +59,7 @@ def words(comparison: SkippingComparison, kinds: TokenKinds | None) -> Words:
     )
 
 
-def outcome_said(comparison: SkippingComparison) -> Said:
+def outcome_said(comparison: Comparison) -> Said:
     """What the outcome comes to, and which controls it may be credited against."""
     if comparison.outcome is None:
         return Said(
@@ -97,17 +97,17 @@ def outcome_said(comparison: SkippingComparison) -> Said:
     )
 
 
-def _against(comparison: SkippingComparison) -> list[str]:
+def _against(comparison: Comparison) -> list[str]:
     """What each kind of control says: whether tokens matter, and whether layers alone would do."""
     subject = comparison.subject
     if subject is None:
         return []
-    beats: dict[str, bool] = {}  # by kind of control: whether all of its arms are beaten
+    beats: dict[Kind, bool] = {}  # by kind of control: whether all of its arms are beaten
     for arm, entries in comparison.judged:
         if entries:
-            beats[kind_of(arm)] = outcome_of(entries) == "wins" and beats.get(kind_of(arm), True)
-    blind = [kind for kind in BLIND if kind in beats]
-    beaten = [kind for kind in blind if beats[kind]]
+            beats[arm.kind] = agreed(entries) == "wins" and beats.get(arm.kind, True)
+    blind = [str(kind) for kind in BLIND if kind in beats]
+    beaten = [str(kind) for kind in BLIND if beats.get(kind)]
     paragraphs = []
     if not blind:
         paragraphs.append(
@@ -136,9 +136,9 @@ def _against(comparison: SkippingComparison) -> list[str]:
     return paragraphs
 
 
-def cost_sentence(comparison: SkippingComparison) -> str:
+def cost_sentence(comparison: Comparison) -> str:
     """What the subject leaves out, and what that costs in loss; empty without a full-depth arm treated alike."""
-    subject, full = comparison.subject, comparison.full
+    subject, full = comparison.subject, full_depth(comparison)
     if subject is None or full is None or unlike_treatment(subject, full) or not comparison.same_data:
         return ""
     ours, floor = (arm.mean("metrics", "validation_loss") for arm in (subject, full))
@@ -146,7 +146,7 @@ def cost_sentence(comparison: SkippingComparison) -> str:
         return ""
     return (
         f"Against the model at full depth, {subject.label} skips {percent(skipped(subject))} of routed compute, "
-        f"executes {percent(executed(subject))} of the plain model's FLOPs, and its loss differs by "
+        f"executes {percent(subject.executed_share)} of the plain model's FLOPs, and its loss differs by "
         f"{signed(ours - floor)} nats."
     )
 

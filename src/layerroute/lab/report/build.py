@@ -8,22 +8,17 @@ from typing import Any
 from markupsafe import Markup
 
 from layerroute.errors import UserError
-from layerroute.lab.agreement import agreement_table
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison, compare
 from layerroute.lab.fairness import machine
 from layerroute.lab.format import listing, number, plural
 from layerroute.lab.report.figures import FigureEntry, View, build_figures, files_of
 from layerroute.lab.report.html import Paper, environment, inline_svg, tokens_view
-from layerroute.lab.report.page import Page, pages
+from layerroute.lab.report.page import Page, all_figures, page_of
 from layerroute.lab.report.speed import read_speed_records
 from layerroute.lab.report.style import LineStyle, arm_styles
 from layerroute.lab.report.words import facts
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import load_runs
-from layerroute.lab.skipping import CAPABILITY as SKIPPING
-from layerroute.lab.skipping import SkippingComparison, compare_skipping
-from layerroute.lab.token_layers import kinds_by_layer, layers_table
-from layerroute.lab.tokens import groups_table, token_groups
+from layerroute.lab.tokens import token_groups
 from layerroute.records import RECORD_NAME
 
 MARK = '<meta name="generator" content="layerroute report">'
@@ -40,7 +35,7 @@ def build_report(
     allow_different_data: bool = False,
     bench: Sequence[str | os.PathLike[str]] = (),
     progress: Callable[[str], None] = lambda step: None,
-) -> tuple[Path, Comparison | SkippingComparison]:
+) -> tuple[Path, Comparison]:
     """Write the report about the runs in ``directory`` and in ``runs``; return the page's path and what it shows.
 
     Args:
@@ -62,33 +57,28 @@ def build_report(
     speed = read_speed_records(bench)
     home = directory.parent if directory.is_file() else directory
     target = home / "report" if out is None else Path(out)
-    skipping = found and all(run.record["capability"] == SKIPPING for run in found)
-    compare = compare_skipping if skipping else compare_runs
     comparison = compare(found, baseline=baseline, subject=subject, allow_different_data=allow_different_data)
-    page = pages()[SKIPPING if skipping else "attention_routing"]
+    page = page_of(comparison)
     _clear(target)
     write_report(comparison, page, target, bench=speed, progress=progress)
     return target / PAGE, comparison
 
 
-def view_of(comparison: Any, page: Page, bench: Sequence[dict[str, Any]] = ()) -> View:
+def view_of(comparison: Comparison, page: Page, bench: Sequence[dict[str, Any]] = ()) -> View:
     """What figures are drawn from."""
     return View(
         comparison=comparison,
-        styles=arm_styles(
-            comparison.arms, comparison.baseline, comparison.subject, page.looks, page.kind_of
-        ),
+        styles=arm_styles(comparison.arms, comparison.baseline, comparison.subject, page.looks),
         looks={
             kind: LineStyle(color=colour, marker=marker)
             for kind, (marker, colour) in (page.looks or {}).items()
         },
-        kind_of=page.kind_of,
         bench=bench,
     )
 
 
 def write_report(
-    comparison: Any,
+    comparison: Comparison,
     page: Page,
     target: Path,
     *,
@@ -99,7 +89,7 @@ def write_report(
     view = view_of(comparison, page, bench)
     figures = build_figures(page.figures, view, target / FIGURES, progress)
     context = report_context(view, page, figures, target / FIGURES)
-    templates = environment()
+    templates = environment(page.package)
     for name, template in ((PAGE, "index.html.j2"), (PAPER, page.paper)):
         if name == PAPER:
             templates.finalize = Paper.value
@@ -111,18 +101,12 @@ def report_context(view: View, page: Page, figures: dict[str, FigureEntry], fold
     """Everything that the templates show."""
     comparison = view.comparison
     subject = comparison.subject
-    tables, kinds, tokens = dict(comparison.tables), None, None
+    tables, kinds, tokens = comparison.tables | comparison.token_tables, None, None
     shown = view.tokens()
     if shown is not None:
         arm, run, routes = shown
         tokens = tokens_view(routes) | {"arm": arm.label, "seed": run.seed}
-        if arm is subject:
-            groups, expensive = token_groups(routes), path_name(routes.paths[-1])
-            kinds = groups.get("kind")
-            tables["kinds"] = groups_table(groups, expensive)
-            tables["kinds_by_layer"] = layers_table(kinds_by_layer(routes), expensive)
-    tables["agreement"] = agreement_table(comparison.arms)
-    tables = {name: table for name, table in tables.items() if table is not None}
+        kinds = token_groups(routes).get("kind") if arm is subject else None
     example = (subject or comparison.arms[0]).example
     revisions = {
         f"{run.value('revision')}{' with uncommitted changes' if run.value('dirty') else ''}"
@@ -134,7 +118,7 @@ def report_context(view: View, page: Page, figures: dict[str, FigureEntry], fold
         "comparison": comparison,
         "page": page,
         "words": page.words(comparison, kinds),
-        "facts": facts(comparison, page.kind_of),
+        "facts": facts(comparison),
         "warnings": _warnings(comparison),
         "tables": tables,
         "figures": figures,
@@ -156,13 +140,16 @@ def report_context(view: View, page: Page, figures: dict[str, FigureEntry], fold
     }
 
 
-def _warnings(comparison: Any) -> list[tuple[str, str]]:
+def _warnings(comparison: Comparison) -> list[tuple[str, str]]:
     """What stands in the way of a verdict, as (what, the rest)."""
     found = []
     if not comparison.same_data:
         found.append(("The runs saw different data or tokenizers", ": their losses are not comparable."))
     if comparison.missing:
-        found.append(("Missing controls:", f" {listing(comparison.missing)}."))
+        where = (
+            " What each could show is in the table of controls." if "controls" in comparison.tables else ""
+        )
+        found.append(("Missing controls:", f" {listing(comparison.missing)}.{where}"))
     for arm in comparison.arms:
         for run in arm.unfinished:
             error = f": {run.value('error')}" if run.value("error") else ""
@@ -189,7 +176,7 @@ def _clear(target: Path) -> None:
     figures = target / FIGURES
     files = [*target.iterdir(), *(figures.iterdir() if figures.is_dir() else ())]
     ours = {target / PAGE, target / PAPER, figures} | {
-        figures / file for page in pages().values() for spec in page.figures for file in files_of(spec.name)
+        figures / file for name in all_figures() for file in files_of(name)
     }
     page = target / PAGE
     marked = not page.exists() or MARK in page.read_text(encoding="utf-8", errors="replace")[:4000]

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.format import number, plural
-from layerroute.lab.pareto import pareto_front
+from layerroute.lab.compare import Comparison
+from layerroute.lab.format import number, path_name, plural
 from layerroute.lab.report.labels import label_points
 from layerroute.lab.report.plots import Panel, bars, curves, draw_points, maps
 from layerroute.lab.report.speed import draw_speed, speed_data
@@ -26,9 +26,8 @@ from layerroute.lab.report.style import (
     save_figure,
 )
 from layerroute.lab.report.tokens import draw_tokens, tokens_data
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import Run, TokenRoutes
-from layerroute.lab.token_layers import kinds_by_layer
+from layerroute.lab.statistics import pareto_front
 from layerroute.lab.tokens import token_groups
 
 Drawn = tuple[Figure, pd.DataFrame, str]
@@ -42,26 +41,22 @@ class View:
     ``looks`` are markers and colours of kinds of arms, for legends by kind; empty where each arm has its own.
     """
 
-    comparison: Any
+    comparison: Comparison
     styles: Mapping[str, LineStyle]
     looks: Mapping[str, LineStyle]
-    kind_of: Callable[[Arm], str]
     bench: Sequence[Mapping[str, Any]] = ()
 
     @property
     def arms(self) -> Sequence[Arm]:
         """All arms."""
-        found: Sequence[Arm] = self.comparison.arms
-        return found
+        return self.comparison.arms
 
     def tokens(self) -> tuple[Arm, Run, TokenRoutes] | None:
         """The run whose tokens are shown: of the subject, or else of the first arm that has some; lowest seed."""
-        arms = sorted(self.arms, key=lambda arm: (arm is not self.comparison.subject, arm.kind.control))
-        for arm in arms:
-            for run in arm.completed:
-                routes = run.token_routes
-                if routes is not None and routes.sentences and routes.sites:
-                    return arm, run, routes
+        subject = self.comparison.subject
+        for arm in sorted(self.arms, key=lambda arm: (arm is not subject, not arm.kind.learned)):
+            if (run := arm.told) is not None and run.token_routes is not None:
+                return arm, run, run.token_routes
         return None
 
 
@@ -242,7 +237,7 @@ def front_data(view: View, cost: Callable[[Arm], Mapping[int, float]]) -> pd.Dat
     best = set(pareto_front({label: (x, y) for label, (x, y) in means.items() if y is not None}))
     rows = [
         (
-            arm.label, view.kind_of(arm), seed, costs[arm.label][seed], arm.loss[seed],
+            arm.label, str(arm.kind), seed, costs[arm.label][seed], arm.loss[seed],
             arm.mean("routing", "skipped"), *means[arm.label], estimate.half_width, arm.label in best,
         )
         for arm in view.arms
@@ -389,7 +384,7 @@ def token_layers(view: View) -> Drawn | str:
     if found is None:
         return "no completed run has stored the decisions of single tokens."
     arm, run, routes = found
-    cuts = kinds_by_layer(routes)
+    cuts = {cut: one.layers for cut, one in token_groups(routes).items() if one.layers is not None}
     if not cuts:
         return "there is one routed layer, and the figure by kind shows it."
     tables, rows = {}, []
@@ -434,3 +429,30 @@ def speed(caption: str) -> Callable[[View], Drawn | str]:
         )
 
     return draw
+
+
+def validation_curves(view: View) -> Drawn | str:
+    """Validation loss while training, by arm."""
+    data = curves_data(view.arms, {"loss": lambda arm, run: run.curve("validation", "loss")})
+    if data[data["status"] == "completed"].empty:
+        return "no run was evaluated while it trained."
+    panel = Panel(name="loss", ylabel="validation loss (nats / token)", dots=True)
+    caption = "Mean over seeds, the band from the lowest to the highest."
+    return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
+
+
+GENERAL = (
+    FigureSpec(
+        name="front",
+        title="Loss against executed FLOPs",
+        draw=front(
+            "Final validation loss against the forward FLOPs per token that were executed.",
+            "executed forward FLOPs per token",
+            lambda arm: arm.by_seed("flops", "executed_per_token"),
+        ),
+    ),
+    FigureSpec(name="bars", title="Final validation loss by arm", draw=final_bars()),
+    FigureSpec(name="validation", title="Validation loss while training", draw=validation_curves),
+    FigureSpec(name="heatmap", title="Where single tokens went", draw=tokens_figure("validation sentence")),
+)
+"""Figures of a capability that says nothing of its own."""

@@ -8,10 +8,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from layerroute.lab.format import path_name
 from layerroute.lab.report.figures import FigureEntry
-from layerroute.lab.report.page import capabilities
 from layerroute.lab.report.style import PAGE_COLOURS
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import TokenRoutes
 from layerroute.lab.table import Table, escape_text
 
@@ -19,10 +18,11 @@ _ID = re.compile(r'(?<=[\s"])id="([^"]+)"')
 _REFERENCE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')
 
 
-def environment() -> Environment:
-    """Templates with autoescape on in HTML, and an error for any name that is not there."""
+def environment(package: str = "") -> Environment:
+    """Templates, those of ``package`` too, with autoescape on in HTML and an error for any name that is not there."""
+    packages = ["layerroute.lab.report", *filter(None, [package])]
     made = Environment(
-        loader=ChoiceLoader([PackageLoader(name) for name in ("layerroute.lab.report", *capabilities())]),
+        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,17 +1,14 @@
 """What a capability says of its report: figures, sections of the page, words, and the paper's text."""
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import layerroute.capabilities
-from layerroute.lab.arms import Arm
-from layerroute.lab.report.figures import FigureSpec
+from layerroute.lab.compare import Comparison
+from layerroute.lab.question import questions
+from layerroute.lab.report.figures import GENERAL, FigureSpec
 from layerroute.lab.report.style import Look
-from layerroute.lab.report.words import Words
+from layerroute.lab.report.words import Words, general_words
 from layerroute.lab.tokens import TokenKinds
 
 
@@ -56,33 +53,38 @@ class Page:
     """The report of one capability.
 
     Attributes:
-        capability: as records name it.
         sections: of the page, between its head and the discussion.
         results: of the paper: (heading, blocks) each; what no section of the paper shows is in its appendix.
         words: all sentences, from the comparison and the kinds of the subject's tokens.
-        paper: a template that extends ``paper.md.j2``, in the folder ``templates`` of the capability.
+        paper: a template that extends ``paper.md.j2``, in the folder ``templates`` of ``package``.
         looks: marker and colour of each kind of arm; None: every arm has its own.
-        kind_of: what an arm is.
     """
 
-    capability: str
     figures: Sequence[FigureSpec]
     sections: Sequence[Section]
     results: Sequence[tuple[str, Sequence[Block]]]
-    words: Callable[[Any, TokenKinds | None], Words]
+    words: Callable[[Comparison, TokenKinds | None], Words]
     paper: str = "paper.md.j2"
     looks: Mapping[str, Look] | None = None
-    kind_of: Callable[[Arm], str] = lambda arm: str(arm.kind)
+    package: str = ""
 
 
-def capabilities() -> list[str]:
-    """The packages of capabilities that have something to say of their report."""
-    home = layerroute.capabilities
-    names = [f"{home.__name__}.{folder.name}" for folder in pkgutil.iter_modules(home.__path__)]
-    return [name for name in names if importlib.util.find_spec(f"{name}.page") is not None]
+def page_of(comparison: Comparison) -> Page:
+    """The report of a comparison: what its question says of it, or all tables and the general figures."""
+    if comparison.question.page is not None:
+        found: Page = comparison.question.page()
+        return found
+    names = [name for name in (*comparison.tables, *comparison.token_tables) if name != "runs"]
+    blocks = (*tables(*names), TOKENS, *figures(*(figure.name for figure in GENERAL)))
+    return Page(
+        figures=GENERAL,
+        sections=(Section(id="results", heading="Results", blocks=blocks),),
+        results=(("Results", tuple(block for block in blocks if block is not TOKENS)),),
+        words=general_words,
+    )
 
 
-def pages() -> dict[str, Page]:
-    """The ``PAGE`` of every capability that has one in its module ``page``, by the capability's name in records."""
-    found = [importlib.import_module(f"{name}.page").PAGE for name in capabilities()]
-    return {page.capability: page for page in found}
+def all_figures() -> set[str]:
+    """Names of the figures of every capability."""
+    pages = [question.page() for question in questions() if question.page is not None]
+    return {figure.name for page in pages for figure in page.figures} | {figure.name for figure in GENERAL}

@@ -1,7 +1,7 @@
 """Colours, lines and the way figures are saved: the same everywhere, and the same bytes every time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from layerroute.lab.arms import Arm, Kind
+from layerroute.lab.arms import Arm
 
 GDN, SOFTMAX = "#2f6fb7", "#e07b1a"
 GDN_PALE, SOFTMAX_PALE, GREY_PALE = "#dbe8f6", "#fbe6d0", "#eceef1"
@@ -123,7 +123,6 @@ def arm_styles(
     baseline: Arm | None,
     subject: Arm | None,
     looks: Mapping[str, Look] | None = None,
-    kind_of: Callable[[Arm], str] = lambda arm: arm.kind,
 ) -> dict[str, LineStyle]:
     """A style for each arm by label.
 
@@ -135,9 +134,7 @@ def arm_styles(
     if looks is None:
         others = iter(_OTHERS * (1 + len(arms) // len(_OTHERS)))
         own = [GDN if arm is baseline else SOFTMAX if arm is subject else next(others) for arm in arms]
-        dashes = [
-            _DOTTED if arm.kind.control else _DASHES[0] if arm.kind is Kind.DYNAMIC else "-" for arm in arms
-        ]
+        dashes = [_DOTTED if arm.kind.control else _DASHES[0] if arm.kind.learned else "-" for arm in arms]
         return {
             arm.label: LineStyle(
                 color=own[place], dashes=dashes[place], marker=_MARKERS[place % len(_MARKERS)]
@@ -147,7 +144,7 @@ def arm_styles(
     styles: dict[str, LineStyle] = {}
     before: Counter[str] = Counter()
     for arm in sorted(arms, key=lambda arm: arm is not subject):
-        kind = kind_of(arm)
+        kind = str(arm.kind)
         marker, colour = looks.get(kind, ("o", MUTED))
         number = before[kind]
         before[kind] += 1

@@ -11,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
+from layerroute.lab.format import path_name
 from layerroute.lab.report.style import (
     GDN,
     GDN_PALE,
@@ -22,7 +23,6 @@ from layerroute.lab.report.style import (
     clip,
     new_figure,
 )
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import TokenRoutes
 
 SENTENCES_SHOWN = 12

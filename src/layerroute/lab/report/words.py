@@ -1,16 +1,16 @@
 """Sentences of a report that depend on the numbers. Each says no more than the seeds and controls carry."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import machine, unequal
-from layerroute.lab.format import count, duration, listing, percent, plural
-from layerroute.lab.routing import path_name, site_routing
+from layerroute.lab.format import count, duration, listing, path_name, percent, plural
+from layerroute.lab.pairs import ENOUGH_SEEDS
 from layerroute.lab.runs import Run
 from layerroute.lab.tokens import TokenKinds
-from layerroute.lab.verdict import ENOUGH_SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Words:
     settings: Mapping[str, Any]
 
 
-def facts(comparison: Any, kind_of: Callable[[Arm], str]) -> list[tuple[str, str]]:
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """The facts at the head of the report, as (name, value)."""
     completed = [run for run in comparison.runs if run.completed]
     runs = completed or list(comparison.runs)
@@ -74,7 +74,7 @@ def facts(comparison: Any, kind_of: Callable[[Arm], str]) -> list[tuple[str, str
     models = _distinct(runs, "recipe", "model", "name")
     if models:
         found.append(("Model", listing(models)))
-    found.append(("Arms", listing([_named(arm, kind_of(arm)) for arm in comparison.arms])))
+    found.append(("Arms", listing([_named(arm, str(arm.kind)) for arm in comparison.arms])))
     found.append(("Seeds", listing([str(seed) for seed in comparison.seeds]) or "none completed"))
     tokens = sorted({run.value("tokens_seen") for run in runs if run.value("tokens_seen") is not None})
     if tokens:
@@ -116,7 +116,7 @@ def _named(arm: Arm, kind: str) -> str:
 
 
 def limitations(
-    comparison: Any, *, context: str = "", measure: str = "", more: Sequence[str] = ()
+    comparison: Comparison, *, context: str = "", measure: str = "", more: Sequence[str] = ()
 ) -> list[str]:
     """What limits the results, from the records.
 
@@ -188,7 +188,7 @@ def limitations(
     return found
 
 
-def _scale(comparison: Any) -> str:
+def _scale(comparison: Comparison) -> str:
     parameters = [arm.parameters for arm in comparison.arms if arm.parameters is not None]
     if not parameters:
         return ""
@@ -202,14 +202,16 @@ def _scale(comparison: Any) -> str:
 def patterns(subject: Arm, kinds: TokenKinds | None) -> list[str]:
     """Whether sites and kinds of tokens differ in where their tokens go."""
     paragraphs = []
-    sites = site_routing(subject)
+    rates = {
+        site: rate for site in subject.sites if (rate := subject.mean("routing", "rate", site)) is not None
+    }
     expensive = path_name(subject.paths[1])
-    if sites:
-        most, least = (pick(sites, key=lambda site: site.rate.mean) for pick in (max, min))
-        if len(sites) > 1 and most.rate.mean - least.rate.mean > 0.05:
+    if rates:
+        most, least = max(rates, key=lambda site: rates[site]), min(rates, key=lambda site: rates[site])
+        if rates[most] - rates[least] > 0.05:
             paragraphs.append(
-                f"Sites differ: {most.site} sends {percent(most.rate.mean)} of its tokens to {expensive}, "
-                f"{least.site} {percent(least.rate.mean)}."
+                f"Sites differ: {most} sends {percent(rates[most])} of its tokens to {expensive}, {least} "
+                f"{percent(rates[least])}."
             )
     if kinds is None:
         paragraphs.append(
@@ -248,11 +250,31 @@ def not_equal(subject: Arm, rival: Arm) -> str:
     )
 
 
-def needed_next(comparison: Any, more: Sequence[str]) -> str:
+def needed_next(comparison: Comparison, more: Sequence[str]) -> str:
     """What would settle the question."""
     steps = []
     if min((len(arm.seeds) for arm in comparison.arms), default=0) < ENOUGH_SEEDS:
         steps.append(f"at least {ENOUGH_SEEDS} seeds of every arm")
     if comparison.missing:
         steps.append(f"the missing controls ({listing(comparison.missing)})")
-    return f"Needed next: {listing([*steps, *more])}."
+    return f"Needed next: {listing([*steps, *more]) or 'nothing that the records tell of'}."
+
+
+def general_words(comparison: Comparison, kinds: TokenKinds | None) -> Words:
+    """What any report can say, from the comparison alone."""
+    discussion: list[tuple[str, Sequence[str]]] = [("What these runs can say", [comparison.verdict])]
+    if comparison.subject is not None:
+        discussion.append(("Patterns", patterns(comparison.subject, kinds)))
+    answer = [comparison.answer, *comparison.answers_beside]
+    return Words(
+        title=comparison.question.title,
+        question=comparison.question.text,
+        answer=answer,
+        also=comparison.caveats,
+        abstract=comparison.verdict,
+        discussion=[*discussion, ("What would settle it", [needed_next(comparison, [])])],
+        limitations=limitations(comparison),
+        conclusion=comparison.answer,
+        takeaways=answer,
+        settings={},
+    )

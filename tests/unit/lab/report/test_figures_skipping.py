@@ -12,6 +12,7 @@ import pytest
 
 from layerroute.capabilities.skipping.figures import FIGURES, _depth, site_names
 from layerroute.errors import UserError
+from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.report.build import build_report
 from layerroute.lab.report.style import SOFTMAX, save_figure
 from layerroute.lab.runs import load_runs

@@ -75,7 +75,7 @@ def test_two_folders_cannot_ask_about_one_capability(toy: Path) -> None:
     again.mkdir()
     (again / "__init__.py").touch()
     (again / "question.py").write_text(QUESTION, encoding="utf-8")
-    with pytest.raises(ValueError, match="asked about once.*depth_routing"):
+    with pytest.raises(ValueError, match=r"asked about once.*depth_routing"):
         questions()
 
 

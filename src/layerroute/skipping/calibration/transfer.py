@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import layerroute
 from layerroute.errors import UserError
 from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
@@ -66,6 +68,7 @@ def transfer_cell(
     selection: Windows,
     texts: Mapping[str, tuple[Windows, bool]],
     rankings: dict[str, Ranking] | None = None,
+    own: Tensor | None = None,
     stage: Stage = silent,
 ) -> tuple[list[dict[str, Any]], Calibration]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
@@ -75,7 +78,7 @@ def transfer_cell(
         config: what to make.
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
-        rankings: see `calibrate`.
+        rankings, own: see `calibrate`.
         stage: for progress.
 
     Returns:
@@ -89,6 +92,7 @@ def transfer_cell(
         selection=selection.ids.to(device),
         controls=STATIC,
         rankings=rankings,
+        own=own,
         stage=stage,
     )
     rows = []

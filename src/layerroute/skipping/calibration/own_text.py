@@ -21,24 +21,26 @@ BATCH = 48
 """Windows that are sampled at once."""
 
 
-def own_windows(config: CalibrationConfig) -> int:
-    """How many of the statistics windows the model writes itself."""
-    return round(config.own_text * (config.tokens_statistics // config.length))
-
-
 def sample_own_text(
-    model: Any, config: CalibrationConfig, *, advance: Callable[[float], None] = lambda share: None
+    model: Any,
+    config: CalibrationConfig,
+    given: int,
+    *,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Int[Tensor, "n T"]:
-    """Sample ``own_windows(config)`` windows at temperature 1, each after a first token drawn from the vocabulary.
+    """Sample windows at temperature 1, each after a first token drawn from the vocabulary.
 
     ``config.sink_ids`` and end-of-text tokens do not occur: a window is one text.
 
     Args:
         model: a transformers causal LM without a router, in inference mode.
-        config: of the calibration.
+        config: of the calibration; ``own_text`` is the share of all windows that these are to be.
+        given: how many windows of text there are beside them.
         advance: told the share done.
     """
-    count, length = own_windows(config), config.length
+    count, length = round(given * config.own_text / (1 - config.own_text)), config.length
+    if not count:
+        return torch.empty(0, length, dtype=torch.long, device=model.device)
     own = model.generation_config.eos_token_id
     ends = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
     never = sorted({*config.sink_ids, *ends})
@@ -66,14 +68,12 @@ def sample_own_text(
                     model.generate(part, attention_mask=torch.ones_like(part), generation_config=settings)
                 )
             advance(sum(map(len, done)) / count)
-    return torch.cat(done) if done else torch.empty(0, length, dtype=torch.long, device=model.device)
+    return torch.cat(done)
 
 
-def with_own_text(statistics: Int[Tensor, "N T"], own: Int[Tensor, "n T"]) -> Int[Tensor, "N T"]:
-    """The statistics windows with the model's own in the place of some, spread evenly among them."""
-    total, count = len(statistics), min(len(own), len(statistics) - 1)
-    if count < 1:
-        return statistics
-    turns = in_turn([total - count, count])
-    given, written = iter(statistics), iter(own.to(statistics.device))
-    return torch.stack([next((given, written)[next(turns)]) for _ in range(total)])
+def with_own_text(given: Int[Tensor, "N T"], own: Int[Tensor, "n T"]) -> Int[Tensor, "M T"]:
+    """Windows of text and the model's own, spread evenly among them."""
+    total = len(given) + len(own)
+    turns = in_turn([len(given), len(own)])
+    both = iter(given), iter(own.to(given.device))
+    return torch.stack([next(both[next(turns)]) for _ in range(total)])

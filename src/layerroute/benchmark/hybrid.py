@@ -14,12 +14,12 @@ from layerroute.benchmark.memory import peak_memory
 from layerroute.benchmark.skipping import MASKED, SPARSE, size_of
 from layerroute.benchmark.skipping_models import DTYPES, draw
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed
+from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.hybrid.cache import OwnContextLayer
 from layerroute.hybrid.configuration import CHOICES
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import choose_device
-from layerroute.routing import forced, table
+from layerroute.routing import executed, forced, table
 
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model

@@ -15,9 +15,8 @@ from layerroute.benchmark.case import Check, Comparison, Prepared, each_pair
 from layerroute.benchmark.skipping import MASKED, SPARSE, size_of
 from layerroute.benchmark.skipping_models import draw
 from layerroute.errors import UserError
-from layerroute.hybrid import executed
 from layerroute.precision import choose_device
-from layerroute.routing import forced, table
+from layerroute.routing import executed, forced, table
 
 _NEW_TOKENS = 4
 _TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}

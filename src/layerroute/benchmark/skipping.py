@@ -30,7 +30,7 @@ from layerroute.benchmark.skipping_models import (
 from layerroute.errors import UserError, nearest
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import choose_device
-from layerroute.skipping import SkipConfig, executed, force_decision, get_router, router_disabled
+from layerroute.skipping import SkipConfig, executed, forced, get_router, router_disabled
 from layerroute.skipping.configuration import KV_MODES, SKIP_PATHS, UNITS
 
 DENSE, MASKED, SPARSE, LIMIT = "dense", "masked", "sparse", "limit"
@@ -188,7 +188,7 @@ class Arms:
 
         def enter() -> AbstractContextManager[Any]:
             stack = ExitStack()
-            stack.enter_context(force_decision(routed, choice))
+            stack.enter_context(forced(routed, choice))
             stack.enter_context(executed(routed, execution))
             return stack
 

@@ -17,7 +17,7 @@ from layerroute.benchmark.skipping import DENSE, LIMIT, MASKED, SPARSE, Setting
 from layerroute.benchmark.skipping_models import Models, draw, spread_out, without_layers
 from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.ops.flops import flop_counter
-from layerroute.skipping import executed, force_decision, get_router, router_disabled
+from layerroute.skipping import executed, forced, get_router, router_disabled
 
 DESCRIPTION = """\
 Time training steps (forward, backward, clipping, AdamW over all parameters) of a model whose tokens skip layers, with
@@ -138,7 +138,7 @@ class Steps:
     def _context(self, name: str, choice: Tensor) -> Iterator[None]:
         with ExitStack() as stack:
             if name in (MASKED, SPARSE):
-                stack.enter_context(force_decision(self.models.routed, choice))
+                stack.enter_context(forced(self.models.routed, choice))
                 stack.enter_context(executed(self.models.routed, name))
             yield
 

@@ -1,16 +1,14 @@
 """Layer skipping: a router added to a pretrained causal LM, so that each token runs or skips each decoder layer."""
 
-from layerroute.skipping.configuration import Profitability, SkipConfig
+from layerroute.routing.handle import collect_decisions, executed, forced, last_decision
+from layerroute.skipping.configuration import SkipConfig, SkipProfitability
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, forward_flops
 from layerroute.skipping.lossless import LosslessGeneration, generate_lossless
 from layerroute.skipping.model import (
     add_router,
-    collect_decisions,
-    executed,
-    force_decision,
+    find_router,
     get_router,
-    last_decision,
     remove_router,
     router_disabled,
     set_router_trainable,
@@ -26,14 +24,15 @@ __all__ = [
     "LayerRouter",
     "LosslessGeneration",
     "LowRankSkip",
-    "Profitability",
     "RouterDescription",
     "SkipConfig",
     "SkipFlops",
+    "SkipProfitability",
     "add_router",
     "collect_decisions",
     "executed",
-    "force_decision",
+    "find_router",
+    "forced",
     "forward_flops",
     "generate_lossless",
     "get_router",

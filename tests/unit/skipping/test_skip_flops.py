@@ -5,7 +5,7 @@ import torch
 
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
-from layerroute.skipping import executed, force_decision, forward_flops, get_router
+from layerroute.skipping import executed, forced, forward_flops, get_router
 from layerroute.skipping.flops import layer_flops, path_costs
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import VOCABULARY, routed
@@ -23,7 +23,7 @@ def count(model, ids, execution, choice) -> float:
     with (
         torch.no_grad(),
         executed(model, execution),
-        force_decision(model, choice),
+        forced(model, choice),
         flop_counter() as counter,
     ):
         model(ids, use_cache=False)
@@ -64,7 +64,7 @@ def test_costs_of_decisions_are_those_of_the_layer():
     assert path_costs(model.config, config) == [[layer.keys, layer.total]] * 4
     from layerroute.skipping import last_decision
 
-    with torch.no_grad(), force_decision(model, 0.5):
+    with torch.no_grad(), forced(model, 0.5):
         model(tokens(2, 40, VOCABULARY))
     decision = last_decision(model)
     assert torch.allclose(decision.costs[:, 1], torch.tensor(layer.total))

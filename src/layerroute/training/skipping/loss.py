@@ -18,7 +18,7 @@ from layerroute.objectives import (
     quadratic_budget,
     shift_labels,
 )
-from layerroute.routing import RouteDecision
+from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping.model import get_router, router_disabled
 from layerroute.training.objective import LossTerms
 from layerroute.training.skipping.configuration import SkippingObjectiveConfig
@@ -71,8 +71,9 @@ class SkippingLoss:
             rate = 1.0 - router.budgets.current if router.budgets is not None else rate
         inputs = dict(inputs)
         targets = shift_labels(inputs.pop("labels"))
-        output = model(**inputs, use_cache=False)
-        decision = router.last
+        with collect_decisions(model, graph=True) as decisions:
+            output = model(**inputs, use_cache=False)
+        decision = decisions[-1] if decisions else None
         language = cross_entropy(output.logits, targets)
         parts = {"lm_loss": language.detach()}
         total = config.ce_weight * language

@@ -1,7 +1,7 @@
 """Result records: one run, one JSON file, written whole or not at all.
 
 The ``TypedDict`` classes below *are* the schema: :func:`write_record` and :func:`read_record` check every record
-against them, so that whoever reads a record (``analysis``, ``report``) may rely on its keys and types. Keys beyond
+against them, so that whoever reads a record (``lab``) may rely on its keys and types. Keys beyond
 the schema are kept as they are, so that a part of the package may add figures of its own.
 
 A record on disk is sealed: its first key says so, its last one is the SHA-256 of all the rest, and it is read only if
@@ -143,7 +143,7 @@ class RecordSchema(TypedDict, total=False):
     schema: Required[Literal[1]]
     run: Required[str]
     arm: Required[str]
-    capability: Required[Literal["attention_routing", "layer_skipping"]]
+    capability: Required[str]
     seed: Required[int]
     status: Required[Literal["completed", "failed", "interrupted", "running"]]
     error: str | None

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from layerroute.cli.main import main
-from layerroute.report.style import save_figure
-from tests.unit.analysis.record_factory import make_run, record, sample_study, sites, write_run
+from layerroute.lab.report.style import save_figure
+from tests.unit.lab.record_factory import make_run, record, sample_study, sites, write_run
 
 FIGURE_FILES = {
     f"figure-{n}.{suffix}" for n in (*range(1, 7), 8, 9, 10, 13) for suffix in ("png", "svg", "pdf", "csv")
@@ -61,7 +61,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         for suffix in ("png", "pdf"):
             (folder / f"{name}.{suffix}").write_bytes(b"")
 
-    monkeypatch.setattr("layerroute.report.figures.save_figure", save)
+    monkeypatch.setattr("layerroute.lab.report.figures.save_figure", save)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -312,7 +312,7 @@ def test_neither_command_imports_torch(study: Path) -> None:
     code = (
         "import sys; from layerroute.cli.main import main\n"
         "main(['compare', sys.argv[1]])\n"
-        "import layerroute.report.build, layerroute.cli.report\n"
+        "import layerroute.lab.report.build, layerroute.cli.report\n"
         "bad = {'torch', 'transformers'} & set(sys.modules); sys.exit(f'imported {bad}' if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(study)], check=True, capture_output=True, text=True)

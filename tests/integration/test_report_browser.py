@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.report.build import build_report
-from tests.unit.analysis.record_factory import sample_study
+from layerroute.lab.report.build import build_report
+from tests.unit.lab.record_factory import sample_study
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

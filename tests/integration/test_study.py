@@ -146,7 +146,7 @@ def test_arms_choose_their_learning_rate_and_the_trials_stay_out_of_the_report(t
     record = read_record(tmp_path / "out/runs/static-seed1")
     assert record["recipe"]["train"]["learning_rate"] == 1e-2, "one of them learns nothing"
     assert record["metrics"]["steps"] == 6
-    from layerroute.analysis.runs import load_runs
+    from layerroute.lab.runs import load_runs
 
     assert [run.seed for run in load_runs([tmp_path / "out"])] == [1]
     assert len(load_runs([tmp_path / "out/search"])) == 2

@@ -18,11 +18,11 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from layerroute.analysis.runs import load_runs
 from layerroute.cli.main import main
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridForCausalLM
 from layerroute.integrity import MANIFEST, seal
+from layerroute.lab.runs import load_runs
 from layerroute.records import read_record, write_record
 from layerroute.skipping import load_pretrained, load_router, save_router
 from tests.integration.test_train import stop_after, train

@@ -16,7 +16,7 @@ from layerroute.skipping import (
     remove_router,
     router_disabled,
 )
-from layerroute.skipping.cache import DeferringLayer
+from layerroute.skipping.cache_layers import DeferringLayer
 from layerroute.skipping.routes import TokenIndex
 from tests.parity import contracts
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens

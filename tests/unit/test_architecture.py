@@ -13,46 +13,53 @@ import pytest
 
 import layerroute
 from layerroute.cli.main import COMMANDS
+from layerroute.lab.question import questions
 
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
-LEAVES = {"errors", "integrity", "liveness", "precision", "provenance", "records"}
+LEAVES = {"argument_types", "errors", "integrity", "liveness", "precision", "provenance", "records"}
 ROUTING = {"routing", "objectives", "ops"}
-MODELS = {"hybrid", "skipping"}
+MODELS = {"hybrid", "skipping", "export"}
 WORK = {"training", "evaluation", "benchmark"}
 
 ALLOWED: dict[str, set[str]] = {
     # Names with no part of ours below them.
+    "argument_types": set(),
     "errors": set(),
     "provenance": set(),
     "precision": {"errors"},
     "registration": set(),
     "integrity": {"errors"},
-    "cache": {"errors", "integrity"},
+    "folders": {"errors", "integrity"},
     "liveness": set(),
     "records": {"errors", "integrity", "liveness", "provenance"},
     "recipe": {"errors"},
-    "data": {"cache", "errors", "integrity"},
+    "data": {"folders", "errors", "integrity"},
     # The core: it knows of no model, no data and no run.
     "routing": {"errors"},
     "ops": {"errors"},
     "objectives": {"errors", "routing"},
     "hybrid": {"errors", *ROUTING},
-    "skipping": {"cache", "data", "errors", "integrity", "precision", *ROUTING},  # of data: the windows
+    "skipping": {"folders", "data", "errors", "integrity", "precision", *ROUTING},  # of data: the windows
+    "export": {"errors", "routing", "skipping"},
+    "vllm": {"errors", "export", "routing", "skipping"},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
-    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK} for part in sorted(WORK)},
-    "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "analysis", "report"},
+    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK} for part in sorted(WORK)},
+    "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "lab", "lab.report"},
     "serving": {*LEAVES, "evaluation"},
     # Over records alone.
-    "analysis": LEAVES,
-    "report": {*LEAVES, "analysis"},
+    "lab": LEAVES,
+    "lab.report": {*LEAVES, "lab", "capabilities"},
+    # Found by their folder: no other part imports one by name.
+    "capabilities": {*LEAVES, "lab", "lab.report"},
 }
 
 TORCH_FREE = [
+    "argument_types",
     "errors",
     "integrity",
-    "cache",
+    "folders",
     "liveness",
     "precision",
     "provenance",
@@ -60,8 +67,9 @@ TORCH_FREE = [
     "registration",
     "recipe",
     "data",
-    "analysis",
-    "report",
+    "lab",
+    "lab.report",
+    "capabilities",
 ]
 
 
@@ -95,7 +103,10 @@ def imports(tree: ast.AST, *, at_import_only: bool) -> Iterator[str]:
 
 
 def part_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """The part that a module is of: the longest name in ``ALLOWED`` that it starts with, else its first."""
+    _, *names = module.split(".")
+    starts = [".".join(names[:length]) for length in range(len(names), 1, -1)]
+    return next((start for start in starts if start in ALLOWED), "".join(names[:1]))
 
 
 def parse(path: Path) -> ast.Module:
@@ -201,12 +212,23 @@ def test_the_check_for_torch_can_fail() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["analysis", "report"])
-def test_analysis_and_report_name_torch_nowhere(name: str) -> None:
+@pytest.mark.parametrize("name", ["lab", "lab.report", "capabilities"])
+def test_the_lab_names_torch_nowhere(name: str) -> None:
     for module, path in MODULES.items():
         if part_of(module) == name:
             used = {imported.partition(".")[0] for imported in imports(parse(path), at_import_only=False)}
             assert not used & {"torch", "transformers"}, module
+
+
+def test_the_lab_names_no_capability() -> None:
+    names = {question.capability for question in questions()} | {
+        f"capabilities.{folder.name}" for folder in (SOURCE / "capabilities").iterdir() if folder.is_dir()
+    }
+    assert {"attention_routing", "layer_skipping"} < names
+    for module, path in MODULES.items():
+        if part_of(module) == "lab":
+            text = path.read_text(encoding="utf-8")
+            assert not [name for name in names if name in text], module
 
 
 def test_every_command_has_its_module_and_every_module_its_command() -> None:

@@ -2,22 +2,9 @@
 
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from layerroute.cli.output import make_console
+from layerroute.cli.output import make_console, print_rows
 from layerroute.skipping.calibration.configuration import PRUNED
 from layerroute.skipping.calibration.result import CAPTION
-
-
-def table(headings: list[str], rows: list[list[str]]) -> Table:
-    """Text on the left, numbers on the right."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 def show_calibration(record: dict[str, Any], verdict: str) -> None:
@@ -47,6 +34,11 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
                 "" if unequal is None or arm is arms["dense"] else f"{unequal['mean']:+.4f}",
             ]
         )
+        if arm is arms["routed"]:
+            for budget, one in record.get("budgets", {}).items():
+                shares = [f"{one['skipped']:.1%}", f"{one['saved']:.1%}"]
+                losses = [f"{one['loss']:.4f}", f"{one['loss'] - dense:+.4f}"]
+                rows.append([f"  at budget {float(budget):.0%}", *shares, *losses, "", "", ""])
     headings = [
         "",
         "skipped",
@@ -57,7 +49,7 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
         "95 % interval",
         "as served",
     ]
-    out.print(table(headings, rows))
+    print_rows(headings, rows)
     out.print(CAPTION, style="dim", soft_wrap=True)
     for name, layers in record["static"].items():
         method = name.removeprefix("block_")
@@ -94,7 +86,7 @@ def show_headroom(record: dict[str, Any], verdict: str) -> None:
         rows += [["  static", *_served(arm), "", ""] for arm in row["static"]]
         rows.append(["  random", *_served(row["random"]), "", ""])
     headings = ["budget", "skipped", "FLOPs", "cross-entropy", "influence - static", "interval"]
-    out.print(table(headings, rows))
+    print_rows(headings, rows)
     out.print(record["caption"], style="dim", soft_wrap=True)
     out.print(verdict, style="bold", soft_wrap=True)
 

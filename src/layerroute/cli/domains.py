@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from layerroute.cli.arguments import add_text_field
 from layerroute.cli.output import folder, make_console, print_json
-from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.sequence_length < 2:
         raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
-    from layerroute.analysis.domains import compare_domains
     from layerroute.evaluation.domains import window_rates
     from layerroute.evaluation.loading import load_model
-    from layerroute.report.terminal import print_table
+    from layerroute.lab.domains import compare_domains
+    from layerroute.lab.report.terminal import print_table
 
     loaded = load_model(arguments.checkpoint, device=arguments.device)
     read = {

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget, add_serve, add_text_field
 from layerroute.cli.output import folder, print_json
-from layerroute.cli.text_argument import add_text_field
 from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -61,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="switch a layer router off: what the model scores when every token runs every layer",
     )
-    add_budget_argument(parser)
-    add_serve_argument(parser)
+    add_budget(parser)
+    add_serve(parser)
     parser.add_argument(
         "--execution",
         choices=("auto", "sparse", "masked"),
@@ -224,8 +223,7 @@ def _show(head: dict[str, Any], one: dict[str, Any]) -> None:
 
 
 def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
-    from layerroute.cli.calibration_table import table
-    from layerroute.cli.output import make_console
+    from layerroute.cli.output import print_rows
 
     rows = []
     for name, one in [*kinds.items(), ("mean of the kinds", {**mean, "routing": mean, "tokens": None})]:
@@ -234,7 +232,7 @@ def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
         texts = [f"{cells[0]:.4f}", *("" if cell is None else f"{cell:.2%}" for cell in cells[1:])]
         rows.append([name, "" if one["tokens"] is None else f"{one['tokens']:,}", *texts])
     headings = ["kind", "tokens", "cross-entropy", "accuracy", "rate", "skipped"]
-    make_console().print(table(headings, rows))
+    print_rows(headings, rows)
 
 
 def _write(folder: Path, content: dict[str, Any], losses: dict[str, list[float]]) -> None:

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget, add_serve
 from layerroute.cli.generate_timing import time_generation
 from layerroute.cli.output import make_console, print_json, write_text
 from layerroute.errors import UserError
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROUNDS",
         help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
     )
-    add_budget_argument(parser)
-    add_serve_argument(parser)
+    add_budget(parser)
+    add_serve(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.style import Style
     from rich.text import Text
 
-    from layerroute.cli.colours import route_colour
+    from layerroute.cli.output import route_colour
     from layerroute.evaluation.generation import Piece, generate, generate_losslessly
     from layerroute.evaluation.loading import load_model
 

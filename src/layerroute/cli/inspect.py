@@ -4,9 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget, add_serve, add_text_field
 from layerroute.cli.output import folder, make_console, print_json
-from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 
@@ -25,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
     )
-    add_budget_argument(parser)
-    add_serve_argument(parser)
+    add_budget(parser)
+    add_serve(parser)
     parser.add_argument(
         "--json", action="store_true", help="print tokens, choices and probabilities as JSON instead"
     )
@@ -43,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.text import Text
 
-    from layerroute.analysis.runs import TokenRoutes
-    from layerroute.cli.colours import route_colour
+    from layerroute.cli.output import route_colour
     from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
-    from layerroute.report.inspection import write_inspection
+    from layerroute.lab.report.inspection import write_inspection
+    from layerroute.lab.runs import TokenRoutes
 
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve

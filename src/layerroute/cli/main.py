@@ -31,7 +31,6 @@ from typing import NoReturn
 
 from layerroute import __version__
 from layerroute.cli.output import json_alone, never_fail_to_encode
-from layerroute.cli.threads import wait_patiently
 from layerroute.errors import UserError, nearest
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -52,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compare a router's rates on kinds of text: prose, code, mathematics",
     ),
     "generate": ("layerroute.cli.generate", "continue a prompt; can colour each token by its route"),
+    "export": ("layerroute.cli.export", "write a folder that stands alone, for transformers or for vLLM"),
     "serve": ("layerroute.cli.serve", "serve a model over HTTP, in the manner of OpenAI's API"),
     "inspect": ("layerroute.cli.inspect", "draw the token × site heatmap of a text"),
     "bench": ("layerroute.cli.bench", "prove equality, then measure speed in pairs"),
@@ -135,7 +135,9 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}.{nearest(name, COMMANDS)}")
 
-    wait_patiently()  # before any command imports torch
+    # Idle OpenMP threads that spin lose most of their time where cores are shared: with two busy neighbours a training
+    # step on 2 threads took 20 times as long. It has an effect only before a command imports torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # bitsandbytes, which PEFT imports wherever it is installed, asks every CPU user for one more package.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     module_name, line = COMMANDS[name]

@@ -11,9 +11,10 @@ import errno
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -77,6 +78,11 @@ def _descriptor(stream: Any) -> int | None:
         return None
 
 
+def command_line(name: str) -> str:
+    """The command that runs, for records."""
+    return shlex.join(["layerroute", name, *sys.argv[2:]])
+
+
 def print_json(content: Any, *, indent: int | None = None) -> None:
     """One JSON value on stdout. Numbers that JSON does not know (infinite, not a number) are null."""
     out = _results[-1] if _results else sys.stdout
@@ -109,6 +115,25 @@ def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _UNLIMITED
     return console
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: text on the left, numbers on the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    make_console().print(made)
+
+
+def route_colour(share: float) -> str:
+    """``#rrggbb`` between GDN blue (0: all cheap) and softmax orange (1: all expensive), as in the report."""
+    ends = zip((0x2F, 0x6F, 0xB7), (0xE0, 0x7B, 0x1A), strict=True)
+    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in ends)
 
 
 def write_text(text: str) -> None:

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the report and say where it is."""
-    from layerroute.report.build import build_report
+    from layerroute.lab.report.build import build_report
 
     with make_console(stderr=True).status("reading runs") as status:
         page, comparison = build_report(

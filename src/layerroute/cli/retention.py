@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.arguments import add_text_field
 from layerroute.cli.output import folder, make_console, print_json
-from layerroute.cli.text_argument import add_text_field
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sequence_length < 2:
         raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
     labels = _labels(arguments.runs)
-    from layerroute.analysis.retention import Scores, retention
     from layerroute.evaluation.retention import Scorer, base_of
+    from layerroute.lab.retention import Scores, retention
 
     console = make_console(stderr=True)
     bases = {base_of(path) for path in arguments.runs}
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(found.to_dict())
         return 0
-    from layerroute.report.terminal import print_table, print_transposed
+    from layerroute.lab.report.terminal import print_table, print_transposed
 
     out = make_console()
     print_transposed(found.table, out)

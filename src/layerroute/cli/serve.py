@@ -12,7 +12,7 @@ ends it (exit code 130).
 
 import argparse
 
-from layerroute.cli.budget_argument import add_budget_argument, add_serve_argument
+from layerroute.cli.arguments import add_budget, add_serve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
     )
-    add_budget_argument(parser)
-    add_serve_argument(parser)
+    add_budget(parser)
+    add_serve(parser)
     parser.add_argument(
         "--precision", choices=("auto", "bf16", "fp32"), help="default: that of the training, else fp32"
     )

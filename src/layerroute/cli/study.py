@@ -97,7 +97,7 @@ def _coordinate(session: Any, arguments: argparse.Namespace) -> int:
 
 def _report(session: Any, summary: dict[str, Any], console: Any) -> int:
     """Tell what failed, write the report, and return the exit code."""
-    from layerroute.report.build import build_report
+    from layerroute.lab.report.build import build_report
 
     for run in summary["runs"]:
         if run["status"] == "failed":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.skipping import FAMILIES, find_router, forward_flops
+from layerroute.skipping import FAMILIES, find_router, skip_flops
 
 Batch = dict[str, Tensor]
 
@@ -95,7 +95,7 @@ def count_executed(
     full = None
     if router is not None and config is not None and config.get_text_config().model_type in FAMILIES:
         lengths = [batch["input_ids"].shape[1] for batch in chosen]
-        base = [forward_flops(config, router.config, length).base_per_token for length in lengths]
+        base = [skip_flops(config, router.config, length).base_per_token for length in lengths]
         full = sum(one * size for one, size in zip(base, sizes, strict=True)) / sum(sizes)
     return Executed(
         per_token=sum(flops) / sum(sizes),

@@ -5,8 +5,8 @@ Importing this package registers the model with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.flops import FlopsReport, forward_flops, sparse_flops_per_token
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.modeling import HybridForCausalLM, HybridModel, HybridOutput
 from layerroute.hybrid.parameters import parameters_by_part
 

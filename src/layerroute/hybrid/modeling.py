@@ -14,11 +14,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import ModelOutput
 
 from layerroute.errors import UserError
-from layerroute.hybrid.cache import count_tokens, fit_cache, note_call, records_past
-from layerroute.hybrid.configuration import PATHS, HybridConfig
+from layerroute.hybrid.cache_layers import count_tokens, fit_cache, note_call, records_past
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.execution import HybridProfitability, LayerRoute, plan_routes
 from layerroute.hybrid.flops import path_costs
+from layerroute.hybrid.hybrid_config import PATHS, HybridConfig
 from layerroute.hybrid.layers import HybridLayer
 from layerroute.hybrid.mixers import GatedDeltaMixer
 from layerroute.hybrid.norm import RMSNorm

@@ -1,9 +1,8 @@
 """Layer skipping: a router added to a pretrained causal LM, so that each token runs or skips each decoder layer."""
 
 from layerroute.routing.handle import collect_decisions, executed, forced, last_decision
-from layerroute.skipping.configuration import SkipConfig, SkipProfitability
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import SkipFlops, forward_flops
+from layerroute.skipping.flops import SkipFlops, skip_flops
 from layerroute.skipping.lossless import LosslessGeneration, generate_lossless
 from layerroute.skipping.model import (
     add_router,
@@ -15,6 +14,7 @@ from layerroute.skipping.model import (
 )
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.skip_config import SkipConfig, SkipProfitability
 from layerroute.skipping.skip_paths import LowRankSkip
 from layerroute.skipping.storage import RouterDescription, load_routed, load_router, read_router, save_router
 
@@ -33,7 +33,6 @@ __all__ = [
     "executed",
     "find_router",
     "forced",
-    "forward_flops",
     "generate_lossless",
     "get_router",
     "last_decision",
@@ -45,4 +44,5 @@ __all__ = [
     "router_disabled",
     "save_router",
     "set_router_trainable",
+    "skip_flops",
 ]

@@ -10,7 +10,6 @@ from torch import nn
 
 from layerroute.errors import UserError
 from layerroute.routing.handle import find_handle
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.flops import path_costs
@@ -23,6 +22,7 @@ from layerroute.skipping.layer import (
     routed_class,
 )
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.skip_config import SkipConfig
 
 _logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layerroute.cache import WAY_OUT, disk_errors
 from layerroute.errors import UserError
+from layerroute.folders import WAY_OUT, disk_errors
 from layerroute.integrity import DamagedError, seal, verify
-from layerroute.skipping.declared import check_declared
+from layerroute.skipping.weight_sizes import check_weight_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_pretrained(
     source = local_source(name)
     options.setdefault("use_safetensors", True)  # no pickle of anybody's is run
     trusted = options.setdefault("trust_remote_code", False)  # not said, transformers asks at the terminal
-    check_declared(Path(source))
+    check_weight_sizes(Path(source))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **options

@@ -20,12 +20,12 @@ from layerroute.routing.row_state import row_state
 from layerroute.routing.serving import Served
 from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
-from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
+from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.skip_paths import LowRankSkip
 
 

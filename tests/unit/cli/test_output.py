@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.analysis.table import Column, Row, Table, text_cells
 from layerroute.cli import output
 from layerroute.cli.main import COMMANDS, main
-from layerroute.report.terminal import print_table
+from layerroute.lab.report.terminal import print_table
+from layerroute.lab.table import Column, Row, Table, text_cells
 
 NOISY = """
 import os, subprocess, sys, types

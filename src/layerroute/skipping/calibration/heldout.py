@@ -12,7 +12,7 @@ from layerroute.precision import autocast
 from layerroute.routing import last_decision
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import forward_flops
+from layerroute.skipping.flops import skip_flops
 from layerroute.skipping.model import find_router, get_router
 
 DRAWS = 10_000
@@ -86,7 +86,7 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
-    flops = forward_flops(base.config, router.config, length)
+    flops = skip_flops(base.config, router.config, length)
     layers = flops.layers * flops.layer.total
     return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / layers
 

@@ -15,9 +15,9 @@ from layerroute.errors import UserError
 from layerroute.precision import Precision
 from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
 from layerroute.skipping.calibration.configuration import UNITS
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router
 from layerroute.skipping.pretrained import base_options, load_pretrained
+from layerroute.skipping.skip_config import SkipConfig
 from layerroute.skipping.storage import load_router
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.skipping.configuration import AdaptConfig, PretrainedConfig, StartConfig

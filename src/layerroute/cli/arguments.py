@@ -1,0 +1,82 @@
+"""Arguments that several commands have, each stated once. Types that need no output are in `argument_types`."""
+
+import argparse
+from pathlib import Path
+
+from layerroute.argument_types import at_least
+from layerroute.cli.output import file
+from layerroute.data.configuration import DataConfig
+
+
+def json_file(word: str) -> Path:
+    """Type of an argument that names a .json file to write."""
+    if not word.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{word}: give the name of a .json file")
+    return file(word)
+
+
+def figure_file(word: str) -> Path:
+    """Type of an argument that names a picture to write."""
+    if not word.endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{word}: give the name of a .png, .svg or .pdf file")
+    return file(word)
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """``--budget`` of a router that is there."""
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SHARE",
+        help="share of routed compute to skip, for a layer router that serves several budgets (default: its own)",
+    )
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """``--serve``."""
+    parser.add_argument(
+        "--serve",
+        choices=("threshold", "rate"),
+        help="threshold: saved thresholds decide, and the rate is what they give on this text; rate: hold each "
+        "sequence at the rate asked for (default: as the model's configuration says)",
+    )
+
+
+def add_text_field(parser: argparse.ArgumentParser) -> None:
+    """``--text-field``."""
+    parser.add_argument(
+        "--text-field",
+        default=DataConfig.text_field,
+        metavar="NAME",
+        help="key or column of the text in jsonl, json, csv, tsv and parquet (default: %(default)s)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``; `use_threads` follows it."""
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="threads of torch on the CPU (default: its own choice)",
+    )
+
+
+def use_threads(arguments: argparse.Namespace) -> None:
+    """Let torch compute with as many threads as were asked for."""
+    if arguments.threads is not None:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "the result as JSON") -> None:
+    """``--json``; the frame keeps stdout for it."""
+    parser.add_argument("--json", action="store_true", help=f"print {what}")

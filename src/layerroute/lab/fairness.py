@@ -1,0 +1,186 @@
+"""When two arms may be held against each other: equal cost, and equal treatment. No verdict where either is lacking."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from layerroute.lab.arms import Arm, arm_named
+from layerroute.lab.format import count, learning_rate, listing, percent, signed_percent
+from layerroute.lab.runs import Run
+
+SAME_COST = 0.005
+"""Half a point: executed FLOPs, as shares of one model's, that are at most so far apart are equal."""
+SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
+"""The rule in words, for captions."""
+
+
+PARAMETER_TOLERANCE = 0.01
+RATE_TOLERANCE = 0.02
+NOISY = 1.15
+"""Times of equal work that are further apart than this say more of the machine's other work than of the arms."""
+
+
+def relative(value: float | None, reference: float | None) -> float | None:
+    """``value / reference − 1``; None where either is missing or the reference is 0."""
+    return None if value is None or not reference else value / reference - 1
+
+
+def same_cost(one: float | None, other: float | None) -> bool:
+    """Whether two shares of executed FLOPs, measured on the same text, are equal: no verdict where this is False.
+
+    Args:
+        one, other: executed forward FLOPs per token, as shares (0.25 is 25 %) of the same model's. None, where they
+            were not measured, equals nothing.
+    """
+    return one is not None and other is not None and abs(one - other) <= SAME_COST + 1e-12
+
+
+def cost_shares(subject: Arm, rival: Arm) -> tuple[float | None, float | None]:
+    """Executed forward FLOPs per token as shares; None where they were not counted.
+
+    Of each arm's plain model where both records have it, else of the dearer arm's.
+    """
+    costs, bases = (
+        [arm.mean("flops", key) for arm in (subject, rival)]
+        for key in ("executed_per_token", "base_per_token")
+    )
+    if not all(bases):
+        bases = [max((cost for cost in costs if cost is not None), default=None)] * 2
+    ours, theirs = (
+        None if cost is None or not base else cost / base for cost, base in zip(costs, bases, strict=True)
+    )
+    return ours, theirs
+
+
+def unequal_cost(subject: Arm, rival: Arm) -> list[str]:
+    """What keeps two arms from equal cost, as at most one short phrase."""
+    ours, theirs = cost_shares(subject, rival)
+    if same_cost(ours, theirs):
+        return []
+    if ours is None or theirs is None:
+        lacking = [arm.label for arm, share in ((subject, ours), (rival, theirs)) if share is None]
+        return [f"executed FLOPs of {listing(lacking)} not counted"]
+    if subject.mean("flops", "base_per_token") and rival.mean("flops", "base_per_token"):
+        return [f"{percent(ours)} against {percent(theirs)} of the plain model's executed FLOPs"]
+    return [f"{signed_percent(relative(ours, theirs))} executed FLOPs per token"]
+
+
+def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
+    """What was done with one arm and not with the other, as short phrases.
+
+    Steps, tokens, context, validation windows, base model and learning rate. The rates of runs that studies made may
+    differ: a study finds them by one rule for all its arms.
+    """
+    phrases = []
+    for name, keys in (
+        ("steps", ("metrics", "steps")),
+        ("tokens seen", ("tokens_seen",)),
+        ("context length", ("flops", "context_length")),
+        ("validation windows", ("recipe", "train", "evaluation_sequences")),
+        ("base model", ("recipe", "model", "name")),
+        ("learning rate warm-up", ("recipe", "train", "warmup_share")),
+        ("learning rate schedule", ("recipe", "train", "schedule")),
+    ):
+        ours, theirs = (_values(arm, *keys) for arm in (subject, rival))
+        if ours and theirs and ours != theirs:
+            phrases.append(f"{name} {_told(ours)} against {_told(theirs)}")
+    rates = subject.learning_rate, rival.learning_rate
+    if rates[0] != rates[1] and not (_of_a_study(subject) and _of_a_study(rival)):
+        phrases.append(f"learning rate {learning_rate(rates[0])} against {learning_rate(rates[1])}")
+    return phrases
+
+
+def no_verdict(subject: Arm, rival: Arm) -> list[str]:
+    """Why no verdict is given on two arms as they stand: unlike treatment and unequal cost; empty where one may be."""
+    return [*unlike_treatment(subject, rival), *unequal_cost(subject, rival)]
+
+
+def unlike_notes(arms: Sequence[Arm], reference: Arm | None) -> list[str]:
+    """A sentence for every completed arm that was not treated as ``reference`` was, for tables where both stand."""
+    if reference is None:
+        return []
+    return [
+        f"{arm.label} was not treated as {reference.label} was ({listing(phrases)}): their numbers are not comparable."
+        for arm in arms
+        if arm.completed and arm is not reference and (phrases := unlike_treatment(arm, reference))
+    ]
+
+
+def unequal(subject: Arm, rival: Arm) -> list[str]:
+    """All that ``subject`` has more or less of than ``rival``: what forbids a verdict, and parameters beyond 1 %."""
+    phrases = []
+    parameters = relative(subject.parameters, rival.parameters)
+    if parameters is not None and abs(parameters) > PARAMETER_TOLERANCE:
+        phrases.append(f"{signed_percent(parameters)} parameters")
+    return phrases + no_verdict(subject, rival)
+
+
+def choose_subject(
+    routed: Sequence[Arm], arms: Sequence[Arm], wanted: str | None
+) -> tuple[Arm | None, tuple[str, ...]]:
+    """The learned router that the question is asked of, and a note that says by which rule if there are several.
+
+    A completed one whose decisions are causal; of these the one with the most other arms that it can be held against
+    (treated alike, at equal cost), then with the most seeds, then the shortest name. Losses have no say: the best of
+    several would flatter routing.
+
+    Args:
+        routed: the arms with a learned router.
+        arms: all arms.
+        wanted: label of the arm that was asked for, if any.
+
+    Raises:
+        UserError: ``wanted`` is no routed arm.
+    """
+
+    def rank(arm: Arm) -> tuple[bool, int, int, int, str]:
+        fair = [
+            rival for rival in arms if rival not in routed and rival.completed and not no_verdict(arm, rival)
+        ]
+        return not arm.causal, -len(fair), -len(arm.seeds), len(arm.label), arm.label
+
+    finished = [arm for arm in routed if arm.completed] or list(routed)
+    chosen = (
+        min(finished, key=rank, default=None) if wanted is None else arm_named(routed, wanted, "routed arm")
+    )
+    others = [arm.label for arm in finished if arm is not chosen]
+    if chosen is None or not others:
+        return chosen, ()
+    rule = "causal first, then most controls at equal cost, then most seeds" if wanted is None else "as asked"
+    shown = "is shown as a variant" if len(others) == 1 else "are shown as variants"
+    return chosen, (f"The question is asked of {chosen.label} ({rule}); {listing(others)} {shown}.",)
+
+
+def _values(arm: Arm, *keys: str) -> list[Any]:
+    """The different values of the arm's completed runs."""
+    return sorted({value for run in arm.completed if (value := run.value(*keys)) is not None}, key=str)
+
+
+def _told(values: Sequence[Any]) -> str:
+    return "/".join(
+        count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        for value in values
+    )
+
+
+def _of_a_study(arm: Arm) -> bool:
+    """Whether a study made runs of the arm, all of which have one rate: it gives rates by one rule, such as a grid."""
+    return any(str(run.value("command")).startswith("layerroute study") for run in arm.completed)
+
+
+def data_identity(run: Run) -> tuple[str, str]:
+    """What must be equal for losses to be comparable: data fingerprint and tokenizer."""
+    return str(run.value("data", "fingerprint")), str(run.value("data", "tokenizer"))
+
+
+def machine(run: Run) -> str:
+    """The hardware of a run in words."""
+    accelerator = run.value("hardware", "accelerator")
+    cpu, cores = run.value("hardware", "cpu"), run.value("hardware", "cores")
+    host = f"{cpu} ({cores} cores)"
+    return f"{accelerator}, {host}" if accelerator else host
+
+
+def spread(groups: Iterable[Sequence[float]]) -> float | None:
+    """The largest ratio of two times within a group of equal work; None where no group has two."""
+    ratios = [max(group) / min(group) for group in groups if len(group) > 1 and min(group) > 0]
+    return max(ratios, default=None)

@@ -1,0 +1,119 @@
+"""What a transfer record comes to: a row a text, and a sentence a budget. No verdict without equal executed FLOPs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from layerroute.lab.equal_cost import said_of
+from layerroute.lab.format import percent, signed
+from layerroute.lab.table import Table, cells, figures, interval, words
+
+GREEDY = ("static_block_greedy", "static_greedy")
+"""The control that is told beside the best one: of whole layers where there is one."""
+NOTES = (
+    "Routed − best static: cross-entropy in nats per token at equal executed FLOPs, less that of the static arm which "
+    "routing has the least lead over on this text. All thresholds of the router are moved "
+    "by one offset, until it saves what the static arm saves on this very text, within half a point; where that is out "
+    "of its reach there is no verdict. Intervals: 95 %, paired bootstrap over windows, one window a document.",
+    "Away: the kind was left out of calibration. Home: held-out text of kinds that were calibrated on. Asked and "
+    "served: share of routed sites skipped, as the router serves without moving. Worst: the largest difference of one "
+    "window.",
+)
+
+
+def reference_of(row: Mapping[str, Any]) -> str | None:
+    """The static arm that a text is told against: the one that routing has the least lead over, at equal cost."""
+    found = {arm: gap for arm in row["arms"] if (gap := gap_of(row, arm)) is not None}
+    return max(found, key=lambda arm: found[arm]["mean"]) if found else next(iter(row["arms"]), None)
+
+
+def greedy_of(row: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Routed less greedy static pruning at equal cost, or None."""
+    return gap_of(row, next((arm for arm in GREEDY if arm in row["arms"]), None))
+
+
+def gap_of(row: Mapping[str, Any], arm: str | None) -> Mapping[str, float] | None:
+    """Routed less an arm at equal cost, or None."""
+    return None if arm is None else row["arms"][arm]["at_equal_cost"]
+
+
+def transfer_table(record: Mapping[str, Any]) -> Table:
+    """One row a budget and text: asked and served, routed less each static arm at equal cost."""
+
+    def of(key: str) -> Callable[[Mapping[str, Any]], float | None]:
+        return lambda row: (gap_of(row, reference_of(row)) or {}).get(key)
+
+    low, high = of("low"), of("high")
+    return Table.of(
+        "Table of transfer",
+        f"Routed less {titles(record)}, by kind of text",
+        [
+            words("Text", lambda row: row["kind"]),
+            words("Where", lambda row: "home" if row["home"] else "away"),
+            figures("Asked", lambda row: row["budget"], percent),
+            figures("Served", lambda row: row["served"], percent),
+            figures("FLOPs saved", lambda row: row["arms"].get(reference_of(row), {}).get("saved"), percent),
+            figures("Routed − best static", of("mean"), signed),
+            cells("95% interval", lambda row: interval(low(row), high(row), signed)),
+            figures("Worst", of("worst"), lambda value: signed(value, 2)),
+            figures("Routed − greedy", lambda row: (greedy_of(row) or {}).get("mean"), signed),
+            words("Routing", lambda row: said_of(gap_of(row, reference_of(row)))),
+        ],
+        sorted(record["rows"], key=lambda one: (one["budget"], one["home"])),
+        notes=NOTES,
+    )
+
+
+def titles(record: Mapping[str, Any]) -> str:
+    """What the reference arms are called."""
+    found = {arm["title"] for row in record["rows"] for arm in row["arms"].values()}
+    return f"the best of {len(found)} static arms" if len(found) > 1 else next(iter(found), "static pruning")
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """A sentence a budget and place: the mean over kinds, the worst kind, and the worst window."""
+    sentences = []
+    for budget in sorted({row["budget"] for row in record["rows"]}):
+        for home in (False, True):
+            rows = [row for row in record["rows"] if row["budget"] == budget and row["home"] is home]
+            if rows:
+                sentences.append(_sentence(f"{budget:.0%} {'home' if home else 'away'}", rows))
+    return sentences
+
+
+def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    gaps = {row["kind"]: gap for row in rows if (gap := gap_of(row, reference_of(row))) is not None}
+    missing = len(rows) - len(gaps)
+    without = f" {missing} of {len(rows)} texts have no verdict." if missing else ""
+    if not gaps:
+        return f"{where}: no verdict.{without}"
+    mean = sum(gap["mean"] for gap in gaps.values()) / len(gaps)
+    worst = max(gaps, key=lambda kind: gaps[kind]["mean"])
+    window = max(gaps, key=lambda kind: gaps[kind]["worst"])
+    count = [
+        sum(said_of(gap) == word for gap in gaps.values()) for word in ("wins", "cannot be told", "loses")
+    ]
+    return (
+        f"{where}: routing wins on {count[0]}, cannot be told on {count[1]}, loses on {count[2]} of {len(gaps)} texts; "
+        f"mean {signed(mean)} nats, least lead on {worst} ({signed(gaps[worst]['mean'])}), worst window "
+        f"{signed(gaps[window]['worst'], 2)} ({window}).{without}"
+    )
+
+
+def points_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The picture's data: a dot a row that has a verdict, or None where it has none."""
+    points = []
+    for row in record["rows"]:
+        gap = gap_of(row, reference_of(row)) or {}
+        points.append(
+            {
+                "budget": row["budget"],
+                "kind": row["left_out"] or row["kind"],
+                "home": row["home"],
+                "mean": gap.get("mean"),
+                "low_95": gap.get("low"),
+                "high_95": gap.get("high"),
+                "worst": gap.get("worst"),
+                "served": row["served"],
+            }
+        )
+    return points

@@ -1,0 +1,65 @@
+"""What a transfer record comes to: verdicts at equal cost alone, and the arm that routing has least lead over."""
+
+from __future__ import annotations
+
+from layerroute.lab.equal_cost import said_of
+from layerroute.lab.transfer import greedy_of, points_of, reference_of, summary, transfer_table
+
+
+def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
+    section = None if gap is None else {"mean": gap[0], "low": gap[1], "high": gap[2], "worst": gap[3]}
+    return {"title": title, "saved": saved, "loss": 3.0, "at_equal_cost": section}
+
+
+def row(kind, greedy, *, home=False, other=None, budget=0.25, left_out=None):
+    arms = {
+        "static_influence": arm(gap=other, title="static prune, block influence"),
+        "static_greedy": arm(gap=greedy),
+    }
+    return {"kind": kind, "home": home, "budget": budget, "served": 0.2, "left_out": left_out, "arms": arms}
+
+
+RECORD = {
+    "rows": [
+        row("prose", (-0.1, -0.12, -0.08, 0.3), other=(-0.02, -0.04, 0.01, 0.4)),
+        row("code", (0.05, 0.01, 0.09, 0.8)),
+        row("maths", None),
+        row("home without prose", (-0.2, -0.3, -0.1, 0.0), home=True, left_out="prose"),
+    ]
+}
+
+
+def test_rows_without_equal_cost_have_no_verdict():
+    table = transfer_table(RECORD)
+    assert [line.cells[-1].text for line in table.rows] == ["cannot be told", "loses", "no verdict", "wins"]
+    assert [line.cells[5].text for line in table.rows] == ["−0.020", "+0.050", "–", "−0.200"]
+    assert table.rows[2].cells[5].value is None, "a score that was not reached is missing, never 0"
+    assert [line.cells[1].text for line in table.rows] == ["away", "away", "away", "home"]
+    assert any("no verdict" in note for note in table.notes)
+    assert said_of({"low": -0.1, "high": 0.1}) == "cannot be told"
+
+
+def test_the_summary_counts_what_has_a_verdict():
+    away, home = summary(RECORD)
+    assert away.startswith(
+        "25% away: routing wins on 0, cannot be told on 1, loses on 1 of 2 texts; mean +0.015 nats"
+    )
+    assert "least lead on code (+0.050), worst window +0.80 (code). 1 of 3 texts have no verdict." in away
+    assert home.startswith("25% home: routing wins on 1")
+    assert summary({"rows": [row("maths", None)]}) == ["25% away: no verdict. 1 of 1 texts have no verdict."]
+
+
+def test_the_best_static_arm_is_the_one_with_least_lead():
+    assert reference_of(RECORD["rows"][0]) == "static_influence"
+    assert greedy_of(RECORD["rows"][2]) is None
+
+
+def test_home_is_a_point_of_the_line_of_the_kind_that_was_left_out():
+    points = points_of(RECORD)
+    assert [(point["kind"], point["home"]) for point in points] == [
+        ("prose", False),
+        ("code", False),
+        ("maths", False),
+        ("prose", True),
+    ]
+    assert points[2]["mean"] is None

@@ -1,6 +1,8 @@
 """Errors that are the user's to mend, told in one line."""
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Iterable
 
 
@@ -21,3 +23,16 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Valid: {', '.join(candidates)}." if candidates else ""
+
+
+def require(*modules: str, extra: str) -> None:
+    """Ask for modules of packages that come with an extra; none is imported here.
+
+    Raises:
+        UserError: one is not installed; the message holds the command that installs them all.
+    """
+    for module in modules:
+        if sys.modules.get(module) is None and (
+            module in sys.modules or importlib.util.find_spec(module) is None
+        ):
+            raise UserError(f"this needs {module}, which is not installed: pip install 'layerroute[{extra}]'")

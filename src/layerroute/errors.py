@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import sys
 from collections.abc import Iterable
 
 
@@ -32,7 +31,5 @@ def require(*modules: str, extra: str) -> None:
         UserError: one is not installed; the message holds the command that installs them all.
     """
     for module in modules:
-        if sys.modules.get(module) is None and (
-            module in sys.modules or importlib.util.find_spec(module) is None
-        ):
+        if importlib.util.find_spec(module) is None:
             raise UserError(f"this needs {module}, which is not installed: pip install 'layerroute[{extra}]'")

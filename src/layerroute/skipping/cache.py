@@ -156,7 +156,7 @@ class Weights:
 
     def __init__(self, modules: Modules) -> None:
         parts = [part for module in modules for part in module.modules()]
-        self.tuners = [part for part in parts if is_tuner(part)]
+        self.tuners: list[Any] = [part for part in parts if is_tuner(part)]
         self.parameters = [value for part in parts for value in part.parameters(recurse=False)]
         self.adapters, self.versions = self._adapters(), self._versions()
 

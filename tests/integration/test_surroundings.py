@@ -71,6 +71,7 @@ CALLS: dict[str, list[str]] = {
     "generate": ["router [1]", "the rößter 🙂", "--max-new-tokens", "4", "--json"],
     "inspect": ["router [1]", "--text", "the rößter [bold] 🙂", "--out", "routes [1]"],
     "bench": ["gated-delta", "--sizes", "2x40x2x8", "--repeats", "3", "--out", "bench [1].json", "--json"],
+    "export": ["router [1]", "--to", "vllm", "exported [é]", "--json"],
     "serve": ["router [1]", "--port", "{taken}"],
 }
 CODES = {"serve": 2}  # a port that is taken: it would not come back

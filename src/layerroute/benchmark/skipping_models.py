@@ -9,7 +9,6 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from layerroute.errors import UserError, nearest
 from layerroute.skipping import SkipConfig, add_router, get_router
 from layerroute.skipping.families import decoder_stack
 
@@ -47,8 +46,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Shapes by name: speed does not depend on the values of weights, so that they are drawn at random."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
@@ -68,19 +65,18 @@ class Models:
         return len(get_router(self.routed).sites)
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """Of the plain model."""
+        return decoder_stack(self.plain)[1]
+
+    @property
     def routed_layers(self) -> list[int]:
         """Layers that may be skipped."""
         return list(get_router(self.routed).config.layers or [])
 
 
 def build_models(shape: str, skip: SkipConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Models:
-    """Draw a model's weights and add a router to its double.
-
-    Raises:
-        UserError: if there is no such shape.
-    """
-    if shape not in SHAPES:
-        raise UserError(f"--shape: {shape!r} is not known.{nearest(shape, SHAPES)}")
+    """Draw a model's weights and add a router to its double."""
     settings = {"max_position_embeddings": 32768, **SHAPES[shape]}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     torch.manual_seed(seed)

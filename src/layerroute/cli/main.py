@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compare a router's rates on kinds of text: prose, code, mathematics",
     ),
     "generate": ("layerroute.cli.generate", "continue a prompt; can colour each token by its route"),
+    "export": ("layerroute.cli.export", "write a folder that stands alone, for transformers or for vLLM"),
     "serve": ("layerroute.cli.serve", "serve a model over HTTP, in the manner of OpenAI's API"),
     "inspect": ("layerroute.cli.inspect", "draw the token × site heatmap of a text"),
     "bench": ("layerroute.cli.bench", "prove equality, then measure speed in pairs"),

@@ -293,3 +293,25 @@ def restore_adapters(model: Any, adapters: Adapters, folder: Path) -> None:
         set_peft_model_state_dict(
             owner, {key.removeprefix(prefix): value for key, value in stored.items()}, adapter_name=name
         )
+
+
+def merge_adapters(model: Any, adapters: Adapters) -> None:
+    """Make what the active adapters do part of the base's own weights, and take all adapters off.
+
+    Raises:
+        UserError: if a method cannot be merged, or its weights are not finite.
+    """
+    if not adapters.names:
+        return
+    tuner: Any = _owner(model).base_model
+    try:
+        if adapters.active:
+            tuner.merge_and_unload(safe_merge=True, adapter_names=list(adapters.active))
+        else:
+            tuner.unload()
+    except (ValueError, NotImplementedError, AttributeError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"the adapter cannot be merged into its base: {' '.join(str(error).split())[:300]}"
+        ) from error
+    vars(model).pop(_OWNER, None)
+    model._hf_peft_config_loaded = False

@@ -173,3 +173,28 @@ def evaluate_arms(
             scores[name] = score(model, heldout, precision=precision)
         advance(len(scores) / total)
     return scores
+
+
+def score_budgets(
+    model: Any,
+    calibration: Calibration,
+    statistics: Int[Tensor, "N T"],
+    heldout: Int[Tensor, "K T"],
+    *,
+    stage: Stage = silent,
+) -> dict[float, Score]:
+    """The routed arm on held-out windows at each of its further budgets, as its folder serves them."""
+    if not calibration.config.also:
+        return {}
+    advance = stage("further budgets")
+    precision = choose_precision(calibration.config.precision, model.device).name
+    scores: dict[float, Score] = {}
+    install_for_budgets(model, calibration, statistics)
+    try:
+        for budget in calibration.config.also:
+            get_router(model).set_budget(budget)
+            scores[budget] = score(model, heldout, precision=precision)
+            advance(len(scores) / len(calibration.config.also))
+    finally:
+        remove_router(model)
+    return scores

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from layerroute.data.sources.hub import hub_user_error
 from layerroute.data.windows import DocumentEncoder
+<<<<<<< HEAD
 from layerroute.errors import UserError
+=======
+from layerroute.errors import UserError, require
+from layerroute.evaluation.decisions import decision_of
+>>>>>>> main
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.ops.flops import flop_counter
@@ -27,14 +32,12 @@ from layerroute.routing import RouteDecision, collect_decisions, routings_of
 from layerroute.skipping import find_router
 from layerroute.skipping.layer import RoutedLayer
 
-try:
-    from lm_eval import evaluator
-    from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.utils_hf import stop_sequences_criteria
-    from lm_eval.tasks import TaskManager, get_task_dict
-except ImportError as error:
-    raise UserError("tasks need lm-evaluation-harness: pip install 'layerroute[evaluation]'") from error
+require("lm_eval", "datasets", extra="evaluate")
+from lm_eval import evaluator
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from lm_eval.tasks import TaskManager, get_task_dict
 
 PAD = 0
 """What the harness fills shorter rows of a batch with, on the right."""

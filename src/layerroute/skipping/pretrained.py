@@ -24,8 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+<<<<<<< HEAD
 from layerroute.errors import UserError
 from layerroute.folders import WAY_OUT, disk_errors
+=======
+from layerroute.cache import WAY_OUT, disk_errors
+from layerroute.errors import UserError, require
+>>>>>>> main
 from layerroute.integrity import DamagedError, seal, verify
 from layerroute.skipping.weight_sizes import check_weight_sizes
 
@@ -118,11 +123,7 @@ def base_options(
     if attention is not None:
         options["attn_implementation"] = attention
     if quantization == "nf4":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(
-                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
-                "pip install 'layerroute[quantization]', or set model.quantization: none"
-            )
+        require("bitsandbytes", extra="quantization")
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -187,10 +188,7 @@ def _intact(folder: Path) -> bool:
 
 def _unpack(gguf: Path, folder: Path) -> None:
     """Write the GGUF file's model and tokenizer to ``folder``, whole or not at all."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"{SMOLLM2}: reading {gguf.name} needs the package gguf; install it with: pip install gguf"
-        )
+    require("gguf", extra="gguf")
     from transformers import GgufConfig
 
     if folder.exists():

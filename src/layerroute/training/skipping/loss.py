@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from layerroute.objectives import (
@@ -20,6 +19,7 @@ from layerroute.objectives import (
 )
 from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping.model import get_router, router_disabled
+from layerroute.skipping.tuners import tuners
 from layerroute.training.objective import LossTerms
 from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 
@@ -27,7 +27,7 @@ from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Within the context LoRA layers compute their base layer alone, bit for bit."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuners(model)
     before = [layer._disable_adapters for layer in layers]
     # PEFT's own switch also sets requires_grad, which DDP does not expect to move between forward and backward.
     for layer in layers:

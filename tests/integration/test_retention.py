@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
-from layerroute.skipping import SkipConfig, add_router, skip_flops, save_router
+from layerroute.skipping import SkipConfig, add_router, save_router, skip_flops
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 

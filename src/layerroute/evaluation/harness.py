@@ -18,12 +18,7 @@ from torch import Tensor, nn
 
 from layerroute.data.sources.hub import hub_user_error
 from layerroute.data.windows import DocumentEncoder
-<<<<<<< HEAD
-from layerroute.errors import UserError
-=======
 from layerroute.errors import UserError, require
-from layerroute.evaluation.decisions import decision_of
->>>>>>> main
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.ops.flops import flop_counter

@@ -24,13 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-<<<<<<< HEAD
-from layerroute.errors import UserError
-from layerroute.folders import WAY_OUT, disk_errors
-=======
-from layerroute.cache import WAY_OUT, disk_errors
 from layerroute.errors import UserError, require
->>>>>>> main
+from layerroute.folders import WAY_OUT, disk_errors
 from layerroute.integrity import DamagedError, seal, verify
 from layerroute.skipping.weight_sizes import check_weight_sizes
 

@@ -35,11 +35,8 @@ from layerroute.skipping.devices import value_of
 from layerroute.skipping.fingerprint import check_base, fingerprint
 from layerroute.skipping.model import Model, add_router, get_router, remove_router
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained, local_source
-<<<<<<< HEAD
 from layerroute.skipping.skip_config import SkipConfig
-=======
 from layerroute.skipping.tuners import tuners
->>>>>>> main
 
 FORMATS = (1, 2)
 """1: at most one LoRA adapter, called ``default``, and the base's own vocabulary; 2: whatever is written here."""

@@ -15,8 +15,8 @@ from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_static
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.stack import LayerStack
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.flops import saved_by_skipping
+from layerroute.skipping.skip_config import SkipConfig
 
 CONTROLS = (
     "static_influence",

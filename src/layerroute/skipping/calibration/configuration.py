@@ -6,7 +6,7 @@ from typing import Any
 
 from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.skip_config import SkipConfig
 
 PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the MLP of layers"}
 """What static pruning takes out, by unit."""

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
-from layerroute.cache import open_or_build
+from layerroute.folders import open_or_build
 from layerroute.integrity import Manifest
 from layerroute.skipping.calibration.arms import install, install_for_budgets
 from layerroute.skipping.calibration.calibrate import (

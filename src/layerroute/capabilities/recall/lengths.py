@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.controls import RATE_TOLERANCE
+from layerroute.capabilities.recall.measures import recall_by_seed, softmax_rate
+from layerroute.lab.arms import Arm
+from layerroute.lab.fairness import RATE_TOLERANCE
 from layerroute.lab.format import MISSING, number, percent, plural
-from layerroute.lab.positions import ranges_table
-from layerroute.lab.recall import recall_by_seed, softmax_rate
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.table import Cell, Field, Table, cells, words
+from layerroute.lab.tables import ranges_table
 
 FEWEST_ANSWERS = 30
 """Answers that a share by distance needs: 30 leave it uncertain by some 18 points either way."""
@@ -38,7 +38,7 @@ def rate_sentence(arm: Arm) -> str:
     longer one.
     """
     by_seed = {seed: rates for seed, rates in rates_by_length(arm).items() if len(rates) > 1}
-    if arm.kind is not Kind.DYNAMIC or not by_seed:
+    if not arm.kind.learned or not by_seed:
         return ""
     shortest = min(min(rates) for rates in by_seed.values())
     longest = max(max(rates) for rates in by_seed.values())
@@ -77,34 +77,36 @@ def recall_lengths(arms: Sequence[Arm]) -> Table | None:
     multiples = sorted({multiple for arm in known for multiple in _lengths(arm)})
     if len(multiples) < 2:
         return None
-    rows = []
-    for arm in known:
-        by_seed = rates_by_length(arm).values()
-        cells = [Cell(arm.label)]
-        cells += [_cell(recall_by_seed(arm, multiple=multiple).values()) for multiple in multiples]
-        for multiple in multiples:
-            routed: list[float | None] = [rates[multiple] for rates in by_seed if multiple in rates]
-            routed = routed or [None]
-            cells.append(_cell(rate for own in routed if (rate := softmax_rate(arm, own)) is not None))
-        rows.append(Row(cells=tuple(cells)))
-    lengths = _lengths(known[0])
-    longest = max(multiples)
-    notes = [
-        "Means over seeds, with the least and the most of them where they are more than a point apart. "
-        f"1× is {number(lengths.get(1), 0)} tokens, {longest}× {number(lengths.get(longest), 0)}; the "
-        "pairs are as many at every length, with more filler between them. The softmax rate is over the layers after "
-        "the first."
-    ]
-    return Table(
-        name="Table of recall by length",
-        title="Answers recalled, and tokens on softmax, beyond the length of training",
-        columns=(
-            Column(label="Model"),
-            *(Column(label=f"Recalled {multiple}×", numeric=True) for multiple in multiples),
-            *(Column(label=f"Rate {multiple}×", numeric=True) for multiple in multiples),
-        ),
-        rows=tuple(rows),
-        notes=(*notes, *filter(None, map(rate_sentence, known))),
+
+    def recalled(multiple: int) -> Field[Arm]:
+        return cells(
+            f"Recalled {multiple}×", lambda arm: _cell(recall_by_seed(arm, multiple=multiple).values())
+        )
+
+    def rate(multiple: int) -> Field[Arm]:
+        def cell(arm: Arm) -> Cell:
+            routed = [own.get(multiple) for own in rates_by_length(arm).values() if multiple in own] or [None]
+            return _cell(share for own in routed if (share := softmax_rate(arm, own)) is not None)
+
+        return cells(f"Rate {multiple}×", cell)
+
+    lengths, longest = _lengths(known[0]), max(multiples)
+    return Table.of(
+        "Table of recall by length",
+        "Answers recalled, and tokens on softmax, beyond the length of training",
+        [
+            words("Model", lambda arm: arm.label),
+            *map(recalled, multiples),
+            *map(rate, multiples),
+        ],
+        known,
+        notes=[
+            "Means over seeds, with the least and the most of them where they are more than a point apart. "
+            f"1× is {number(lengths.get(1), 0)} tokens, {longest}× {number(lengths.get(longest), 0)}; the "
+            "pairs are as many at every length, with more filler between them. The softmax rate is over the layers "
+            "after the first.",
+            *filter(None, map(rate_sentence, known)),
+        ],
     )
 
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.controls import RATE_TOLERANCE
+from layerroute.lab.arms import Arm
+from layerroute.lab.fairness import RATE_TOLERANCE
 from layerroute.lab.format import listing, plural
 from layerroute.lab.statistics import Estimate
 
@@ -116,7 +116,7 @@ def collapse_word(arm: Arm) -> str:
     """The answer to "routing collapse?" for table 1: ``N/A``, a control's name, or how the sites fare."""
     if not arm.kind.routed:
         return "N/A"
-    if arm.kind is not Kind.DYNAMIC:
+    if not arm.kind.learned:
         return f"N/A ({arm.kind})"
     balances = [balance for site in site_routing(arm) for balance in site.balances]
     if not balances:

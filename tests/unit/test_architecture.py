@@ -31,17 +31,17 @@ ALLOWED: dict[str, set[str]] = {
     "precision": {"errors"},
     "registration": set(),
     "integrity": {"errors"},
-    "cache": {"errors", "integrity"},
+    "folders": {"errors", "integrity"},
     "liveness": set(),
     "records": {"errors", "integrity", "liveness", "provenance"},
     "recipe": {"errors"},
-    "data": {"cache", "errors", "integrity"},
+    "data": {"folders", "errors", "integrity"},
     # The core: it knows of no model, no data and no run.
     "routing": {"errors"},
     "ops": {"errors"},
     "objectives": {"errors", "routing"},
     "hybrid": {"errors", *ROUTING},
-    "skipping": {"cache", "data", "errors", "integrity", "precision", *ROUTING},  # of data: the windows
+    "skipping": {"folders", "data", "errors", "integrity", "precision", *ROUTING},  # of data: the windows
     "export": {"errors", "routing", "skipping"},
     "vllm": {"errors", "export", "routing", "skipping"},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
@@ -59,7 +59,7 @@ TORCH_FREE = [
     "argument_types",
     "errors",
     "integrity",
-    "cache",
+    "folders",
     "liveness",
     "precision",
     "provenance",

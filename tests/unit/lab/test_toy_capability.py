@@ -60,6 +60,20 @@ def test_the_command_shows_it(toy: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert content["outcome"] == "wins" and content["controls_missing"] == []
 
 
+def test_it_gets_a_figure_a_page_and_a_paper(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    assert main(["report", str(toy), "--out", str(out), "--json"]) == 0
+    page, paper = (" ".join((out / name).read_text().split()) for name in ("index.html", "paper.md"))
+    for words in (
+        "Does a model answer more if each token picks its depth?",
+        "picked ends with a higher accuracy than fixed",
+        "Δ accuracy",
+        "Could show",
+    ):
+        assert words in page and words in paper
+    assert "<svg" in page and list((out / "figures").glob("*.csv"))
+
+
 def test_unequal_cost_gives_it_no_verdict_either(toy: Path) -> None:
     runs = load_runs([toy])
     for run in runs:
@@ -75,7 +89,7 @@ def test_two_folders_cannot_ask_about_one_capability(toy: Path) -> None:
     again.mkdir()
     (again / "__init__.py").touch()
     (again / "question.py").write_text(QUESTION, encoding="utf-8")
-    with pytest.raises(ValueError, match="asked about once.*depth_routing"):
+    with pytest.raises(ValueError, match=r"asked about once.*depth_routing"):
         questions()
 
 

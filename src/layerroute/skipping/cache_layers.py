@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from layerroute.errors import UserError
 from layerroute.routing.row_state import COUNTS, cache_layer, plain_class, replace_layer, row_state
+from layerroute.skipping.tuners import is_tuner
 
 
 class EvictingLayer(DynamicLayer):
@@ -156,7 +156,7 @@ class Weights:
 
     def __init__(self, modules: Modules) -> None:
         parts = [part for module in modules for part in module.modules()]
-        self.tuners = [part for part in parts if isinstance(part, BaseTunerLayer)]
+        self.tuners: list[Any] = [part for part in parts if is_tuner(part)]
         self.parameters = [value for part in parts for value in part.parameters(recurse=False)]
         self.adapters, self.versions = self._adapters(), self._versions()
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from layerroute.errors import UserError, nearest
+from layerroute.routing.execution import EXECUTIONS, Profitability
 from layerroute.routing.module import RoutingConfig
 from layerroute.routing.serving import check_serve
 
@@ -13,7 +14,6 @@ UNITS = ("block", "attention", "mlp", "attention+mlp")
 GRANULARITIES = ("token", "per_layer", "sequence", "batch", "sequence_mean")
 SKIP_PATHS = ("identity", "low_rank")
 KV_MODES = ("project", "evict")
-EXECUTIONS = ("auto", "masked", "sparse")
 PATHS = ("skip", "run")
 
 
@@ -22,28 +22,17 @@ def _default_routing() -> RoutingConfig:
 
 
 @dataclass(kw_only=True)
-class Profitability:
+class SkipProfitability(Profitability):
     """From which share of skipped tokens at a site ``auto`` takes sparse execution there.
 
-    A site that every token skips is never entered, and one that no token skips is the layer itself, whatever these
-    say. The defaults were measured on a small CPU; another machine may have other values.
-
-    Attributes:
-        prefill: of a call with more than one new token a row.
-        decode: of a call with one new token a row. There a layer's weights are read whether one row runs or all do, so
-            that little is won where rows differ.
-        train: of a training call (only estimators whose gradient needs the chosen path alone are ever sparse).
+    In decoding a layer's weights are read whether one row runs or all do, so that little is won where rows differ.
     """
+
+    key = "skip.profitability"
 
     prefill: float = 0.08
     decode: float = 0.5
     train: float = 0.08
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"skip.profitability.{item.name} is a share from 0 to 1, got {value}")
 
 
 @dataclass(kw_only=True)
@@ -107,7 +96,7 @@ class SkipConfig:
     budgets: dict[str, list[float]] | None = None
     serve: str = "threshold"
     execution: str = "auto"
-    profitability: Profitability = field(default_factory=Profitability)
+    profitability: SkipProfitability = field(default_factory=SkipProfitability)
 
     def __post_init__(self) -> None:
         for key, valid in (
@@ -249,7 +238,7 @@ class SkipConfig:
             UserError: for unknown keys, and whatever the values are checked for.
         """
         values = dict(values)
-        for key, nested in (("routing", RoutingConfig), ("profitability", Profitability)):
+        for key, nested in (("routing", RoutingConfig), ("profitability", SkipProfitability)):
             if isinstance(values.get(key), Mapping):
                 values[key] = _build(nested, values[key], f"skip.{key}")
         return _build(cls, values, "skip")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.cache import open_or_build, read_entry
 from layerroute.errors import UserError
+from layerroute.folders import open_or_build, read_entry
 from layerroute.integrity import MANIFEST, DamagedError, Manifest
 
 FILES = ("a.bin", "b.json")
@@ -201,7 +201,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_build(tmp_path: Path)
     entry = tmp_path / "key"
     code = (
         "import os, sys, pathlib, signal\n"
-        "from layerroute.cache import open_or_build\n"
+        "from layerroute.folders import open_or_build\n"
         "def build(folder):\n"
         "    (folder / 'a.bin').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

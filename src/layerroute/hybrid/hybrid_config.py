@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 from layerroute.errors import UserError, nearest
-from layerroute.hybrid.execution import EXECUTIONS, Profitability
+from layerroute.hybrid.execution import HybridProfitability
+from layerroute.routing.execution import EXECUTIONS
 from layerroute.routing.module import RoutingConfig
 from layerroute.routing.serving import SERVES, check_serve
 
@@ -54,7 +55,7 @@ class HybridConfig(PreTrainedConfig):
         normalize_paths: RMS-normalise each path's output before they are combined. Default False (the original).
         execution: ``auto`` (default), ``masked`` (both paths of every token are computed, the choice selects) or
             ``sparse`` (only the chosen path is). ``auto`` is sparse where that pays, by ``profitability``.
-        profitability: fields of ``execution.Profitability``, the thresholds of ``auto``.
+        profitability: fields of ``execution.HybridProfitability``, the thresholds of ``auto``.
         serve: ``threshold`` (default): the trained thresholds decide, and the rate is what they give on the text at
             hand, at its length. ``rate``: each sequence is held at ``routing.rate``, whatever the text and however
             long: a token's thresholds depend on what earlier tokens of its sequence took.
@@ -125,7 +126,7 @@ class HybridConfig(PreTrainedConfig):
         self._check()
         # Kept complete, so that a saved checkpoint says every value that it was trained with.
         self.routing = asdict(self.routing_config)
-        self.profitability = asdict(Profitability.of(self.profitability))
+        self.profitability = asdict(HybridProfitability.of(self.profitability))
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
@@ -169,7 +170,7 @@ class HybridConfig(PreTrainedConfig):
 
     def _check_routed(self, pattern: list[str]) -> None:
         routed = self.routed_layers
-        Profitability.of(self.profitability)
+        HybridProfitability.of(self.profitability)
         check_serve(self.serve, "model.serve", obstacle=self.serve_obstacle)
         if self.execution == "sparse" and self.sparse_obstacle is not None:
             raise UserError(

@@ -26,7 +26,7 @@ _WIDTHS = (
 )
 
 
-def check_declared(folder: Path) -> None:
+def check_weight_sizes(folder: Path) -> None:
     """Hold the configuration of a model against the headers of its weights.
 
     Nothing is said of weights that are quantized (their elements are packed) or that are no safetensors (those are not
@@ -41,7 +41,7 @@ def check_declared(folder: Path) -> None:
     config = _read(folder / "config.json")
     if not files or config.get("quantization_config") or config.get("auto_map"):
         return
-    tensors, elements = _declared(files)
+    tensors, elements = _held(files)
     available = sum(file.stat().st_size for file in files)
     limits = {**dict.fromkeys(_WIDTHS, available), "num_hidden_layers": tensors}
     for key, limit in limits.items():
@@ -70,7 +70,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [inside(folder, name) for name in names]
 
 
-def _declared(files: list[Path]) -> tuple[int, int]:
+def _held(files: list[Path]) -> tuple[int, int]:
     """Tensors and elements in the headers, which safetensors holds against the sizes of the files."""
     tensors = elements = 0
     for file in files:

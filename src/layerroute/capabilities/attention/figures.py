@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -133,7 +134,7 @@ def draw_training(view: View) -> Drawn | str:
     if data.empty:
         return "no run has curves."
     bigrams = bigram_losses(view.arms)
-    dashes = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (6, 2, 1, 2))}
+    dashes: dict[str, Any] = {"color": MUTED, "linewidth": 1.0, "linestyle": (0, (6, 2, 1, 2))}
 
     def floor(axes: Axes, _: pd.DataFrame) -> None:
         for loss in bigrams:

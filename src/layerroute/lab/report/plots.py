@@ -49,7 +49,7 @@ class Panel:
     inset: bool = False
     log2: bool = False
     ylim: tuple[float, float] | None = None
-    after: Callable[[Axes, pd.DataFrame], None] | None = None
+    after: Callable[[Axes, pd.DataFrame], object] | None = None
 
 
 def curves(
@@ -129,8 +129,8 @@ def draw_line(
             look |= {"marker": style.marker, "markersize": 4}
         axes.plot(smooth.index, smooth, **look)
         if table.shape[1] > 1:
-            ends = table.min(axis=1), table.max(axis=1)
-            axes.fill_between(table.index, *ends, color=style.color, alpha=0.16, linewidth=0)
+            lowest, highest = table.min(axis=1), table.max(axis=1)
+            axes.fill_between(table.index, lowest, highest, color=style.color, alpha=0.16, linewidth=0)
         if panel.star and not mean.empty:
             best = mean.idxmin()
             axes.plot(
@@ -224,7 +224,7 @@ def draw_points(
     named: set[str] = set()
     for row in means.to_dict("records"):
         style = styles[row[by]]
-        ring = {"markeredgecolor": INK, "markeredgewidth": 1.1} if row.get("on_front") else {}
+        ring: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 1.1} if row.get("on_front") else {}
         axes.errorbar(
             row["x"],
             row["y"],

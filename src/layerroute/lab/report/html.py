@@ -92,8 +92,7 @@ class Paper:
         self._left.pop(name, None)
         figure = self._figures[name]
         if figure.absent:
-            said = f"*{escape_text(figure.label)}. {escape_text(figure.absent)}*\n"
-            return Markdown("" if figure.hidden else said)
+            return Markdown(f"*{escape_text(figure.label)}. {escape_text(figure.absent)}*\n")
         path, label = f"{self._folder}/{figure.name}", escape_text(figure.label)
         links = ", ".join(
             f"[{word}]({path}.{suffix})" for word, suffix in (("data", "csv"), ("SVG", "svg"), ("PDF", "pdf"))

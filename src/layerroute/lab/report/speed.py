@@ -115,7 +115,7 @@ def draw_speed(records: Sequence[Mapping[str, Any]]) -> Figure:
     plots = [
         Plot(
             name=panel.title,
-            title="\n".join(textwrap.wrap(panel.title.replace("\n", ": "), 34)),
+            title="\n".join(textwrap.wrap(panel.title.replace("\n", ": "), 26)),
             xlabel=panel.meaning,
             ylabel=f"times as fast as {panel.rows[0]['baseline']}",
             after=lambda axes, _: axes.axhline(1.0, color=MUTED, linewidth=0.8),

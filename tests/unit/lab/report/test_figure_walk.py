@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from layerroute.lab.report.figures import View
-from layerroute.lab.report.page import pages
 from layerroute.lab.report.style import figure_style, settle
 from layerroute.lab.runs import Run, load_runs
 from tests.unit.lab.record_factory import record, sites, write_run
 from tests.unit.lab.report.test_speed import record as speed_record
 from tests.unit.lab.report.test_speed import skipping as speed_row
-from tests.unit.lab.report.walk import ATTENTION, SKIPPING, faults, view
+from tests.unit.lab.report.walk import ATTENTION, SKIPPING, faults, page, view
 
 LONG = "an_arm_whose_name_says_every_setting_that_it_was_ever_given_and_some_more"
 POINT = {"multiple": 1, "length": 128, "accuracy": 0.5, "loss": 1.0, "answers": 9, "mean_rate": 0.25}
@@ -114,12 +113,12 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, View]
     return found
 
 
-@pytest.mark.parametrize("name", [f"{c}:{spec.name}" for c in MAKE for spec in pages()[c].figures])
+@pytest.mark.parametrize("name", [f"{c}:{spec.name}" for c in MAKE for spec in page(c).figures])
 def test_all_texts_of_every_figure_are_readable(
     name: str, views: dict[str, dict[str, View]], tmp_path: Path
 ) -> None:
     capability, name = name.split(":")
-    spec = next(spec for spec in pages()[capability].figures if spec.name == name)
+    spec = next(spec for spec in page(capability).figures if spec.name == name)
     found, times = {}, 0
     for case, shown in views[capability].items():
         with figure_style():

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from layerroute.capabilities.attention.words import cost_sentence, words
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.report.words import Words, facts
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
@@ -30,7 +31,7 @@ def said(comparison: Comparison) -> Words:
 
 
 def told(comparison: Comparison) -> dict[str, str]:
-    return dict(facts(comparison, lambda arm: str(arm.kind)))
+    return dict(facts(comparison))
 
 
 def text_of(comparison: Comparison) -> str:
@@ -184,8 +185,10 @@ def test_what_was_measured_is_not_called_missing() -> None:
     assert "recall of made-up sequences (mqar of 16)." in told and "are not measured" not in told
     text = text_of(found)
     assert "associative recall" not in text and "contexts beyond" not in text
-    assert found.recall in text and "dynamic holds its rate" in text
-    assert found.recall in said(found).takeaways and found.recall in said(found).abstract
+    assert found.answers_beside[0] in text and "dynamic holds its rate" in text
+    assert (
+        found.answers_beside[0] in said(found).takeaways and found.answers_beside[0] in said(found).abstract
+    )
     short = compare(*(with_recall(group, lengths=(1,)) for group in groups))
     assert "lengths beyond that of training are not measured" in " ".join(said(short).limitations)
     assert "contexts beyond the trained length" in text_of(short)
@@ -240,13 +243,14 @@ def test_a_router_with_a_budget_is_held_to_it_and_not_to_an_even_split(
     found = compare(runs("baseline", 4.1, *SEEDS), group)
     cells = {row.cells[0].text: row.cells[-1].text for row in found.tables["main"].rows}
     assert cells["dynamic"] == word
-    assert said in found.routing_sentences[0] and "even split" not in found.routing_sentences[0]
+    (sentence,) = [text for text in words(found, None).takeaways if text.startswith("In dynamic ")]
+    assert said in sentence and "even split" not in sentence
 
 
 def test_the_abstract_tells_how_the_arm_it_is_about_routed() -> None:
     other = runs("after_softmax", 4.2, *SEEDS, **RATES)  # before "dynamic" in every order by name
     found = compare(runs("baseline", 4.1, *SEEDS), other, runs("dynamic", 4.0, *SEEDS, **RATES))
-    assert len(found.routing_sentences) == 2
+    routed = [text.split()[1] for text in said(found).takeaways if text.startswith("In ")]
+    assert routed == ["dynamic", "after_softmax"]
     assert found.subject is not None and found.subject.label == "dynamic"
-    assert found.routing_sentences[0].startswith("In dynamic ")
     assert "In after_softmax" not in said(found).abstract

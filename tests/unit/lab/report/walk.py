@@ -11,29 +11,31 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from layerroute.lab.comparison import compare_runs
+from layerroute.lab.compare import compare
+from layerroute.lab.question import questions
 from layerroute.lab.report.build import view_of
 from layerroute.lab.report.figures import Drawn, FigureSpec, View
-from layerroute.lab.report.page import pages
+from layerroute.lab.report.page import Page
 from layerroute.lab.report.style import figure_style, settle
 from layerroute.lab.runs import Run
-from layerroute.lab.skipping import compare_skipping
 
 ATTENTION, SKIPPING = "attention_routing", "layer_skipping"
 
 
-def view(
-    runs: Sequence[Run] | Any, capability: str = ATTENTION, bench: Sequence[dict[str, Any]] = ()
-) -> View:
-    """The view of runs, or of a comparison."""
-    compare = compare_skipping if capability == SKIPPING else compare_runs
-    comparison = compare(runs) if isinstance(runs, Sequence) else runs
-    return view_of(comparison, pages()[capability], bench)
+def page(capability: str) -> Page:
+    """What a capability says of its report."""
+    found: Page = next(one.page() for one in questions() if one.page and one.capability == capability)
+    return found
+
+
+def view(runs: Sequence[Run], capability: str = ATTENTION, bench: Sequence[dict[str, Any]] = ()) -> View:
+    """The view of runs."""
+    return view_of(compare(runs), page(capability), bench)
 
 
 def spec(name: str, capability: str = ATTENTION) -> FigureSpec:
     """A figure by name."""
-    return next(one for one in pages()[capability].figures if one.name == name)
+    return next(one for one in page(capability).figures if one.name == name)
 
 
 def drawn(name: str, shown: View, capability: str = ATTENTION) -> Drawn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,15 @@ def test_speed_is_that_of_the_benchmark_and_absent_without_one(report: Path) -> 
 def test_what_is_no_benchmark_record_is_told(report: Path) -> None:
     with pytest.raises(UserError, match="is no benchmark record"):
         build_report(report.parent, bench=[report.parent / "token-seed1/record.json"])
+
+
+def test_the_paper_has_all_of_its_parts_and_cites_what_it_lists(report: Path) -> None:
+    paper = (report / "paper.md").read_text()
+    parts = "Introduction|Related work|Method|Experimental setup|Results|Discussion|Limitations|Conclusion"
+    assert re.findall(r"^## \d+\. (.*?)(?: and future work)?$", paper, re.MULTILINE) == parts.split("|")
+    body, references = paper.split("## References")
+    cited = {number for group in re.findall(r"(?<!\w)\[([\d, ]+)\]", body) for number in group.split(", ")}
+    assert cited <= set(re.findall(r"^- \[(\d+)\]", references, re.MULTILINE))
+    assert "**Abstract.**" in paper and "token skips" in body.split("## 1.")[0]
+    assert "early exit" not in body.split("### 3.2")[1].split("## 4.")[0], "the method is that of the subject"
+    assert not re.search(r"\b(nan|None|Undefined|defaultdict)\b", paper)

@@ -143,7 +143,7 @@ class RecordSchema(TypedDict, total=False):
     schema: Required[Literal[1]]
     run: Required[str]
     arm: Required[str]
-    capability: Required[Literal["attention_routing", "layer_skipping"]]
+    capability: Required[str]
     seed: Required[int]
     status: Required[Literal["completed", "failed", "interrupted", "running"]]
     error: str | None

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from layerroute.cli.main import main
+from layerroute.data.kinds import parse_kinds
+from layerroute.data.texts import Texts
+from layerroute.precision import choose_precision
 from layerroute.skipping import executed, get_router, last_decision
-from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder
+from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, score
 from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
 
@@ -164,6 +167,28 @@ def test_two_calibrations_are_the_same(files, capsys):
     assert losses[0] == losses[1]
 
 
+def test_further_budgets_are_told_as_the_folder_serves_them(files, tmp_path, capsys):
+    out, record_file = tmp_path / "router", tmp_path / "record.json"
+    words = ["--budget", "0.4", "--also", "0.2", "--out", str(out), "--record", str(record_file)]
+    assert calibrate(files, *words) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(record_file.read_text())
+    (told,) = record["budgets"].values()
+    (line,) = [line.split() for line in printed.splitlines() if "at budget 20%" in line]
+    assert line[3] == f"{told['skipped']:.1%}" and line[5] == f"{told['loss']:.4f}"
+    assert told["saved"] < record["arms"]["routed"]["saved"]
+    model, tokenizer = load_routed(out, budget=0.2)
+    heldout = draw_windows(
+        Texts(parse_kinds([str(files / "heldout.jsonl")])).documents,
+        tokenizer,
+        tokens=320,
+        length=32,
+        seed=44,
+    )
+    precision = choose_precision("auto", torch.device("cpu")).name
+    assert score(model, heldout.ids, precision=precision).loss == pytest.approx(told["loss"], abs=1e-5)
+
+
 def test_headroom_tells_before_anything_is_calibrated(files, capsys):
     data = ["--data", str(files / "train.jsonl")]
     assert (
@@ -190,7 +215,7 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
     [
         (["--budget", "1.5"], "between 0 and 1"),
         (["--budget", "0.25", "--layers", "2-9"], "out of range"),
-        (["--budget", "0.25", "--layers", "two"], "--layers two: give layers like"),
+        (["--budget", "0.25", "--layers", "two"], "argument --layers: two: give layers like"),
         (["--budget", "0.25", "--layers", "0-3"], None),
         (["--budget", "0.25", "--rank", "0"], "rank"),
         (["--budget", "0.25", "--unit", "attention", "--layers", "2-9"], "out of range"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -266,12 +267,7 @@ def _described(folder, change):
 def test_nothing_takes_the_place_of_what_is_missing(
     files, tmp_path, capsys, monkeypatch, command, made, told
 ):
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
-    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     folder = made(files, tmp_path)
     words = {
         "evaluate": ["--data", files / "text.jsonl"],

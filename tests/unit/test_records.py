@@ -118,7 +118,7 @@ def test_scalars_of_numpy_become_numbers_and_non_finite_ones_null(
     ("key", "value", "message"),
     [
         ("schema", 2, "schema is 2; it must be 1"),
-        ("capability", "speed", "capability is 'speed'"),
+        ("capability", 4, "capability is 4; it must be a string"),
         ("status", "done", "status is 'done'"),
         ("seed", "42", "seed is '42'; it must be an integer"),
         ("seed", True, "seed is True; it must be an integer"),

@@ -1,35 +1,37 @@
 """Cases ``attention`` and ``peers``: routed attention against full causal attention, and done by other means."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerroute.benchmark.case import Check, Comparison, Prepared, each_pair
-from layerroute.errors import UserError, nearest
+from layerroute.argument_types import rate
+from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
+from layerroute.benchmark.operators import results
+from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_shares, add_sizes
+from layerroute.errors import UserError
 from layerroute.ops.routed_attention import intervals, routed_attention
 from layerroute.precision import choose_device
 
-DESCRIPTION = """\
-Time attention of a share of the queries against all keys (key prefixes in PyTorch on a CPU, Triton's kernel on a GPU)
-against full causal attention of all queries (torch's fused one). Before that, outputs and gradients must be those of
-full attention at these queries."""
-
 FULL, ROUTED = "full causal", "routed"
-PASSES = ("forward", "forward+backward")
-TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EAGER, MASK, FLEX = "eager, dense mask", "fused, dense mask", "FlexAttention"
+_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 
-Inputs = tuple[Tensor, Tensor, Tensor]
 # From query, key and value (B, H, T, D) to the outputs of the chosen queries, (N, H, D)
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Problem:
     """Random tensors, and the tokens whose queries are asked.
+
+    Args:
+        size: rows, tokens, heads, width.
+        rate: share of the queries that are asked, at least one a row.
 
     Attributes:
         inputs: query, key and value (B, H, T, D), with gradients.
@@ -38,12 +40,7 @@ class Problem:
     """
 
     def __init__(
-        self,
-        size: tuple[int, int, int, int],
-        rate: float,
-        dtype: torch.dtype,
-        device: torch.device,
-        seed: int,
+        self, size: tuple[int, ...], rate: float, dtype: torch.dtype, device: torch.device, seed: int
     ) -> None:
         batch, time, heads, width = size
         generator = torch.Generator().manual_seed(seed)
@@ -51,8 +48,8 @@ class Problem:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(device=device, dtype=dtype)
 
-        made = [normal(batch, heads, time, width).requires_grad_() for _ in range(3)]
-        self.inputs: Inputs = (made[0], made[1], made[2])
+        names = ("query", "key", "value")
+        self.inputs = {name: normal(batch, heads, time, width).requires_grad_() for name in names}
         count = max(1, round(rate * time))
         order = torch.rand(batch, time, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values
         self.position = order.flatten().to(device)
@@ -63,13 +60,9 @@ class Problem:
         """(N, H, D) of (B, H, T, D)."""
         return tensor.transpose(1, 2)[self.row, self.position]
 
-    def full(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention of all queries."""
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-
     def full_chosen(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The same, of which only the chosen queries are used."""
-        return self.chosen(self.full(query, key, value))
+        """Causal attention of all queries, of which only the chosen ones are used."""
+        return self.chosen(_full(query, key, value))
 
     def routed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of the chosen queries alone."""
@@ -77,129 +70,158 @@ class Problem:
         keys, values = key.transpose(1, 2), value.transpose(1, 2)
         return routed_attention(gathered, keys, values, row=self.row, position=self.position)
 
-    def visible(self, keys: int) -> Tensor:
-        """(N, S) which keys the chosen queries see."""
-        return intervals(self.row, self.position).visible(keys)
+    def masked(self, query: Tensor, key: Tensor, value: Tensor, *, eager: bool) -> Tensor:
+        """The same with a dense mask: torch's fused attention, or written out as transformers' eager one."""
+        batch, _, time, width = query.shape
+        gathered = self.by_row(query)
+        mask = intervals(self.row, self.position).visible(time).view(batch, 1, -1, time)
+        if eager:
+            scores = gathered @ key.transpose(-1, -2) * width**-0.5
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            out = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        else:
+            out = F.scaled_dot_product_attention(gathered, key, value, attn_mask=mask)
+        return out.transpose(1, 2).flatten(0, 1)
 
-    def arm(self, attention: Attention, *, backward: bool) -> Callable[[], object]:
-        """One call to be timed."""
+    def by_row(self, query: Tensor) -> Tensor:
+        """Chosen queries as (B, H, M, D), since every row has as many."""
+        batch, heads, _, width = query.shape
+        return self.chosen(query).view(batch, -1, heads, width).transpose(1, 2)
 
-        def call() -> object:
-            if not backward:
-                with torch.no_grad():
-                    return attention(*self.inputs)
-            out = attention(*self.inputs)
-            upstream = self.upstream if out.shape == self.upstream.shape else self._whole()
-            return out, *torch.autograd.grad(out, self.inputs, upstream)
+    def flex(self) -> Attention:
+        """FlexAttention with a block mask of the gathered positions, both made before the timing."""
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        return call
+        batch, _, time, _ = self.inputs["query"].shape
+        positions = self.position.view(batch, -1)
 
-    def _whole(self) -> Tensor:
-        """A gradient for all queries, made once."""
-        if not hasattr(self, "_upstream"):
-            self._upstream = torch.ones_like(self.inputs[0])
-        return self._upstream
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
+            return k <= positions[b, q]
 
-    def checks(self, attention: Attention, who: str, tolerance: float, *, backward: bool) -> Iterator[Check]:
-        """Outputs, and gradients, against full attention at the chosen queries."""
+        device = str(positions.device)
+        block_mask = create_block_mask(sees, batch, None, positions.shape[1], time, device=device)
+        compiled = torch.compile(flex_attention)
 
-        def results(one: Attention) -> Mapping[str, Tensor]:
-            out = one(*self.inputs)
-            found = {f"outputs of {who} and {FULL}": out.detach()}
-            if backward:
-                gradients = torch.autograd.grad(out, self.inputs, self.upstream)
-                names = ("query", "key", "value")
-                found |= {
-                    f"gradients of {name} of {who} and {FULL}": grad
-                    for name, grad in zip(names, gradients, strict=True)
-                }
-            return found
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            # On a CPU it refuses tensors that require gradients, whether one is wanted or not.
+            gathered = self.by_row(query.detach()).contiguous()
+            out = compiled(gathered, key.detach(), value.detach(), block_mask=block_mask)
+            assert isinstance(out, Tensor)
+            return out.transpose(1, 2).flatten(0, 1)
 
-        yield from each_pair(results(attention), results(self.full_chosen), tolerance)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the case's own options."""
-    add_size_arguments(parser, "1x4096x8x64", [0.5, 0.25, 0.125])
-    parser.add_argument(
-        "--passes",
-        nargs="+",
-        default=list(PASSES),
-        metavar="PASS",
-        help=f"{' or '.join(PASSES)} (default: both)",
-    )
+        return attend
 
 
-def add_size_arguments(parser: argparse.ArgumentParser, sizes: str, rates: Sequence[float]) -> None:
-    """Options that both cases have."""
-    parser.add_argument(
-        "--sizes", nargs="+", default=sizes.split(), metavar="BxTxHxK", help="rows x tokens x heads x width"
-    )
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=float,
-        default=list(rates),
-        metavar="SHARE",
-        help="of the queries that are asked",
-    )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
+def _full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def sizes_of(arguments: argparse.Namespace) -> list[tuple[int, int, int, int]]:
-    """The sizes, and the rates checked."""
-    for rate in arguments.rates:
-        if not 0.0 < rate <= 1.0:
-            raise UserError(f"--rates: {rate} is not a share above 0 and at most 1.")
-    found = []
-    for text in arguments.sizes:
-        words = text.split("x")
-        if len(words) != 4 or not all(word.isdigit() and int(word) for word in words):
-            raise UserError(f"--sizes: {text!r} is not rows x tokens x heads x width, as 1x4096x8x64.")
-        found.append((int(words[0]), int(words[1]), int(words[2]), int(words[3])))
-    return found
+def _add_arguments(rates: Sequence[float], parser: argparse.ArgumentParser) -> None:
+    add_sizes(parser, "1x4096x8x64", heads=True)
+    add_shares(parser, "--rates", rates, rate, "of the queries that are asked")
+    add_machine(parser, "the random inputs")
 
 
-def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
-    """One row for each size, share and pass."""
+def _rows(
+    arguments: argparse.Namespace,
+    passes: Sequence[str],
+    ways: Callable[[Problem], dict[str, Attention]],
+    **labels: str,
+) -> list[Comparison]:
+    """One row for each size, share and pass; the pass is named where there are no other labels."""
     device = choose_device(arguments.device)
-    for name in arguments.passes:
-        if name not in PASSES:
-            raise UserError(f"--passes: {name!r} is not a pass.{nearest(name, PASSES)}")
+    if 0.0 in arguments.rates:
+        raise UserError("--rates: 0 asks for no query; give a share above 0.")
     return [
         Comparison(
-            title=f"{'x'.join(map(str, size))}, {rate:.1%} asked, {name}",
+            title=f"{'x'.join(map(str, size))}, {share:.1%} asked{'' if labels else f', {name}'}",
             labels={
-                "batch": size[0],
-                "time": size[1],
-                "heads": size[2],
-                "head_dim": size[3],
-                "rate": rate,
-                "pass": name,
+                **dict(zip(("batch", "time", "heads", "head_dim"), size, strict=True)),
+                "rate": share,
                 "dtype": arguments.dtype,
+                **(labels or {"pass": name}),
             },
             baseline=FULL,
             tokens=size[0] * size[1],
             device=device,
-            prepare=partial(_prepare, size, rate, name, arguments.dtype, device, arguments.seed),
+            prepare=partial(_prepare, arguments, size, share, device, ways, name != "forward"),
         )
-        for size in sizes_of(arguments)
-        for rate in arguments.rates
-        for name in arguments.passes
+        for size, share, name in product(arguments.sizes, arguments.rates, passes)
     ]
 
 
 def _prepare(
-    size: tuple[int, int, int, int], rate: float, which: str, dtype: str, device: torch.device, seed: int
+    arguments: argparse.Namespace,
+    size: tuple[int, ...],
+    rate: float,
+    device: torch.device,
+    ways: Callable[[Problem], dict[str, Attention]],
+    backward: bool,
 ) -> Prepared:
-    problem = Problem(size, rate, DTYPES[dtype], device, seed)
-    backward = which != "forward"
-    return Prepared(
-        gate=lambda: list(problem.checks(problem.routed, ROUTED, TOLERANCE[dtype], backward=backward)),
-        arms={
-            FULL: problem.arm(problem.full, backward=backward),
-            ROUTED: problem.arm(problem.routed, backward=backward),
-        },
+    """``ways`` other than full attention, which must have its outputs and, if asked for, gradients."""
+    problem = Problem(size, rate, DTYPES[arguments.dtype], device, arguments.seed)
+    compared = ways(problem)
+    whole = torch.ones_like(problem.inputs["query"]) if backward else None
+    upstream = problem.upstream if backward else None
+
+    def gate() -> Iterator[Check]:
+        expected = results(problem.full_chosen, problem.inputs, upstream)
+        for name, way in compared.items():
+            found = results(way, problem.inputs, upstream)
+            yield from agree(f"{{}} of {name} and {FULL}", found, expected, _TOLERANCE[arguments.dtype])
+
+    arms = {name: partial(results, way, problem.inputs, upstream) for name, way in compared.items()}
+    return Prepared(gate=gate, arms={FULL: partial(results, _full, problem.inputs, whole), **arms})
+
+
+def _attention_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_arguments([0.5, 0.25, 0.125], parser)
+    add_passes(parser)
+
+
+def _attention(arguments: argparse.Namespace) -> list[Comparison]:
+    return _rows(arguments, arguments.passes, lambda problem: {ROUTED: problem.routed})
+
+
+def _peers_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_arguments([0.25], parser)
+    parser.add_argument(
+        "--flex", action="store_true", help="also FlexAttention, which torch.compile builds first"
     )
+
+
+def _peers(arguments: argparse.Namespace) -> list[Comparison]:
+    missing = [] if importlib.util.find_spec("fla") else ["flash-linear-attention is not installed"]
+    if not arguments.flex:
+        missing.append("FlexAttention was not asked for")
+
+    def ways(problem: Problem) -> dict[str, Attention]:
+        found: dict[str, Attention] = {
+            ROUTED: problem.routed,
+            MASK: partial(problem.masked, eager=False),
+            EAGER: partial(problem.masked, eager=True),
+        }
+        return {**found, FLEX: problem.flex()} if arguments.flex else found
+
+    return _rows(arguments, ["forward"], ways, missing="; ".join(missing))
+
+
+CASES = {
+    "attention": Case(
+        description="""\
+Time attention of a share of the queries against all keys (key prefixes in PyTorch on a CPU, Triton's kernel on a GPU)
+against full causal attention of all queries (torch's fused one). Before that, outputs and gradients must be those of
+full attention at these queries.""",
+        add_arguments=_attention_arguments,
+        comparisons=_attention,
+    ),
+    "peers": Case(
+        description="""\
+Time the forward pass of routed attention against other ways to get the same outputs: full causal attention of all
+queries, torch's fused attention with a dense mask over the chosen ones, attention written out as transformers' eager
+one, and FlexAttention (compiled; --flex). Before that, the outputs of all must agree. What is not installed is named in
+the record.""",
+        add_arguments=_peers_arguments,
+        comparisons=_peers,
+    ),
+}

@@ -1,14 +1,18 @@
 """Case ``calibrate``: from which share of skipped tokens sparse execution pays on this machine."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
-from layerroute.benchmark import decode, hybrid_phases, prefill, skipping, train_skipping
-from layerroute.benchmark.case import Comparison, Prepared
-from layerroute.benchmark.skipping import MASKED, SPARSE
+from layerroute.benchmark import hybrid, skipping
+from layerroute.benchmark.case import Case, Comparison, Prepared
+from layerroute.benchmark.options import rows_and_tokens
+from layerroute.benchmark.phases import MASKED, PHASES, SPARSE
+from layerroute.errors import UserError
+from layerroute.precision import choose_device
 
 DESCRIPTION = """\
 Time sparse against masked execution at small shares of skipped tokens (--model hybrid: of tokens on GDN), in prefill,
@@ -16,23 +20,21 @@ in decoding several rows at once and in training, and say from which share on sp
 skip.profitability (--model hybrid: model.profitability) for this machine, by which execution: auto decides. Before
 that, both must agree."""
 
-PHASES = ("prefill", "decode", "train")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
-    skipping.add_arguments(parser, "1x512")
-    parser.set_defaults(skip=[0.04, 0.08, 0.15, 0.3, 0.5, 0.7])
+    skipping.add_arguments(parser, "1x512", (0.04, 0.08, 0.15, 0.3, 0.5, 0.7))
     parser.add_argument(
         "--model",
         choices=("skipping", "hybrid"),
         default="skipping",
         help="whose thresholds: layer skipping (default), or attention routing",
     )
-    parser.add_argument(
-        "--decode-size", default="4x64", metavar="BxT", help="rows and context (default: 4x64)"
-    )
-    parser.add_argument("--train-size", default="1x128", metavar="BxT", help="default: 1x128")
+    for option, default, what in (
+        ("--decode-size", (4, 64), "rows and context (default: 4x64)"),
+        ("--train-size", (1, 128), "default: 1x128"),
+    ):
+        parser.add_argument(option, type=rows_and_tokens, default=default, metavar="BxT", help=what)
     parser.add_argument(
         "--phases",
         nargs="+",
@@ -43,40 +45,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
+def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row for each phase and share."""
-    if arguments.model == "hybrid":
-        return list(hybrid_phases.comparisons(arguments))
-    of_phase: dict[str, Any] = {
-        "prefill": (prefill, {"scoring": False}),
-        "decode": (decode, {"sizes": [arguments.decode_size], "new_tokens": 4, "cache": "dynamic"}),
-        "train": (train_skipping, {"sizes": [arguments.train_size]}),
+    ways = (arguments.unit, arguments.kv, arguments.skip_path)
+    if arguments.model == "hybrid" and ways != ("block", "project", "identity"):
+        raise UserError("--unit, --kv and --skip-path are for models that skip layers; leave them out here.")
+    sizes = {"prefill": arguments.sizes, "decode": [arguments.decode_size], "train": [arguments.train_size]}
+    own = {
+        "hidden_size": 256,
+        "context": "full_context",
+        "scoring": False,
+        "new_tokens": 4,
+        "cache": "dynamic",
     }
-    rows = []
-    for phase in arguments.phases:
-        case, changes = of_phase[phase]
-        options = argparse.Namespace(**{**vars(arguments), **changes})
-        for row in case.comparisons(options):
-            rows.append(
-                replace(
-                    row,
-                    title=f"{phase} {row.title}",
-                    labels={**row.labels, "phase": phase},
-                    baseline=MASKED,
-                    prepare=partial(_two_arms, row),
-                )
-            )
-    return rows
+    return [
+        replace(row, baseline=MASKED, prepare=partial(_two_arms, row.prepare))
+        for phase in arguments.phases
+        for row in _rows(phase, argparse.Namespace(**{**vars(arguments), **own, "sizes": sizes[phase]}))
+    ]
 
 
-def _two_arms(row: Comparison) -> Prepared:
-    prepared = row.prepare()
-    arms = {name: prepared.arms[name] for name in (MASKED, SPARSE)}
-    return Prepared(gate=prepared.gate, arms=arms)
+def _rows(phase: str, arguments: argparse.Namespace) -> Iterator[Comparison]:
+    if arguments.model == "skipping":
+        for row in skipping.comparisons(phase, arguments):
+            yield replace(row, title=f"{phase} {row.title}", labels={**row.labels, "phase": phase})
+        return
+    for (rows, tokens), share in product(arguments.sizes, arguments.skip):
+        labels = {"phase": phase, "model": "hybrid", "dtype": arguments.dtype}
+        yield Comparison(
+            title=f"{phase} {rows}x{tokens}, {share:.0%} on GDN",
+            labels={"batch": rows, "time": tokens, "skip": share, **labels},
+            baseline=MASKED,
+            tokens=rows * (hybrid.NEW_TOKENS if phase == "decode" else tokens),
+            device=choose_device(arguments.device),
+            prepare=partial(hybrid.prepare, arguments, phase, rows, tokens, share),
+        )
 
 
-def conclude(record: Mapping[str, Any]) -> dict[str, float]:
-    """The share from which sparse execution pays, by phase; 1 where it never does.
+def _two_arms(prepare: Callable[[], Prepared]) -> Prepared:
+    prepared = prepare()
+    return Prepared(gate=prepared.gate, arms={name: prepared.arms[name] for name in (MASKED, SPARSE)})
+
+
+def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """The share from which sparse execution pays, by phase, 1 where it never does; and that as configuration.
 
     Above it sparse was the faster at every share measured; between the last share that lost and the first that won the
     speed-up is taken to be linear.
@@ -90,7 +102,9 @@ def conclude(record: Mapping[str, Any]) -> dict[str, float]:
         )
         if points:
             found[phase] = round(_crossing(points), 3)
-    return found
+    section = "model" if record["rows"][0].get("model") == "hybrid" else "skip"
+    values = [f"    {phase}: {value:g}" for phase, value in found.items()]
+    return found, [f"{section}:", "  profitability:", *values]
 
 
 def _crossing(points: Sequence[tuple[float, float]]) -> float:
@@ -107,8 +121,8 @@ def _crossing(points: Sequence[tuple[float, float]]) -> float:
     return threshold
 
 
-def conclusion_lines(record: Mapping[str, Any]) -> list[str]:
-    """The conclusion as a user's configuration has it."""
-    section = "model" if record["rows"][0].get("model") == "hybrid" else "skip"
-    values = [f"    {phase}: {value:g}" for phase, value in record["conclusion"].items()]
-    return [f"{section}:", "  profitability:", *values]
+CASES = {
+    "calibrate": Case(
+        description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons, conclude=conclude
+    )
+}

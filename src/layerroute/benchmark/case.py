@@ -3,8 +3,8 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from layerroute.benchmark.timing import Arm
 
 Value = str | int | float | bool | None
+Facts = Mapping[str, Mapping[str, Value]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,14 @@ class Check:
         return cls(what=what, deviation=deviation, tolerance=tolerance)
 
 
+def agree(
+    what: str, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
+) -> Iterator[Check]:
+    """Compare tensors of the same names; ``what`` tells who is compared, with ``{}`` for the name."""
+    for name, tensor in expected.items():
+        yield Check.compare(what.format(name), actual[name], tensor, tolerance)
+
+
 class RedGate(Exception):
     """The arms do not compute the same: nothing is timed."""
 
@@ -52,7 +61,6 @@ class RedGate(Exception):
             (check for check in checks if not check.green),
             key=lambda check: check.deviation / (check.tolerance or sys.float_info.min),
         )
-        self.worst = worst
         super().__init__(
             f"{where}: {worst.what} differ by {worst.deviation:.3g} of the largest value, "
             f"{worst.tolerance:.3g} is allowed; nothing was timed"
@@ -74,10 +82,6 @@ class Limit:
     factor: float = 1.0
     whole: str | None = None
 
-    def seconds(self, own: float, whole: float) -> float:
-        """What the limit would take at exactly the share in question."""
-        return whole - self.factor * (whole - own)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -86,16 +90,23 @@ class Prepared:
     Attributes:
         gate: computes the equalities that must hold before the arms are timed; never empty.
         arms: what is timed, by name.
-        facts: figures of an arm that are not measured here, such as its parameters.
-        count: more figures of the arms, for which they must run (FLOPs, memory); called once the gate is open.
+        count: figures of the arms that are not times (parameters, FLOPs, memory); called once the gate is open.
         limit: the arm of which the others reach a share; None if there is none.
     """
 
-    gate: Callable[[], Sequence[Check]]
+    gate: Callable[[], Iterator[Check] | Sequence[Check]]
     arms: Mapping[str, Arm]
-    facts: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-    count: Callable[[], Mapping[str, Mapping[str, Value]]] | None = None
+    count: Callable[[], Facts] = dict
     limit: Limit | None = None
+
+    def checked(self, title: str) -> list[Check]:
+        """Open the gate, or raise ``RedGate``."""
+        checks = list(self.gate())
+        if not checks:
+            raise ValueError(f"{title}: a comparison without a check may not be timed")
+        if not all(check.green for check in checks):
+            raise RedGate(title, checks)
+        return checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,31 +130,18 @@ class Comparison:
     device: torch.device
 
 
-class Case(Protocol):
-    """A module of this package that ``cases.CASES`` lists."""
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What one name of ``layerroute bench`` stands for.
 
-    DESCRIPTION: str
+    Attributes:
+        description: for its ``--help``.
+        add_arguments: declares its own options.
+        comparisons: lists the rows without doing any of their work; raises UserError for options that make no sense.
+        conclude: what the record of all rows comes to, as data and as lines; None if there is no such thing.
+    """
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the case's own options."""
-
-    def comparisons(self, arguments: argparse.Namespace) -> Sequence[Comparison]:
-        """List the rows, without doing any of their work; raises UserError for options that make no sense."""
-
-
-def checked(comparison: Comparison, prepared: Prepared) -> list[Check]:
-    """Open the gate, or raise ``RedGate``."""
-    checks = list(prepared.gate())
-    if not checks:
-        raise ValueError(f"{comparison.title}: a comparison without a check may not be timed")
-    if not all(check.green for check in checks):
-        raise RedGate(comparison.title, checks)
-    return checks
-
-
-def each_pair(
-    named: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
-) -> Iterator[Check]:
-    """Compare tensors of the same names."""
-    for name, tensor in expected.items():
-        yield Check.compare(name, named[name], tensor, tolerance)
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    comparisons: Callable[[argparse.Namespace], Sequence[Comparison]]
+    conclude: Callable[[Mapping[str, Any]], tuple[dict[str, float], list[str]]] | None = None

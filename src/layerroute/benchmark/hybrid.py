@@ -1,146 +1,117 @@
-"""Case ``hybrid``: prefill of a model whose tokens take Gated DeltaNet or softmax attention."""
+"""Case ``hybrid``: a model whose tokens take Gated DeltaNet or softmax attention, masked and sparse.
+
+`bench calibrate --model hybrid` times the same in every phase, on a smaller model.
+"""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
 
-from layerroute.benchmark.case import Check, Comparison, Prepared, Value, each_pair
-from layerroute.benchmark.memory import peak_memory
-from layerroute.benchmark.skipping import MASKED, SPARSE, size_of
-from layerroute.benchmark.skipping_models import DTYPES, draw
+from layerroute.argument_types import rate
+from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
+from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.phases import (
+    MASKED,
+    SPARSE,
+    Way,
+    Work,
+    count_all,
+    decoding,
+    gradients,
+    reading,
+)
+from layerroute.benchmark.skipping_models import draw
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed
-from layerroute.hybrid.cache import OwnContextLayer
-from layerroute.hybrid.configuration import CHOICES
-from layerroute.ops.flops import flop_counter
+from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.hybrid.hybrid_config import CHOICES
 from layerroute.precision import choose_device
-from layerroute.routing import forced, table
+from layerroute.routing import executed, forced, table
 
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model
 (hidden 768, 12 heads, layers gdn routed routed softmax; weights at random): both paths of every token computed (masked)
 against chosen paths only (sparse), by forced random decisions. Before that, logits and cached tensors must agree."""
 
-VOCABULARY = 1024
+NEW_TOKENS = 4
+_VOCABULARY = 1024
 _TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
+_TRAIN_TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
-    parser.add_argument("--sizes", nargs="+", default=["1x16384"], metavar="BxT", help="default: %(default)s")
-    parser.add_argument(
-        "--rates",
-        nargs="+",
-        type=float,
-        default=[0.25],
-        metavar="SHARE",
-        help="of tokens on softmax (default: 0.25)",
-    )
+    add_sizes(parser, "1x16384")
+    add_shares(parser, "--rates", [0.25], rate, "of tokens on softmax")
     parser.add_argument("--context", choices=CHOICES["context"], default="full_context")
     parser.add_argument("--hidden-size", type=int, default=768, help="a multiple of 64 (default: 768)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, tokens and decisions (default: 0)")
+    add_machine(parser, "weights, tokens and decisions")
 
 
-def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
+def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row for each size and rate."""
-    device = choose_device(arguments.device)
-    for rate in arguments.rates:
-        if not 0.0 <= rate <= 1.0:
-            raise UserError(f"--rates: {rate} is not a share from 0 to 1.")
     if arguments.hidden_size < 64 or arguments.hidden_size % 64:
         raise UserError(f"--hidden-size: {arguments.hidden_size} is not a multiple of 64.")
     return [
         Comparison(
-            title=f"{rows}x{tokens}, {rate:.1%} softmax",
+            title=f"{rows}x{tokens}, {softmax:.1%} softmax",
             labels={
                 "batch": rows,
                 "time": tokens,
-                "rate": rate,
+                "rate": softmax,
                 "context": arguments.context,
                 "hidden_size": arguments.hidden_size,
                 "dtype": arguments.dtype,
             },
             baseline=MASKED,
             tokens=rows * tokens,
-            device=device,
-            prepare=partial(_prepare, arguments, rows, tokens, rate, device),
+            device=choose_device(arguments.device),
+            prepare=partial(prepare, arguments, "prefill", rows, tokens, 1.0 - softmax),
         )
-        for rows, tokens in map(size_of, arguments.sizes)
-        for rate in arguments.rates
+        for rows, tokens in arguments.sizes
+        for softmax in arguments.rates
     ]
 
 
-def model_of(
-    arguments: argparse.Namespace, device: torch.device, routing: Mapping[str, Any] | None = None
-) -> HybridForCausalLM:
-    """A model in inference mode, weights at random; what is drawn after it is drawn from the same seed."""
+CASES = {"hybrid": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
+
+
+def prepare(arguments: argparse.Namespace, phase: str, rows: int, tokens: int, skipped: float) -> Prepared:
+    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN."""
+    device, training = choose_device(arguments.device), phase == "train"
+    new = NEW_TOKENS if phase == "decode" else 0
     torch.manual_seed(arguments.seed)
     config = HybridConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=_VOCABULARY,
         hidden_size=arguments.hidden_size,
         num_attention_heads=arguments.hidden_size // 64,
         context=arguments.context,
-        routing=dict(routing or {}),
+        routing={"estimator": "selected"} if training else {},
     )
-    model = HybridForCausalLM(config).eval()
+    model: Any = HybridForCausalLM(config).train(training)
     model.to(device=device, dtype=DTYPES[arguments.dtype])
-    return model
+    ids = torch.randint(_VOCABULARY, (rows, tokens + new)).to(device)
+    sites = tuple(config.sites)
+    chooser = table(draw(rows, tokens + new, len(sites), skipped, arguments.seed), sites)
+    works: dict[str, Work] = {
+        "prefill": partial(reading, ids),
+        "decode": partial(decoding, ids, new, copied=True),
+        "train": partial(gradients, ids, dict(model.named_parameters())),
+    }
 
+    @contextmanager
+    def under(execution: str) -> Iterator[None]:
+        with executed(model, execution), forced(model, chooser):
+            yield
 
-def _prepare(
-    arguments: argparse.Namespace, rows: int, tokens: int, rate: float, device: torch.device
-) -> Prepared:
-    model = model_of(arguments, device)
-    config = model.config
-    assert isinstance(config, HybridConfig)
-    ids = torch.randint(VOCABULARY, (rows, tokens)).to(device)
-    choice = draw(rows, tokens, len(config.sites), 1.0 - rate, arguments.seed)
+    arms = {one: Way(model, partial(under, one)).at(works[phase]) for one in (MASKED, SPARSE)}
+    tolerance = (_TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
 
-    def run(execution: str) -> Mapping[str, Tensor]:
-        cache = DynamicCache(config=config)
-        chooser = table(choice, tuple(config.sites))
-        with torch.inference_mode(), executed(model, execution), forced(model, chooser):
-            output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        assert output.logits is not None
-        held = [x for layer in cache.layers for x in _keys_and_values(layer)]
-        return {"logits": output.logits, **{f"cached tensor {i}": x for i, x in enumerate(held)}}
+    def gate() -> Iterator[Check]:
+        masked, sparse = arms[MASKED](), arms[SPARSE]()
+        yield from agree("{} of sparse and masked", sparse, masked, tolerance)
 
-    arms: dict[str, Callable[[], Mapping[str, Tensor]]] = {one: partial(run, one) for one in (MASKED, SPARSE)}
-    counted: dict[str, dict[str, Value]] = {}
-
-    def gate() -> list[Check]:
-        results = {}
-        for name, call in arms.items():  # counted and compared in one call: they are long
-            with flop_counter() as counter:
-                peak, results[name] = peak_memory(call, device)
-            counted[name] = {
-                "executed_flops_per_token": counter.get_total_flops() / (rows * tokens),
-                "peak_bytes": peak,
-                "kv_bytes": sum(
-                    x.numel() * x.element_size() for key, x in results[name].items() if key != "logits"
-                ),
-            }
-        pair = {
-            name: {f"{key} of sparse and masked": x for key, x in one.items()}
-            for name, one in results.items()
-        }
-        return list(each_pair(pair[SPARSE], pair[MASKED], _TOLERANCE[arguments.dtype]))
-
-    return Prepared(gate=gate, arms=arms, count=lambda: counted)
-
-
-def _keys_and_values(layer: Any) -> list[Tensor]:
-    """What a cache layer holds; zeros in the slots that a row has not filled."""
-    held = [getattr(layer, name, None) for name in ("keys", "values")]
-    found = [x for x in held if isinstance(x, Tensor)]
-    if isinstance(layer, OwnContextLayer):
-        filled = layer.filled().transpose(1, 2).unsqueeze(-1)
-        found = [x * filled for x in found]
-    return found
+    return Prepared(gate=gate, arms=arms, count=lambda: count_all(arms, rows * tokens, device))

@@ -1,8 +1,6 @@
 """Benchmark records on disk and in the terminal."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from layerroute.integrity import replace_text
+
 
 def save(path: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all; folders are made."""
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_text(path, text)
 
 
 def machine_line(record: dict[str, Any]) -> str:

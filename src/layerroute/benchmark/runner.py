@@ -2,18 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
-from layerroute.benchmark.case import Check, Comparison, Prepared, Value, checked
+from layerroute.benchmark.case import Check, Comparison, Facts, Prepared
 from layerroute.benchmark.timing import Timings, measure
 from layerroute.records import provenance, utc_now
-
-SCHEMA_VERSION = 1
 
 Record = dict[str, Any]
 
@@ -44,15 +42,12 @@ def run_comparisons(
         on_row: told of each row's stages: ``prepare``, ``gate``, ``time``, ``done``.
 
     Returns:
-        ``{"schema": 1, "kind": "benchmark", "case", "rows", "repeats", "clock", "device", "threads", "load", "started",
-        "finished", "command", "versions", "revision", "dirty", "hardware"}``. ``load`` holds the 1, 5 and 15 minute
-        load averages of the machine ``before`` and ``after`` (null where the system has none): what is above 0
-        *before* is other people's work, and makes noise.
-
-        A row has ``title``, its labels, ``tokens``, ``baseline``, ``gate`` (a list of ``what``, ``deviation`` and
-        ``tolerance``) and ``arms``. An arm has ``seconds`` (median, quartiles, extremes of a call),
-        ``tokens_per_second`` (at the median), ``speedup`` over the baseline (the same statistics, over the rounds'
-        pairs), ``calls`` per number, and its facts; where the row has a structural limit, also ``share_of_limit``.
+        The record. ``load`` holds the 1, 5 and 15 minute load averages of the machine ``before`` and ``after`` (null
+        where the system has none): what is above 0 *before* is other people's work, and makes noise. A row has
+        ``title``, its labels, ``tokens``, ``baseline``, ``gate`` (a list of ``what``, ``deviation`` and ``tolerance``)
+        and ``arms``. An arm has ``seconds`` (median, quartiles, extremes of a call), ``tokens_per_second`` (at the
+        median), ``speedup`` over the baseline (the same statistics, over the rounds' pairs), ``calls`` per number, and
+        its facts; where the row has a structural limit, also ``share_of_limit``.
 
     Raises:
         RedGate: arms that should be equal are not; it names the largest deviation.
@@ -64,13 +59,14 @@ def run_comparisons(
         on_row(comparison, "prepare")
         prepared = comparison.prepare()
         on_row(comparison, "gate")
-        checks = checked(comparison, prepared)
-        counted = {} if prepared.count is None else prepared.count()
+        checks = prepared.checked(comparison.title)
+        counted = prepared.count()
         on_row(comparison, "time")
+        device = comparison.device
         timings = measure(
             prepared.arms,
             repeats=repeats,
-            synchronize=_synchronize(comparison.device),
+            synchronize=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
             clock=CLOCKS[clock],
             pace=CLOCKS["wall"],
         )
@@ -78,7 +74,7 @@ def run_comparisons(
         on_row(comparison, "done")
     load["after"] = _load()
     return {
-        "schema": SCHEMA_VERSION,
+        "schema": 1,
         "kind": "benchmark",
         "case": case,
         "command": command,
@@ -95,43 +91,33 @@ def run_comparisons(
 
 
 def _row(
-    comparison: Comparison,
-    prepared: Prepared,
-    checks: Sequence[Check],
-    timings: Timings,
-    counted: Mapping[str, Mapping[str, Value]],
+    comparison: Comparison, prepared: Prepared, checks: Sequence[Check], timings: Timings, counted: Facts
 ) -> Record:
-    arms: dict[str, Record] = {}
     limit, baseline = prepared.limit, comparison.baseline
-    for name in prepared.arms:
-        seconds = timings.spread(name)
-        arms[name] = {
-            **prepared.facts.get(name, {}),
-            **counted.get(name, {}),
-            "seconds": seconds.to_dict(),
-            "tokens_per_second": comparison.tokens / seconds.median,
-            "speedup": timings.speedup(name, baseline).to_dict(),
-            "calls": timings.calls[name],
-        }
-        if limit is not None:
-            share = timings.share_of(name, limit.whole or baseline, limit.arm, limit.seconds)
-            arms[name]["share_of_limit"] = share.to_dict()
-    gate = [
-        {"what": check.what, "deviation": check.deviation, "tolerance": check.tolerance} for check in checks
-    ]
-    return {
+    row: Record = {
         "title": comparison.title,
         **comparison.labels,
         "tokens": comparison.tokens,
-        "baseline": comparison.baseline,
-        "gate": gate,
-        "arms": arms,
-        **({} if limit is None else {"limit": {**asdict(limit), "whole": limit.whole or baseline}}),
+        "baseline": baseline,
+        "gate": [asdict(check) for check in checks],
+        "arms": {
+            name: {
+                **counted.get(name, {}),
+                "seconds": timings.spread(name).to_dict(),
+                "tokens_per_second": comparison.tokens / timings.spread(name).median,
+                "speedup": timings.speedup(name, baseline).to_dict(),
+                "calls": timings.calls[name],
+            }
+            for name in prepared.arms
+        },
     }
-
-
-def _synchronize(device: torch.device) -> Callable[[], None]:
-    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    if limit is not None:
+        whole = limit.whole or baseline
+        for name, arm in row["arms"].items():
+            share = timings.share_of(name, whole, limit.arm, limit.factor)
+            arm["share_of_limit"] = share.to_dict()
+        row["limit"] = {**asdict(limit), "whole": whole}
+    return row
 
 
 def _load() -> list[float] | None:

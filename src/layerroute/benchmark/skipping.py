@@ -1,4 +1,4 @@
-"""What the cases ``prefill`` and ``decode`` share: options, arms, gate and facts.
+"""Cases ``prefill``, ``decode`` and ``train-skipping``: a model whose tokens skip layers.
 
 Four ways to run one model on the same tokens: ``dense`` (plain transformers), ``masked`` and ``sparse`` (routed, by
 forced random decisions, so that speed does not depend on a trained router; the router's own work is done all the same)
@@ -6,20 +6,29 @@ and ``limit``, the plain model with that share of the routed layers physically r
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from layerroute.benchmark.case import Check, Limit, Prepared, Value, each_pair
-from layerroute.benchmark.memory import peak_memory
+from layerroute.argument_types import at_least, share
+from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
+from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.phases import (
+    MASKED,
+    SPARSE,
+    Training,
+    Way,
+    Work,
+    count_all,
+    decoding,
+    gradients,
+    reading,
+    scoring,
+)
 from layerroute.benchmark.skipping_models import (
-    DTYPES,
     SHAPES,
     Models,
     build_models,
@@ -27,252 +36,221 @@ from layerroute.benchmark.skipping_models import (
     spread_out,
     without_layers,
 )
-from layerroute.errors import UserError, nearest
-from layerroute.ops.flops import flop_counter
+from layerroute.errors import UserError
 from layerroute.precision import choose_device
-from layerroute.skipping import SkipConfig, executed, force_decision, get_router, router_disabled
-from layerroute.skipping.configuration import KV_MODES, SKIP_PATHS, UNITS
+from layerroute.skipping import SkipConfig, executed, forced, router_disabled
+from layerroute.skipping.skip_config import KV_MODES, SKIP_PATHS, UNITS
 
-DENSE, MASKED, SPARSE, LIMIT = "dense", "masked", "sparse", "limit"
-_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
-_ROUTER_LAYER = {"tiny": 2}
-
-# A call of one arm: what it computes, in a form that can be compared
-Result = Mapping[str, Tensor]
-Work = Callable[[PreTrainedModel], Callable[[], Result]]
+DENSE, LIMIT = "dense", "limit"
+_TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 5e-2}}
+"""In inference, and of gradients."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all rows of one command have in common."""
-
-    shape: str
-    skip: SkipConfig
-    dtype: str
-    device: torch.device
-    seed: int
-
-    def labels(self) -> dict[str, Value]:
-        """For the record."""
-        return {
-            "shape": self.shape,
-            "unit": self.skip.unit,
-            "kv": self.skip.kv,
-            "skip_path": self.skip.skip_path,
-            "dtype": self.dtype,
-        }
-
-
-def add_arguments(parser: argparse.ArgumentParser, sizes: str) -> None:
-    """Declare the options that both cases have."""
-    parser.add_argument(
-        "--sizes",
-        nargs="+",
-        default=sizes.split(),
-        metavar="BxT",
-        help="rows x tokens; default: %(default)s",
-    )
-    parser.add_argument(
-        "--skip",
-        nargs="+",
-        type=float,
-        default=[0.25, 0.5, 0.75],
-        metavar="SHARE",
-        help="shares of the routed layers' tokens that skip (default: %(default)s)",
-    )
+def add_arguments(
+    parser: argparse.ArgumentParser, sizes: str = "1x512", skip: tuple[float, ...] = (0.25, 0.5, 0.75)
+) -> None:
+    """Declare the options that all these cases have."""
+    add_sizes(parser, sizes)
+    add_shares(parser, "--skip", skip, share, "shares of the routed layers' tokens that skip")
     parser.add_argument(
         "--shape",
+        choices=tuple(SHAPES),
         default="smollm2-135m",
+        metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )
     parser.add_argument("--unit", choices=UNITS, default="block", help="what is skipped (default: block)")
     parser.add_argument("--kv", choices=KV_MODES, default="project", help="default: project")
     parser.add_argument("--skip-path", choices=SKIP_PATHS, default="identity", help="default: identity")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, tokens and decisions (default: 0)")
+    add_machine(parser, "weights, tokens and decisions")
 
 
-def setting_of(arguments: argparse.Namespace) -> Setting:
-    """Check the options that both cases have."""
-    if arguments.shape not in SHAPES:
-        raise UserError(f"--shape: {arguments.shape!r} is not known.{nearest(arguments.shape, SHAPES)}")
-    for share in arguments.skip:
-        if not 0.0 < share < 1.0:
-            raise UserError(f"--skip: {share} is not a share between 0 and 1.")
+def _prefill_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser, "4x512 1x2048")
+    parser.add_argument("--scoring", action="store_true", help="logits of all tokens, and no cache")
+
+
+def _decode_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser, "1x256")
+    parser.add_argument(
+        "--new-tokens",
+        type=at_least(1),
+        default=16,
+        metavar="N",
+        help="tokens decoded a call (default: %(default)s)",
+    )
+    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic", help="default: dynamic")
+
+
+def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:
+    """One row for each size and share."""
     skip = SkipConfig(
         unit=arguments.unit,
         kv=arguments.kv,
         skip_path=arguments.skip_path,
-        router_layer=_ROUTER_LAYER.get(arguments.shape, 4),
+        router_layer=2 if arguments.shape == "tiny" else 4,
         sink_tokens=0,
     )
-    return Setting(
-        shape=arguments.shape,
-        skip=skip,
-        dtype=arguments.dtype,
-        device=choose_device(arguments.device),
-        seed=arguments.seed,
-    )
+    own: dict[str, Value] = {}
+    new = 0
+    if phase == "prefill":
+        own = {"scoring": arguments.scoring}
+    elif phase == "train":
+        skip.routing.estimator = "selected"
+        own = {"estimator": "selected"}
+    else:
+        new = arguments.new_tokens
+        own = {"new_tokens": new, "cache": arguments.cache}
+        if arguments.cache == "static" and skip.kv == "evict":
+            raise UserError(
+                "--cache static cannot hold a different number of keys a layer; use --kv project."
+            )
+    own |= {name: getattr(arguments, name) for name in ("shape", "unit", "kv", "skip_path", "dtype")}
+    device = choose_device(arguments.device)
+    return [
+        Comparison(
+            title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {skipped:.0%} skipped",
+            labels={"batch": rows, "time": tokens, "skip": skipped, **own},
+            baseline=MASKED if phase == "train" else DENSE,
+            tokens=rows * (new or tokens),
+            prepare=partial(_prepare, phase, arguments, skip, device, rows, tokens, new, skipped),
+            device=device,
+        )
+        for rows, tokens in arguments.sizes
+        for skipped in arguments.skip
+    ]
 
 
-def size_of(text: str) -> tuple[int, int]:
-    """``4x512`` as rows and tokens."""
-    try:
-        rows, tokens = (int(word) for word in text.split("x"))
-    except ValueError:
-        raise UserError(f"--sizes: {text!r} is not rows x tokens, as 4x512.") from None
-    if min(rows, tokens) < 1:
-        raise UserError(f"--sizes: {text!r} has a number below 1.")
-    return rows, tokens
+def _prepare(
+    phase: str,
+    arguments: argparse.Namespace,
+    skip: SkipConfig,
+    device: torch.device,
+    rows: int,
+    tokens: int,
+    new: int,
+    skipped: float,
+) -> Prepared:
+    models = _models(arguments.shape, skip, arguments.dtype, device, arguments.seed)
+    routed, sites, layers = models.routed, models.sites, models.routed_layers
+    generator = torch.Generator().manual_seed(arguments.seed)
+    vocabulary = SHAPES[arguments.shape]["vocab_size"]
+    ids = torch.randint(vocabulary, (rows, tokens + new), generator=generator).to(device)
+    before = tokens if new else 0  # the tokens that fill a cache all run
+    drawn = draw(rows, tokens + new - before, sites, skipped, arguments.seed)
+    choice = torch.cat([torch.ones(rows, before, sites, dtype=torch.long), drawn], dim=1)
+    removed = spread_out(layers, max(1, round(skipped * len(layers))))
+    runs = torch.tensor([int(layer not in removed) for layer in layers])
+    static = runs.repeat_interleave(sites // len(layers)).expand(1, tokens + new, -1).contiguous()
+
+    @contextmanager
+    def under(choice: Tensor, execution: str) -> Iterator[None]:
+        with forced(routed, choice), executed(routed, execution):
+            yield
+
+    ways = {
+        DENSE: Way(models.plain),
+        MASKED: Way(routed, partial(under, choice, MASKED)),
+        SPARSE: Way(routed, partial(under, choice, SPARSE)),
+        LIMIT: Way(without_layers(models.plain, removed)),
+    }
+    work: Work
+    if phase == "train":
+        work = Training(ids)
+        # Through the router a gradient reaches the layers before it: for the limit, those behind are compared.
+        kept = [i for i in range(layers[0], len(models.layers)) if i not in removed]
+        some = ["layerroute", *_names([layers[0], layers[len(layers) // 2], layers[-1]])]
+        compared = partial(gradients, ids, _parameters(routed, some))
+        ends = partial(gradients, ids, _parameters(routed, _names(kept[:1] + kept[-1:])))
+    else:
+        work = partial(scoring, ids) if phase == "prefill" and arguments.scoring else partial(reading, ids)
+        if phase == "decode":
+            work = partial(decoding, ids, new, static=arguments.cache == "static")
+        compared = ends = work
+    arms = {name: way.at(work) for name, way in ways.items()}
+    calls = arms if compared is work else {name: way.at(compared) for name, way in ways.items()}
+    tolerance = _TOLERANCE[phase == "train"][arguments.dtype]
+    who = "{}, " if phase == "train" else "{} of "
+
+    def gate() -> Iterator[Check]:
+        """Sparse equals masked, switched off equals plain, and skipped by all equals removed."""
+        masked, sparse = calls[MASKED](), calls[SPARSE]()
+        yield from agree(who + "sparse and masked", sparse, masked, tolerance)
+        off = Way(routed, partial(router_disabled, routed)).at(compared)()
+        for name, tensor in calls[DENSE]().items():  # forward, bit for bit
+            exact = 0.0 if not name.startswith("gradients") else tolerance
+            yield Check.compare(who.format(name) + "disabled and dense", off[name], tensor, exact)
+        if skip.skip_path == "identity" and skip.unit in ("block", "attention+mlp"):
+            skipping = Way(routed, partial(under, static, SPARSE)).at(ends)()
+            limit = ways[LIMIT].at(ends)()
+            comparable = {name: x for name, x in limit.items() if not name.startswith("cached")}
+            told = who + "sparse, these layers skipped by all, and limit"
+            yield from agree(told, skipping, comparable, tolerance)
+
+    def count() -> Facts:
+        found = count_all(arms, rows * (new or tokens), device, warm=phase == "train")
+        found[LIMIT] |= {"layers_removed": len(removed), "layers_routed": len(layers)}
+        return found
+
+    whole = DENSE if phase == "train" else None
+    limit = Limit(arm=LIMIT, factor=skipped * len(layers) / len(removed), whole=whole)
+    return Prepared(gate=gate, arms=arms, count=count, limit=limit)
+
+
+def _names(layers: Sequence[int]) -> list[str]:
+    return [f"layers.{layer}." for layer in layers]
+
+
+def _parameters(model: nn.Module, parts: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Those whose names begin with one of these parts of the model."""
+    return {
+        name: value
+        for name, value in model.named_parameters()
+        if name.removeprefix("model.").startswith(tuple(parts))
+    }
 
 
 _BUILT: dict[str, Models] = {}
 
 
-def models_of(setting: Setting) -> Models:
+def _models(shape: str, skip: SkipConfig, dtype: str, device: torch.device, seed: int) -> Models:
     """Built once: all rows of a command compare the same models."""
-    key = repr(setting)
+    key = repr((shape, skip, dtype, device, seed))
     if key not in _BUILT:
         _BUILT.clear()
-        dtype = DTYPES[setting.dtype]
-        _BUILT[key] = build_models(setting.shape, setting.skip, dtype, setting.device, setting.seed)
+        _BUILT[key] = build_models(shape, skip, DTYPES[dtype], device, seed)
     return _BUILT[key]
 
 
-@dataclass(kw_only=True)
-class Arms:
-    """The four arms of one row.
-
-    Args:
-        models: plain and routed.
-        skip: share of tokens that skip.
-        rows, first, last: the decisions are drawn for positions ``first`` to ``last`` (without) of each row; before
-            ``first`` every token runs.
-        seed: of the draw.
-        work: what a model has to do, given the model; called once an arm.
-    """
-
-    models: Models
-    skip: float
-    rows: int
-    first: int
-    last: int
-    seed: int
-    work: Work
-
-    def __post_init__(self) -> None:
-        layers = self.models.routed_layers
-        per_layer = self.models.sites // len(layers)
-        self.removed = spread_out(layers, max(1, round(self.skip * len(layers))))
-        before = torch.ones(self.rows, self.first, self.models.sites, dtype=torch.long)
-        drawn = draw(self.rows, self.last - self.first, self.models.sites, self.skip, self.seed)
-        self.choice = torch.cat([before, drawn], dim=1)
-        static = [[int(layer not in self.removed)] * per_layer for layer in layers]
-        self.static = torch.tensor(static).flatten().expand(1, self.last, -1).contiguous()
-        self.shorter = without_layers(self.models.plain, self.removed)
-        self.calls = {
-            DENSE: partial(self._run, self.work(self.models.plain), nullcontext),
-            MASKED: partial(
-                self._run, self._work_under(self.choice, MASKED), self.choosing(self.choice, MASKED)
-            ),
-            SPARSE: partial(
-                self._run, self._work_under(self.choice, SPARSE), self.choosing(self.choice, SPARSE)
-            ),
-            LIMIT: partial(self._run, self.work(self.shorter), nullcontext),
-        }
-
-    def choosing(self, choice: Tensor, execution: str) -> Callable[[], AbstractContextManager[Any]]:
-        """The context in which the routed model makes these choices in this way."""
-        routed = self.models.routed
-
-        def enter() -> AbstractContextManager[Any]:
-            stack = ExitStack()
-            stack.enter_context(force_decision(routed, choice))
-            stack.enter_context(executed(routed, execution))
-            return stack
-
-        return enter
-
-    def _work_under(self, choice: Tensor, execution: str) -> Callable[[], Result]:
-        with self.choosing(choice, execution)(), torch.inference_mode():
-            return self.work(self.models.routed)
-
-    @staticmethod
-    def _run(call: Callable[[], Result], context: Callable[[], AbstractContextManager[Any]]) -> Result:
-        with context(), torch.inference_mode():
-            return call()
-
-    def gate(self, tolerance: float) -> Iterator[Check]:
-        """Masked equals sparse, switched off equals plain, and skipped by all equals removed."""
-        masked, sparse = self.calls[MASKED](), self.calls[SPARSE]()
-        yield from each_pair(
-            _named(sparse, "sparse and masked"), _named(masked, "sparse and masked"), tolerance
-        )
-        same = "disabled and dense"
-        routed = self.models.routed
-        off = partial(router_disabled, routed)
-        with off(), torch.inference_mode():
-            work = self.work(routed)
-        switched_off, plain = self._run(work, off), self.calls[DENSE]()
-        yield from each_pair(_named(switched_off, same), _named(plain, same), 0.0)
-        config = get_router(routed).config
-        if config.skip_path == "identity" and config.unit in ("block", "attention+mlp"):
-            work = self._work_under(self.static, SPARSE)
-            skipped = self._run(work, self.choosing(self.static, SPARSE))
-            yield Check.compare(
-                "logits of sparse, these layers skipped by all, and limit",
-                skipped["logits"],
-                self.calls[LIMIT]()["logits"],
-                tolerance,
-            )
-
-    def facts(
-        self, tokens: int, cache_bytes: Callable[[Result], int], device: torch.device
-    ) -> dict[str, dict[str, Value]]:
-        """Executed FLOPs a token, peak memory of a call and bytes of keys and values, by arm."""
-        found: dict[str, dict[str, Value]] = {}
-        for name, call in self.calls.items():
-            with flop_counter() as counter:
-                peak, result = peak_memory(call, device)
-            found[name] = {
-                "executed_flops_per_token": counter.get_total_flops() / tokens,
-                "kv_bytes": cache_bytes(result),
-                "peak_bytes": peak,
-            }
-        layers = len(self.models.routed_layers)
-        found[LIMIT]["layers_removed"] = len(self.removed)
-        found[LIMIT]["layers_routed"] = layers
-        return found
-
-    def prepared(self, setting: Setting, tokens: int, cache_bytes: Callable[[Result], int]) -> Prepared:
-        """The row, ready to be gated and timed."""
-        layers = len(self.models.routed_layers)
-        return Prepared(
-            gate=lambda: list(self.gate(_TOLERANCE[setting.dtype])),
-            arms=dict(self.calls),
-            count=lambda: self.facts(tokens, cache_bytes, setting.device),
-            limit=Limit(arm=LIMIT, factor=self.skip * layers / len(self.removed)),
-        )
-
-
-def _named(result: Result, pair: str) -> dict[str, Tensor]:
-    return {f"{name} of {pair}": value for name, value in result.items()}
-
-
-def arms(setting: Setting, skip: float, work: Work, *, rows: int, first: int, last: int) -> Arms:
-    """The arms of one row."""
-    return Arms(
-        models=models_of(setting), skip=skip, rows=rows, first=first, last=last, seed=setting.seed, work=work
-    )
-
-
-def keys_and_values(cache: Any) -> Sequence[Tensor]:
-    """All that a cache holds; zeros in the slots that a row of an evicting layer has not filled."""
-    found = []
-    for layer in cache.layers:
-        slots = getattr(layer, "slots", None)
-        for held in (layer.keys, layer.values):
-            if held is not None:
-                found.append(held if slots is None else held * (slots >= 0)[:, None, :, None])
-    return found
+CASES = {
+    "prefill": Case(
+        description="""\
+Time the reading of prompts, as `generate` does it (keys and values go to a cache, logits of the last token only; with
+--scoring no cache, logits of all tokens): plain transformers, the routed model in masked and in sparse execution by
+forced random decisions, and the structural limit, the same model with that share of the routed layers removed. Before
+that, sparse must equal masked, a switched-off router the plain model, and layers that all tokens skip layers that are
+not there.""",
+        add_arguments=_prefill_arguments,
+        comparisons=partial(comparisons, "prefill"),
+    ),
+    "decode": Case(
+        description="""\
+Time decoding: one call of the model for each new token of a row, behind a cache that holds T tokens. Plain
+transformers, the routed model in masked and in sparse execution by forced random decisions, and the structural limit,
+the same model with that share of the routed layers removed. Keys and values that waited are projected within the time
+measured. Before that, sparse must equal masked at every new token, a switched-off router the plain model, and layers
+that all tokens skip layers that are not there.""",
+        add_arguments=_decode_arguments,
+        comparisons=partial(comparisons, "decode"),
+    ),
+    "train-skipping": Case(
+        description="""\
+Time training steps (forward, backward, clipping, AdamW over all parameters) of a model whose tokens skip layers, with
+the estimator `selected`: plain transformers, everything computed (masked) and chosen paths only (sparse), by forced
+random decisions, and the structural limit, the plain model with that share of the routed layers removed. Before that,
+masked and sparse must give the same gradients, a switched-off router those of the plain model, and layers that all
+tokens skip those of layers that are not there.""",
+        add_arguments=add_arguments,
+        comparisons=partial(comparisons, "train"),
+    ),
+}

@@ -1,24 +1,26 @@
 """Case ``train``: whole training steps of a routed model and of a static one, on the same batches."""
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerroute.benchmark.case import Check, Comparison, Prepared, Value
-from layerroute.benchmark.twins import plain_twin
+from layerroute.argument_types import at_least
+from layerroute.benchmark.case import Case, Check, Comparison, Prepared, Value, agree
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
-from layerroute.hybrid.configuration import PATHS
+from layerroute.hybrid.hybrid_config import PATHS
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
-from layerroute.routing import forced
+from layerroute.routing import collect_decisions, forced
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.training.models import Vocabulary, build_model, model_config, model_figures
 from layerroute.training.objective import training_loss
-from layerroute.training.optimization import decay_parameter_names
+from layerroute.training.optimization import ParameterGroup, decay_parameter_names, optimizer_groups
 
 DESCRIPTION = """\
 Time training steps (forward, backward, clipping, AdamW) of the models of two recipes on the same batches of random
@@ -26,54 +28,54 @@ tokens, executed as in training: both paths of a routed layer are computed (mask
 trains sparsely. Before that, each routed model, with every token sent to one path, must equal the plain model that has
 its weights: logits and gradients."""
 
-STATIC, ROUTED = "attention_routing/baseline", "attention_routing/dynamic"
+_ROUTED = "attention_routing/dynamic"
 _BATCHES = 4
 _TOLERANCE = 2e-4
 _COMPARED_SEQUENCES = 2
-_GPT2_VOCABULARY = 50257
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     parser.add_argument(
-        "--static", default=STATIC, metavar="RECIPE", help="the model held against (default: %(default)s)"
+        "--static",
+        default="attention_routing/baseline",
+        metavar="RECIPE",
+        help="the model held against (default: %(default)s)",
     )
     parser.add_argument(
         "--routed",
         nargs="+",
-        default=[ROUTED],
+        default=[_ROUTED],
         metavar="RECIPE",
-        help=f"the models compared with it (default: {ROUTED})",
+        help=f"the models compared with it (default: {_ROUTED})",
     )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="sequences a step (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--sequence-length", type=int, metavar="T", help="tokens a sequence (default: the static recipe's)"
-    )
+    for option, metavar, what in (
+        ("--batch-size", "N", "sequences a step (default: the recipe's)"),
+        ("--sequence-length", "T", "tokens a sequence (default: the static recipe's)"),
+    ):
+        parser.add_argument(option, type=at_least(1), metavar=metavar, help=what)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the static recipe's")
 
 
-def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
+def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row: the static arm and every routed one take turns."""
-    static = load_recipe(arguments.static)
-    recipes = {static.name: static}
-    for path in arguments.routed:
+    recipes: dict[str, Recipe] = {}
+    for path in (arguments.static, *arguments.routed):
         recipe = load_recipe(path)
         if recipe.name in recipes:
             raise UserError(
                 f"two recipes are named {recipe.name!r}; give each its own name to tell them apart."
             )
-        recipes[recipe.name] = recipe
-    for recipe in recipes.values():
         if recipe.capability != "attention_routing":
             raise UserError(
                 f"recipe {recipe.name!r} is for {recipe.capability}; this case trains attention_routing models."
             )
+        recipes[recipe.name] = recipe
+    static = next(iter(recipes.values()))
     if all("routed" not in _pattern(recipe) for recipe in recipes.values()):
         raise UserError("none of the recipes has a routed layer; give one that has with --routed RECIPE.")
-    batch = _positive("--batch-size", arguments.batch_size, static.train.batch_size)
-    time = _positive("--sequence-length", arguments.sequence_length, static.data.sequence_length)
+    batch = arguments.batch_size or static.train.batch_size
+    time = arguments.sequence_length or static.data.sequence_length
     device = choose_device(static.train.device)
     precision = choose_precision(arguments.precision or static.train.precision, device).name
     return [
@@ -88,14 +90,11 @@ def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
     ]
 
 
+CASES = {"train": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
+
+
 def _pattern(recipe: Recipe) -> Sequence[str]:
     return HybridConfig(**recipe.model).layer_pattern or []
-
-
-def _positive(option: str, given: int | None, default: int) -> int:
-    if given is not None and given < 1:
-        raise UserError(f"{option} is {given}; give at least 1.")
-    return default if given is None else given
 
 
 class TrainingStep:
@@ -105,34 +104,30 @@ class TrainingStep:
         self, recipe: Recipe, model: HybridForCausalLM, batches: Sequence[Tensor], precision: str
     ) -> None:
         config = recipe.train
-        self.recipe, self.model, self.batches, self.precision = recipe, model, batches, precision
-        self.device = batches[0].device
-        self.steps = 0
-        decayed = set(decay_parameter_names(model))
-        named = list(model.named_parameters())
+        self.recipe, self.model, self.precision = recipe, model, precision
+        self.batches = itertools.cycle(batches)
+        groups, _ = optimizer_groups(
+            [ParameterGroup(name="model", parameters=dict(model.named_parameters()))],
+            decay_parameter_names(model),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for n, p in named if n in decayed], "weight_decay": config.weight_decay},
-                {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
+            groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
         )
 
     def __call__(self) -> None:
         """Train on one batch."""
-        config = self.recipe.train
-        batch = self.batches[self.steps % len(self.batches)]
-        self.steps += 1
+        config, batch = self.recipe.train, next(self.batches)
         self.optimizer.zero_grad()
-        parts = batch.tensor_split(min(config.gradient_accumulation, len(batch)))
-        for ids in parts:
-            with autocast(self.precision, self.device):
+        for ids in batch.tensor_split(min(config.gradient_accumulation, len(batch))):
+            precision = autocast(self.precision, batch.device)
+            with precision, collect_decisions(self.model, graph=True) as decisions:
                 output = self.model(input_ids=ids, labels=ids, use_cache=False)
             assert output.loss is not None
             rate = float(self.recipe.model.get("routing", {}).get("rate", 0.5))
-            loss = training_loss(self.recipe.objective, output.loss, output.decision, rate=rate).total
+            decision = decisions[0] if decisions else None
+            loss = training_loss(self.recipe.objective, output.loss, decision, rate=rate).total
             (loss * (len(ids) / len(batch))).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
         self.optimizer.step()
@@ -143,35 +138,38 @@ def _prepare(
 ) -> Prepared:
     vocabulary = {name: _vocabulary(recipe) for name, recipe in recipes.items()}
     generator = torch.Generator().manual_seed(0)
-    smallest = min(vocabulary.values())
-    batches = [
-        torch.randint(smallest, (batch, time), generator=generator).to(device) for _ in range(_BATCHES)
-    ]
-    models, facts = {}, {}
+    drawn = (
+        torch.randint(min(vocabulary.values()), (batch, time), generator=generator) for _ in range(_BATCHES)
+    )
+    batches = [ids.to(device) for ids in drawn]
+    arms = {}
     for name, recipe in recipes.items():
         config = model_config(recipe.model, Vocabulary(size=vocabulary[name]))
-        models[name] = build_model(config, seed=recipe.seed).train()
-        models[name].to(device)
-        facts[name] = _facts(models[name], recipe, time)
-    arms = {name: TrainingStep(recipes[name], model, batches, precision) for name, model in models.items()}
+        model: Any = build_model(config, seed=recipe.seed).train()
+        arms[name] = TrainingStep(recipe, model.to(device), batches, precision)
+
+    def gate() -> Iterator[Check]:
+        for name, arm in arms.items():
+            for index, path in enumerate(PATHS) if arm.model.config.routed_layers else ():
+                what = f"{{}} of {name} with all tokens on {path} and of the plain {path} model"
+                ids = batches[0][:_COMPARED_SEQUENCES]
+                with forced(arm.model, index):
+                    routed = _results(arm.model, ids)
+                yield from agree(what, routed, _results(plain_model(arm.model, path), ids), _TOLERANCE)
+
     return Prepared(
-        gate=lambda: [
-            check
-            for name, model in models.items()
-            if model.config.routed_layers
-            for check in _checks(name, model, batches[0])
-        ],
+        gate=gate,
         arms=arms,
-        facts=facts,
+        count=lambda: {name: _facts(arm.model, recipes[name], time) for name, arm in arms.items()},
     )
 
 
 def _vocabulary(recipe: Recipe) -> int:
     """What the recipe's tokenizer will have, without asking for its data."""
-    given = recipe.model.get("vocab_size")
-    if given is not None:
-        return int(given)
-    return recipe.data.vocabulary_size if recipe.data.tokenizer == "bpe" else _GPT2_VOCABULARY
+    bpe = recipe.data.tokenizer == "bpe"
+    return int(
+        recipe.model.get("vocab_size") or (recipe.data.vocabulary_size if bpe else HybridConfig().vocab_size)
+    )
 
 
 def _facts(model: HybridForCausalLM, recipe: Recipe, time: int) -> dict[str, Value]:
@@ -194,27 +192,42 @@ def _execution(config: HybridConfig) -> str:
     return config.execution if sparse else "masked"
 
 
-def _checks(name: str, model: HybridForCausalLM, batch: Tensor) -> Iterator[Check]:
-    ids = batch[:_COMPARED_SEQUENCES]
-    for index, path in enumerate(PATHS):
-        what = f"of {name} with all tokens on {path} and of the plain {path} model"
-        yield from _same(what, model, plain_twin(model, path), ids, force=index)
+def _results(model: HybridForCausalLM, ids: Tensor) -> dict[str, Tensor]:
+    """Logits, and the embedding's gradient, in inference mode and in fp32."""
+    was_training = model.training
+    output = model.eval()(input_ids=ids, labels=ids, use_cache=False)
+    model.train(was_training)
+    assert output.loss is not None and output.logits is not None
+    (gradient,) = torch.autograd.grad(output.loss, [model.model.embed_tokens.weight])
+    return {"logits": output.logits.detach(), "gradients": gradient}
 
 
-def _same(
-    what: str, routed: HybridForCausalLM, plain: HybridForCausalLM, ids: Tensor, *, force: int
-) -> Iterator[Check]:
-    """Compare logits, and the embedding's gradient, in inference mode and in fp32."""
+def plain_model(routed: HybridForCausalLM, path: str) -> HybridForCausalLM:
+    """The model in which every routed layer is a plain ``path`` layer, with copies of the same weights.
 
-    def results(model: HybridForCausalLM) -> tuple[Tensor, Tensor]:
-        was_training = model.training
-        output = model.eval()(input_ids=ids, labels=ids, use_cache=False)
-        model.train(was_training)
-        assert output.loss is not None and output.logits is not None
-        (gradient,) = torch.autograd.grad(output.loss, [model.model.embed_tokens.weight])
-        return output.logits.detach(), gradient
+    Args:
+        routed: a model with routed layers; left as it is. The plain one is on its device and in its mode.
+        path: ``gdn`` or ``softmax``.
+    """
+    config: Any = routed.config
+    settings = {**config.to_dict(), "router_layer": None, "granularity": "token"}
+    settings["layer_pattern"] = [path if kind == "routed" else kind for kind in config.layer_pattern or []]
+    settings.pop("model_type", None)
+    plain: Any = HybridForCausalLM(HybridConfig(**settings))
+    state = {_plain_name(name, config, path): tensor for name, tensor in routed.state_dict().items()}
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    plain.to(next(routed.parameters()).device)
+    return plain.train(routed.training)
 
-    with forced(routed, force):
-        actual = results(routed)
-    for kind, mine, theirs in zip(("logits", "gradients"), actual, results(plain), strict=True):
-        yield Check.compare(f"{kind} {what}", mine, theirs, _TOLERANCE)
+
+def _plain_name(name: str, config: HybridConfig, path: str) -> str:
+    """What a routed model's parameter is called in the plain one; the other path's names stay, and fit nothing."""
+    for layer in config.routed_layers:
+        here = f"model.layers.{layer}."
+        if config.routed_unit == "block":
+            name = name.replace(f"{here}paths.{path}.", f"{here}block.")
+            continue
+        name = name.replace(f"{here}paths.{path}.", f"{here}block.mixer.")
+        for shared in ("mixer_norm", "mlp_norm", "mlp"):
+            name = name.replace(f"{here}{shared}.", f"{here}block.{shared}.")
+    return name

@@ -1,37 +1,11 @@
-"""Arguments that several commands have, each stated once; and types that check a value while the line is read."""
+"""Arguments that several commands have, each stated once. Types that need no output are in `argument_types`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
+from layerroute.argument_types import at_least
 from layerroute.cli.output import file
 from layerroute.data.configuration import DataConfig
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Type of an argument that is a whole number from ``least`` on."""
-
-    def whole(word: str) -> int:
-        try:
-            number = int(word)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is too few; it must be at least {least}")
-        return number
-
-    return whole
-
-
-def share(word: str) -> float:
-    """Type of an argument that is a share between 0 and 1, and neither of them."""
-    try:
-        number = float(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
-    if not 0.0 < number < 1.0:
-        raise argparse.ArgumentTypeError(f"{word} is not a share between 0 and 1")
-    return number
 
 
 def json_file(word: str) -> Path:

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.output import file, json_alone, make_console, print_json
+from layerroute.argument_types import at_least
+from layerroute.cli.arguments import add_json, add_threads, figure_file, json_file, use_threads
+from layerroute.cli.output import json_alone, make_console, print_json
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
-    from layerroute.benchmark.case import Comparison
+    from layerroute.benchmark.case import Case, Comparison
 
 DRAWN = ("prefill", "decode", "train-skipping", "attention", "hybrid")
 """Cases whose records can be drawn as speed-up against the share left out."""
@@ -58,60 +60,41 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.case == "figure":
         return _draw(arguments)
-
     case = load_case(arguments.case)
-    parser = arguments.parser_class(
-        prog=f"layerroute bench {arguments.case}",
-        description=case.DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _parser(arguments, case.description)
     case.add_arguments(parser)
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=at_least(3),
         default=7,
         help="rounds of paired measurement, at least 3 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)"
-    )
+    add_threads(parser)
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
         help="wall (default), or cpu: CPU seconds of all threads, for a machine that others use too",
     )
-    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
-    parser.add_argument("--out", type=file, metavar="FILE", help="also write the record to this .json file")
+    add_json(parser, "the record as JSON instead of the table")
+    parser.add_argument(
+        "--out", type=json_file, metavar="FILE", help="also write the record to this .json file"
+    )
     parser.add_argument(
         "--figure",
-        type=file,
+        type=figure_file,
         metavar="FILE",
         help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
     )
     options = parser.parse_args(arguments.options)
-    if options.repeats < 3:
-        raise UserError(f"--repeats is {options.repeats}; a median with a spread needs at least 3.")
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads is {options.threads}; give at least 1.")
-    if options.out is not None and options.out.suffix != ".json":
-        raise UserError(f"--out {options.out}: give the name of a .json file.")
-    if options.figure is not None and options.figure.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--figure {options.figure}: give the name of a .png, .svg or .pdf file.")
     if options.figure is not None and arguments.case not in DRAWN:
         raise UserError(
             f"bench {arguments.case} has no speed-up by share to draw; --figure is for {', '.join(DRAWN)}."
         )
-    if options.out is not None and options.out.is_dir():
-        raise UserError(f"--out {options.out} is a folder; give the name of a .json file.")
-
-    import torch
-
     from layerroute.benchmark.case import RedGate
+    from layerroute.benchmark.output import print_table, save
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    use_threads(options)
     command = shlex.join(["layerroute", "bench", arguments.case, *arguments.options])
     try:
         record = _measure(arguments.case, case, options, command)
@@ -119,28 +102,46 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"layerroute: bench {arguments.case}: the equality gate is red: {red}", file=sys.stderr)
         return 1
     lines: list[str] = []
-    case_module: Any = case
-    if hasattr(case, "conclude"):
-        record["conclusion"] = case_module.conclude(record)
-        lines = case_module.conclusion_lines(record)
-    _show(record, options)
-    if not options.json:
-        print("\n".join(lines), end="\n" if lines else "")
+    if case.conclude is not None:
+        record["conclusion"], lines = case.conclude(record)
+    if options.out is not None:
+        save(options.out, record)
+    if options.figure is not None:
+        from layerroute.lab.report.figures_speed import speed_figure
+
+        speed_figure(record, options.figure)
+    if options.json:
+        print_json(record, indent=2)
+        return 0
+    print_table(record, make_console())
+    print("\n".join(lines), end="\n" if lines else "")
     return 0
+
+
+def _parser(arguments: argparse.Namespace, description: str) -> argparse.ArgumentParser:
+    """Of what follows CASE; errors are told as those of the frame."""
+    made: argparse.ArgumentParser = arguments.parser_class(
+        prog=f"layerroute bench {arguments.case}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return made
 
 
 def _draw(arguments: argparse.Namespace) -> int:
     """``bench figure``: one figure of committed records, without measuring anything."""
-    parser = arguments.parser_class(
-        prog="layerroute bench figure",
-        description="Draw speed-up against the share left out, with the ideal line, from records of "
+    parser = _parser(
+        arguments,
+        "Draw speed-up against the share left out, with the ideal line, from records of\n"
         f"{', '.join(DRAWN)}: a panel for each size.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "records", nargs="+", type=Path, metavar="RECORD", help=".json file of bench CASE --out"
     )
-    parser.add_argument("--out", type=file, required=True, metavar="FILE", help="a .png, .svg or .pdf file")
+    parser.add_argument(
+        "--out", type=figure_file, required=True, metavar="FILE", help="a .png, .svg or .pdf file"
+    )
     options = parser.parse_args(arguments.options)
 
     from layerroute.lab.report.figures_speed import speed_figures
@@ -163,21 +164,22 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _measure(name: str, case: Any, options: argparse.Namespace, command: str) -> dict[str, Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _measure(name: str, case: "Case", options: argparse.Namespace, command: str) -> dict[str, Any]:
     from layerroute.benchmark.runner import run_comparisons
+    from layerroute.data.progress import stages
 
     comparisons = case.comparisons(options)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = make_console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=len(comparisons))
+    done = 0
+    with stages(True) as stage:
+        advance = stage(name)
 
-        def on_row(comparison: "Comparison", stage: str) -> None:
-            progress.update(task, description=f"{name}: {comparison.title}: {stage}")
-            if stage == "done":
-                progress.advance(task)
+        def on_row(comparison: "Comparison", step: str) -> None:
+            nonlocal advance, done
+            if step == "done":
+                done += 1
+            else:
+                advance = stage(f"{name}: {comparison.title}: {step}")
+            advance(done / len(comparisons))
 
         return run_comparisons(
             name,
@@ -187,18 +189,3 @@ def _measure(name: str, case: Any, options: argparse.Namespace, command: str) ->
             command=command,
             on_row=on_row,
         )
-
-
-def _show(record: dict[str, Any], options: argparse.Namespace) -> None:
-    from layerroute.benchmark.output import print_table, save
-
-    if options.out is not None:
-        save(options.out, record)
-    if options.figure is not None:
-        from layerroute.lab.report.figures_speed import speed_figure
-
-        speed_figure(record, options.figure)
-    if options.json:
-        print_json(record, indent=2)
-        return
-    print_table(record, make_console())

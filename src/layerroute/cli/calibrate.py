@@ -5,24 +5,23 @@ it on held-out text beside static pruning and random skipping with skip paths fi
 """
 
 import argparse
-import shlex
-import sys
 from dataclasses import replace
 
+from layerroute.argument_types import add_number, rate, share
+from layerroute.cli.arguments import json_file
 from layerroute.cli.calibration_inputs import (
     add_input_arguments,
-    check_budgets,
+    add_router_arguments,
     draw,
-    open_model,
-    settings,
-    suited,
+    open_base,
+    record_of,
 )
-from layerroute.cli.output import file, folder, print_json
+from layerroute.cli.output import folder, print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
-MOST, LEAST = 49152, 12288
+MOST, LEAST = 36864, 9216
 """Tokens of statistics: as many as the text has, between these."""
 
 EPILOG = """\
@@ -36,17 +35,17 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, budget, text, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser, statistics="49152, or what the text has, 12288 at least")
+    add_input_arguments(parser, statistics="36864, or what the text has, 9216 at least")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=share,
         required=True,
         metavar="SHARE",
         help="share of routed compute to skip, between 0 and 1: of --unit in --layers",
     )
     parser.add_argument(
         "--also",
-        type=float,
+        type=share,
         nargs="+",
         default=[],
         metavar="SHARE",
@@ -59,26 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]FILE",
         help="text for the table, in kinds as --data (default: further documents of --data)",
     )
-    parser.add_argument(
-        "--tokens-heldout",
-        type=int,
-        default=16384,
-        metavar="N",
-        help="tokens for the table (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tokens-search",
-        type=int,
-        default=1536,
-        metavar="N",
-        help="tokens for changes of one layer at a time (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--router",
-        choices=("per_layer", "token"),
-        default="per_layer",
-        help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
-    )
+    add_router_arguments(parser, judged="tokens for the table")
     parser.add_argument(
         "--allocation",
         choices=("even", "cost"),
@@ -87,18 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-share",
-        type=float,
+        type=rate,
         default=0.1,
         metavar="SHARE",
         help="of --allocation cost: a layer is skipped by none or by at least this share of the tokens (default: "
         "%(default)s)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--rounds",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of --allocation cost: share the budget out anew under the routing found, N - 1 times (default: 1)",
+        1,
+        "of --allocation cost: share the budget out anew under the routing found, N - 1 times",
     )
     parser.add_argument(
         "--out", type=folder, metavar="DIR", help="folder for the router (default: none is written)"
@@ -109,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the controls as router folders, to DIR/controls (static, random, periodic, early exit)",
     )
     parser.add_argument(
-        "--record", type=file, metavar="FILE", help="write the result record to this .json file"
+        "--record", type=json_file, metavar="FILE", help="write the result record to this .json file"
     )
 
 
@@ -117,24 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate; returns the exit code."""
     if arguments.controls and arguments.out is None:
         raise UserError("--controls needs --out: the folder to write them to")
-    if arguments.record is not None and arguments.record.suffix != ".json":
-        raise UserError(f"--record {arguments.record}: give the name of a .json file")
-    config = settings(
-        arguments,
-        tokens_statistics=MOST,
-        allocation=arguments.allocation,
-        budget=arguments.budget,
-        also=arguments.also,
-        granularity=arguments.router,
-        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
-        tokens_heldout=arguments.tokens_heldout,
-        min_share=arguments.min_share,
-        rounds=arguments.rounds,
-    )
     from layerroute.benchmark.output import save
     from layerroute.cli.calibration_table import show_calibration
     from layerroute.data.progress import stages
-    from layerroute.records import provenance, utc_now
+    from layerroute.records import utc_now
     from layerroute.skipping.calibration import (
         CONTROLS,
         TABLE,
@@ -142,79 +107,70 @@ def run(arguments: argparse.Namespace) -> int:
         compare_arms,
         result_sections,
         save_calibration,
+        score_budgets,
         verdict,
     )
 
     started = utc_now()
     field = arguments.text_field
     kinds = parse_kinds(arguments.data, text_field=field)
-    held_out_kinds = (
-        None if arguments.heldout is None else parse_kinds(arguments.heldout, "--heldout", text_field=field)
-    )
+    heldout_kinds = arguments.heldout and parse_kinds(arguments.heldout, "--heldout", text_field=field)
     texts = Texts(kinds)
-    heldout_texts = texts if held_out_kinds is None else Texts(held_out_kinds)
-    model, tokenizer = open_model(arguments.model, arguments.device)
-    config = suited(arguments, config, model, tokenizer)
-    check_budgets(model, config, [config.budget, *config.also])
+    heldout_texts = Texts(heldout_kinds) if heldout_kinds else texts
+    model, tokenizer, config = open_base(
+        arguments,
+        budget=arguments.budget,
+        checked=[arguments.budget, *arguments.also],
+        tokens_statistics=MOST,
+        allocation=arguments.allocation,
+        also=arguments.also,
+        granularity=arguments.router,
+        own_text=arguments.own_text,
+        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
+        tokens_heldout=arguments.tokens_heldout,
+        min_share=arguments.min_share,
+        rounds=arguments.rounds,
+    )
     with stages(True) as stage:
         advance = stage("text")
-        selection = draw(texts, tokenizer, config.tokens_selection, config.length, config.seed)
-        heldout = draw(heldout_texts, tokenizer, config.tokens_heldout, config.length, config.seed + 2)
+        selection = draw(texts, tokenizer, config, config.tokens_selection, 0)
+        heldout = draw(heldout_texts, tokenizer, config, config.tokens_heldout, 2)
         # Last, since they may take all that is left.
-        statistics = draw(
-            texts,
-            tokenizer,
-            config.tokens_statistics,
-            config.length,
-            config.seed + 1,
-            least=None if arguments.tokens_statistics else LEAST,
-        )
+        least = None if arguments.tokens_statistics else LEAST
+        statistics = draw(texts, tokenizer, config, config.tokens_statistics, 1, least=least)
         config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
-        device = model.device
+        seen, unseen = statistics.ids.to(model.device), heldout.ids.to(model.device)
         calibration = calibrate(
             model,
             config,
-            statistics=statistics.ids.to(device),
-            selection=selection.ids.to(device),
+            statistics=seen,
+            selection=selection.ids.to(model.device),
             controls=CONTROLS if arguments.controls else TABLE,
             stage=stage,
         )
-        scores, against = compare_arms(model, calibration, heldout.ids.to(device), stage=stage)
+        scores, against = compare_arms(model, calibration, unseen, stage=stage)
+        others = score_budgets(model, calibration, seen, unseen, stage=stage)
     if arguments.out is not None:
-        save_calibration(
-            model,
-            calibration,
-            statistics.ids.to(device),
-            arguments.out,
-            controls=arguments.controls,
-            notes={"kinds": texts.describe()},
-        )
+        notes = {"kinds": texts.describe()}
+        save_calibration(model, calibration, seen, arguments.out, controls=arguments.controls, notes=notes)
     unit = "" if config.unit == "block" else f"{config.unit}-"
-    record = {
-        "schema": 1,
-        "kind": "calibration",
-        "run": f"calibrate-{unit}{round(100 * config.budget)}",
-        "capability": "layer_skipping",
-        "model": arguments.model,
-        "command": shlex.join(["layerroute", "calibrate", *sys.argv[2:]]),
-        "started": started,
-        "finished": utc_now(),
-        "recipe": config.to_dict(),
-        "data": {
-            "source": texts.name,
-            "fingerprint": texts.fingerprint,
-            "kinds": texts.describe(),
-            "heldout_source": heldout_texts.name,
-            "heldout_fingerprint": heldout.fingerprint,
-            "windows": {
-                "statistics": len(statistics.ids),
-                "selection": len(selection.ids),
-                "heldout": len(heldout.ids),
-            },
+    record = record_of("calibration", arguments, started, config.to_dict(), texts)
+    record["run"] = f"calibrate-{unit}{round(100 * config.budget)}"
+    record["capability"] = "layer_skipping"
+    record["data"] |= {
+        "heldout_source": heldout_texts.name,
+        "heldout_fingerprint": heldout.fingerprint,
+        "windows": {
+            "statistics": len(statistics.ids),
+            "selection": len(selection.ids),
+            "heldout": len(heldout.ids),
         },
-        **result_sections(calibration, scores, against),
-        **provenance(),
+    }
+    record |= result_sections(calibration, scores, against)
+    record["budgets"] = {
+        f"{budget:g}": {"loss": one.loss, "skipped": one.skipped, "saved": one.saved}
+        for budget, one in others.items()
     }
     if arguments.record is not None:
         save(arguments.record, record)

@@ -1,13 +1,15 @@
-"""What `calibrate` and `headroom` share: their arguments, the model that they open and the text that they read."""
+"""What `calibrate`, `headroom` and `transfer` share: arguments, the model that they open, and the head of a record."""
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.arguments import add_text_field
+from layerroute.argument_types import add_number
+from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
+from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -39,94 +41,124 @@ def add_input_arguments(
     )
     parser.add_argument(
         "--layers",
+        type=parse_layers,
         metavar="LIST",
         help="layers that may be skipped: 4-28 or 4,6,8 (default: 4 to the last but one)",
     )
-    parser.add_argument(
-        "--router-layer",
-        type=int,
-        default=4,
-        metavar="N",
-        help="layers that always run (default: %(default)s)",
-    )
-    parser.add_argument("--rank", type=int, default=128, help="rank of the skip paths (default: %(default)s)")
-    parser.add_argument(
-        "--length",
-        type=int,
-        default=256,
-        metavar="T",
-        help="tokens of a window, one from each document (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tokens-statistics",
-        type=int,
-        metavar="N",
-        help=f"tokens to fit on (default: {statistics})",
-    )
-    parser.add_argument(
-        "--tokens-selection",
-        type=int,
-        default=2048,
-        metavar="N",
-        help="tokens to choose layers of static pruning on (default: %(default)s)",
-    )
+    add_number(parser, "--router-layer", 4, "layers that always run", least=0)
+    add_number(parser, "--rank", 128, "rank of the skip paths")
+    add_number(parser, "--length", 256, "tokens of a window, one from each document", least=16, metavar="T")
+    add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
+    add_number(parser, "--tokens-selection", 2048, "tokens to choose layers of static pruning on")
     parser.add_argument(
         "--seed", type=int, default=42, help="of the places of windows and of random decisions"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of the table")
+    add_threads(parser)
+    add_device(parser)
+    add_json(parser, "the record as JSON instead of the table")
 
 
-def parse_layers(text: str | None) -> list[int] | None:
-    """``4-28`` or ``4,6,8-10`` as a list in rising order.
+def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> None:
+    """What is calibrated and how much text judges it, for `calibrate` and `transfer`."""
+    add_number(parser, "--tokens-heldout", 16384, judged)
+    add_number(parser, "--tokens-search", 1536, "tokens for changes of one layer at a time")
+    parser.add_argument(
+        "--own-text",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="share of what the fits see that the model writes itself, beside the text given: fits then know more than "
+        "the kinds of text that are given (default: %(default)s; 0 for none)",
+    )
+    parser.add_argument(
+        "--router",
+        choices=("per_layer", "token"),
+        default="per_layer",
+        help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
+    )
 
-    Raises:
-        UserError: if it is neither.
-    """
-    if text is None:
-        return None
+
+def parse_layers(text: str) -> list[int]:
+    """``4-28`` or ``4,6,8-10`` as a list in rising order."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"--layers {text}: give layers like 4-28 or 4,6,8")
+            raise argparse.ArgumentTypeError(f"{text}: give layers like 4-28 or 4,6,8")
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)
 
 
-def settings(
+def open_base(
     arguments: argparse.Namespace,
     *,
+    budget: float,
+    checked: Sequence[float],
     tokens_statistics: int = 12288,
     allocation: str | None = None,
     **more: Any,
-) -> "CalibrationConfig":
-    """The arguments as a configuration, checked.
+) -> tuple[Any, Any, "CalibrationConfig"]:
+    """The model, on its device and in inference mode, its tokenizer, and the arguments as a configuration for it.
 
-    ``tokens_statistics`` where none are asked for; ``allocation`` by the unit, where it is None.
+    Args:
+        budget: of the configuration.
+        checked: the budgets that are to be held, all of them.
+        tokens_statistics: where none are asked for.
+        allocation: None goes by the unit.
+        more: further fields of the configuration.
+
+    Raises:
+        UserError: there is no such model; its tokenizer has ids for which it has no embedding; it is to skip layers
+            that it does not have; a budget that no static subset of them can meet.
     """
+    import torch
+    from transformers.utils import logging
+
+    from layerroute.precision import choose_device
     from layerroute.skipping.calibration import CalibrationConfig
+    from layerroute.skipping.calibration.transfer import check_budget
+    from layerroute.skipping.families import decoder_stack, family_of
+    from layerroute.skipping.pretrained import load_pretrained, special_tokens
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise UserError(f"--threads is {arguments.threads}; give at least 1")
-        import torch
-
-        torch.set_num_threads(arguments.threads)
+    use_threads(arguments)
+    logging.disable_progress_bar()
     unit = arguments.unit or "mlp"
-    return CalibrationConfig(
+    config = CalibrationConfig(
         unit=unit,
-        **_allocated(allocation or ("cost" if unit == "block" else "even")),
-        layers=parse_layers(arguments.layers),
+        budget=budget,
+        layers=arguments.layers,
         router_layer=arguments.router_layer,
         rank=arguments.rank,
         length=arguments.length,
-        tokens_statistics=arguments.tokens_statistics or tokens_statistics,
         tokens_selection=arguments.tokens_selection,
         seed=arguments.seed,
+        tokens_statistics=arguments.tokens_statistics or tokens_statistics,
+        **_allocated(allocation or ("cost" if unit == "block" else "even")),
         **more,
     )
+    device = choose_device(arguments.device)
+    # On a CPU bf16 is no faster, and on many far slower.
+    dtype = torch.float32 if device.type == "cpu" else "auto"
+    model, tokenizer = load_pretrained(arguments.model, dtype=dtype)
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    rows = embeddings.num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{arguments.model}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: they do "
+            "not fit"
+        )
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    stack = decoder_stack(model)[1]
+    config = replace(config, sink_ids=special_tokens(tokenizer))
+    if arguments.unit is None and family_of(model, stack) is None:
+        print(
+            "layerroute: the layers of this model cannot be taken apart; whole layers skip", file=sys.stderr
+        )
+        config = replace(config, unit="block", **_allocated("cost"))
+    for share in checked:
+        check_budget(share, len(config.skip_config(len(stack)).layers or []))
+    return model, tokenizer, config
 
 
 def _allocated(allocation: str) -> dict[str, Any]:
@@ -134,24 +166,14 @@ def _allocated(allocation: str) -> dict[str, Any]:
     return {"allocation": allocation, "refits": 2 if allocation == "cost" else 1}
 
 
-def suited(
-    arguments: argparse.Namespace, config: "CalibrationConfig", model: Any, tokenizer: Any
-) -> "CalibrationConfig":
-    """The configuration for this model: what always runs, and whole layers where they cannot be taken apart."""
-    from layerroute.skipping.families import decoder_stack, family_of
-    from layerroute.skipping.pretrained import special_tokens
-
-    config = replace(config, sink_ids=special_tokens(tokenizer))
-    if arguments.unit is None and family_of(model, decoder_stack(model)[1]) is None:
-        print(
-            "layerroute: the layers of this model cannot be taken apart; whole layers skip", file=sys.stderr
-        )
-        config = replace(config, unit="block", **_allocated("cost"))
-    return config
-
-
 def draw(
-    texts: Texts, tokenizer: Any, tokens: int, length: int, seed: int, *, least: int | None = None
+    texts: Texts,
+    tokenizer: Any,
+    config: "CalibrationConfig",
+    tokens: int,
+    seed: int,
+    *,
+    least: int | None = None,
 ) -> "Windows":
     """The next windows of every kind, in their shares; where text runs short ``least`` tokens suffice."""
     from layerroute.skipping.calibration import draw_windows
@@ -160,47 +182,28 @@ def draw(
         texts.documents,
         tokenizer,
         tokens=tokens,
-        length=length,
-        seed=seed,
+        length=config.length,
+        seed=config.seed + seed,
         shares=texts.shares,
         least=least,
     )
 
 
-def check_budgets(model: Any, config: "CalibrationConfig", budgets: Iterable[float]) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of the model's routed layers can meet."""
-    from layerroute.skipping.calibration.transfer import check_budget
-    from layerroute.skipping.families import decoder_stack
+def record_of(
+    kind: str, arguments: argparse.Namespace, started: str, recipe: dict[str, Any], texts: Texts
+) -> dict[str, Any]:
+    """What all their records begin with; ``kind`` is the command, but for that of `calibrate`."""
+    from layerroute.records import provenance, utc_now
 
-    layers = config.skip_config(len(decoder_stack(model)[1])).layers or []
-    for budget in budgets:
-        check_budget(budget, len(layers))
-
-
-def open_model(name: str, device: str) -> tuple[Any, Any]:
-    """The model, on its device and in inference mode, and its tokenizer.
-
-    Raises:
-        UserError: if there is no such model, or the tokenizer has ids for which the model has no embedding.
-    """
-    import torch
-    from transformers.utils import logging
-
-    from layerroute.skipping.pretrained import load_pretrained
-
-    logging.disable_progress_bar()
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise UserError("--device cuda: torch sees no CUDA device here; use cpu")
-    target = "cuda" if device != "cpu" and cuda else "cpu"
-    # On a CPU bf16 is no faster, and on many far slower.
-    model, tokenizer = load_pretrained(name, dtype=torch.float32 if target == "cpu" else "auto")
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, torch.nn.Embedding)
-    rows = embeddings.num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: they do not fit"
-        )
-    model.to(torch.device(target))  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    return model, tokenizer
+    command = "calibrate" if kind == "calibration" else kind
+    return {
+        "schema": 1,
+        "kind": kind,
+        "model": arguments.model,
+        "command": command_line(command),
+        "started": started,
+        "finished": utc_now(),
+        "recipe": recipe,
+        "data": {"source": texts.name, "fingerprint": texts.fingerprint, "kinds": texts.describe()},
+        **provenance(),
+    }

@@ -34,6 +34,11 @@ def show_calibration(record: dict[str, Any], verdict: str) -> None:
                 "" if unequal is None or arm is arms["dense"] else f"{unequal['mean']:+.4f}",
             ]
         )
+        if arm is arms["routed"]:
+            for budget, one in record.get("budgets", {}).items():
+                shares = [f"{one['skipped']:.1%}", f"{one['saved']:.1%}"]
+                losses = [f"{one['loss']:.4f}", f"{one['loss'] - dense:+.4f}"]
+                rows.append([f"  at budget {float(budget):.0%}", *shares, *losses, "", "", ""])
     headings = [
         "",
         "skipped",

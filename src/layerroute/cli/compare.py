@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from layerroute.cli.output import make_console, print_json
-
-if TYPE_CHECKING:
-    from layerroute.lab.runs import Run
 
 DESCRIPTION = """\
 Print the tables that compare runs: final losses with the bigram model beside them, differences paired by seed, routing,
@@ -54,15 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison."""
-    from layerroute.lab.comparison import compare_runs
+    from layerroute.lab.compare import compare
     from layerroute.lab.runs import load_runs
-    from layerroute.lab.skipping import CAPABILITY
 
-    runs = load_runs(arguments.runs)
-    if runs and all(run.record["capability"] == CAPABILITY for run in runs):
-        return _skipping(runs, arguments)
-    comparison = compare_runs(
-        runs,
+    comparison = compare(
+        load_runs(arguments.runs),
         baseline=arguments.baseline,
         subject=arguments.subject,
         allow_different_data=arguments.allow_different_data,
@@ -73,22 +64,4 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.lab.report.terminal import print_comparison
 
     print_comparison(comparison, make_console())
-    return 0
-
-
-def _skipping(runs: Sequence[Run], arguments: argparse.Namespace) -> int:
-    from layerroute.lab.skipping import compare_skipping
-
-    comparison = compare_skipping(
-        runs,
-        baseline=arguments.baseline,
-        subject=arguments.subject,
-        allow_different_data=arguments.allow_different_data,
-    )
-    if arguments.json:
-        print_json(comparison.to_dict(), indent=2)
-        return 0
-    from layerroute.lab.report.terminal import print_skipping
-
-    print_skipping(comparison, make_console())
     return 0

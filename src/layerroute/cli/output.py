@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,11 @@ def _descriptor(stream: Any) -> int | None:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def command_line(name: str) -> str:
+    """The command that runs, for records."""
+    return shlex.join(["layerroute", name, *sys.argv[2:]])
 
 
 def print_json(content: Any, *, indent: int | None = None) -> None:

@@ -8,13 +8,11 @@ an interruption.
 """
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
-from typing import Any
 
+from layerroute.argument_types import share
 from layerroute.cli.arguments import add_serve
-from layerroute.cli.calibration_inputs import add_input_arguments
+from layerroute.cli.calibration_inputs import add_input_arguments, add_router_arguments, record_of
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
@@ -33,30 +31,15 @@ RECORD = "transfer.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model or router, kinds of text, budgets, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser, metavar="ROUTER|MODEL", statistics="24576: there are many calibrations")
+    add_input_arguments(parser, metavar="ROUTER|MODEL", statistics="18432: there are many calibrations")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=share,
         nargs="+",
         metavar="SHARE",
         help="shares of routed compute to skip (default: 0.25; of a router: its own)",
     )
-    parser.add_argument(
-        "--router",
-        choices=("per_layer", "token"),
-        default="per_layer",
-        help="see calibrate (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tokens-search", type=int, default=1536, metavar="N", help="see calibrate (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--tokens-heldout",
-        type=int,
-        default=16384,
-        metavar="N",
-        help="tokens to judge on, of each kind (default: %(default)s)",
-    )
+    add_router_arguments(parser, judged="tokens to judge on, of each kind")
     parser.add_argument(
         "--against",
         nargs="+",
@@ -85,41 +68,28 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.serve is not None and not routed:
         raise UserError("--serve is for a ROUTER folder; a model is calibrated and served by thresholds")
-    for budget in arguments.budget or ():
-        if not 0.0 < budget < 1.0:
-            raise UserError(f"--budget {budget}: a share of compute to skip lies between 0 and 1")
     if len(set(arguments.budget or ())) < len(arguments.budget or ()):
         raise UserError("--budget names a share twice")
     texts = Texts(kinds)
-    same = [
-        [k for k, own in texts.fingerprints.items() if own == print_]
-        for print_ in texts.fingerprints.values()
-    ]
-    if twice := next((names for names in same if len(names) > 1), None):
+    prints = texts.fingerprints
+    twice = [kind for kind, own in prints.items() if list(prints.values()).count(own) > 1]
+    if twice:
+        names = [kind for kind in twice if prints[kind] == prints[twice[0]]]
         raise UserError(
-            f"the kinds {' and '.join(map(repr, twice))} hold the same text; one text has one kind"
+            f"the kinds {' and '.join(map(repr, names))} hold the same text; one text has one kind"
         )
     from layerroute.benchmark.output import save
     from layerroute.cli import transfer_cells
-    from layerroute.records import provenance, utc_now
+    from layerroute.records import utc_now
 
     started = utc_now()
     work = transfer_cells.judge_router if routed else transfer_cells.leave_one_out
     recipe, cells = work(arguments, texts)
-    record: dict[str, Any] = {
-        "schema": 1,
-        "kind": "transfer",
+    record = record_of("transfer", arguments, started, recipe, texts) | {
         "run": f"transfer-{Path(arguments.model).name}",
         "capability": "layer_skipping",
-        "model": arguments.model,
-        "command": shlex.join(["layerroute", "transfer", *sys.argv[2:]]),
-        "started": started,
-        "finished": utc_now(),
-        "recipe": recipe,
-        "data": {"source": texts.name, "fingerprint": texts.fingerprint, "kinds": texts.describe()},
         "rows": [row for cell in cells for row in cell["rows"]],
         "seconds": sum(cell["seconds"] for cell in cells),
-        **provenance(),
     }
     if arguments.out is not None:
         from layerroute.lab.report.transfer import write_transfer

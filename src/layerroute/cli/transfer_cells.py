@@ -7,12 +7,15 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from layerroute.benchmark.output import save
-from layerroute.cli.calibration_inputs import check_budgets, open_model, settings, suited
-from layerroute.data.progress import stages
+from layerroute.cli.calibration_inputs import open_base
+from layerroute.data.progress import Stage, stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
@@ -20,6 +23,7 @@ from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, s
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import match_all
+from layerroute.skipping.calibration.own_text import sample_own_text
 from layerroute.skipping.calibration.transfer import (
     STATIC,
     fingerprint_of,
@@ -43,51 +47,62 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
         The recipe, and the cells.
     """
     budgets = list(arguments.budget or DEFAULT_BUDGETS)
-    config = settings(
+    model, tokenizer, config = open_base(
         arguments,
-        tokens_statistics=24576,
         budget=budgets[0],
+        checked=budgets,
+        tokens_statistics=18432,
         granularity=arguments.router,
+        own_text=arguments.own_text,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
     )
-    model, tokenizer = open_model(arguments.model, arguments.device)
-    config = suited(arguments, config, model, tokenizer)
-    check_budgets(model, config, budgets)
     held_out, selection, statistics = _pools(config, texts, tokenizer)
     cells: list[Cell] = []
     base, total = fingerprint(model), len(budgets) * len(texts.shares)
     with stages(True) as stage:
+        written: list[Tensor] = []
+
+        def own_text() -> Tensor:  # once, and only if there is a cell to be made
+            if not written:
+                advance = stage("the model's own text")
+                windows = config.tokens_statistics // config.length
+                written.append(sample_own_text(model, config, windows, advance=advance))
+            return written[0]
+
         for left_out in texts.shares:
+            home, seen, chosen = (
+                mixed_without(left_out, pools, tokens, config.length, texts.shares)
+                for pools, tokens in (
+                    (held_out, config.tokens_heldout),
+                    (statistics, config.tokens_statistics),
+                    (selection, config.tokens_selection),
+                )
+            )
+            away = held_out[left_out]
+            prints = [windows.fingerprint for windows in (seen, chosen, home, away)]
             rankings: dict[str, Ranking] = {}
             for budget in budgets:
                 own = replace(config, budget=budget)
-
-                def mixed(pools: dict[str, Windows], tokens: int, without: str = left_out) -> Windows:
-                    return mixed_without(without, pools, tokens, config.length, texts.shares)
-
-                home = mixed(held_out, config.tokens_heldout)
-                seen = mixed(statistics, config.tokens_statistics), mixed(selection, config.tokens_selection)
-                judged = {left_out: (held_out[left_out], False), f"home without {left_out}": (home, True)}
-                key = fingerprint_of(
-                    own.to_dict(), base, [w.fingerprint for w in (*seen, home, held_out[left_out])]
-                )
                 here = f"{len(cells) + 1} of {total}: {budget:.0%} without {left_out}"
-
-                def work() -> list[dict[str, Any]]:
-                    rows, _ = transfer_cell(
-                        model,
-                        own,  # noqa: B023  # called at once
-                        statistics=seen[0],  # noqa: B023
-                        selection=seen[1],  # noqa: B023
-                        texts=judged,  # noqa: B023
-                        rankings=rankings,  # noqa: B023
-                        stage=lambda name: stage(f"{here}, {name}"),  # noqa: B023
-                    )
-                    return [{**row, "left_out": left_out} for row in rows]  # noqa: B023
-
-                cells.append(_cell(arguments.out, left_out, budget, key, work))
+                work = partial(
+                    transfer_cell,
+                    model,
+                    own,
+                    statistics=seen,
+                    selection=chosen,
+                    texts={left_out: (away, False), f"home without {left_out}": (home, True)},
+                    rankings=rankings,
+                    own_text=own_text,
+                    stage=partial(_within, stage, here),
+                )
+                key = fingerprint_of(own.to_dict(), base, prints)
+                cells.append(_cell(arguments.out, left_out, budget, key, work, left_out=left_out))
     return config.to_dict() | {"budgets": budgets}, cells
+
+
+def _within(stage: Stage, here: str, name: str) -> Any:
+    return stage(f"{here}, {name}")
 
 
 def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str, Any], list[Cell]]:
@@ -133,18 +148,26 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
             del other
             gc.collect()
         for kind, own in open_.items():
-
-            def work() -> list[dict[str, Any]]:
-                ids = own.ids.to(loaded.device)  # noqa: B023  # called at once
-                served = score(loaded.model, ids, precision=loaded.precision)
-                others = scores[kind]  # noqa: B023
-                advance = stage(f"serving {kind} at equal cost")  # noqa: B023
-                found = match_all(loaded.model, ids, others, precision=loaded.precision, advance=advance)
-                row = row_of(kind, kind in home, budget, {"routed": served, **others}, found)  # noqa: B023
-                return [{**row, "left_out": None}]
-
+            advance = stage(f"serving {kind} at equal cost")
+            work = partial(_judged, loaded, own, scores[kind], kind, kind in home, budget, advance)
             cells[kind] = _cell(arguments.out, kind, budget, keys[kind], work)
     return skip.to_dict(), [cell for cell in cells.values() if cell is not None]
+
+
+def _judged(
+    loaded: LoadedModel,
+    windows: Windows,
+    others: dict[str, Any],
+    kind: str,
+    home: bool,
+    budget: float,
+    advance: Any,
+) -> tuple[list[dict[str, Any]], None]:
+    """The row of one kind: the router as served, and at the cost of each static arm."""
+    ids = windows.ids.to(loaded.device)
+    served = score(loaded.model, ids, precision=loaded.precision)
+    found = match_all(loaded.model, ids, others, precision=loaded.precision, advance=advance)
+    return [row_of(kind, home, budget, {"routed": served, **others}, found)], None
 
 
 def _pools(
@@ -169,14 +192,20 @@ def _pools(
 
 
 def _cell(
-    out: Path | None, kind: str, budget: float, key: str, work: Callable[[], list[dict[str, Any]]]
+    out: Path | None,
+    kind: str,
+    budget: float,
+    key: str,
+    work: Callable[[], tuple[list[dict[str, Any]], Any]],
+    *,
+    left_out: str | None = None,
 ) -> Cell:
     """The finished cell of this fingerprint, or a new one, written at once."""
     found = _done(out, kind, budget, key)
     if found is not None:
         return found
     begun = time.perf_counter()
-    rows = work()
+    rows = [{**row, "left_out": left_out} for row in work()[0]]
     cell = {"schema": 1, "kind": "transfer-cell", "fingerprint": key, "rows": rows}
     cell["seconds"] = time.perf_counter() - begun
     if out is not None:

@@ -10,37 +10,22 @@ from torch import Tensor
 
 from layerroute.errors import UserError, nearest
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.estimators import SPARSE_ESTIMATORS
+from layerroute.routing.execution import Profitability
 from layerroute.routing.tokens import TokenIndex, token_indices
 
-EXECUTIONS = ("auto", "masked", "sparse")
 
+@dataclass(kw_only=True)
+class HybridProfitability(Profitability):
+    """From which share of a call's tokens that take GDN ``auto`` executes a layer sparsely."""
 
-@dataclass(frozen=True, kw_only=True)
-class Profitability:
-    """From which share of a call's tokens that take GDN ``auto`` executes a layer sparsely.
-
-    A path that no token takes is never computed, whatever these say, but for what a cache must hold of it. The
-    defaults were measured on a small CPU (``layerroute bench calibrate`` measures others).
-
-    Attributes:
-        prefill: of a call with more than one new token a row.
-        decode: of a call with one new token a row.
-        train: of a training call (only with estimators whose gradient needs the chosen path alone).
-    """
+    key = "model.profitability"
 
     prefill: float = 0.1
     decode: float = 0.0
     train: float = 0.1
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"model.profitability.{item.name} is a share from 0 to 1, got {value}")
-
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> "Profitability":
+    def of(cls, given: Mapping[str, Any] | None) -> "HybridProfitability":
         """From a configuration's mapping.
 
         Raises:
@@ -66,41 +51,6 @@ class LayerRoute:
     paths: tuple[TokenIndex, ...]
     heads: int | None
     gated: bool
-
-
-def threshold_of(
-    execution: str,
-    profitability: Profitability,
-    *,
-    estimator: str,
-    gated: bool,
-    obstacle: str | None,
-    training: bool,
-    time: int,
-) -> float | None:
-    """The share of tokens on GDN from which a layer is executed sparsely; None: not in this call.
-
-    Raises:
-        UserError: if sparse execution is asked for and not possible.
-    """
-    if execution == "masked":
-        return None
-    if obstacle is None and gated and estimator not in SPARSE_ESTIMATORS:
-        obstacle = (
-            f"the gradient of routing.estimator {estimator!r} needs both paths of every token; only "
-            f"{' and '.join(SPARSE_ESTIMATORS)} train sparsely"
-        )
-    if obstacle is not None:
-        if execution == "sparse":
-            raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-        return None
-    if execution == "sparse":
-        return 0.0
-    if torch.compiler.is_compiling():
-        return None  # what it does depends on data
-    if training:
-        return profitability.train
-    return profitability.decode if time == 1 else profitability.prefill
 
 
 def plan_routes(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
-from layerroute.hybrid.configuration import HybridConfig
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
 from layerroute.ops.routed_attention import share_of_keys
 

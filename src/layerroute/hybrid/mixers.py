@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from layerroute.hybrid.cache import OwnContextLayer
+from layerroute.hybrid.cache_layers import OwnContextLayer
 from layerroute.hybrid.compaction import Compaction
-from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
 from layerroute.ops.routed_attention import Intervals, attend_spans, intervals

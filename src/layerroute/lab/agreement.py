@@ -8,9 +8,9 @@ from statistics import fmean
 import numpy as np
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.format import percent
+from layerroute.lab.format import number, percent
 from layerroute.lab.runs import TokenRoutes
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.table import Table, figures, plain, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,35 +64,24 @@ def seed_agreement(arm: Arm) -> Agreement | None:
 
 def agreement_table(arms: Sequence[Arm]) -> Table | None:
     """One row an arm that routes by a learned router; None where no arm has two comparable runs."""
-    found = [
-        agreement
-        for arm in arms
-        if arm.kind.routed and not arm.kind.control and (agreement := seed_agreement(arm))
-    ]
+    found = [agreement for arm in arms if arm.kind.learned and (agreement := seed_agreement(arm))]
     if not found:
         return None
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(agreement.arm),
-                Cell(str(agreement.pairs), agreement.pairs),
-                Cell(percent(agreement.same), agreement.same),
-                Cell(percent(agreement.expected), agreement.expected),
-                Cell("–" if agreement.kappa is None else f"{agreement.kappa:.2f}", agreement.kappa),
-            )
-        )
-        for agreement in found
-    )
-    labels = ("Pairs of seeds", "Same path", "By chance", "Kappa")
-    return Table(
-        name="Table of agreement",
-        title="Decisions of different seeds on the same tokens",
-        columns=(Column(label="Arm"), *(Column(label=label, numeric=True) for label in labels)),
-        rows=rows,
-        notes=(
+    return Table.of(
+        "Table of agreement",
+        "Decisions of different seeds on the same tokens",
+        [
+            words("Arm", lambda one: one.arm),
+            figures("Pairs of seeds", lambda one: one.pairs, plain),
+            figures("Same path", lambda one: one.same, percent),
+            figures("By chance", lambda one: one.expected, percent),
+            figures("Kappa", lambda one: one.kappa, lambda kappa: number(kappa, 2)),
+        ],
+        found,
+        notes=[
             f"{found[0].decisions} decisions (tokens × sites) a pair. By chance: if each run kept its rate at each "
-            "site and chose tokens at random. Kappa is the agreement beyond chance: 0 none, 1 full.",
-        ),
+            "site and chose tokens at random. Kappa is the agreement beyond chance: 0 none, 1 full."
+        ],
     )
 
 

@@ -1,9 +1,9 @@
 """Runs grouped into arms: one configuration, its seeds, and what kind of model it is by its content."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -27,41 +27,28 @@ _IRRELEVANT = {
 _TELLING = ("train.max_steps", "train.learning_rate", "model.layer_pattern", "objective.balance_weight")
 
 
-class Kind(StrEnum):
-    """What an arm is, told from its layer pattern and its routing, never from its name."""
+@dataclass(frozen=True)
+class Kind:
+    """What an arm is, told from its records and never from its name.
 
-    ALL_SOFTMAX = "all-softmax"
-    ALL_GDN = "all-GDN"
-    STATIC = "static"
-    DYNAMIC = "dynamic"
-    RANDOM = "random control"
-    PERIODIC = "periodic control"
-    STATIC_CONTROL = "static control"
-    OTHER = "other"
+    ``learned``: it routes by a trained router. ``control``: it routes, or cuts, in a way that cannot be clever.
+    """
+
+    name: str
+    learned: bool = False
+    control: bool = False
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def routed(self) -> bool:
         """Whether the model has routed sites, with a learned router or a control."""
-        return self in _ROUTED
-
-    @property
-    def control(self) -> bool:
-        """Whether its router is one that cannot be clever."""
-        return self.routed and self is not Kind.DYNAMIC
+        return self.learned or self.control
 
 
+OTHER = Kind("other")
 _BLIND = {"periodic", "static", "stochastic"}
-_ROUTED = {Kind.DYNAMIC, Kind.RANDOM, Kind.PERIODIC, Kind.STATIC_CONTROL}
-_ORDER = (
-    Kind.STATIC,
-    Kind.DYNAMIC,
-    Kind.RANDOM,
-    Kind.PERIODIC,
-    Kind.STATIC_CONTROL,
-    Kind.ALL_GDN,
-    Kind.ALL_SOFTMAX,
-    Kind.OTHER,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +57,12 @@ class Arm:
 
     label: str
     runs: tuple[Run, ...]
+    kind_of: Callable[["Arm"], Kind] = lambda arm: OTHER
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the arm is, as the question that it is part of tells it."""
+        return self.kind_of(self)
 
     @property
     def completed(self) -> tuple[Run, ...]:
@@ -139,19 +132,6 @@ class Arm:
         return str(found[0]), str(self.example.value("routing", "expensive_path") or found[-1])
 
     @property
-    def kind(self) -> Kind:
-        """What the arm is, by its layer pattern and its router."""
-        pattern, control = set(self.layer_pattern), self.example.value("routing", "control")
-        control = control or self.example.value("recipe", "model", "routing", "control")
-        if "routed" in pattern or self.sites:
-            named = {"random": Kind.RANDOM, "periodic": Kind.PERIODIC, "static": Kind.STATIC_CONTROL}
-            return named.get(str(control), Kind.DYNAMIC) if control else Kind.DYNAMIC
-        alone = {"gdn": Kind.ALL_GDN, "softmax": Kind.ALL_SOFTMAX}
-        if len(pattern) == 1:
-            return alone.get(pattern.pop(), Kind.OTHER)
-        return Kind.STATIC if pattern == {"gdn", "softmax"} else Kind.OTHER
-
-    @property
     def flops(self) -> float | None:
         """Forward FLOPs per token that the arm's model needs: at its measured rate if it routes."""
         routed = self.mean("flops", "routed_per_token") if self.kind.routed else None
@@ -167,6 +147,12 @@ class Arm:
         return self.mean("flops", "executed_per_token")
 
     @property
+    def executed_share(self) -> float | None:
+        """The same as a share of the plain model's, where the records have it."""
+        done, base = self.executed, self.mean("flops", "base_per_token")
+        return None if done is None or not base else done / base
+
+    @property
     def parameters(self) -> float | None:
         """Total number of parameters."""
         return self.mean("parameters", "total")
@@ -179,6 +165,12 @@ class Arm:
             return float(stated)
         curve = self.example.curve("train", "learning_rate")
         return None if curve.empty else float(curve.max())
+
+    @property
+    def told(self) -> Run | None:
+        """The first completed run that tells the decisions on single tokens."""
+        runs = ((run, run.token_routes) for run in self.completed)
+        return next((run for run, routes in runs if routes and routes.sentences and routes.sites), None)
 
     @property
     def causal(self) -> bool:
@@ -205,7 +197,9 @@ def arm_named(arms: Sequence[Arm], label: str, what: str = "arm") -> Arm:
     return found
 
 
-def group_arms(runs: Sequence[Run]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+def group_arms(
+    runs: Sequence[Run], kind_of: Callable[[Arm], Kind] = lambda arm: OTHER
+) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
     """Group ``runs`` into arms, and say in notes what was told apart.
 
     Runs of one arm name whose recipes differ (beyond the seed) are different configurations: they are shown
@@ -226,12 +220,13 @@ def group_arms(runs: Sequence[Run]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
                 f"Runs named {name} have {plural(len(groups), 'recipe')}; they are different arms and shown "
                 f"apart, as {', '.join(labels)}."
             )
-        arms += [Arm(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
+        arms += [
+            Arm(label, tuple(members), kind_of)
+            for label, members in zip(labels, groups.values(), strict=True)
+        ]
     for arm in arms:
         _check_seeds(arm)
-    return tuple(
-        sorted(arms, key=lambda arm: (arm.label != "baseline", _ORDER.index(arm.kind), arm.label))
-    ), tuple(notes)
+    return tuple(arms), tuple(notes)
 
 
 def _check_seeds(arm: Arm) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.lab.format import MISSING, number, percent, probability
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.format import percent, probability
+from layerroute.lab.statistics import bootstrap, permutation_test
+from layerroute.lab.table import Table, cells, figures, interval, plain, words
 
 RESAMPLES = 5000
 FEWEST_WINDOWS = 3
@@ -43,30 +44,23 @@ class Domains:
     @property
     def table(self) -> Table:
         """One row a domain."""
-        rows = tuple(
-            Row(
-                cells=(
-                    Cell(found.domain),
-                    Cell(str(found.windows), found.windows),
-                    Cell(percent(found.rate), found.rate),
-                    Cell(MISSING if found.low is None else f"{percent(found.low)} to {percent(found.high)}"),
-                    Cell(number(found.loss), found.loss),
-                )
-            )
-            for found in self.domains
-        )
         test = "too few windows for a test" if self.p_value is None else f"p {probability(self.p_value)}"
-        labels = ("Windows", f"{self.expensive} share", "95% interval", "Loss (nats)")
-        return Table(
-            name="Table of domains",
-            title=f"Share of decisions for {self.expensive} by kind of text",
-            columns=(Column(label="Text"), *(Column(label=label, numeric=True) for label in labels)),
-            rows=rows,
-            notes=(
+        return Table.of(
+            "Table of domains",
+            f"Share of decisions for {self.expensive} by kind of text",
+            [
+                words("Text", lambda one: one.domain),
+                figures("Windows", lambda one: one.windows, plain),
+                figures(f"{self.expensive} share", lambda one: one.rate, percent),
+                cells("95% interval", lambda one: interval(one.low, one.high, percent)),
+                figures("Loss (nats)", lambda one: one.loss),
+            ],
+            self.domains,
+            notes=[
                 "Hard decisions in inference mode; bootstrap over windows. Permutation test against windows shuffled "
                 f"between the texts: {test}. Windows of one document are alike, so that few documents carry less than "
-                "this interval says.",
-            ),
+                "this interval says."
+            ],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,8 +93,7 @@ def compare_domains(
     for name, values in means.items():
         low = high = None
         if len(values) >= FEWEST_WINDOWS:
-            drawn = values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-            low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
+            low, high = bootstrap(values, draws=RESAMPLES, generator=generator).tolist()
         found.append(
             DomainRate(
                 domain=name,
@@ -112,20 +105,11 @@ def compare_domains(
                 sites=dict(zip(sites, map(float, rates[name].mean(axis=0)), strict=True)),
             )
         )
-    enough = len(means) > 1 and all(len(values) >= FEWEST_WINDOWS for values in means.values())
-    p_value = _permutation(list(means.values()), generator) if enough else None
+    p_value = None
+    if len(means) > 1 and all(len(values) >= FEWEST_WINDOWS for values in means.values()):
+        everything = np.concatenate(list(means.values()))
+        groups = np.repeat(np.arange(len(means)), [len(values) for values in means.values()])
+        blocks = np.zeros_like(groups)
+        p = permutation_test(everything[:, None], groups, blocks, draws=RESAMPLES, generator=generator)
+        p_value = float(p[0])
     return Domains(expensive=expensive, domains=tuple(found), p_value=p_value)
-
-
-def _permutation(groups: Sequence[NDArray[np.float64]], generator: np.random.Generator) -> float:
-    everything = np.concatenate(groups)
-    sizes = [len(group) for group in groups]
-    ends = np.cumsum(sizes)[:-1]
-
-    def spread(values: NDArray[np.float64]) -> float:
-        parts = np.split(values, ends)
-        return float(sum(len(part) * (part.mean() - everything.mean()) ** 2 for part in parts))
-
-    observed = spread(everything)
-    reached = sum(spread(generator.permutation(everything)) >= observed - 1e-15 for _ in range(RESAMPLES))
-    return (1 + reached) / (1 + RESAMPLES)

@@ -7,17 +7,19 @@ by window. Losses are convex in the compute that is left, so that a straight lin
 would reach: reading off routing is to its disadvantage, reading off the control to its advantage.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import SAME_COST_TEXT, same_cost, unlike_treatment
-from layerroute.lab.format import MISSING, number, percent, signed
-from layerroute.lab.paired import Gap, Losses, gap_between, paired_gap, window_losses
-from layerroute.lab.skipping_arms import executed
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.format import number, percent, signed
+from layerroute.lab.statistics import Difference, WindowLosses, by_window, ends
+from layerroute.lab.table import Table, cells, figures, interval, words
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,6 @@ class EqualCost:
         at: the arm whose cost it is; the other one is read off there.
         routed, control: their names.
         low, high: the arms between which the other is read off; the same one where its cost is that of ``at``.
-        weight: of ``high``.
         gap: routed less control; None where they cannot be paired.
     """
 
@@ -37,16 +38,16 @@ class EqualCost:
     control: str
     low: Arm
     high: Arm
-    weight: float
-    gap: Gap | None
+    gap: Difference | None
 
     @property
     def outcome(self) -> str:
         """``wins`` or ``loses`` where the reading off did not help it, else ``as read``; or ``cannot be told``."""
         if self.gap is None:
             return "cannot be paired"
+        said = said_of(self.gap)
         helped = {"wins": not self.cautious, "loses": self.cautious and self.low is not self.high}
-        return f"{self.gap.outcome} as read" if helped.get(self.gap.outcome) else self.gap.outcome
+        return f"{said} as read" if helped.get(said) else said
 
     @property
     def how(self) -> str:
@@ -60,6 +61,15 @@ class EqualCost:
     def cautious(self) -> bool:
         """Whether it is routing that was read off, or nothing was: what is said is then no flattery."""
         return self.low is self.high or self.at.label == self.control
+
+
+def said_of(gap: Difference | Mapping[str, Any] | None, missing: str = "no verdict") -> str:
+    """``wins``, ``loses`` or ``cannot be told``, by the interval of a loss less another's; ``missing`` without one."""
+    if gap is None:
+        return missing
+    found = gap if isinstance(gap, Mapping) else vars(gap)
+    low, high = found["low"], found["high"]
+    return "wins" if high < 0 else "loses" if low > 0 else "cannot be told"
 
 
 def equal_cost(
@@ -76,59 +86,63 @@ def equal_cost(
         for control, arms in controls.items():
             for at in arms:
                 if (place := _place(routed, at)) is not None:
-                    gap = gap_between(_between(*place), window_losses(at))
-                    found.append(_made(at, router, at.label, place, gap))
+                    low, high, weight = place
+                    name = low.label if low is high else router
+                    gap = by_window(_between(low, high, weight), at.window_losses)
+                    found.append(EqualCost(at=at, routed=name, control=at.label, low=low, high=high, gap=gap))
             for at in routed:
                 place = _place(arms, at)
                 # What costs the same was compared above.
                 if place is not None and place[0] is not place[1]:
-                    gap = gap_between(window_losses(at), _between(*place))
-                    found.append(_made(at, at.label, control, place, gap))
+                    low, high, weight = place
+                    gap = by_window(at.window_losses, _between(low, high, weight))
+                    found.append(
+                        EqualCost(at=at, routed=at.label, control=control, low=low, high=high, gap=gap)
+                    )
     return found
 
 
 def as_they_are(routed: Arm, control: Arm) -> EqualCost:
     """Two arms of equal cost, nothing read off."""
-    gap = paired_gap(routed, control)
-    return EqualCost(
-        at=control, routed=routed.label, control=control.label, low=routed, high=routed, weight=0.0, gap=gap
-    )
+    gap = by_window(routed.window_losses, control.window_losses)
+    return EqualCost(at=control, routed=routed.label, control=control.label, low=routed, high=routed, gap=gap)
 
 
-def outcome_of(entries: Sequence[EqualCost]) -> str:
+def agreed(entries: Sequence[EqualCost]) -> str:
     """What several readings of one comparison say together: ``wins``, ``loses``, or ``cannot be told``."""
     said = {one.outcome for one in entries} & {"wins", "loses"}
     return said.pop() if len(said) == 1 else "cannot be told"
 
 
-def _made(at: Arm, routed: str, control: str, place: tuple[Arm, Arm, float], gap: Gap | None) -> EqualCost:
-    low, high, weight = place
-    if low is high and at.label == control:
-        routed = low.label
-    return EqualCost(at=at, routed=routed, control=control, low=low, high=high, weight=weight, gap=gap)
+def read_off(
+    line: Sequence[T], cost: Callable[[T], float | None], at: float | None
+) -> tuple[T, T, float] | None:
+    """Between which two of ``line`` a cost lies, and the weight of the second; one twice where its cost is that.
 
-
-def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, float] | None:
-    own = executed(at)
-    alike = [arm for arm in line if not unlike_treatment(arm, at)]
-    priced = sorted(((c, arm) for arm in alike if (c := executed(arm)) is not None), key=lambda pair: pair[0])
-    if not own or not priced:
+    None where that is not known, or beyond the ends: nothing is extrapolated.
+    """
+    priced = sorted(((own, one) for one in line if (own := cost(one)) is not None), key=lambda pair: pair[0])
+    if not at or not priced:
         return None
-    nearest = min(priced, key=lambda pair: abs(pair[0] - own))
-    if same_cost(nearest[0], own):
+    nearest = min(priced, key=lambda pair: abs(pair[0] - at))
+    if same_cost(nearest[0], at):
         return nearest[1], nearest[1], 0.0
-    below = [pair for pair in priced if pair[0] < own]
-    above = [pair for pair in priced if pair[0] > own]
+    below, above = [pair for pair in priced if pair[0] < at], [pair for pair in priced if pair[0] > at]
     if not below or not above:
         return None
     low, high = below[-1], above[0]
-    return low[1], high[1], (own - low[0]) / (high[0] - low[0])
+    return low[1], high[1], (at - low[0]) / (high[0] - low[0])
 
 
-def _between(low: Arm, high: Arm, weight: float) -> Losses:
-    one, other = window_losses(low), window_losses(high)
+def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, float] | None:
+    alike = [arm for arm in line if not unlike_treatment(arm, at)]
+    return read_off(alike, lambda arm: arm.executed_share, at.executed_share)
+
+
+def _between(low: Arm, high: Arm, weight: float) -> WindowLosses:
+    one, other = low.window_losses, high.window_losses
     return {
-        seed: (1 - weight) * one[seed] + np.multiply(weight, other[seed])
+        seed: (1 - weight) * np.asarray(one[seed]) + weight * np.asarray(other[seed])
         for seed in one
         if seed in other and len(one[seed]) == len(other[seed])
     }
@@ -138,38 +152,25 @@ def equal_cost_table(found: Sequence[EqualCost]) -> Table | None:
     """One row a comparison; None where there is none."""
     if not found:
         return None
-    rows = []
-    for one in found:
-        gap, at = one.gap, executed(one.at)
-        shown = [Cell(one.routed), Cell(one.control), Cell(percent(at), at), Cell(one.how)]
-        if gap is None:
-            shown += [*[Cell(MISSING)] * 3, Cell(one.outcome)]
-        else:
-            shown += [
-                Cell(signed(gap.mean), gap.mean),
-                Cell(f"{signed(gap.low)} to {signed(gap.high)}"),
-                Cell(number(gap.detectable), gap.detectable),
-                Cell(one.outcome),
-            ]
-        rows.append(Row(cells=tuple(shown)))
-    numeric = ("Δ val loss", "95% interval", "Detectable")
-    return Table(
-        name="Table of equal cost",
-        title="Validation loss of routing less that of controls at equal executed FLOPs",
-        columns=(
-            Column(label="Routed"),
-            Column(label="Against"),
-            Column(label="At FLOPs", numeric=True),
-            Column(label="Read off"),
-            *(Column(label=label, numeric=True) for label in numeric),
-            Column(label="Routing"),
-        ),
-        rows=tuple(rows),
-        notes=(
+    return Table.of(
+        "Table of equal cost",
+        "Validation loss of routing less that of controls at equal executed FLOPs",
+        [
+            words("Routed", lambda one: one.routed),
+            words("Against", lambda one: one.control),
+            figures("At FLOPs", lambda one: one.at.executed_share, percent),
+            words("Read off", lambda one: one.how),
+            figures("Δ val loss", lambda one: getattr(one.gap, "mean", None), signed),
+            cells("95% interval", lambda one: interval(*ends(one.gap), signed)),
+            figures("Detectable", lambda one: getattr(one.gap, "detectable", None), number),
+            words("Routing", lambda one: one.outcome),
+        ],
+        found,
+        notes=[
             f"“Neither” read off: {SAME_COST_TEXT}. Else the cost is that of one of the two, and the other is read off "
             "between its arms of next lower and next higher cost, by linear interpolation of its loss on every window; "
             "the interval is that of the interpolated losses. Losses are convex in compute, so that reading off "
             "routing is to its disadvantage, reading off the control to its advantage: what the line alone may "
-            "have decided is marked “as read”. Nothing is extrapolated. Paired, and intervals, as in table 2.",
-        ),
+            "have decided is marked “as read”. Nothing is extrapolated. Paired, and intervals, as in table 2."
+        ],
     )

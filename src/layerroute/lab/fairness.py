@@ -1,6 +1,6 @@
 """When two arms may be held against each other: equal cost, and equal treatment. No verdict where either is lacking."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from layerroute.lab.arms import Arm, arm_named
@@ -14,6 +14,9 @@ SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
 
 
 PARAMETER_TOLERANCE = 0.01
+RATE_TOLERANCE = 0.02
+NOISY = 1.15
+"""Times of equal work that are further apart than this say more of the machine's other work than of the arms."""
 
 
 def relative(value: float | None, reference: float | None) -> float | None:
@@ -175,3 +178,9 @@ def machine(run: Run) -> str:
     cpu, cores = run.value("hardware", "cpu"), run.value("hardware", "cores")
     host = f"{cpu} ({cores} cores)"
     return f"{accelerator}, {host}" if accelerator else host
+
+
+def spread(groups: Iterable[Sequence[float]]) -> float | None:
+    """The largest ratio of two times within a group of equal work; None where no group has two."""
+    ratios = [max(group) / min(group) for group in groups if len(group) > 1 and min(group) > 0]
+    return max(ratios, default=None)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from layerroute.lab.fairness import same_cost
-from layerroute.lab.paired import DRAWS
+from layerroute.lab.equal_cost import read_off
+from layerroute.lab.statistics import LEVEL, bootstrap
 
 WORTH = 0.01
 """Nats below which a gap is not worth a router."""
@@ -30,32 +30,16 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
     """
     found: list[dict[str, float] | None] = []
     for row in rows:
-        ours, static = row["influence"], _read_off(row["static"], row["influence"]["executed"])
-        if static is None:
+        place = read_off(row["static"], lambda arm: arm["executed"], row["influence"]["executed"])
+        if place is None:
             found.append(None)
             continue
-        differences = np.subtract(ours["window_losses"], static)
-        picks = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
-        tail = 0.025 / len(rows)
-        low, high = np.quantile(differences[picks].mean(axis=1), [tail, 1 - tail])
-        found.append({"mean": float(differences.mean()), "low": float(low), "high": float(high)})
+        low, high, weight = place
+        static = (1 - weight) * np.asarray(low["window_losses"]) + weight * np.asarray(high["window_losses"])
+        differences = np.subtract(row["influence"]["window_losses"], static)
+        ends = bootstrap(differences, level=1 - (1 - LEVEL) / len(rows))
+        found.append({"mean": float(differences.mean()), "low": float(ends[0]), "high": float(ends[1])})
     return found
-
-
-def _read_off(arms: Sequence[Mapping[str, Any]], at: float | None) -> np.ndarray | None:
-    priced = sorted((arm for arm in arms if arm["executed"] is not None), key=lambda arm: arm["executed"])
-    if at is None or not priced:
-        return None
-    nearest = min(priced, key=lambda arm: abs(arm["executed"] - at))
-    if same_cost(nearest["executed"], at):
-        return np.asarray(nearest["window_losses"])
-    below = [arm for arm in priced if arm["executed"] < at]
-    above = [arm for arm in priced if arm["executed"] > at]
-    if not below or not above:
-        return None
-    low, high = below[-1], above[0]
-    weight = (at - low["executed"]) / (high["executed"] - low["executed"])
-    return (1 - weight) * np.asarray(low["window_losses"]) + weight * np.asarray(high["window_losses"])
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], pruned: str = "layers") -> str:

@@ -1,6 +1,8 @@
 """What routed models keep of their base's quality: per document, paired, with bootstrap intervals over documents."""
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,11 +12,11 @@ from numpy.typing import NDArray
 from layerroute.errors import UserError
 from layerroute.lab.fairness import SAME_COST_TEXT, same_cost
 from layerroute.lab.format import MISSING, number, percent, points, signed
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.statistics import DRAWS, bootstrap
+from layerroute.lab.table import Cell, Field, Table, cells, figures, interval, plain, words
 
 Floats = NDArray[np.float64]
 
-DRAWS = 10_000
 PERPLEXITY = "perplexity"
 """The one metric that is exp of a mean of losses; all others are shares of documents."""
 
@@ -74,12 +76,11 @@ class Change:
         if not same_cost(self.executed, self.executed_reference):
             counted = self.executed is not None and self.executed_reference is not None
             return f"no verdict: {'unequal FLOPs' if counted else 'FLOPs not counted'}"
-        sign = -1 if self.metric == PERPLEXITY else 1
-        if sign * self.difference_low > 0 and sign * self.difference_high > 0:
-            return "better"
-        if sign * self.difference_low < 0 and sign * self.difference_high < 0:
-            return "worse"
-        return "cannot be told"
+        low, high = sorted(
+            (-1 if self.metric == PERPLEXITY else 1) * end
+            for end in (self.difference_low, self.difference_high)
+        )
+        return "better" if low > 0 else "worse" if high < 0 else "cannot be told"
 
 
 def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: int = DRAWS) -> Change:
@@ -96,38 +97,41 @@ def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: i
             f"{model.label} has {len(ours)} documents of {task} and {reference.label} {len(theirs)}: score both on the "
             "same"
         )
-    count = len(ours)
-    generator = np.random.default_rng(0)
-    weights = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
-    means, drawn = (ours.mean(), theirs.mean()), (weights @ ours, weights @ theirs)
-    difference = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    low, high = bootstrap(ours - theirs, draws=draws).tolist()
     kept: float | None
     bounds: tuple[float | None, float | None]
     if metric == PERPLEXITY:
-        shown = float(np.exp(means[0])), float(np.exp(means[1]))
-        kept, spread = shown[1] / shown[0], np.exp(drawn[1] - drawn[0])
-        bounds = float(np.quantile(spread, 0.025)), float(np.quantile(spread, 0.975))
+        shown = float(np.exp(ours.mean())), float(np.exp(theirs.mean()))
+        kept, bounds = shown[1] / shown[0], (math.exp(-high), math.exp(-low))
     else:
-        shown = float(means[0]), float(means[1])
+        shown = float(ours.mean()), float(theirs.mean())
         kept, bounds = None, (None, None)
-        if drawn[1].min() > 0:
-            kept, spread = shown[0] / shown[1], drawn[0] / drawn[1]
-            bounds = float(np.quantile(spread, 0.025)), float(np.quantile(spread, 0.975))
+        with suppress(ZeroDivisionError):
+            bounds = tuple(bootstrap(ours, theirs, statistic=_ratio, draws=draws).tolist())
+            kept = shown[0] / shown[1]
     return Change(
         task=task,
         metric=metric,
         model=model.label,
         against=reference.label,
-        documents=count,
+        documents=len(ours),
         value=shown[0],
         reference=shown[1],
         retained=kept,
         low=bounds[0],
         high=bounds[1],
-        difference=float(means[0] - means[1]),
-        difference_low=float(difference[0]),
-        difference_high=float(difference[1]),
+        difference=float(ours.mean() - theirs.mean()),
+        difference_low=low,
+        difference_high=high,
     )
+
+
+def _ratio(one: Floats, other: Floats, axis: int) -> Floats:
+    below = other.mean(axis=axis)
+    if not np.all(below > 0):
+        raise ZeroDivisionError("a score of 0 has no share that is kept")
+    found: Floats = one.mean(axis=axis) / below
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,72 +146,58 @@ class Retention:
     @property
     def table(self) -> Table:
         """Scores and what is retained, one row a model, two columns a metric."""
-        measures = list(self.base.values)
-        columns = [Column(label="Model"), Column(label="Skipped", numeric=True)]
-        for task, metric in measures:
-            columns += [
-                Column(label=f"{task} {metric}", numeric=True),
-                Column(label="Retained", numeric=True),
-            ]
         by = {(c.model, c.task, c.metric): c for c in self.kept}
-        rows = []
-        for scores in (self.base, *self.models):
-            cells = [Cell(scores.label), Cell(percent(scores.skipped), scores.skipped)]
-            for task, metric in measures:
-                found = by.get((scores.label, task, metric))
-                value = _score(scores.values[task, metric], metric)
-                cells.append(Cell(_shown(value, metric), value))
-                cells.append(
-                    Cell(
-                        MISSING if found is None else _kept(found), None if found is None else found.retained
-                    )
-                )
-            rows.append(Row(cells=tuple(cells)))
-        return Table(
-            name="Table of retention",
-            title="Scores, and what is retained of those of the base",
-            columns=tuple(columns),
-            rows=tuple(rows),
-            notes=(
+        fields: list[Field[Scores]] = [
+            words("Model", lambda scores: scores.label),
+            figures("Skipped", lambda scores: scores.skipped, percent),
+        ]
+        for task, metric in self.base.values:
+            fields += [
+                figures(
+                    f"{task} {metric}",
+                    lambda scores, of=(task, metric): _score(scores.values[of], of[1]),  # type: ignore[misc]
+                    lambda value, metric=metric: number(value, 2) if metric == PERPLEXITY else percent(value),  # type: ignore[misc]
+                ),
+                cells("Retained", lambda scores, of=(task, metric): _kept(by.get((scores.label, *of)))),  # type: ignore[misc]
+            ]
+        return Table.of(
+            "Table of retention",
+            "Scores, and what is retained of those of the base",
+            fields,
+            (self.base, *self.models),
+            notes=[
                 "Retained: score / base's, of perplexity base's / score, with the 95% bootstrap interval over "
-                "documents, drawn for both alike. Skipped: share of routed compute, measured on what was scored.",
-            ),
+                "documents, drawn for both alike. Skipped: share of routed compute, measured on what was scored."
+            ],
         )
 
     @property
     def differences(self) -> Table:
         """The first model less each other one."""
-        labels = ("Documents", "Δ", "95% interval", "FLOPs")
-        rows = [
-            Row(
-                cells=(
-                    Cell(f"{c.model} − {c.against}"),
-                    Cell(f"{c.task} {c.metric}"),
-                    Cell(str(c.documents), c.documents),
-                    Cell(_delta(c.difference, c.metric), c.difference),
-                    Cell(f"{_delta(c.difference_low, c.metric)} to {_delta(c.difference_high, c.metric)}"),
-                    Cell(f"{percent(c.executed)}, {percent(c.executed_reference)}"),
-                    Cell(c.better),
-                )
-            )
-            for c in self.against_others
-        ]
-        return Table(
-            name="Table of differences",
-            title="The first model less each other one, on the same documents",
-            columns=(
-                Column(label="Comparison"),
-                Column(label="Measure"),
-                *(Column(label=label, numeric=True) for label in labels),
-                Column(label="The first is"),
-            ),
-            rows=tuple(rows),
-            notes=(
+        return Table.of(
+            "Table of differences",
+            "The first model less each other one, on the same documents",
+            [
+                words("Comparison", lambda c: f"{c.model} − {c.against}"),
+                words("Measure", lambda c: f"{c.task} {c.metric}"),
+                figures("Documents", lambda c: c.documents, plain),
+                cells("Δ", lambda c: Cell(_delta(c.difference, c.metric), c.difference)),
+                cells(
+                    "95% interval",
+                    lambda c: (
+                        f"{_delta(c.difference_low, c.metric)} to {_delta(c.difference_high, c.metric)}"
+                    ),
+                ),
+                cells("FLOPs", lambda c: f"{percent(c.executed)}, {percent(c.executed_reference)}"),
+                words("The first is", lambda c: c.better),
+            ],
+            self.against_others,
+            notes=[
                 "Points of accuracy; of perplexity nats of loss (negative is better). The interval is a bootstrap over "
                 "documents and says nothing of other training runs; it is not corrected for the number of rows. FLOPs: "
                 "executed on these documents by the first and by the other, of the base's. A verdict only "
-                f"at equal cost: {SAME_COST_TEXT}; nothing is read off between models.",
-            ),
+                f"at equal cost: {SAME_COST_TEXT}; nothing is read off between models."
+            ],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,14 +239,10 @@ def _score(values: Sequence[float], metric: str) -> float:
     return float(np.exp(mean)) if metric == PERPLEXITY else mean
 
 
-def _shown(value: float, metric: str) -> str:
-    return number(value, 2) if metric == PERPLEXITY else percent(value)
-
-
-def _kept(found: Change) -> str:
-    if found.retained is None:
-        return MISSING
-    return f"{percent(found.retained)} ({percent(found.low)} to {percent(found.high)})"
+def _kept(found: Change | None) -> Cell:
+    if found is None or found.retained is None:
+        return Cell(MISSING)
+    return Cell(f"{percent(found.retained)} ({interval(found.low, found.high, percent)})", found.retained)
 
 
 def _delta(value: float, metric: str) -> str:

@@ -1,9 +1,13 @@
 """A table as data: text for the reader, numbers for sorting, the same in terminal, Markdown and HTML."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from layerroute.lab.format import MISSING, number
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,52 @@ class Cell:
 
     text: str
     value: float | None = None
+
+
+@dataclass(frozen=True)
+class Field(Generic[T]):
+    """A column, and what it shows of each item of a table: see ``words``, ``figures`` and ``cells``."""
+
+    label: str
+    numeric: bool
+    cell: Callable[[T], Cell]
+
+
+def words(label: str, of: Callable[[T], str]) -> Field[T]:
+    """A column of text."""
+    return Field(label, False, lambda item: Cell(of(item)))
+
+
+def figures(
+    label: str, of: Callable[[T], float | None], show: Callable[[float | None], str] = number
+) -> Field[T]:
+    """A column of numbers; ``show`` writes one, and what is missing."""
+
+    def cell(item: T) -> Cell:
+        value = of(item)
+        return Cell(show(value), value)
+
+    return Field(label, True, cell)
+
+
+def cells(label: str, of: Callable[[T], Cell | str]) -> Field[T]:
+    """A right-aligned column of which each cell says itself how its number is written, or is text alone."""
+
+    def cell(item: T) -> Cell:
+        found = of(item)
+        return found if isinstance(found, Cell) else Cell(found)
+
+    return Field(label, True, cell)
+
+
+def interval(low: float | None, high: float | None, show: Callable[[float | None], str]) -> str:
+    """``low to high``; missing where there is none."""
+    return MISSING if low is None or high is None else f"{show(low)} to {show(high)}"
+
+
+def plain(value: float | None) -> str:
+    """A whole number as it is."""
+    return MISSING if value is None else str(value)
 
 
 RowKind = Literal["arm", "improvement", "reference", "unfinished"]
@@ -47,6 +97,23 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = field(default=())
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        title: str,
+        fields: Sequence[Field[T]],
+        items: Iterable[T],
+        *,
+        more: Iterable[Row] = (),
+        notes: Iterable[str] = (),
+        kind: Callable[[T], RowKind] = lambda item: "arm",
+    ) -> "Table":
+        """A row an item, then ``more`` rows."""
+        rows = [Row(cells=tuple(one.cell(item) for one in fields), kind=kind(item)) for item in items]
+        columns = tuple(Column(label=one.label, numeric=one.numeric) for one in fields)
+        return cls(name=name, title=title, columns=columns, rows=(*rows, *more), notes=tuple(notes))
+
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row.cells) != len(self.columns):
@@ -62,6 +129,15 @@ class Table:
             if index
         )
         return Table(name=self.name, title=self.title, columns=columns, rows=rows, notes=self.notes)
+
+    def without(self, labels: Collection[str]) -> "Table":
+        """The same table without the columns of these labels."""
+        kept = [index for index, column in enumerate(self.columns) if column.label not in labels]
+        return replace(
+            self,
+            columns=tuple(self.columns[index] for index in kept),
+            rows=tuple(replace(row, cells=tuple(row.cells[index] for index in kept)) for row in self.rows),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: numbers where there are numbers, text elsewhere."""

@@ -1,50 +1,33 @@
-"""Tables 1 and 2 of the paper draft, and the differences behind the verdict."""
+"""The tables that every question has, and the columns of which those of one question are made."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.fairness import SAME_COST_TEXT, no_verdict, relative, unequal, unlike_notes
-from layerroute.lab.format import (
-    MISSING,
-    listing,
-    number,
-    plus_minus,
-    probability,
-    signed,
-    signed_percent,
-)
-from layerroute.lab.routing import collapse_word, path_name, site_routing
+from layerroute.lab.fairness import SAME_COST_TEXT, unequal, unlike_notes
+from layerroute.lab.format import MISSING, count, listing, number, plus_minus, probability
+from layerroute.lab.pairs import Pair
+from layerroute.lab.question import Metric
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Estimate
-from layerroute.lab.table import Cell, Column, Row, Table, text_cells
-from layerroute.lab.verdict import Pair
+from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, text_cells, words
+
+if TYPE_CHECKING:
+    from layerroute.lab.compare import Comparison
 
 DIFFERENT_DATA = "The runs saw different data or tokenizers: their losses are NOT comparable."
 
 
-def _cell(estimate: Estimate | None, digits: int, factor: float = 1.0, unit: str = "") -> Cell:
+def estimate_cell(estimate: Estimate | None, digits: int = 3, factor: float = 1.0, unit: str = "") -> Cell:
+    """``mean ± half width`` in the unit shown."""
     if estimate is None:
         return Cell(MISSING)
     half = None if estimate.half_width is None else factor * estimate.half_width
     return Cell(f"{plus_minus(factor * estimate.mean, half, digits)}{unit}", estimate.mean)
 
 
-def _interval_note(arms: Sequence[Arm]) -> str:
-    if max((len(arm.completed) for arm in arms), default=0) > 1:
-        return "± is the 95% t interval over seeds; a number without ± is one seed."
-    return "One seed for each arm: no interval can be given, and no difference can be told from chance."
-
-
-def bigram_losses(arms: Sequence[Arm]) -> list[float]:
-    """The distinct bigram losses that the records give (one, where all arms saw the same data)."""
-    found = {
-        round(float(value), 6)
-        for arm in arms
-        for run in arm.runs
-        if (value := run.value("metrics", "bigram_loss")) is not None
-    }
-    return sorted(found)
+SEEDS: Field[Arm] = figures("Seeds", lambda arm: len(arm.completed), plain)
 
 
 def unfinished_text(run: Run) -> str:
@@ -74,131 +57,65 @@ def unfinished_notes(arms: Sequence[Arm]) -> list[str]:
     ]
 
 
-MOST_TOLD = 10.0
-"""Relative changes beyond it are not told in full: they say only that the baseline is all but 0."""
+def interval_note(arms: Sequence[Arm]) -> str:
+    """What ± means, by how many seeds there are."""
+    if max((len(arm.completed) for arm in arms), default=0) > 1:
+        return "± is the 95% t interval over seeds; a number without ± is one seed."
+    return "One seed for each arm: no interval can be given, and no difference can be told from chance."
 
 
-def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Table:
-    """Table 1: final validation loss, perplexity and accuracy, with the improvement on the baseline."""
-    columns = (
-        Column(label="Model"),
-        Column(label="Seeds", numeric=True),
-        Column(label="Val loss ↓", numeric=True),
-        Column(label="Perplexity ↓", numeric=True),
-        Column(label="Accuracy ↑", numeric=True),
-        Column(label="Routing collapse?"),
-    )
-    rows = []
-    for arm in arms:
-        if arm.completed:
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(arm.label),
-                        Cell(str(len(arm.completed)), len(arm.completed)),
-                        _cell(arm.estimate("metrics", "validation_loss"), 3),
-                        _cell(
-                            arm.estimate("metrics", "validation_perplexity"),
-                            2 if len(arm.completed) < 2 else 1,
-                        ),
-                        _cell(arm.estimate("metrics", "validation_accuracy"), 1, 100, "%"),
-                        Cell(collapse_word(arm)),
-                    )
-                )
-            )
-    for loss in bigram_losses(arms):
-        perplexity = math.exp(loss)
-        cells = (
-            Cell("Bigram, back-off"),
-            Cell(MISSING),
-            Cell(number(loss), loss),
-            Cell(number(perplexity, 2), perplexity),
-            Cell(MISSING),
-            Cell("N/A"),
-        )
-        rows.append(Row(cells=cells, kind="reference"))
-    others = [arm for arm in arms if baseline and arm is not baseline and arm.completed]
-    unlike = [arm.label for arm in others if baseline and no_verdict(arm, baseline)]
-    rows += [_improvement(arm, baseline) for arm in others if baseline and arm.label not in unlike]
-    rows += unfinished_rows(arms, len(columns))
-    notes = [] if same_data else [DIFFERENT_DATA]
-    notes.append(_interval_note(arms))
-    if any(row.kind == "improvement" for row in rows) and baseline:
-        notes.append(
-            f"Improvement is (baseline − model) / baseline over the seeds in common with {baseline.label}, "
-            "with the sign turned for accuracy: plus is better everywhere. Whether it is more than noise is "
-            "in the table of differences."
-        )
-    if baseline and unlike:
-        notes.append(
-            f"No improvement is told of {listing(unlike)}: cost or treatment is not that of {baseline.label}."
-        )
-    notes += unlike_notes(arms, baseline)
-    if bigram_losses(arms):
-        notes.append(
-            "The bigram row is a count model with back-off fitted on the same training tokens: a floor that "
-            "any trained model should beat."
-        )
-    return Table(
-        name="Table 1",
-        title="Final validation loss (cross-entropy in nats per token), perplexity and next-token accuracy",
-        columns=columns,
-        rows=tuple(rows),
-        notes=(*notes, *unfinished_notes(arms)),
+def main_table(comparison: "Comparison") -> Table:
+    """Every arm with its loss and its cost: for questions that say nothing better."""
+    fields: list[Field[Arm]] = [
+        words("Model", lambda arm: arm.label),
+        words("Kind", lambda arm: str(arm.kind)),
+        SEEDS,
+        cells("Val loss ↓", lambda arm: estimate_cell(arm.estimate("metrics", "validation_loss"))),
+        figures("FLOPs/token, executed", lambda arm: arm.executed, count),
+    ]
+    return Table.of(
+        "Table 1",
+        "Final validation loss (cross-entropy in nats per token), and what it cost",
+        fields,
+        comparison.completed,
+        more=unfinished_rows(comparison.arms, len(fields)),
+        notes=[
+            *([] if comparison.same_data else [DIFFERENT_DATA]),
+            interval_note(comparison.arms),
+            *unlike_notes(comparison.arms, comparison.yardstick),
+            *unfinished_notes(comparison.arms),
+        ],
     )
 
 
-def _improvement(arm: Arm, baseline: Arm) -> Row:
-    cells = [Cell(f"Improvement: {arm.label}")]
-    seeds = sorted(set(arm.seeds) & set(baseline.seeds))
-    cells.append(Cell(str(len(seeds)), len(seeds)))
-    for metric, sign in (("validation_loss", -1), ("validation_perplexity", -1), ("validation_accuracy", 1)):
-        ours, theirs = arm.by_seed("metrics", metric), baseline.by_seed("metrics", metric)
-        common = [seed for seed in seeds if seed in ours and seed in theirs]
-        change = relative(sum(ours[s] for s in common), sum(theirs[s] for s in common)) if common else None
-        change = None if change is None else sign * change
-        text = signed_percent(change)
-        if change is not None and abs(change) > MOST_TOLD:
-            text = (
-                f"{'above' if change > 0 else 'below'} {signed_percent(math.copysign(MOST_TOLD, change), 0)}"
-            )
-        cells.append(Cell(text, change))
-    return Row(cells=(*cells, Cell(MISSING)), kind="improvement")
+def pair_fields(metric: Metric) -> dict[str, Field[Pair]]:
+    """Columns about a pair of arms, by short name."""
+    return {
+        "arms": words("Comparison", lambda pair: f"{pair.subject.label} − {pair.rival.label}"),
+        "seeds": figures("Seeds", lambda pair: len(pair.difference.seeds) if pair.difference else 0, plain),
+        "mean": figures(metric.column, lambda pair: getattr(pair.difference, "mean", None), metric.show),
+        "interval": cells("95% interval", lambda pair: _interval(pair, metric).text),
+        "p": figures("p", lambda pair: pair.p_adjusted, probability),
+        "detectable": figures(
+            "Detectable", lambda pair: getattr(pair.difference, "detectable", None), metric.size
+        ),
+    }
+
+
+def _interval(pair: Pair, metric: Metric) -> Cell:
+    """The interval, and the half of its width."""
+    found = pair.difference
+    if found is None or found.low is None or found.high is None:
+        return Cell(MISSING)
+    return Cell(interval(found.low, found.high, metric.show), (found.high - found.low) / 2)
 
 
 def differences(pairs: Sequence[Pair]) -> Table:
     """The paired differences in validation loss that the verdict rests on."""
-    columns = (
-        Column(label="Comparison"),
-        Column(label="Seeds", numeric=True),
-        Column(label="Δ val loss", numeric=True),
-        Column(label="95% interval", numeric=True),
-        Column(label="p", numeric=True),
-        Column(label="Detectable", numeric=True),
-        Column(label="Verdict"),
-        Column(label="Not equal besides"),
-    )
-    rows = []
-    for pair in pairs:
-        estimate, difference = pair.difference.estimate, pair.difference
-        mean = None if estimate is None else estimate.mean
-        interval = MISSING
-        if estimate is not None and estimate.half_width is not None:
-            interval = f"{signed(estimate.low, 4)} to {signed(estimate.high, 4)}"
-        rows.append(
-            Row(
-                cells=(
-                    Cell(f"{pair.subject.label} − {pair.rival.label}"),
-                    Cell(str(len(difference.seeds)), len(difference.seeds)),
-                    Cell(signed(mean, 4), mean),
-                    Cell(interval, None if estimate is None else estimate.half_width),
-                    Cell(probability(pair.p_adjusted), pair.p_adjusted),
-                    Cell(number(difference.detectable, 4), difference.detectable),
-                    Cell(str(pair.outcome)),
-                    Cell(listing(unequal(pair.subject, pair.rival)) or "nothing found"),
-                )
-            )
-        )
+    from layerroute.lab.question import LOSS
+
+    metric = pairs[0].question.metric if pairs else LOSS
+    by_name = pair_fields(metric) | {"interval": cells("95% interval", lambda pair: _interval(pair, metric))}
     notes = [
         "Δ is paired by seed, in nats; negative means that the first arm has the lower loss. Detectable: the "
         "smallest true difference that these seeds would have found with 80% power. A verdict only where both arms "
@@ -209,64 +126,64 @@ def differences(pairs: Sequence[Pair]) -> Table:
             "The first comparison is the question asked and tested alone; the p values of the others are "
             "corrected for their number (Holm), their intervals are not."
         )
-    return Table(
-        name="Table of differences",
-        title="Differences in final validation loss, paired by seed",
-        columns=columns,
-        rows=tuple(rows),
-        notes=tuple(notes),
+    return Table.of(
+        "Table of differences",
+        "Differences in final validation loss, paired by seed",
+        [
+            *by_name.values(),
+            words("Verdict", lambda pair: pair.word),
+            words(
+                "Not equal besides",
+                lambda pair: listing(unequal(pair.subject, pair.rival)) or "nothing found",
+            ),
+        ],
+        pairs,
+        notes=notes,
     )
 
 
-def routing_statistics(arms: Sequence[Arm]) -> Table:
-    """Table 2: where tokens went at each site, from hard decisions in inference mode on validation tokens."""
-    routed = [arm for arm in arms if site_routing(arm)]
-    cheap, expensive = routed[0].paths if routed else ("gdn", "softmax")
-    columns = (
-        Column(label="Model"),
-        Column(label="Layer"),
-        Column(label=f"{path_name(cheap)} %", numeric=True),
-        Column(label=f"{path_name(expensive).capitalize()} %", numeric=True),
-        Column(label="Entropy", numeric=True),
-        Column(label="Doubt", numeric=True),
-        Column(label="Interpretation"),
+def loss_by_position(arm: Arm) -> dict[tuple[int, int], float]:
+    """Cross-entropy in nats by place of the predicted token, in doubling ranges: mean over completed seeds.
+
+    A range counts where every completed run that has places has it.
+    """
+    runs = [found for run in arm.completed if (found := run.value("validation", "by_position"))]
+    by_run = [{(int(one["from"]), int(one["to"])): float(one["loss"]) for one in found} for found in runs]
+    common = [place for place in by_run[0] if all(place in found for found in by_run)] if by_run else []
+    return {place: fmean(found[place] for found in by_run) for place in sorted(common)}
+
+
+def positions_table(arms: Sequence[Arm]) -> Table | None:
+    """Loss by place of every arm whose records have it; None where there are not two places to compare."""
+    return ranges_table(
+        {arm.label: losses for arm in arms if (losses := loss_by_position(arm))},
+        number,
+        name="Table of loss by position",
+        title="Validation loss (nats per token) by place in the sequence",
+        note="Means over seeds. Places are those of the predicted tokens, in doubling ranges.",
     )
-    rows = []
-    for arm in routed:
-        for site in site_routing(arm):
-            rate, control = site.rate, arm.kind.control
-            other = Estimate(mean=1 - rate.mean, half_width=rate.half_width, n=rate.n)
-            word = site.interpretation(arm.paths)
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(arm.label),
-                        Cell(site.site),
-                        _cell(other, 1, 100, "%"),
-                        _cell(rate, 1, 100, "%"),
-                        _cell(site.entropy, 2),
-                        _cell(site.doubt, 2),
-                        Cell(f"{word} ({arm.kind})" if control else word),
-                    )
-                )
-            )
-    notes = [
-        "Shares are of validation tokens, from hard decisions without noise. Entropy is −Σ f·ln f over "
-        f"these shares: {number(math.log(2))} is an even split, 0 is one path only. Doubt is the entropy of "
-        f"the router's probabilities for single tokens: 0 is sure of each, {number(math.log(2))} undecided "
-        "on all. Balanced: 40 to 60%; collapsed: above 90% on one path."
-    ]
-    if any(not arm.causal for arm in arms):
-        notes.append(
-            "NOT CAUSAL (decisions may see later tokens): "
-            f"{listing([a.label for a in arms if not a.causal])}."
-        )
-    if not rows:
-        notes = ["No completed run has routed sites."]
-    return Table(
-        name="Table 2",
-        title="Routing statistics of the final models",
-        columns=columns,
-        rows=tuple(rows),
-        notes=tuple(notes),
+
+
+def ranges_table(
+    found: Mapping[str, Mapping[tuple[int, int], float]],
+    show: Callable[[float | None], str],
+    *,
+    name: str,
+    title: str,
+    note: str,
+) -> Table | None:
+    """A value by arm and by range of tokens, both ends included; None where there are not two ranges to compare."""
+    ranges = sorted({place for values in found.values() for place in values})
+    if len(ranges) < 2:
+        return None
+
+    def column(a: int, b: int) -> Field[tuple[str, Mapping[tuple[int, int], float]]]:
+        return figures(str(a) if a == b else f"{a}–{b}", lambda item: item[1].get((a, b)), show)
+
+    return Table.of(
+        name,
+        title,
+        [words("Model", lambda item: item[0]), *(column(a, b) for a, b in ranges)],
+        [(label, values) for label, values in found.items() if values],
+        notes=[note],
     )

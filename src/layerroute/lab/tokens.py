@@ -1,20 +1,23 @@
 """Do kinds of tokens take different paths? Shares by kind, with intervals and tests against shuffled decisions.
 
-Descriptive: a few validation sentences of one run. A flat picture must be seen to be flat, hence the permutation test.
+Descriptive: a few validation sentences of one run. A flat picture must be seen to be flat, hence the permutation test;
+and a flat picture over all layers may hide that two of them pull apart, hence the same by layer.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.lab.format import percent, probability
 from layerroute.lab.runs import TokenRoutes
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.statistics import SIGNIFICANT, bootstrap, holm, permutation_test
+from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, words
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
@@ -23,9 +26,9 @@ FEWEST_SENTENCES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class KindRate:
-    """Mean share of decisions for the expensive path (over tokens and sites) of one kind of token.
+    """Share of decisions for the expensive path (over tokens and sites) of one kind of token.
 
-    ``low`` and ``high`` bound the 95 % bootstrap interval over sentences; None with fewer than three sentences.
+    ``low`` and ``high`` bound the 95 % bootstrap interval over sentences; None where fewer than three hold the kind.
     """
 
     kind: str
@@ -35,19 +38,46 @@ class KindRate:
     high: float | None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerKinds:
+    """One cut of the tokens (kind, loss, …), K kinds by L layers.
+
+    Attributes:
+        kinds: names, most expensive first, over all layers.
+        tokens: how many there are of each.
+        rate: (K, L) share of decisions for the expensive path; over the sites of a layer, where it has several.
+        low, high: (K, L) ends of the 95 % bootstrap interval over sentences; NaN for a kind that fewer than three
+            sentences hold.
+        p_values: by layer, of the hypothesis that the kind has nothing to do with the path there: a permutation test
+            within sentences, corrected for the number of layers (Holm); None where it was not tested.
+    """
+
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    tokens: tuple[int, ...]
+    rate: Floats
+    low: Floats
+    high: Floats
+    p_values: tuple[float | None, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenKinds:
-    """All kinds, and the p value of the hypothesis that the kind of a token has nothing to do with its path."""
+    """All kinds, most expensive first, and the p value of the hypothesis that kind and path have nothing in common.
+
+    ``layers`` has the same layer by layer; None for fewer than two layers with sites.
+    """
 
     kinds: tuple[KindRate, ...]
     p_value: float | None
     sentences: int
     tokens: int
+    layers: LayerKinds | None
 
     @property
     def differ(self) -> bool:
         """Whether the data show that kinds of tokens are routed differently (p < 0.05)."""
-        return self.p_value is not None and self.p_value < 0.05
+        return self.p_value is not None and self.p_value < SIGNIFICANT
 
     @property
     def p_text(self) -> str:
@@ -94,38 +124,25 @@ def token_kind(token: str, *, starts: bool, word: str | None = None) -> str:
     return "stop word" if (word or text).lower() in STOP_WORDS else "word start"
 
 
-@dataclass(frozen=True)
-class _Decisions:
-    """Tokens of all sentences in a row: the sentence of each, and at what share of the sites its path is expensive."""
-
-    sentence: Ints
-    rate: Floats
-
-
-def _decisions(routes: TokenRoutes) -> _Decisions | None:
-    sentence = [index for index, (tokens, _, _) in enumerate(routes.sentences) for _ in tokens]
-    expensive = len(routes.paths) - 1
-    rows = [
-        float(np.mean([path == expensive for path in decisions]))
-        for _, choice, _ in routes.sentences
-        for decisions in choice
-        if routes.sites
-    ]
-    return _Decisions(np.array(sentence), np.array(rows)) if rows else None
-
-
-def token_groups(routes: TokenRoutes, *, seed: int = 0) -> dict[str, TokenKinds]:
+@lru_cache(maxsize=16)
+def token_groups(routes: TokenRoutes, *, seed: int = 0) -> Mapping[str, TokenKinds]:
     """By name of the cut: kind of token, and, where the run noted them, corpus frequency, loss and place in context.
 
     ``rare`` is the fifth of these tokens that the training text holds most seldom, ``high loss`` the fifth that the
     model predicted worst; the others are told beside them. Places are not tested: all tokens of a sentence share one.
     The resampling draws from ``seed``, so that the same routes give the same numbers.
     """
-    decisions = _decisions(routes)
-    if decisions is None:
+    decisions = [row for _, choice, _ in routes.sentences for row in choice]
+    if not decisions or not routes.sites:
         return {}
+    expensive = np.array(decisions) == len(routes.paths) - 1
+    sentence = np.array([index for index, (tokens, _, _) in enumerate(routes.sentences) for _ in tokens])
+    names = [site.partition(".")[0] for site in routes.sites]
+    layers = tuple(dict.fromkeys(names))
+    by_layer = [expensive[:, [name == layer for name in names]].mean(axis=1) for layer in layers]
+    rates = np.stack([expensive.mean(axis=1), *by_layer], axis=1)
     return {
-        cut: _compare(labels, decisions, seed=seed, test=cut not in UNTESTED)
+        cut: _compare(labels, layers, sentence, rates, seed=seed, test=cut not in UNTESTED)
         for cut, labels in token_cuts(routes).items()
     }
 
@@ -156,45 +173,6 @@ def token_cuts(routes: TokenRoutes) -> dict[str, list[str]]:
         for at in places
     ]
     return found
-
-
-def groups_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | None:
-    """All cuts in one table; None where there is none."""
-    if not groups:
-        return None
-    rows, tests = [], []
-    for cut, group in groups.items():
-        tests.append(f"{cut}: {'not tested' if group.p_value is None else group.p_text}")
-        for kind in group.kinds:
-            interval = "–" if kind.low is None else f"{percent(kind.low)} to {percent(kind.high)}"
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(cut),
-                        Cell(kind.kind),
-                        Cell(str(kind.tokens), kind.tokens),
-                        Cell(percent(kind.rate), kind.rate),
-                        Cell(interval, kind.low),
-                    )
-                )
-            )
-    first = next(iter(groups.values()))
-    return Table(
-        name="Table of token kinds",
-        title=f"Share of decisions for {expensive} by kind of token",
-        columns=(
-            Column(label="By"),
-            Column(label="Tokens that are"),
-            Column(label="Tokens", numeric=True),
-            Column(label=f"{expensive} share", numeric=True),
-            Column(label="95% interval", numeric=True),
-        ),
-        rows=tuple(rows),
-        notes=(
-            f"{first.tokens} tokens of {first.sentences} validation sentences, one run; bootstrap over sentences. "
-            f"Permutation tests against decisions shuffled within each sentence: {'; '.join(tests)}.",
-        ),
-    )
 
 
 def _kind_labels(routes: TokenRoutes) -> list[str]:
@@ -236,72 +214,180 @@ def _whole_word(tokens: Sequence[str], index: int) -> str:
     return word
 
 
-def _compare(labels: Sequence[str], decisions: _Decisions, *, seed: int, test: bool = True) -> TokenKinds:
+def _compare(
+    labels: Sequence[str],
+    layers: tuple[str, ...],
+    sentence: NDArray[np.int64],
+    rates: Floats,
+    *,
+    seed: int,
+    test: bool,
+) -> TokenKinds:
+    """One cut: ``rates`` is (tokens, 1 + layers), over all sites and then by layer."""
     names = sorted(set(labels))
     kind = np.array([names.index(label) for label in labels])
-    of, rate = decisions.sentence, decisions.rate
-    sentences = len(np.unique(of))
+    member = (kind == np.arange(len(names))[:, None]).astype(np.float64)
+    sentences, columns = len(np.unique(sentence)), rates.shape[1]
     generator = np.random.default_rng(seed)
-    enough = sentences >= FEWEST_SENTENCES
-    bounds = _bootstrap(kind, of, rate, len(names), generator) if enough else None
-    tested = enough and test and len(names) > 1
-    p_value = _permutation(kind, of, rate, len(names), generator) if tested else None
-    found = [
-        KindRate(
-            kind=name,
-            tokens=int((kind == index).sum()),
-            rate=float(rate[kind == index].mean()),
-            low=None if bounds is None else bounds[index][0],
-            high=None if bounds is None else bounds[index][1],
+    low, high = np.full((2, len(names), columns), np.nan)
+    p_values: list[float | None] = [None] * columns
+    if sentences >= FEWEST_SENTENCES:
+        within = (sentence == np.arange(sentence.max() + 1)[:, None]).astype(np.float64)
+        counts = member @ within.T
+        sums = (member[:, None] * rates.T) @ within.T
+        ends = bootstrap(
+            sums,
+            np.broadcast_to(counts[:, None], sums.shape),
+            statistic=_shares,
+            draws=RESAMPLES,
+            generator=generator,
         )
-        for index, name in enumerate(names)
-    ]
+        # A kind that is in very few sentences has no honest interval: most of its resamples are alike.
+        enough = (counts > 0).sum(axis=1) >= FEWEST_SENTENCES
+        low[enough], high[enough] = ends[:, enough]
+        if test and len(names) > 1:
+            # So many draws that the smallest p of a layer outlives the correction.
+            draws = max(RESAMPLES, 40 * len(layers))
+            p_values = permutation_test(rates, kind, sentence, draws=draws, generator=generator).tolist()
+    mean = member @ rates / member.sum(axis=1)[:, None]
+    order = sorted(range(len(names)), key=lambda index: -mean[index, 0])
+    tokens = [labels.count(name) for name in names]
+    by_layer = LayerKinds(
+        layers=layers,
+        kinds=tuple(names[index] for index in order),
+        tokens=tuple(tokens[index] for index in order),
+        rate=mean[order, 1:],
+        low=low[order, 1:],
+        high=high[order, 1:],
+        p_values=tuple(holm(p_values[1:])),
+    )
+    kinds = (
+        KindRate(
+            kind=names[index],
+            tokens=tokens[index],
+            rate=float(mean[index, 0]),
+            low=None if np.isnan(low[index, 0]) else float(low[index, 0]),
+            high=None if np.isnan(high[index, 0]) else float(high[index, 0]),
+        )
+        for index in order
+    )
     return TokenKinds(
-        kinds=tuple(sorted(found, key=lambda entry: -entry.rate)),
-        p_value=p_value,
+        kinds=tuple(kinds),
+        p_value=p_values[0],
         sentences=sentences,
-        tokens=len(rate),
+        tokens=len(rates),
+        layers=by_layer if len(layers) > 1 else None,
     )
 
 
-def _bootstrap(
-    kind: Ints, sentence: Ints, rate: Floats, kinds: int, generator: np.random.Generator
-) -> Sequence[tuple[float | None, float | None]]:
-    number_of = int(sentence.max()) + 1
-    sums = np.zeros((number_of, kinds))
-    counts = np.zeros((number_of, kinds))
-    np.add.at(sums, (sentence, kind), rate)
-    np.add.at(counts, (sentence, kind), 1)
-    drawn = generator.integers(0, number_of, (RESAMPLES, number_of))
-    totals, amounts = sums[drawn].sum(axis=1), counts[drawn].sum(axis=1)
-    bounds: list[tuple[float | None, float | None]] = []
-    for index in range(kinds):
-        there = amounts[:, index] > 0
-        means = totals[there, index] / amounts[there, index]
-        # A kind that is in very few sentences has no honest interval: most of its resamples are alike.
-        if (counts[:, index] > 0).sum() < FEWEST_SENTENCES:
-            bounds.append((None, None))
-        else:
-            bounds.append((float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))))
-    return bounds
+def _shares(sums: Floats, counts: Floats, axis: int) -> Floats:
+    amounts = counts.sum(axis=axis)
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.where(amounts > 0, sums.sum(axis=axis) / amounts, np.nan)
+    return found
 
 
-def _permutation(
-    kind: Ints, sentence: Ints, rate: Floats, kinds: int, generator: np.random.Generator
-) -> float:
-    counts = np.bincount(kind, minlength=kinds)
-    overall = rate.mean()
+def groups_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | None:
+    """All cuts in one table; None where there is none."""
+    if not groups:
+        return None
+    first = next(iter(groups.values()))
+    tests = [
+        f"{cut}: {'not tested' if group.p_value is None else group.p_text}" for cut, group in groups.items()
+    ]
+    return Table.of(
+        "Table of token kinds",
+        f"Share of decisions for {expensive} by kind of token",
+        [
+            words("By", lambda pair: pair[0]),
+            words("Tokens that are", lambda pair: pair[1].kind),
+            figures("Tokens", lambda pair: pair[1].tokens, plain),
+            figures(f"{expensive} share", lambda pair: pair[1].rate, percent),
+            cells(
+                "95% interval", lambda pair: Cell(interval(pair[1].low, pair[1].high, percent), pair[1].low)
+            ),
+        ],
+        [(cut, kind) for cut, group in groups.items() for kind in group.kinds],
+        notes=[
+            f"{first.tokens} tokens of {first.sentences} validation sentences, one run; bootstrap over sentences. "
+            f"Permutation tests against decisions shuffled within each sentence: {'; '.join(tests)}."
+        ],
+    )
 
-    def spread(values: Floats) -> float:
-        means = np.bincount(kind, weights=values, minlength=kinds) / counts
-        return float((counts * (means - overall) ** 2).sum())
 
-    observed = spread(rate)
-    groups = [np.flatnonzero(sentence == index) for index in np.unique(sentence)]
-    reached = 0
-    for _ in range(RESAMPLES):
-        shuffled = rate.copy()
-        for group in groups:
-            shuffled[group] = rate[generator.permutation(group)]
-        reached += spread(shuffled) >= observed - 1e-12
-    return (1 + reached) / (1 + RESAMPLES)
+def arms_table(groups: Mapping[str, Mapping[str, TokenKinds]], expensive: str) -> Table | None:
+    """All cuts of every arm side by side, with the tests below; None where there are not two arms.
+
+    Args:
+        groups: what ``token_groups`` finds, by arm.
+    """
+    if len(groups) < 2:
+        return None
+    rows = dict.fromkeys(
+        (cut, one.kind) for found in groups.values() for cut, group in found.items() for one in group.kinds
+    )
+
+    def column(arm: str) -> Field[tuple[str, str]]:
+        shares = {(cut, one.kind): one.rate for cut, group in groups[arm].items() for one in group.kinds}
+        return figures(arm, shares.get, percent)
+
+    tests = [
+        Row(
+            cells=(Cell(cut), Cell("p"), *(Cell(probability(p), p) for p in p_values)),
+            kind="reference",
+        )
+        for cut in dict.fromkeys(cut for cut, _ in rows)
+        if set(p_values := [found[cut].p_value if cut in found else None for found in groups.values()])
+        != {None}
+    ]
+    return Table.of(
+        "Table of token kinds by arm",
+        f"Share of decisions for {expensive} by kind of token, every arm",
+        [words("By", itemgetter(0)), words("Tokens that are", itemgetter(1)), *map(column, groups)],
+        rows,
+        more=tests,
+        notes=[
+            "One run of each arm, on its own validation sentences. p of permutation tests against decisions shuffled "
+            "within each sentence; not corrected for the number of arms."
+        ],
+    )
+
+
+def layers_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | None:
+    """Kinds by layers, with the test of each layer below; None where there are not two layers."""
+    found = {cut: group.layers for cut, group in groups.items() if group.layers is not None}
+    if not found:
+        return None
+    layers = next(iter(found.values())).layers
+    shares: list[Field[tuple[str, LayerKinds, int]]] = [
+        figures(
+            layer.replace("layer", "L"),
+            lambda item, at=at: float(item[1].rate[item[2], at]),  # type: ignore[misc]
+            lambda rate: percent(rate, 0),
+        )
+        for at, layer in enumerate(layers)
+    ]
+    tests = (
+        Row(
+            cells=(Cell(cut), Cell("p"), Cell(""), *(Cell(probability(p), p) for p in one.p_values)),
+            kind="reference",
+        )
+        for cut, one in found.items()
+        if any(p is not None for p in one.p_values)
+    )
+    return Table.of(
+        "Table of token kinds by layer",
+        f"Share of decisions for {expensive}",
+        [
+            words("By", lambda item: item[0]),
+            words("Tokens that are", lambda item: item[1].kinds[item[2]]),
+            figures("Tokens", lambda item: item[1].tokens[item[2]], plain),
+            *shares,
+        ],
+        [(cut, one, index) for cut, one in found.items() for index in range(len(one.kinds))],
+        more=tests,
+        notes=[
+            "p of permutation tests against decisions shuffled within each sentence, corrected for the number of "
+            "layers (Holm). Intervals are in the figure's data."
+        ],
+    )

@@ -1,10 +1,11 @@
 """What a transfer record comes to: a row a text, and a sentence a budget. No verdict without equal executed FLOPs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from layerroute.lab.format import MISSING, percent, signed
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.equal_cost import said_of
+from layerroute.lab.format import percent, signed
+from layerroute.lab.table import Table, cells, figures, interval, words
 
 GREEDY = ("static_block_greedy", "static_greedy")
 """The control that is told beside the best one: of whole layers where there is one."""
@@ -35,58 +36,29 @@ def gap_of(row: Mapping[str, Any], arm: str | None) -> Mapping[str, float] | Non
     return None if arm is None else row["arms"][arm]["at_equal_cost"]
 
 
-def outcome(gap: Mapping[str, float] | None) -> str:
-    """``wins``, ``loses``, ``cannot be told``, or ``no verdict`` where the arms do not cost the same."""
-    if gap is None:
-        return "no verdict"
-    return "wins" if gap["high"] < 0 else "loses" if gap["low"] > 0 else "cannot be told"
-
-
 def transfer_table(record: Mapping[str, Any]) -> Table:
     """One row a budget and text: asked and served, routed less each static arm at equal cost."""
-    rows = []
-    for row in sorted(record["rows"], key=lambda one: (one["budget"], one["home"])):
-        reference = reference_of(row)
-        gap, other = gap_of(row, reference), greedy_of(row)
-        static = None if reference is None else row["arms"][reference]
-        cells = (
-            Cell(row["kind"]),
-            Cell("home" if row["home"] else "away"),
-            Cell(percent(row["budget"]), row["budget"]),
-            Cell(percent(row["served"]), row["served"]),
-            Cell(
-                MISSING if static is None else percent(static["saved"]),
-                None if static is None else static["saved"],
-            ),
-            Cell(MISSING if gap is None else signed(gap["mean"]), None if gap is None else gap["mean"]),
-            Cell(MISSING if gap is None else f"{signed(gap['low'])} to {signed(gap['high'])}"),
-            Cell(MISSING if gap is None else signed(gap["worst"], 2), None if gap is None else gap["worst"]),
-            Cell(
-                MISSING if other is None else signed(other["mean"]),
-                None if other is None else other["mean"],
-            ),
-            Cell(outcome(gap)),
-        )
-        rows.append(Row(cells=cells))
-    numeric = (
-        "Asked",
-        "Served",
-        "FLOPs saved",
-        "Routed − best static",
-        "95% interval",
-        "Worst",
-        "Routed − greedy",
-    )
-    return Table(
-        name="Table of transfer",
-        title=f"Routed less {titles(record)}, by kind of text",
-        columns=(
-            Column(label="Text"),
-            Column(label="Where"),
-            *(Column(label=label, numeric=True) for label in numeric),
-            Column(label="Routing"),
-        ),
-        rows=tuple(rows),
+
+    def of(key: str) -> Callable[[Mapping[str, Any]], float | None]:
+        return lambda row: (gap_of(row, reference_of(row)) or {}).get(key)
+
+    low, high = of("low"), of("high")
+    return Table.of(
+        "Table of transfer",
+        f"Routed less {titles(record)}, by kind of text",
+        [
+            words("Text", lambda row: row["kind"]),
+            words("Where", lambda row: "home" if row["home"] else "away"),
+            figures("Asked", lambda row: row["budget"], percent),
+            figures("Served", lambda row: row["served"], percent),
+            figures("FLOPs saved", lambda row: row["arms"].get(reference_of(row), {}).get("saved"), percent),
+            figures("Routed − best static", of("mean"), signed),
+            cells("95% interval", lambda row: interval(low(row), high(row), signed)),
+            figures("Worst", of("worst"), lambda value: signed(value, 2)),
+            figures("Routed − greedy", lambda row: (greedy_of(row) or {}).get("mean"), signed),
+            words("Routing", lambda row: said_of(gap_of(row, reference_of(row)))),
+        ],
+        sorted(record["rows"], key=lambda one: (one["budget"], one["home"])),
         notes=NOTES,
     )
 
@@ -118,7 +90,7 @@ def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
     worst = max(gaps, key=lambda kind: gaps[kind]["mean"])
     window = max(gaps, key=lambda kind: gaps[kind]["worst"])
     count = [
-        sum(outcome(gap) == word for gap in gaps.values()) for word in ("wins", "cannot be told", "loses")
+        sum(said_of(gap) == word for gap in gaps.values()) for word in ("wins", "cannot be told", "loses")
     ]
     return (
         f"{where}: routing wins on {count[0]}, cannot be told on {count[1]}, loses on {count[2]} of {len(gaps)} texts; "
@@ -131,16 +103,16 @@ def points_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The picture's data: a dot a row that has a verdict, or None where it has none."""
     points = []
     for row in record["rows"]:
-        gap = gap_of(row, reference_of(row))
+        gap = gap_of(row, reference_of(row)) or {}
         points.append(
             {
                 "budget": row["budget"],
                 "kind": row["left_out"] or row["kind"],
                 "home": row["home"],
-                "mean": None if gap is None else gap["mean"],
-                "low_95": None if gap is None else gap["low"],
-                "high_95": None if gap is None else gap["high"],
-                "worst": None if gap is None else gap["worst"],
+                "mean": gap.get("mean"),
+                "low_95": gap.get("low"),
+                "high_95": gap.get("high"),
+                "worst": gap.get("worst"),
                 "served": row["served"],
             }
         )

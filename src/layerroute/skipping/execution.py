@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from layerroute.errors import UserError
 from layerroute.ops.routed_attention import BlockPlan, Intervals, Padding, attend_spans, intervals
 from layerroute.routing.tokens import TokenIndex
-from layerroute.skipping.cache import deferring_layer, evicting_layer
+from layerroute.skipping.cache_layers import deferring_layer, evicting_layer
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.families import Family
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute

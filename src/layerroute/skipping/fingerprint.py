@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from layerroute.errors import UserError
 from layerroute.skipping.devices import value_of
+from layerroute.skipping.tuners import is_tuner, peft_class
 
 VALUES = 16
 _ARCHITECTURE = (
@@ -56,9 +55,9 @@ def without_adapters(module: nn.Module) -> nn.Module:
     """The base's own module in the place of one that PEFT has wrapped."""
     inner: Any = module
     while True:
-        if isinstance(inner, BaseTunerLayer):
+        if is_tuner(inner):
             inner = inner.get_base_layer()
-        elif isinstance(inner, AuxiliaryTrainingWrapper):
+        elif isinstance(inner, peft_class("AuxiliaryTrainingWrapper", "peft.utils.other")):
             inner = inner.original_module
         else:
             found: nn.Module = inner

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from layerroute.ops.routed_attention import share_of_keys
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.skip_config import SkipConfig
 
 NOMINAL_CONTEXT = 1024
 """Context length at which the relative costs of decisions are taken."""
@@ -152,8 +152,8 @@ class SkipFlops:
 
 
 def saved_by_skipping(config: Any, skip: SkipConfig, context_length: int) -> float:
-    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `forward_flops`)."""
-    return forward_flops(config, skip, context_length).saved(skip.units[0], 0.0)
+    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `skip_flops`)."""
+    return skip_flops(config, skip, context_length).saved(skip.units[0], 0.0)
 
 
 def router_flops(skip: SkipConfig, hidden_size: int) -> float:
@@ -168,7 +168,7 @@ def router_flops(skip: SkipConfig, hidden_size: int) -> float:
     return routers * 2.0 * sum(a * b for a, b in pairwise(sizes))
 
 
-def forward_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:
+def skip_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:
     """Of a routed model of a family with gated MLPs.
 
     Args:

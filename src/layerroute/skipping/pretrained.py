@@ -24,10 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layerroute.cache import WAY_OUT, disk_errors
-from layerroute.errors import UserError
+from layerroute.errors import UserError, require
+from layerroute.folders import WAY_OUT, disk_errors
 from layerroute.integrity import DamagedError, seal, verify
-from layerroute.skipping.declared import check_declared
+from layerroute.skipping.weight_sizes import check_weight_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_pretrained(
     source = local_source(name)
     options.setdefault("use_safetensors", True)  # no pickle of anybody's is run
     trusted = options.setdefault("trust_remote_code", False)  # not said, transformers asks at the terminal
-    check_declared(Path(source))
+    check_weight_sizes(Path(source))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **options
@@ -118,11 +118,7 @@ def base_options(
     if attention is not None:
         options["attn_implementation"] = attention
     if quantization == "nf4":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(
-                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
-                "pip install 'layerroute[quantization]', or set model.quantization: none"
-            )
+        require("bitsandbytes", extra="quantization")
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -187,10 +183,7 @@ def _intact(folder: Path) -> bool:
 
 def _unpack(gguf: Path, folder: Path) -> None:
     """Write the GGUF file's model and tokenizer to ``folder``, whole or not at all."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"{SMOLLM2}: reading {gguf.name} needs the package gguf; install it with: pip install gguf"
-        )
+    require("gguf", extra="gguf")
     from transformers import GgufConfig
 
     if folder.exists():

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,11 +31,12 @@ from layerroute.skipping.adapters import (
     restore_adapters,
     save_adapters,
 )
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.devices import value_of
 from layerroute.skipping.fingerprint import check_base, fingerprint
 from layerroute.skipping.model import Model, add_router, get_router, remove_router
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained, local_source
+from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.tuners import tuners
 
 FORMATS = (1, 2)
 """1: at most one LoRA adapter, called ``default``, and the base's own vocabulary; 2: whatever is written here."""
@@ -149,7 +149,7 @@ def _is_plain_lora(model: nn.Module, adapters: Adapters) -> bool:
     """Whether version 0.1 of this package would load the adapters rightly, too."""
     if not adapters.names:
         return True
-    plain = all(hasattr(module, "lora_A") for module in model.modules() if isinstance(module, BaseTunerLayer))
+    plain = all(hasattr(module, "lora_A") for module in tuners(model))
     return plain and adapters.names == adapters.active == ("default",) and not adapters.changed
 
 

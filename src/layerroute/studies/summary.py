@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerroute.lab.pareto import pareto_front
+from layerroute.lab.statistics import pareto_front
 from layerroute.studies.board import RunState
 from layerroute.studies.session import Session
 

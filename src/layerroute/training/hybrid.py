@@ -11,8 +11,9 @@ from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import HybridConfig
 from layerroute.precision import ChosenPrecision, autocast
+from layerroute.routing import routings_of
 from layerroute.routing.held_out import calibrate_thresholds
-from layerroute.training.callbacks.routing import RoutingCallback, routing_modules
+from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.memory import estimate_memory
 from layerroute.training.models import Vocabulary, build_model, model_config, model_figures, resolved_recipe
 from layerroute.training.objective import HybridLoss, RoutedLoss
@@ -57,7 +58,7 @@ class HybridSubject(Subject):
 
     def before_evaluation(self) -> None:
         """Set the quantile budget's thresholds on held-out text: their running mean lags a rate that is annealed."""
-        modules = [m for m in routing_modules(self.model) if m.config.budget == "quantile"]
+        modules = [m for m in routings_of(self.model) if m.config.budget == "quantile"]
         tokens = self.recipe.train.threshold_tokens
         if not modules or not tokens:
             return

@@ -8,7 +8,7 @@ import torch
 
 from layerroute.benchmark import gated_delta as case
 from layerroute.benchmark import train
-from layerroute.benchmark.twins import plain_twin
+from layerroute.benchmark.train import plain_model
 from layerroute.cli.main import main
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.routing import forced
@@ -115,7 +115,7 @@ def test_a_training_step_trains(recipes: dict[str, Path]) -> None:
     step()
     moved = [not torch.equal(a, b) for a, b in zip(before, step.model.parameters(), strict=True)]
     assert all(moved), "every parameter takes part"
-    assert step.model.training and step.steps == 1
+    assert step.model.training
 
 
 def prepare(recipes: dict[str, Path]) -> train.Prepared:
@@ -141,28 +141,41 @@ def test_train_gate_sees_a_routed_model_that_is_not_the_plain_one(
 
 @pytest.mark.parametrize("path", ["gdn", "softmax"])
 @pytest.mark.parametrize("unit", ["mixer", "block"])
-def test_plain_twin_has_the_weights_of_one_path(unit: str, path: str) -> None:
+def test_the_plain_model_has_the_weights_of_one_path(unit: str, path: str) -> None:
     config = HybridConfig(hidden_size=32, num_attention_heads=2, vocab_size=50, routed_unit=unit)
     routed = HybridForCausalLM(config).eval()
-    twin = plain_twin(routed, path)
-    assert twin.config.layer_pattern == ["gdn", path, path, "softmax"]
+    plain = plain_model(routed, path)
+    assert plain.config.layer_pattern == ["gdn", path, path, "softmax"]
     ids = torch.randint(50, (2, 12))
     with torch.no_grad(), forced(routed, ("gdn", "softmax").index(path)):
-        torch.testing.assert_close(twin(ids).logits, routed(ids).logits)
+        torch.testing.assert_close(plain(ids).logits, routed(ids).logits)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["gated-delta", "--sizes", "4x10"], "'4x10' is not batch x tokens x heads x dimension"),
-        (["gated-delta", "--sizes", "4x0x1x8"], "below 1"),
-        (["gated-delta", "--passes", "forwards"], "Did you mean 'forward'?"),
+        (["gated-delta", "--sizes", "4x10"], "'4x10' is not rows x tokens x heads x width"),
+        (["gated-delta", "--sizes", "4x0x1x8"], "all above 0"),
+        (["gated-delta", "--passes", "forwards"], "choose from 'forward', 'forward+backward'"),
         (["gated-delta", "--repeats", "2"], "at least 3"),
         (["gated-delta", "--threads", "0"], "at least 1"),
         (["gated-delta", "--out", "record.txt"], ".json"),
         (["gated-delta", "--repeat", "9"], "--repeat"),
         (["gated-deltas"], "Did you mean 'gated-delta'?"),
         (["train", "--static", "nowhere.yaml"], "no recipe nowhere.yaml"),
+        (["prefill", "--skip", "1.5"], "not a share between 0 and 1"),
+        (["prefill", "--shape", "smollm2"], "choose from 'smollm2-135m'"),
+        (["prefill", "--sizes", "512"], "not rows x tokens"),
+        (["decode", "--new-tokens", "0"], "at least 1"),
+        (["decode", "--cache", "static", "--kv", "evict"], "use --kv project"),
+        (["prefill", "--figure", "x.jpg"], ".svg"),
+        (["attention", "--sizes", "4x10"], "rows x tokens x heads x width"),
+        (["attention", "--rates", "0"], "a share above 0"),
+        (["attention", "--passes", "forwards"], "choose from 'forward', 'forward+backward'"),
+        (["hybrid", "--hidden-size", "100"], "not a multiple of 64"),
+        (["peers", "--figure", "x.png"], "no speed-up by share to draw"),
+        (["calibrate", "--figure", "x.png"], "no speed-up by share to draw"),
+        (["calibrate", "--model", "hybrid", "--kv", "evict"], "for models that skip layers"),
         ([], "CASE"),
     ],
 )

@@ -35,7 +35,7 @@ def comparison(checks: list[Check], events: list[str], title: str = "one") -> Co
         baseline="old",
         tokens=10,
         device=torch.device("cpu"),
-        prepare=lambda: Prepared(gate=gate, arms=arms, facts={"new": {"parameters": 7}}),
+        prepare=lambda: Prepared(gate=gate, arms=arms, count=lambda: {"new": {"parameters": 7}}),
     )
 
 
@@ -149,6 +149,6 @@ def test_cases_are_known_by_name_and_imported_late() -> None:
         load_case("gated_delta")
     for name in CASES:
         case = load_case(name)
-        assert case.DESCRIPTION and callable(case.add_arguments) and callable(case.comparisons)
+        assert case.description and callable(case.add_arguments) and callable(case.comparisons)
     code = "import sys, layerroute.benchmark.cases, layerroute.cli.bench; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerroute.benchmark import decode, prefill, skipping
-from layerroute.benchmark.case import Limit
+from layerroute.benchmark.cases import load_case
 from layerroute.benchmark.memory import peak_memory
-from layerroute.benchmark.skipping_models import SHAPES, build_models, draw, spread_out, without_layers
+from layerroute.benchmark.skipping_models import build_models, draw, spread_out, without_layers
+from layerroute.benchmark.timing import Timings
 from layerroute.cli.main import main
 from layerroute.skipping import SkipConfig, get_router
 
 TINY = ["--shape", "tiny", "--skip", "0.5", "--repeats", "3"]
 
 
-def prepared(case, *options: str):
+def prepared(name: str, *options: str):
     import argparse
 
-    parser = argparse.ArgumentParser()
+    case, parser = load_case(name), argparse.ArgumentParser()
     case.add_arguments(parser)
     (comparison,) = case.comparisons(parser.parse_args(["--shape", "tiny", "--skip", "0.5", *options]))
     return comparison.prepare()
@@ -52,7 +52,7 @@ def test_prefill_record_table_and_figure(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_decode_leaves_the_cache_as_it_found_it(cache: str) -> None:
-    row = prepared(decode, "--sizes", "2x12", "--new-tokens", "3", "--cache", cache)
+    row = prepared("decode", "--sizes", "2x12", "--new-tokens", "3", "--cache", cache)
     checks = row.gate()
     assert checks and all(check.green for check in checks)
     for call in row.arms.values():
@@ -63,7 +63,7 @@ def test_decode_leaves_the_cache_as_it_found_it(cache: str) -> None:
 
 @pytest.mark.parametrize("options", [["--kv", "evict"], ["--unit", "mlp"], ["--unit", "attention+mlp"]])
 def test_other_ways_to_skip_pass_the_gate(options: list[str]) -> None:
-    row = prepared(prefill, "--sizes", "2x20", *options)
+    row = prepared("prefill", "--sizes", "2x20", *options)
     assert all(check.green for check in row.gate())
     facts = row.count()
     assert facts["sparse"]["executed_flops_per_token"] < facts["masked"]["executed_flops_per_token"]
@@ -72,7 +72,7 @@ def test_other_ways_to_skip_pass_the_gate(options: list[str]) -> None:
 
 
 def test_scoring_reads_all_logits_without_a_cache() -> None:
-    row = prepared(prefill, "--sizes", "1x20", "--scoring")
+    row = prepared("prefill", "--sizes", "1x20", "--scoring")
     assert all(check.green for check in row.gate())
     result = row.arms["sparse"]()
     assert set(result) == {"logits"} and result["logits"].shape == (1, 20, 128)
@@ -111,7 +111,8 @@ def test_draws_have_exactly_the_share_and_layers_are_spread() -> None:
 
 def test_the_limit_is_taken_at_exactly_the_share() -> None:
     # 2 of 5 layers removed save 4 of 10 seconds; 50 % of them would save 5.
-    assert Limit(arm="limit", factor=1.25).seconds(6.0, 10.0) == pytest.approx(5.0)
+    timings = Timings(seconds={"dense": [10.0], "limit": [6.0], "sparse": [10.0]}, calls={})
+    assert timings.share_of("sparse", "dense", "limit", 1.25).median == pytest.approx(0.5)
 
 
 def test_peak_memory_counts_what_lives_at_once() -> None:
@@ -126,25 +127,3 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
 
     peak, result = peak_memory(call, torch.device("cpu"))
     assert peak == 1500 and result.shape == (800,)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["prefill", "--skip", "1.5"], "not a share between 0 and 1"),
-        (["prefill", "--shape", "smollm2"], "Did you mean 'smollm2-135m'?"),
-        (["prefill", "--sizes", "512"], "not rows x tokens"),
-        (["decode", "--new-tokens", "0"], "at least 1"),
-        (["decode", "--cache", "static", "--kv", "evict"], "use --kv project"),
-        (["prefill", "--figure", "x.jpg"], ".svg"),
-    ],
-)
-def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *options]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1
-
-
-def test_shapes_are_known_to_transformers() -> None:
-    assert SHAPES["smollm2-135m"]["hidden_size"] == 576
-    assert skipping.size_of("4x512") == (4, 512)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerroute.capabilities.attention.kinds import kind_of
 from layerroute.lab.agreement import agreement_table, seed_agreement
 from layerroute.lab.arms import Arm
 from layerroute.lab.runs import Run
@@ -36,7 +37,7 @@ def arm(folder: Path, choices: list[np.ndarray], *, words: list[str] | None = No
             "token_routes": "token_routes.json"
         }
         runs.append(Run(found, run / "record.json"))
-    return Arm("dynamic", tuple(runs))
+    return Arm("dynamic", tuple(runs), kind_of)
 
 
 def test_the_same_choices_agree_fully(tmp_path: Path) -> None:

@@ -3,9 +3,18 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention import kinds
+from layerroute.capabilities.attention.question import QUESTION
+from layerroute.capabilities.attention.routing import (
+    Balance,
+    collapse_word,
+    judge_rate,
+    routing_sentence,
+    site_routing,
+)
 from layerroute.errors import UserError
-from layerroute.lab.arms import Arm, Kind, group_arms
-from layerroute.lab.routing import Balance, collapse_word, judge_rate, routing_sentence, site_routing
+from layerroute.lab.arms import OTHER, Arm, Kind, group_arms
+from layerroute.lab.compare import compare
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
 
@@ -15,34 +24,34 @@ def run(arm: str, seed: int = 42, **settings: Any) -> Run:
 
 
 def arm(*runs: Run) -> Arm:
-    ((found,), _) = group_arms(runs)
+    ((found,), _) = group_arms(runs, QUESTION.kind_of)
     return found
 
 
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        ({"pattern": ["softmax"] * 3}, Kind.ALL_SOFTMAX),
-        ({"pattern": ["gdn"] * 3}, Kind.ALL_GDN),
-        ({"pattern": ["gdn", "softmax"]}, Kind.STATIC),
-        ({"rates": sites(0.5, 0.5)}, Kind.DYNAMIC),
-        ({"rates": sites(0.5, 0.5), "control": "random"}, Kind.RANDOM),
-        ({"rates": sites(0.5, 0.5), "control": "periodic"}, Kind.PERIODIC),
-        ({"rates": sites(1.0, 0.0), "control": "static"}, Kind.STATIC_CONTROL),
+        ({"pattern": ["softmax"] * 3}, kinds.ALL_SOFTMAX),
+        ({"pattern": ["gdn"] * 3}, kinds.ALL_GDN),
+        ({"pattern": ["gdn", "softmax"]}, kinds.STATIC),
+        ({"rates": sites(0.5, 0.5)}, kinds.DYNAMIC),
+        ({"rates": sites(0.5, 0.5), "control": "random"}, kinds.RANDOM),
+        ({"rates": sites(0.5, 0.5), "control": "periodic"}, kinds.PERIODIC),
+        ({"rates": sites(1.0, 0.0), "control": "static"}, kinds.STATIC_CONTROL),
     ],
 )
 def test_kind_is_told_from_content(settings: dict[str, Any], kind: Kind) -> None:
-    assert arm(run("dynamic_all_softmax_random", **settings)).kind is kind
+    assert arm(run("dynamic_all_softmax_random", **settings)).kind == kind
 
 
 def test_kind_of_a_failed_routed_run_is_told_from_its_recipe() -> None:
     failed = run("x", rates=sites(0.5, 0.5), control="random", status="failed")
     assert failed.value("routing") is None
-    assert arm(failed).kind is Kind.RANDOM
+    assert arm(failed).kind == kinds.RANDOM
 
 
 def test_kind_without_a_layer_pattern_is_unknown() -> None:
-    assert arm(run("baseline", recipe={"model": {}})).kind is Kind.OTHER
+    assert arm(run("baseline", recipe={"model": {}})).kind == OTHER
 
 
 def test_unfinished_runs_are_in_no_mean() -> None:
@@ -87,7 +96,7 @@ def test_a_failed_try_beside_a_completed_one_is_kept() -> None:
 
 def test_order_is_baseline_first_whatever_the_input() -> None:
     runs = [run("all_softmax", pattern=["softmax"] * 4), run("dynamic", rates=sites(0.5)), run("baseline")]
-    assert [found.label for found in group_arms(runs)[0]] == ["baseline", "dynamic", "all_softmax"]
+    assert [found.label for found in compare(runs).arms] == ["baseline", "dynamic", "all_softmax"]
 
 
 @pytest.mark.parametrize(

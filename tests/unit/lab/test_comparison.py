@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.tables import bigram_sentence
 from layerroute.errors import UserError
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
+from layerroute.lab.question import Outcome
 from layerroute.lab.runs import Run
-from layerroute.lab.verdict import Outcome
 from tests.unit.lab.record_factory import record, sites
 
 SEEDS = (42, 43, 44)
@@ -146,10 +148,12 @@ def test_secondary_comparisons_are_corrected() -> None:
         everything += runs(f"variant{index}", *SEEDS, loss=4.06, jitter=0.012, rates=sites(0.5))
     found = compare_runs(everything)
     assert found.primary is not None
-    assert found.primary.p_adjusted == found.primary.difference.p_value
+    assert (
+        found.primary.difference is not None and found.primary.p_adjusted == found.primary.difference.p_value
+    )
     variant = next(p for p in found.pairs if p.subject.label == "variant0")
     assert variant.p_adjusted is not None
-    assert variant.difference.p_value is not None
+    assert variant.difference is not None and variant.difference.p_value is not None
     assert variant.p_adjusted > variant.difference.p_value
     assert variant.difference.p_value < 0.05
     assert variant.outcome is Outcome.NOT_CORRECTED
@@ -159,8 +163,8 @@ def test_bigram_stands_beside_the_losses() -> None:
     found = compare(4.05, 42)
     (row,) = [r for r in found.tables["main"].rows if r.kind == "reference"]
     assert row.cells[2].text == "4.987"
-    assert "beats a bigram model" in found.bigram
-    assert "did not beat" in compare(5.5, 42).bigram
+    assert "beats a bigram model" in bigram_sentence(found.arms)
+    assert "did not beat" in bigram_sentence(compare(5.5, 42).arms)
 
 
 def test_improvement_is_relative_with_plus_for_better() -> None:

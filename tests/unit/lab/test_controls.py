@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.question import CONTROLS, QUESTION
 from layerroute.lab.arms import group_arms
-from layerroute.lab.controls import ControlCheck, check_controls, missing_controls
+from layerroute.lab.controls import ControlCheck, check_controls
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
 
@@ -22,15 +23,19 @@ DYNAMIC: dict[str, Any] = {"rates": sites(0.5, 0.4)}
 
 
 def check(**arms: dict[str, Any]) -> dict[str, ControlCheck]:
-    found, _ = group_arms([Run(record(name, **settings), Path(name)) for name, settings in arms.items()])
+    found, _ = group_arms(
+        [Run(record(name, **settings), Path(name)) for name, settings in arms.items()], QUESTION.kind_of
+    )
     subject = next((arm for arm in found if arm.label == "dyn"), None)
-    return {entry.name: entry for entry in check_controls(found, subject)}
+    return {entry.name: entry for entry in check_controls(CONTROLS, found, subject)}
 
 
 def test_everything_is_missing_beside_a_dynamic_arm_alone() -> None:
     found = check(dyn=DYNAMIC)
     assert list(found) == NAMES
-    assert missing_controls(list(found.values())) == [name for name in NAMES if name != "dynamic"]
+    assert [name for name, entry in found.items() if entry.missing] == [
+        name for name in NAMES if name != "dynamic"
+    ]
 
 
 def test_a_whole_set_of_arms_lacks_nothing() -> None:
@@ -43,7 +48,7 @@ def test_a_whole_set_of_arms_lacks_nothing() -> None:
         e={**DYNAMIC, "rates": sites(0.46, 0.45), "control": "random"},
         f={**DYNAMIC, "control": "periodic"},
     )
-    assert missing_controls(list(found.values())) == []
+    assert [name for name, entry in found.items() if entry.missing] == []
     assert found["static at equal parameters"].arms == ("d",)
     assert found["static at equal FLOPs"].arms == ("c",)
 
@@ -77,8 +82,8 @@ def test_a_static_control_of_the_routed_model_matches_parameters_and_flops() -> 
 
 def test_without_a_dynamic_arm_nothing_can_be_matched() -> None:
     found = check(a={})
-    assert found["dynamic"].missing
-    assert "dynamic" not in missing_controls(list(found.values()))
+    assert not found["dynamic"].arms
+    assert "dynamic" not in [name for name, entry in found.items() if entry.missing]
     assert found["static at equal FLOPs"].missing
     assert not found["static"].missing
 
@@ -91,8 +96,8 @@ def test_equal_flops_are_those_that_were_executed() -> None:
     dynamic["flops"]["executed_per_token"] = 1.2 * needs
     ideal["executed_per_token"], real["executed_per_token"] = needs, 1.203 * needs
     runs = [dynamic, record("ideal", flops=ideal), record("real", flops=real, extra_parameters=9000)]
-    arms, _ = group_arms([Run(content, Path(content["arm"])) for content in runs])
+    arms, _ = group_arms([Run(content, Path(content["arm"])) for content in runs], QUESTION.kind_of)
     subject = next(arm for arm in arms if arm.label == "dyn")
-    found = {entry.name: entry for entry in check_controls(arms, subject)}["static at equal FLOPs"]
+    found = {entry.name: entry for entry in check_controls(CONTROLS, arms, subject)}["static at equal FLOPs"]
     assert found.arms == ("real",)
     assert "executed FLOPs per token" in found.detail

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.lab.comparison import compare_runs
-from layerroute.lab.positions import loss_by_position, positions_table
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.runs import Run
+from layerroute.lab.tables import loss_by_position, positions_table
 from tests.unit.lab.record_factory import record
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from layerroute.lab.comparison import Comparison, compare_runs
-from layerroute.lab.recall import recall_by_seed, recall_pairs, recall_sentence
+from layerroute.capabilities.recall.measures import recall_by_seed
+from layerroute.capabilities.recall.question import recall_pairs, recall_sentence
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record
 
@@ -78,13 +80,15 @@ def test_each_router_meets_the_controls_of_its_own_rate_and_of_its_own_flops() -
 
 def test_what_is_said_follows_from_the_seeds() -> None:
     comparison = study()
-    pairs = {(pair.subject.label, role): pair for pair in comparison.recall_pairs for role in pair.roles}
+    pairs = {
+        (pair.subject.label, role): pair for pair in recall_pairs(comparison.arms) for role in pair.roles
+    }
     best = pairs["dynamic", "random at its rate"]
-    assert best.outcome == "recalls more"
-    assert best.difference.estimate is not None
-    assert best.difference.estimate.mean == pytest.approx(0.70 - 0.005 / 3)
-    assert pairs["dynamic", "static at its FLOPs"].outcome == "no difference within noise"
-    sentence = comparison.recall
+    assert best.word == "recalls more"
+    assert best.difference is not None
+    assert best.difference.mean == pytest.approx(0.70 - 0.005 / 3)
+    assert pairs["dynamic", "static at its FLOPs"].word == "no difference within noise"
+    (sentence,) = comparison.answers_beside
     assert "recalls more than random (+69.8 points, 95% " in sentence
     assert "cannot be told from narrow" in sentence and "points would go unseen" in sentence
     assert sentence in comparison.verdict
@@ -93,15 +97,15 @@ def test_what_is_said_follows_from_the_seeds() -> None:
 
 def test_one_seed_claims_nothing() -> None:
     comparison = study(seeds=(1,))
-    equal = [pair for pair in comparison.recall_pairs if pair.rival.label != "wide"]
-    assert {pair.outcome for pair in equal} == {"one seed: cannot tell"}
-    assert "may be chance" in comparison.recall
+    equal = [pair for pair in recall_pairs(comparison.arms) if pair.rival.label != "wide"]
+    assert {pair.word for pair in equal} == {"one seed: cannot tell"}
+    assert "may be chance" in comparison.answers_beside[0]
 
 
 def test_missing_controls_are_named() -> None:
     comparison = study()
     kept = [arm for arm in comparison.arms if arm.label in ("dynamic", "all_gdn")]
-    sentence = recall_sentence(recall_pairs(kept), kept[0])
+    sentence = recall_sentence(replace(comparison, arms=tuple(kept), subject=kept[0]))
     assert (
         "Not held against random at its rate, periodic at its rate, static at its FLOPs, softmax" in sentence
     )
@@ -115,29 +119,29 @@ def test_tables_hold_every_arm_and_every_pair() -> None:
     cells = {row.cells[0].text: row.cells for row in table.rows}
     assert cells["dynamic"][3].value == pytest.approx(0.25)
     assert cells["all_softmax"][5].value == pytest.approx(0.99)
-    assert len(comparison.tables["recall_differences"].rows) == len(comparison.recall_pairs) == 11
+    assert len(comparison.tables["recall_differences"].rows) == len(recall_pairs(comparison.arms)) == 11
 
 
 def test_an_arm_of_other_cost_is_shown_and_gets_no_verdict() -> None:
     comparison = study()
-    wide = next(pair for pair in comparison.recall_pairs if pair.rival.label == "wide")
-    assert wide.outcome == "no verdict: −9.1% executed FLOPs per token" and wide.p_adjusted is None
-    assert "has no verdict against wide (−4." in comparison.recall
+    wide = next(pair for pair in recall_pairs(comparison.arms) if pair.rival.label == "wide")
+    assert wide.word == "no verdict: −9.1% executed FLOPs per token" and wide.p_adjusted is None
+    assert "has no verdict against wide (−4." in comparison.answers_beside[0]
     row = next(row for row in comparison.tables["recall_differences"].rows if "− wide" in row.cells[0].text)
     assert row.cells[3].text.startswith("−4.") and row.cells[-1].text.startswith("no verdict")
 
 
 def test_without_recall_data_there_is_no_such_table() -> None:
     comparison = compare_runs([Run(record("baseline", 1), Path("a/record.json"))])
-    assert "recall" not in comparison.tables and comparison.recall == ""
+    assert "recall" not in comparison.tables and comparison.answers_beside == []
     assert recall_by_seed(comparison.arms[0]) == {}
 
 
 def test_what_only_one_comparison_would_have_shown_is_said_so() -> None:
-    pair = next(pair for pair in study().recall_pairs if pair.rival.label == "random")
+    pair = next(pair for pair in recall_pairs(study().arms) if pair.rival.label == "random")
     doubtful = replace(pair, p_adjusted=0.09)
-    assert doubtful.outcome == "recalls more, before correction"
-    assert doubtful.phrase().startswith("is ahead of random (+69.8 points")
-    assert doubtful.phrase().endswith("but p = 0.090 when corrected for the number of comparisons")
-    noisy = next(pair for pair in study().recall_pairs if pair.rival.label == "narrow")
-    assert replace(noisy, p_adjusted=0.09).outcome == "no difference within noise"
+    assert doubtful.word == "recalls more, before correction"
+    assert doubtful.phrase.startswith("is ahead of random (+69.8 points")
+    assert doubtful.phrase.endswith("but p = 0.090 when corrected for the number of comparisons")
+    noisy = next(pair for pair in recall_pairs(study().arms) if pair.rival.label == "narrow")
+    assert replace(noisy, p_adjusted=0.09).word == "no difference within noise"

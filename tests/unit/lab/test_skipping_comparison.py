@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerroute.capabilities.skipping.tables import time_note, time_spread
 from layerroute.errors import UserError
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.fairness import same_cost
-from layerroute.lab.paired import paired_gap
 from layerroute.lab.runs import Run
-from layerroute.lab.skipping import SkippingComparison, compare_skipping
+from layerroute.lab.statistics import Difference, by_window
 from tests.unit.lab.record_factory import record, sites
 
 WINDOWS = 32
@@ -39,9 +41,7 @@ def run(
     return Run(content, Path(f"{arm}-{seed}/record.json"))
 
 
-def compared(
-    seeds: tuple[int, ...] = (1, 2, 3), *, noise: float = 0.01, better: float = 0.1
-) -> SkippingComparison:
+def compared(seeds: tuple[int, ...] = (1, 2, 3), *, noise: float = 0.01, better: float = 0.1) -> Comparison:
     runs = []
     for seed in seeds:
         runs += [
@@ -55,9 +55,13 @@ def compared(
     return compare_skipping(runs)
 
 
-def rows(found: SkippingComparison) -> dict[str, dict[str, Any]]:
+def rows(found: Comparison) -> dict[str, dict[str, Any]]:
     table = found.tables["differences"].to_dict()["rows"]
     return {row["Comparison"].removeprefix("token − "): row for row in table}
+
+
+def gap_to(found: Comparison, rival: str) -> Difference | None:
+    return next(pair.difference for pair in found.pairs if pair.rival.label == rival)
 
 
 def test_a_planted_difference_is_found_at_equal_cost() -> None:
@@ -87,7 +91,7 @@ def test_equal_cost_is_half_a_point_of_share(dearer: float, equal: bool) -> None
     assert same_cost(0.5, 0.5 + dearer) is equal and not same_cost(0.5, None)
 
 
-def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> SkippingComparison:
+def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> Comparison:
     """Routing that gathers tokens slowly: a static arm that skips less takes its time."""
     runs = []
     for seed in seeds:
@@ -103,7 +107,7 @@ def timed(seeds: tuple[int, ...] = (1, 2), busy: float = 1.0) -> SkippingCompari
 
 def test_equal_time_is_shown_and_is_no_equal_cost() -> None:
     found = timed()
-    assert found.timed and found.time_spread == pytest.approx(1.0)
+    assert time_spread(found) == pytest.approx(1.0)
     table = rows(found)
     assert table["shallow"]["Its time"] == pytest.approx(0.925 / 0.875 / 1.06)
     assert table["shallow"]["The first"] == "no verdict: unequal FLOPs"
@@ -114,7 +118,7 @@ def test_equal_time_is_shown_and_is_no_equal_cost() -> None:
 def test_times_of_a_busy_machine_are_not_compared() -> None:
     """One seed of one arm took 1.6 times as long as the other: the machine did something else."""
     found = timed(busy=1.6)
-    assert not found.timed and found.time_spread == pytest.approx(1.6)
+    assert time_spread(found) == pytest.approx(1.6)
     assert {row["Its time"] for row in rows(found).values()} == {"–"}
     notes = " ".join(found.tables["differences"].notes)
     assert "the machine was busy with other work" in notes and "1.60× apart" in notes
@@ -124,8 +128,8 @@ def test_times_that_nothing_can_judge_are_not_compared() -> None:
     found = compare_skipping(
         [run("token", 1, skip=0.25, above=0.3), run("r", 1, skip=0.25, above=0.9, control="random")]
     )
-    assert found.time_spread is None and not found.timed
-    assert "no two runs of one machine did equal work" in found.time_note
+    assert time_spread(found) is None
+    assert "no two runs of one machine did equal work" in time_note(found)
 
 
 def test_static_arms_of_other_skips_are_equal_work_for_each_flop() -> None:
@@ -134,13 +138,13 @@ def test_static_arms_of_other_skips_are_equal_work_for_each_flop() -> None:
         run("greedy", 1, skip=0.25, above=0.4, start="static_greedy"),
         run("shallow", 1, skip=0.15, above=0.25, start="static_greedy", rate=0.85, slower=1.3),
     ]
-    assert compare_skipping(runs).time_spread == pytest.approx(1.3)
+    assert time_spread(compare_skipping(runs)) == pytest.approx(1.3)
 
 
 def test_no_difference_comes_with_what_would_have_been_found() -> None:
     found = compared(better=0.0, noise=0.05)
-    gap = found.gaps["greedy"]
-    assert gap is not None and gap.outcome == "cannot be told"
+    gap = gap_to(found, "greedy")
+    assert gap is not None and rows(found)["greedy"]["The first"] == "cannot be told"
     assert gap.detectable is not None and gap.detectable > abs(gap.mean)
     assert "would go unseen" in found.verdict and found.outcome == "cannot be told"
 
@@ -153,15 +157,16 @@ def test_seeds_that_disagree_widen_the_interval_and_windows_cannot_make_up_for_t
         for seed in (1, 2, 3)
     ]
     one, other = (compare_skipping([r for r in runs if r.arm == name]).arms[0] for name in ("token", "other"))
-    gap = paired_gap(one, other)
-    assert gap is not None and gap.seeds == 3
-    assert gap.low < 0 < gap.high
+    gap = by_window(one.window_losses, other.window_losses)
+    assert gap is not None and len(gap.seeds) == 3
+    assert gap.low is not None and gap.high is not None and gap.low < 0 < gap.high
 
 
 def test_one_seed_says_that_it_is_one() -> None:
     found = compared(seeds=(1,))
-    gap = found.gaps["greedy"]
-    assert gap is not None and gap.seeds == 1 and gap.low < gap.mean < gap.high
+    gap = gap_to(found, "greedy")
+    assert gap is not None and len(gap.seeds) == 1 and gap.low is not None and gap.high is not None
+    assert gap.low < gap.mean < gap.high
     assert "One seed: the intervals are over text" in found.verdict
 
 
@@ -179,7 +184,7 @@ def test_controls_that_are_not_there_are_named() -> None:
     assert found.missing == ["periodic", "static prune"] and found.outcome is None
 
 
-def priced(token: float, greedy: float, deep: float) -> SkippingComparison:
+def priced(token: float, greedy: float, deep: float) -> Comparison:
     """Routing that executes more than static arms of its skip: losses at 25 % and, of static arms, at 40 %."""
     runs = [
         run("token", 1, skip=0.25, above=token, dearer=0.02, noise=0.001),
@@ -191,7 +196,7 @@ def priced(token: float, greedy: float, deep: float) -> SkippingComparison:
     return compare_skipping(runs)
 
 
-def costs(found: SkippingComparison) -> dict[tuple[str, str, str], dict[str, Any]]:
+def costs(found: Comparison) -> dict[tuple[str, str, str], dict[str, Any]]:
     table = found.tables["equal_cost"].to_dict()["rows"]
     return {(row["Routed"], row["Against"], row["Read off"].partition(",")[0]): row for row in table}
 

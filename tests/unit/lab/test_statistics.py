@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from layerroute.lab.statistics import (
+    by_seed,
     holm,
     minimal_detectable_effect,
-    paired_difference,
     t_interval,
 )
 
@@ -17,7 +17,9 @@ def test_interval_is_student_t() -> None:
     found = t_interval(values)
     assert found is not None
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.half_width == pytest.approx(found.mean - low) and found.half_width == pytest.approx(
+        high - found.mean
+    )
     assert found.n == 3
 
 
@@ -25,7 +27,6 @@ def test_one_value_has_no_interval() -> None:
     found = t_interval([4.1])
     assert found is not None
     assert found.half_width is None
-    assert (found.low, found.high) == (4.1, 4.1)
     assert t_interval([]) is None
 
 
@@ -34,10 +35,10 @@ def test_values_that_are_not_finite_are_refused() -> None:
         t_interval([1.0, math.nan])
 
 
-def test_paired_difference_uses_common_seeds_only() -> None:
-    found = paired_difference({42: 4.0, 43: 4.1, 44: 9.9}, {42: 4.1, 43: 4.3, 45: 0.0})
-    assert found.seeds == (42, 43)
-    assert found.differences == pytest.approx((-0.1, -0.2))
+def test_by_seed_uses_common_seeds_only() -> None:
+    found = by_seed({42: 4.0, 43: 4.1, 44: 9.9}, {42: 4.1, 43: 4.3, 45: 0.0})
+    assert found is not None and found.seeds == (42, 43)
+    assert found is not None and found.by_seed == pytest.approx((-0.1, -0.2))
     expected = stats.ttest_rel([4.0, 4.1], [4.1, 4.3]).pvalue
     assert found.p_value == pytest.approx(expected)
 
@@ -45,24 +46,26 @@ def test_paired_difference_uses_common_seeds_only() -> None:
 def test_pairing_removes_what_seeds_share() -> None:
     ours = {seed: seed + 0.1 + 0.001 * (seed % 2) for seed in range(5)}
     theirs = {seed: float(seed) for seed in range(5)}
-    found = paired_difference(ours, theirs)
-    assert found.p_value is not None
+    found = by_seed(ours, theirs)
+    assert found is not None and found.p_value is not None
     assert found.p_value < 1e-6
     assert stats.ttest_ind(list(ours.values()), list(theirs.values())).pvalue > 0.5
 
 
 @pytest.mark.parametrize("seeds", [(), (42,)])
 def test_fewer_than_two_pairs_carry_no_test(seeds: tuple[int, ...]) -> None:
-    found = paired_difference(dict.fromkeys(seeds, 4.0), dict.fromkeys(seeds, 4.1))
-    assert found.p_value is None
-    assert found.detectable is None
-    assert (found.estimate is None) == (not seeds)
+    found = by_seed(dict.fromkeys(seeds, 4.0), dict.fromkeys(seeds, 4.1))
+    if not seeds:
+        assert found is None
+    else:
+        assert found is not None and (found.p_value, found.low, found.detectable) == (None, None, None)
 
 
 def test_equal_differences() -> None:
-    same = paired_difference({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0})
-    assert same.p_value == 1.0
-    assert paired_difference({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0}).p_value == 0.0
+    same = by_seed({1: 1.0, 2: 2.0}, {1: 1.0, 2: 2.0})
+    apart = by_seed({1: 1.0, 2: 2.0}, {1: 2.0, 2: 3.0})
+    assert same is not None and apart is not None
+    assert (same.p_value, apart.p_value) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
@@ -96,11 +99,10 @@ def test_null_effects_are_claimed_at_the_stated_rate_and_planted_ones_found() ->
     claimed = found = 0
     for base, noise in zip(shared, null, strict=True):
         theirs = dict(enumerate(base))
-        p = paired_difference(dict(enumerate(base + noise)), theirs).p_value
-        q = paired_difference(dict(enumerate(base + noise - 0.03)), theirs).p_value
-        assert p is not None
-        assert q is not None
-        claimed += p < 0.05
-        found += q < 0.05
+        for shift in (0.0, 0.03):
+            one = by_seed(dict(enumerate(base + noise - shift)), theirs)
+            assert one is not None and one.p_value is not None
+            claimed += one.p_value < 0.05 and not shift
+            found += one.p_value < 0.05 and bool(shift)
     assert claimed / studies == pytest.approx(0.05, abs=0.02)
     assert found / studies > 0.95

@@ -1,6 +1,6 @@
 import pytest
 
-from layerroute.lab.settings import pattern_text
+from layerroute.capabilities.attention.settings import pattern_text
 from layerroute.lab.table import Cell, Column, Row, Table, escape_cell, escape_text
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from layerroute.lab.runs import TokenFacts, TokenRoutes
-from layerroute.lab.token_layers import kinds_by_layer, layers_table
-from layerroute.lab.tokens import token_groups
+from layerroute.lab.tokens import LayerKinds, layers_table, token_groups
 
 SITES = ("layer1.mixer", "layer2.mixer", "layer5.mixer")
 
@@ -24,6 +23,10 @@ def routes(
         made.append((tokens, choice, tuple((0.5,) * len(sites) for _ in tokens)))
     facts = tuple(TokenFacts(start=0, losses=(1.0,) * 24, seen=None) for _ in made)
     return TokenRoutes(sites=sites, paths=("gdn", "softmax"), sentences=tuple(made), facts=facts)
+
+
+def kinds_by_layer(found: TokenRoutes) -> dict[str, LayerKinds]:
+    return {cut: group.layers for cut, group in token_groups(found).items() if group.layers is not None}
 
 
 OPPOSED = {" word": (0.1, 0.9, 0.5), ",": (0.9, 0.1, 0.5)}
@@ -73,7 +76,7 @@ def test_places_are_not_tested_and_few_sentences_have_no_interval() -> None:
 
 
 def test_the_table_has_a_row_a_kind_and_the_tests_below() -> None:
-    table = layers_table(kinds_by_layer(routes(OPPOSED)), "softmax")
+    table = layers_table(token_groups(routes(OPPOSED)), "softmax")
     assert table is not None
     assert [column.label for column in table.columns][3:] == ["L1", "L2", "L5"]
     kinds = {row.cells[1].text: [cell.value for cell in row.cells[3:]] for row in table.rows}

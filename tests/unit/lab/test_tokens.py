@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from layerroute.lab.runs import TokenFacts, TokenRoutes
-from layerroute.lab.tokens import groups_table, token_groups, token_kind
+from layerroute.lab.tokens import arms_table, groups_table, token_groups, token_kind
 
 
 def routes(*, planted: bool, sentences: int = 12, seed: int = 0) -> TokenRoutes:
@@ -148,3 +148,15 @@ def test_tokens_of_a_recall_task_are_keys_values_and_fillers() -> None:
         sentences=((("k1", " cat"), ((0,),) * 2, ((0.5,),) * 2),),
     )
     assert {kind.kind for kind in token_groups(text)["kind"].kinds} == {"word start"}
+
+
+def test_every_arm_stands_beside_the_others() -> None:
+    groups = {"one": token_groups(routes(planted=True)), "other": token_groups(routes(planted=False))}
+    table = arms_table(groups, "softmax")
+    assert table is not None and [column.label for column in table.columns][2:] == ["one", "other"]
+    rows = {row.cells[1].text: row for row in table.rows}
+    assert rows["punctuation"].cells[2].value == pytest.approx(0.9, abs=0.06)
+    assert rows["punctuation"].cells[3].value == pytest.approx(0.5, abs=0.06)
+    found, chance = (cell.value for cell in rows["p"].cells[2:])
+    assert rows["p"].kind == "reference" and found is not None and found < 0.01 < (chance or 1)
+    assert arms_table({"one": groups["one"]}, "softmax") is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from layerroute.lab.transfer import greedy_of, outcome, points_of, reference_of, summary, transfer_table
+from layerroute.lab.equal_cost import said_of
+from layerroute.lab.transfer import greedy_of, points_of, reference_of, summary, transfer_table
 
 
 def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
@@ -35,7 +36,7 @@ def test_rows_without_equal_cost_have_no_verdict():
     assert table.rows[2].cells[5].value is None, "a score that was not reached is missing, never 0"
     assert [line.cells[1].text for line in table.rows] == ["away", "away", "away", "home"]
     assert any("no verdict" in note for note in table.notes)
-    assert outcome({"low": -0.1, "high": 0.1}) == "cannot be told"
+    assert said_of({"low": -0.1, "high": 0.1}) == "cannot be told"
 
 
 def test_the_summary_counts_what_has_a_verdict():

@@ -1,6 +1,7 @@
 """Finding pretrained models: the alias, its cache, and clear words where there is nothing."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def test_without_the_gguf_reader_the_way_out_is_told(monkeypatch, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "gguf_path", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install gguf"):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'layerroute\[gguf\]'"):
         load_pretrained(SMOLLM2)
 
 

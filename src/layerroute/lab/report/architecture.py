@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.routing import site_routing
+from layerroute.capabilities.attention.routing import site_routing
+from layerroute.lab.arms import Arm
 
 MOST_SINGLE_LAYERS = 8
 COMPLEXITY = {"gdn": "O(n)", "softmax": "O(n²)"}
@@ -123,7 +123,7 @@ def _reads(groups: Sequence[tuple[int, ...]], routed: Sequence[int], router_laye
 
 
 def _router_name(arm: Arm, sequential: bool) -> str:
-    if arm.kind is not Kind.DYNAMIC:
+    if not arm.kind.learned:
         return str(arm.kind)
     kind = arm.example.value("recipe", "model", "routing", "router")
     mode = "sequential" if sequential else "parallel"

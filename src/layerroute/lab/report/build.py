@@ -1,15 +1,18 @@
 """Builds a report from runs: figures, HTML page and Markdown paper. The same runs give the same bytes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from layerroute.capabilities.attention.routing import path_name
+from layerroute.capabilities.attention.settings import pattern_text
 from layerroute.errors import UserError
-from layerroute.lab.agreement import agreement_table
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import Comparison as SkippingComparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.fairness import machine
 from layerroute.lab.format import listing, number, plural
 from layerroute.lab.report import wording
@@ -21,15 +24,11 @@ from layerroute.lab.report.figures_skipping import FILES as SKIPPING_FILES
 from layerroute.lab.report.figures_speed import read_speed_records
 from layerroute.lab.report.figures_tokens import heatmap_source
 from layerroute.lab.report.html import environment, inline_svg, token_views
+from layerroute.lab.report.old import bigram, recall, routing_sentences
 from layerroute.lab.report.skipping import write_skipping_report
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import Run, load_runs
-from layerroute.lab.settings import pattern_text
-from layerroute.lab.skipping import CAPABILITY as SKIPPING
-from layerroute.lab.skipping import SkippingComparison, compare_skipping
 from layerroute.lab.table import Table, escape_text
-from layerroute.lab.token_layers import LayerKinds, kinds_by_layer, layers_table
-from layerroute.lab.tokens import TokenKinds, groups_table, token_groups
+from layerroute.lab.tokens import TokenKinds, token_groups
 from layerroute.records import RECORD_NAME
 
 MARK = '<meta name="generator" content="layerroute report">'
@@ -74,11 +73,11 @@ def build_report(
         "subject": subject,
         "allow_different_data": allow_different_data,
     }
-    if found and all(run.record["capability"] == SKIPPING for run in found):
-        skipping = compare_skipping(found, **options)
+    comparison = compare_runs(found, **options)
+    if comparison.question.against == "controls":
+        skipping = comparison
         _clear(target)
         return write_skipping_report(skipping, target, mark=MARK, progress=progress, bench=speed), skipping
-    comparison = compare_runs(found, **options)
     _clear(target)
     figures = build_figures(comparison, target / FIGURES, progress, speed)
     context = report_context(comparison, figures, target / FIGURES)
@@ -101,26 +100,20 @@ def _markdown_value(value: Any) -> Any:
 
 def report_context(comparison: Comparison, figures: Sequence[FigureEntry], folder: Path) -> dict[str, Any]:
     """Everything that the templates show."""
-    groups, by_layer, tokens = _token_parts(comparison)
+    groups, tokens = _token_parts(comparison)
     kinds = groups.get("kind")
     subject, baseline = comparison.subject, comparison.baseline
     versus = f"{subject.label} against {baseline.label}" if subject and baseline else comparison.arms[0].label
     architecture = describe(subject) if subject else None
     example = (subject or comparison.arms[0]).example
-    tables = dict(comparison.tables)
-    by_kind = None if subject is None else groups_table(groups, path_name(subject.paths[1]))
-    if by_kind is not None:
-        tables["kinds"] = by_kind
-    layers = None if subject is None else layers_table(by_layer, path_name(subject.paths[1]))
-    if layers is not None:
-        tables["kinds_by_layer"] = layers
-    agreement = agreement_table(comparison.arms)
-    if agreement is not None:
-        tables["agreement"] = agreement
+    tables = comparison.tables | comparison.token_tables
     return {
         "mark": Markup(MARK),
         "title": f"Attention routing: {versus}",
         "comparison": comparison,
+        "recall": recall(comparison),
+        "bigram": bigram(comparison),
+        "routing_sentences": routing_sentences(comparison),
         "subject": subject,
         "baseline": baseline,
         "architecture": architecture,
@@ -206,10 +199,10 @@ def _markdown_figure(figure: FigureEntry) -> Markdown:
 
 def _token_parts(
     comparison: Comparison,
-) -> tuple[dict[str, TokenKinds], dict[str, LayerKinds], dict[str, Any] | None]:
+) -> tuple[Mapping[str, TokenKinds], dict[str, Any] | None]:
     source = heatmap_source(comparison)
     if source is None:
-        return {}, {}, None
+        return {}, None
     arm, run = source
     routes = run.token_routes
     assert routes is not None
@@ -224,8 +217,8 @@ def _token_parts(
         "height": min(60, max(6, 5 * len(routes.sites))),
     }
     if arm is not comparison.subject:
-        return {}, {}, view
-    return token_groups(routes), kinds_by_layer(routes), view
+        return {}, view
+    return token_groups(routes), view
 
 
 def _holds_runs(directory: Path) -> bool:

@@ -3,14 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from layerroute.capabilities.attention.routing import Balance, path_name, site_routing
+from layerroute.capabilities.recall.lengths import rate_sentence
 from layerroute.lab.arms import Arm
-from layerroute.lab.comparison import Comparison
+from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import unequal
 from layerroute.lab.format import listing, number, percent, plural
-from layerroute.lab.recall_length import rate_sentence
-from layerroute.lab.routing import Balance, path_name, site_routing
+from layerroute.lab.pairs import ENOUGH_SEEDS, Pair
+from layerroute.lab.question import Outcome
+from layerroute.lab.report.old import recall
 from layerroute.lab.tokens import TokenKinds
-from layerroute.lab.verdict import ENOUGH_SEEDS, Outcome, Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ def _verdict_section(comparison: Comparison) -> Section:
     if outcome is Outcome.WINS:
         return Section(
             heading="Dynamic routing has the lower loss",
-            paragraphs=(pair.sentence(), *_credit(comparison, pair)),
+            paragraphs=(pair.sentence, *_credit(comparison, pair)),
         )
     if outcome in (Outcome.LOSES, Outcome.NO_DIFFERENCE):
         heading = (
@@ -55,20 +57,20 @@ def _verdict_section(comparison: Comparison) -> Section:
             explanations.append("the balance loss keeps the router from the split that would be best")
         number_of = {2: "Two", 3: "Three"}[len(explanations)]
         reasons = f"{number_of} explanations are open, and these runs do not separate them: {'; '.join(explanations)}."
-        return Section(heading=heading, paragraphs=(pair.sentence(), reasons, *_unequal(pair)))
+        return Section(heading=heading, paragraphs=(pair.sentence, reasons, *_unequal(pair)))
     if outcome is Outcome.ONE_SEED:
         text = (
             "Runs of one configuration that differ in the seed alone end at different losses. With one seed "
             f"of {ours} and of {theirs} that spread is unknown, so the difference seen here supports neither "
             "the hypothesis nor its opposite."
         )
-        return Section(heading="One seed cannot tell", paragraphs=(pair.sentence(), text, *_unequal(pair)))
-    return Section(heading="The arms cannot be compared", paragraphs=(pair.sentence(),))
+        return Section(heading="One seed cannot tell", paragraphs=(pair.sentence, text, *_unequal(pair)))
+    return Section(heading="The arms cannot be compared", paragraphs=(pair.sentence,))
 
 
 def _recall_section(comparison: Comparison) -> Section:
     """What recall adds to the loss; empty where it was not measured."""
-    paragraphs = [comparison.recall] if comparison.recall else []
+    paragraphs = [recall(comparison)] if recall(comparison) else []
     if paragraphs:
         paragraphs += filter(None, map(rate_sentence, comparison.arms))
     return Section(heading="Recall", paragraphs=tuple(paragraphs))
@@ -200,11 +202,11 @@ def _next_section(comparison: Comparison) -> Section:
         steps.append(f"the missing controls ({listing(comparison.missing)})")
     if comparison.primary is not None and unequal(comparison.primary.subject, comparison.primary.rival):
         steps.append("arms that are equal in parameters, compute and learning rate")
-    unseen = [] if comparison.recall else ["associative recall"]
+    unseen = [] if recall(comparison) else ["associative recall"]
     if "recall_lengths" not in comparison.tables:
         unseen.append("contexts beyond the trained length")
     if unseen:
         steps.append(f"tasks that language-model loss does not see: {', and '.join(unseen)}")
-    if comparison.recall:
+    if recall(comparison):
         steps.append("natural text, in which nobody has planted what is to be recalled")
     return Section(heading="What would settle it", paragraphs=(f"Needed next: {listing(steps)}.",))

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.comparison import Comparison
+from layerroute.capabilities.attention.routing import path_name
+from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
 from layerroute.lab.format import listing, plural
 from layerroute.lab.report.architecture import describe
 from layerroute.lab.report.figures_architecture import (
@@ -41,10 +42,9 @@ from layerroute.lab.report.figures_speed import draw_speed, speed_data
 from layerroute.lab.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
 from layerroute.lab.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
 from layerroute.lab.report.figures_training import training_data, training_figure
+from layerroute.lab.report.old import kinds_by_layer
 from layerroute.lab.report.style import FORMATS, arm_styles, figure_style, save_figure
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import TokenRoutes
-from layerroute.lab.token_layers import kinds_by_layer
 from layerroute.lab.tokens import token_groups
 
 FIGURES = 13
@@ -192,7 +192,7 @@ def _routing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.Dat
         if len(arms[0].sites) > 9
         else ""
     )
-    learned = [arm for arm in comparison.arms if arm.kind is Kind.DYNAMIC and arm.label in set(data["arm"])]
+    learned = [arm for arm in comparison.arms if arm.kind.learned and arm.label in set(data["arm"])]
     part = (
         f" Shown are {len(arms)} of {len(learned)} arms with a learned router."
         if len(learned) > len(arms)

@@ -9,8 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from layerroute.lab.report.style import GDN, INK, PAPER, SOFTMAX, WIDTH, new_figure
-from layerroute.lab.token_layers import LayerKinds
-from layerroute.lab.tokens import TokenKinds
+from layerroute.lab.tokens import LayerKinds, TokenKinds
 
 _AROUND = LinearSegmentedColormap.from_list("around the mean", [GDN, PAPER, SOFTMAX])
 LAYERS_NOTE = (

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.comparison import Comparison
+from layerroute.capabilities.attention.routing import path_name
+from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
 from layerroute.lab.report.style import (
     GDN,
     GDN_PALE,
@@ -20,7 +21,6 @@ from layerroute.lab.report.style import (
     clip,
     new_figure,
 )
-from layerroute.lab.routing import path_name
 
 MOST_PANELS = 9  # sites with a panel of their own; beyond, one panel a layer
 MOST_ARMS = 4
@@ -55,7 +55,7 @@ def routing_data(comparison: Comparison) -> pd.DataFrame:
 
 def shown_arms(comparison: Comparison, data: pd.DataFrame) -> list[Arm]:
     """The arms of figure 3: learned routers, the arm in question first; controls hold their rate by construction."""
-    learned = [arm for arm in comparison.arms if arm.kind is Kind.DYNAMIC and arm.label in set(data["arm"])]
+    learned = [arm for arm in comparison.arms if arm.kind.learned and arm.label in set(data["arm"])]
     learned.sort(key=lambda arm: arm is not comparison.subject)
     return learned[:MOST_ARMS]
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.pareto import pareto_front
+from layerroute.lab.compare import Comparison as SkippingComparison
 from layerroute.lab.report.figures_common import (
     annealing_data,
     annealing_figure,
@@ -32,6 +32,7 @@ from layerroute.lab.report.figures_kinds import (
 from layerroute.lab.report.figures_speed import draw_speed, speed_data
 from layerroute.lab.report.figures_tokens import heatmap_data, heatmap_figure
 from layerroute.lab.report.labels import label_points
+from layerroute.lab.report.old import kind_of, kinds_by_layer
 from layerroute.lab.report.style import (
     FORMATS,
     GDN,
@@ -47,14 +48,12 @@ from layerroute.lab.report.style import (
     save_figure,
     shade,
 )
-from layerroute.lab.skipping import SkippingComparison
-from layerroute.lab.skipping_arms import FULL, ROUTED, executed, kind_of, skipped
-from layerroute.lab.token_layers import kinds_by_layer
+from layerroute.lab.statistics import pareto_front
 from layerroute.lab.tokens import token_groups
 
 MARKERS = {
-    FULL: ("s", GDN),
-    ROUTED: ("o", SOFTMAX),
+    "full depth": ("s", GDN),
+    "routed": ("o", SOFTMAX),
     "static prune": ("^", "#2a9d8f"),
     "early exit": ("D", "#8a63b3"),
     "random": ("x", "#c2447f"),
@@ -144,13 +143,13 @@ def _compute(comparison: SkippingComparison) -> Drawn:
     name, title = "compute", "Validation loss against executed compute"
     rows = []
     for arm in comparison.arms:
-        estimate, cost = arm.estimate("metrics", "validation_loss"), executed(arm)
+        estimate, cost = arm.estimate("metrics", "validation_loss"), arm.executed_share
         if estimate is not None and cost is not None:
             rows.append(
                 {
                     "arm": arm.label,
                     "kind": kind_of(arm),
-                    "skipped": skipped(arm),
+                    "skipped": arm.mean("routing", "skipped"),
                     "executed": cost,
                     "loss": estimate.mean,
                     "half_width": estimate.half_width,
@@ -195,7 +194,9 @@ def _styles(comparison: SkippingComparison) -> dict[str, LineStyle]:
         marker, colour = _look(kind)
         number = before[kind]
         before[kind] += 1
-        dashes: Any = "-" if kind in (ROUTED, FULL) and not number else _DASHES[number % len(_DASHES)]
+        dashes: Any = (
+            "-" if kind in ("routed", "full depth") and not number else _DASHES[number % len(_DASHES)]
+        )
         styles[arm.label] = LineStyle(color=shade(colour, number), dashes=dashes, marker=marker)
     return styles
 
@@ -329,7 +330,7 @@ def _layers(comparison: SkippingComparison) -> Drawn:
     shown = [
         arm
         for arm in comparison.arms
-        if arm.completed and arm.sites and kind_of(arm) in (ROUTED, "static prune", "early exit")
+        if arm.completed and arm.sites and kind_of(arm) in ("routed", "static prune", "early exit")
     ]
     if not shown:
         return _absent(name, title, "no completed run routes.")

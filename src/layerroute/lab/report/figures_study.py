@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from layerroute.lab.comparison import Comparison
-from layerroute.lab.pareto import pareto_front
-from layerroute.lab.recall import softmax_rate
+from layerroute.capabilities.recall.measures import softmax_rate
+from layerroute.lab.compare import Comparison
 from layerroute.lab.report.figures_common import draw_points
 from layerroute.lab.report.style import (
     INK,
@@ -21,7 +20,7 @@ from layerroute.lab.report.style import (
     columns_for,
     new_figure,
 )
-from layerroute.lab.statistics import t_interval
+from layerroute.lab.statistics import pareto_front, t_interval
 
 _EXECUTED = ("flops", "executed_per_token")
 

@@ -10,8 +10,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.comparison import Comparison
+from layerroute.capabilities.attention.routing import path_name
+from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
 from layerroute.lab.report.style import (
     GDN,
     GDN_PALE,
@@ -23,7 +24,6 @@ from layerroute.lab.report.style import (
     clip,
     new_figure,
 )
-from layerroute.lab.routing import path_name
 from layerroute.lab.runs import Run, TokenRoutes
 
 SENTENCES_SHOWN = 12
@@ -33,9 +33,7 @@ MOST_NAMED_SITES = 8
 
 def heatmap_source(comparison: Comparison) -> tuple[Arm, Run] | None:
     """The run whose tokens figure 5 shows: of the arm in question, or else of the first routed arm; lowest seed."""
-    arms = sorted(
-        comparison.arms, key=lambda arm: (arm is not comparison.subject, arm.kind is not Kind.DYNAMIC)
-    )
+    arms = sorted(comparison.arms, key=lambda arm: (arm is not comparison.subject, not arm.kind.learned))
     for arm in arms:
         for run in arm.completed:
             if run.token_routes is not None and run.token_routes.sentences and run.token_routes.sites:

@@ -11,8 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from layerroute.lab.arms import Arm, Kind
-from layerroute.lab.comparison import Comparison
+from layerroute.capabilities.attention.tables import bigram_losses
+from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
 from layerroute.lab.format import number
 from layerroute.lab.report.style import (
     GRID,
@@ -25,7 +26,6 @@ from layerroute.lab.report.style import (
     clip,
     new_figure,
 )
-from layerroute.lab.tables import bigram_losses
 
 # One panel each: heading, axis label, split, the curve's key or the first that is there of several.
 PANELS = (
@@ -48,7 +48,7 @@ def training_data(comparison: Comparison) -> pd.DataFrame:
             for title, _, split, keys in PANELS:
                 curves = [run.curve(split, key) for key in keys]
                 curve = next((c for c in curves if not c.empty), pd.Series(dtype=float))
-                if title == "Load balance loss" and arm.kind is not Kind.DYNAMIC:
+                if title == "Load balance loss" and not arm.kind.learned:
                     continue
                 values = 100 * curve if title == "Validation accuracy" else curve
                 if not values.empty:

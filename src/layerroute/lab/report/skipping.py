@@ -5,15 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerroute.lab.agreement import agreement_table
-from layerroute.lab.format import MISSING, duration, listing, number, percent
+from layerroute.lab.compare import Comparison as SkippingComparison
+from layerroute.lab.format import MISSING, listing
 from layerroute.lab.report.figures_skipping import SkippingFigure, build_skipping_figures
 from layerroute.lab.report.html import environment, inline_svg, token_views
-from layerroute.lab.skipping import SkippingComparison
-from layerroute.lab.skipping_arms import ROUTED, kind_of
-from layerroute.lab.table import Cell, Column, Row, Table, escape_text
-from layerroute.lab.token_layers import kinds_by_layer, layers_table
-from layerroute.lab.tokens import groups_table, token_groups
+from layerroute.lab.table import escape_text
 
 TITLE = "Layer skipping: what per-token routing is worth"
 QUESTION = (
@@ -34,11 +30,7 @@ def write_skipping_report(
     folder = target / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     figures = build_skipping_figures(comparison, folder, progress, bench)
-    tables = {**comparison.tables, "runs": _runs(comparison)}
-    tables |= _kinds(comparison)
-    agreement = agreement_table([arm for arm in comparison.arms if kind_of(arm) == ROUTED])
-    if agreement is not None:
-        tables["agreement"] = agreement
+    tables = comparison.tables | comparison.token_tables
     versions = sorted(
         {
             f"{name} {value}"
@@ -133,47 +125,3 @@ def _tokens(comparison: SkippingComparison) -> dict[str, Any] | None:
         "paths": routes.paths,
         "sentences": token_views(routes),
     }
-
-
-def _kinds(comparison: SkippingComparison) -> dict[str, Table]:
-    """Whether kinds of tokens (words, numbers, punctuation) run more layers than others, and which."""
-    routes = None if comparison.subject is None else comparison.subject.example.token_routes
-    if routes is None:
-        return {}
-    tables = {
-        "kinds": groups_table(token_groups(routes), routes.paths[-1]),
-        "kinds_by_layer": layers_table(kinds_by_layer(routes), routes.paths[-1]),
-    }
-    return {name: table for name, table in tables.items() if table is not None}
-
-
-def _runs(comparison: SkippingComparison) -> Table:
-    columns = (
-        Column(label="Run"),
-        Column(label="Kind"),
-        Column(label="Status"),
-        Column(label="Val loss", numeric=True),
-        Column(label="Skipped", numeric=True),
-        Column(label="Training", numeric=True),
-        Column(label="Revision"),
-    )
-    rows = []
-    for arm in comparison.arms:
-        for run in arm.runs:
-            loss, seconds = run.value("metrics", "validation_loss"), run.value("timing", "train_seconds")
-            share = run.value("routing", "skipped")
-            dirty = " (with uncommitted changes)" if run.value("dirty") else ""
-            rows.append(
-                Row(
-                    cells=(
-                        Cell(str(run.record["run"])),
-                        Cell(kind_of(arm)),
-                        Cell(run.status),
-                        Cell(number(loss, 4), loss),
-                        Cell(percent(share), share),
-                        Cell(duration(seconds), seconds),
-                        Cell(f"{str(run.value('revision') or MISSING)[:12]}{dirty}"),
-                    )
-                )
-            )
-    return Table(name="Table 4", title="All runs", columns=columns, rows=tuple(rows))

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from layerroute.lab.arms import Arm, Kind
+from layerroute.lab.arms import Arm
 
 GDN, SOFTMAX = "#2f6fb7", "#e07b1a"
 GDN_PALE, SOFTMAX_PALE, GREY_PALE = "#dbe8f6", "#fbe6d0", "#eceef1"
@@ -126,7 +126,7 @@ def arm_styles(arms: Sequence[Arm], baseline: Arm | None, subject: Arm | None) -
         else:
             color = next(others)
         dashes: Any = "-"
-        if arm.kind is Kind.DYNAMIC:
+        if arm.kind.learned:
             dashes = (0, (4, 1.6))
         elif arm.kind.control:
             dashes = (0, (1, 1.4))

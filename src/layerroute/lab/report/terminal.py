@@ -6,55 +6,38 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from layerroute.lab.comparison import Comparison
+from layerroute.lab.compare import Comparison
 from layerroute.lab.format import listing
-from layerroute.lab.recall_length import rate_sentence
-from layerroute.lab.skipping import SkippingComparison
-from layerroute.lab.table import Column, Row, Table
+from layerroute.lab.table import Table
 
 _STYLES = {"improvement": "dim", "reference": "italic", "unfinished": "yellow"}
 _SHORT = {"Seeds": "n", "Routing collapse?": "Collapse?"}
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Tables 1 to 3, differences and fairness, then what is missing, and the verdict last."""
-    tables = comparison.tables
+    """The tables that the question shows in the terminal, then what is missing, and the verdict last."""
+    question = comparison.question
+    shown = [one for beside in comparison.beside for one in beside.terminal]
+    # What is asked beside comes after the differences that it adds to.
+    place = next((i + 1 for i, one in enumerate(question.terminal) if one.table == "differences"), 0)
     for note in comparison.notes:
         console.print(Text(f"Note: {note}"))
-    print_table(tables["main"], console)
-    if comparison.bigram:
-        console.print(Padding(Text(comparison.bigram), (0, 0, 1, 1), expand=False))
-    if comparison.pairs:
-        print_table(_without(tables["differences"], {"Detectable", "Not equal besides"}), console)
-    for name in ("recall", "recall_differences"):
-        if name in tables:
-            print_table(_without(tables[name], {"Detectable", "Kind"}), console)
-    for sentence in filter(None, map(rate_sentence, comparison.arms)):
-        console.print(Padding(Text(sentence), (0, 0, 1, 1), expand=False))
-    if tables["routing"].rows:
-        print_table(tables["routing"], console)
-    print_table(tables["efficiency"], console)
-    print_transposed(tables["fairness"], console)
+    for one in (*question.terminal[:place], *shown, *question.terminal[place:]):
+        table = comparison.tables.get(one.table)
+        if table is not None and (table.rows or one.table == "main"):
+            (print_transposed if one.turned else print_table)(table.without(one.hide), console)
+        for sentence in filter(None, one.below(comparison)):
+            console.print(Padding(Text(sentence), (0, 0, 1, 1), expand=False))
+    if question.against == "controls":
+        console.print(Text(comparison.verdict, style="bold"))
+        return
     if comparison.subject is not None and comparison.missing:
         console.print(Text(f"Missing controls: {listing(comparison.missing)}.", style="yellow"))
         console.print()
-    console.print(Text(comparison.answer, style="bold"))
-    if comparison.recall:
-        console.print(Text(comparison.recall, style="bold"))
+    for answer in (comparison.answer, *comparison.answers_beside):
+        console.print(Text(answer, style="bold"))
     for caveat in comparison.caveats:
         console.print(Text(caveat))
-
-
-def print_skipping(comparison: SkippingComparison, console: Console) -> None:
-    """Quality against compute, differences, and the verdict last."""
-    for note in comparison.notes:
-        console.print(Text(f"Note: {note}"))
-    print_table(comparison.tables["main"], console)
-    if comparison.tables["differences"].rows:
-        print_table(comparison.tables["differences"], console)
-    if "equal_cost" in comparison.tables:
-        print_table(_without(comparison.tables["equal_cost"], {"Detectable"}), console)
-    console.print(Text(comparison.verdict, style="bold"))
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -112,10 +95,3 @@ def print_transposed(table: Table, console: Console) -> None:
         )
         print_table(part.transposed(), console)
         start = end
-
-
-def _without(table: Table, labels: set[str]) -> Table:
-    kept = [index for index, column in enumerate(table.columns) if column.label not in labels]
-    columns: tuple[Column, ...] = tuple(table.columns[index] for index in kept)
-    rows = tuple(Row(cells=tuple(row.cells[index] for index in kept), kind=row.kind) for row in table.rows)
-    return Table(name=table.name, title=table.title, columns=columns, rows=rows, notes=table.notes)

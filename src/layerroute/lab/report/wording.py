@@ -1,13 +1,14 @@
 """The sentences of the report that depend on the numbers. Each says no more than the seeds and controls carry."""
 
+from layerroute.capabilities.attention.tables import training_spread
 from layerroute.lab.arms import Arm
-from layerroute.lab.comparison import Comparison
-from layerroute.lab.fairness import machine
+from layerroute.lab.compare import Comparison
+from layerroute.lab.fairness import NOISY, machine
 from layerroute.lab.format import count, duration, listing, plural, signed_percent
+from layerroute.lab.pairs import ENOUGH_SEEDS
+from layerroute.lab.question import Outcome
+from layerroute.lab.report.old import bigram, recall, routing_sentences
 from layerroute.lab.runs import Run
-from layerroute.lab.tables_cost import training_spread
-from layerroute.lab.timing import NOISY
-from layerroute.lab.verdict import ENOUGH_SEEDS, Outcome
 
 QUESTION = (
     "Can a language model choose, token by token and layer by layer, between linear attention (Gated "
@@ -61,8 +62,8 @@ def _named(arm: Arm) -> str:
 
 def abstract_result(comparison: Comparison) -> str:
     """The result as the abstract gives it."""
-    parts = [comparison.answer, comparison.recall] if comparison.recall else [comparison.answer]
-    parts += comparison.routing_sentences[:1]
+    parts = [comparison.answer, recall(comparison)] if recall(comparison) else [comparison.answer]
+    parts += routing_sentences(comparison)[:1]
     parts += comparison.caveats
     return " ".join(parts)
 
@@ -211,11 +212,11 @@ def conclusion(comparison: Comparison) -> str:
 
 def takeaways(comparison: Comparison) -> list[str]:
     """Key points of the conclusion."""
-    found = [comparison.answer, *comparison.routing_sentences]
-    if comparison.recall:
-        found.insert(1, comparison.recall)
-    if comparison.bigram:
-        found.append(comparison.bigram)
+    found = [comparison.answer, *routing_sentences(comparison)]
+    if recall(comparison):
+        found.insert(1, recall(comparison))
+    if bigram(comparison):
+        found.append(bigram(comparison))
     if comparison.missing:
         found.append(f"Missing controls: {listing(comparison.missing)}.")
     return found

@@ -1,6 +1,12 @@
 """Calibration: a routed model from a pretrained one with forward passes alone."""
 
-from layerroute.skipping.calibration.arms import evaluate_arms, install, install_for_budgets, installed
+from layerroute.skipping.calibration.arms import (
+    evaluate_arms,
+    install,
+    install_for_budgets,
+    installed,
+    score_budgets,
+)
 from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
@@ -34,6 +40,7 @@ __all__ = [
     "save_calibration",
     "saved_share",
     "score",
+    "score_budgets",
     "serve_at",
     "verdict",
 ]

@@ -17,8 +17,8 @@ from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router, remove_router
+from layerroute.skipping.skip_config import SkipConfig
 
 ALWAYS = 10.0
 """Logit of a site at which all tokens take the same path: certain to 1 in 20,000, and still trainable."""
@@ -172,4 +172,29 @@ def evaluate_arms(
         with installed(model, policy, calibration.skip):
             scores[name] = score(model, heldout, precision=precision)
         advance(len(scores) / total)
+    return scores
+
+
+def score_budgets(
+    model: Any,
+    calibration: Calibration,
+    statistics: Int[Tensor, "N T"],
+    heldout: Int[Tensor, "K T"],
+    *,
+    stage: Stage = silent,
+) -> dict[float, Score]:
+    """The routed arm on held-out windows at each of its further budgets, as its folder serves them."""
+    if not calibration.config.also:
+        return {}
+    advance = stage("further budgets")
+    precision = choose_precision(calibration.config.precision, model.device).name
+    scores: dict[float, Score] = {}
+    install_for_budgets(model, calibration, statistics)
+    try:
+        for budget in calibration.config.also:
+            get_router(model).set_budget(budget)
+            scores[budget] = score(model, heldout, precision=precision)
+            advance(len(scores) / len(calibration.config.also))
+    finally:
+        remove_router(model)
     return scores

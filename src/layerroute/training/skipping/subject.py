@@ -16,11 +16,11 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
-from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import SkipFlops, forward_flops, path_costs
+from layerroute.skipping.flops import SkipFlops, path_costs, skip_flops
 from layerroute.skipping.model import get_router
 from layerroute.skipping.pretrained import local_source, special_tokens
+from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.objective import RoutedLoss
@@ -155,9 +155,7 @@ class SkippingSubject(Subject):
         self.held_out = ThresholdWindows.of(
             self.data, train, train.threshold_tokens or 1, told_by=self.told_by
         )
-        self.flops: SkipFlops = forward_flops(
-            self.model.config, router.config, self.recipe.data.sequence_length
-        )
+        self.flops: SkipFlops = skip_flops(self.model.config, router.config, self.recipe.data.sequence_length)
 
     def loss(self) -> RoutedLoss:
         """CE, distillation, compute."""

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.kinds import kind_of
 from layerroute.lab.arms import Arm
 from layerroute.lab.report.architecture import describe, flops_by_use
 from layerroute.lab.report.figures_architecture import (
@@ -16,7 +17,7 @@ from tests.unit.lab.record_factory import ROUTED, record, sites
 
 
 def arm(**settings: Any) -> Arm:
-    return Arm("dynamic", (Run(record("dynamic", **settings), Path("dynamic/record.json")),))
+    return Arm("dynamic", (Run(record("dynamic", **settings), Path("dynamic/record.json")),), kind_of)
 
 
 def test_a_small_model_has_a_box_for_each_layer() -> None:
@@ -69,7 +70,7 @@ def test_controls_and_sequential_routers_have_no_common_router() -> None:
     assert control.reads is None
     content = record("dynamic", rates=sites(0.5, 0.5))
     content["routing"]["router"] = "sequential"
-    sequential = describe(Arm("dynamic", (Run(content, Path("x/record.json")),)))
+    sequential = describe(Arm("dynamic", (Run(content, Path("x/record.json")),), kind_of))
     assert sequential is not None
     assert sequential.sequential
     assert sequential.reads is None

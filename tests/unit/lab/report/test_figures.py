@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.report.figures_routing import panels_of, routing_data, routing_figure
 from layerroute.lab.report.figures_tokens import (
     _columns,

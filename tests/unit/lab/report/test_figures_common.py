@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 
-from layerroute.lab.comparison import Comparison, compare_runs
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.report.figures import _annealing, _bars, _heads, _kinds
 from layerroute.lab.report.figures_common import (
     annealing_data,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layerroute.lab.report.figures_kinds import layers_data, layers_figure
-from layerroute.lab.token_layers import LayerKinds
+from layerroute.lab.tokens import LayerKinds
 
 RATE = np.array([[0.8, 0.5], [0.2, 0.5]])
 FOUND = {

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from layerroute.errors import UserError
+from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.report.build import build_report
 from layerroute.lab.report.figures_skipping import FIGURES, _depth, _layer_bars, _layer_map, _styles
 from layerroute.lab.report.style import SOFTMAX, save_figure
 from layerroute.lab.runs import load_runs
-from layerroute.lab.skipping import compare_skipping
 from tests.unit.lab.record_factory import make_run, sites
 from tests.unit.lab.report.test_figures_speed import record as speed_record
 from tests.unit.lab.report.test_figures_speed import skipping

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 
+from layerroute.capabilities.recall.measures import softmax_rate
 from layerroute.lab.arms import Arm
-from layerroute.lab.comparison import Comparison, compare_runs
-from layerroute.lab.pareto import pareto_front
-from layerroute.lab.recall import softmax_rate
+from layerroute.lab.compare import Comparison
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.report.figures import _cost, _recall
 from layerroute.lab.report.figures_study import _beside, cost_data, cost_figure, recall_data, recall_figure
 from layerroute.lab.report.style import figure_style, save_figure
 from layerroute.lab.runs import Run
+from layerroute.lab.statistics import pareto_front
 from tests.unit.lab.record_factory import record, sites
 
 

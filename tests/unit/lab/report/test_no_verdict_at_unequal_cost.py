@@ -14,12 +14,12 @@ from rich.console import Console
 
 from layerroute.cli import study
 from layerroute.cli.main import main
-from layerroute.lab.comparison import compare_runs
+from layerroute.lab.compare import compare as compare_runs
+from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.headroom import gaps
 from layerroute.lab.headroom import verdict as headroom_verdict
 from layerroute.lab.retention import Scores, retention
 from layerroute.lab.runs import load_runs
-from layerroute.lab.skipping import compare_skipping
 from tests.unit.lab.record_factory import record, sites, write_run
 from tests.unit.lab.test_skipping_comparison import run as skipping_run
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from layerroute.lab.comparison import compare_runs
+from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.report.terminal import print_comparison
 from layerroute.lab.runs import load_runs
 from tests.unit.lab.record_factory import make_run, sample_study, sites

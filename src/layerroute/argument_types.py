@@ -1,0 +1,61 @@
+"""Types of command-line arguments: a value is checked while the line is read. No torch here."""
+
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Whole numbers from ``least`` on."""
+
+    def whole(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:
+            raise ArgumentTypeError(f"{word!r} is not a whole number") from None
+        if number < least:
+            raise ArgumentTypeError(f"{number} is too few; it must be at least {least}")
+        return number
+
+    return whole
+
+
+def share(word: str) -> float:
+    """A number between 0 and 1, and neither of them."""
+    return _number(word, "between 0 and 1", lambda number: 0.0 < number < 1.0)
+
+
+def rate(word: str) -> float:
+    """A number from 0 to 1, both included."""
+    return _number(word, "from 0 to 1", lambda number: 0.0 <= number <= 1.0)
+
+
+def _number(word: str, wanted: str, fits: Callable[[float], bool]) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        raise ArgumentTypeError(f"{word!r} is not a number") from None
+    if not fits(number):
+        raise ArgumentTypeError(f"{word} is not a share {wanted}")
+    return number
+
+
+def size(meaning: str, example: str) -> Callable[[str], tuple[int, ...]]:
+    """Whole numbers above 0 with an x between them: ``size("rows x tokens", "4x512")`` reads two."""
+
+    def read(word: str) -> tuple[int, ...]:
+        numbers = word.split("x")
+        if len(numbers) != len(example.split("x")) or not all(
+            one.isdecimal() and int(one) for one in numbers
+        ):
+            raise ArgumentTypeError(f"{word!r} is not {meaning}, all above 0, as {example}")
+        return tuple(map(int, numbers))
+
+    return read
+
+
+def add_number(
+    parser: ArgumentParser, option: str, default: int | None, what: str, *, least: int = 1, metavar: str = "N"
+) -> None:
+    """An option that is a whole number from ``least`` on; its help is ``what``, and the default if there is one."""
+    told = what if default is None else f"{what} (default: {default})".lstrip()
+    parser.add_argument(option, type=at_least(least), default=default, metavar=metavar, help=told)

@@ -1,0 +1,66 @@
+"""Options that several benchmark cases have."""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+
+from layerroute.argument_types import size
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PASSES = ("forward", "forward+backward")
+
+rows_and_tokens = size("rows x tokens", "4x512")
+heads_too = size("rows x tokens x heads x width", "1x4096x8x64")
+
+
+def add_sizes(parser: argparse.ArgumentParser, default: str, *, heads: bool = False) -> None:
+    """``--sizes``: tuples of whole numbers."""
+    read, letters = (heads_too, "BxTxHxK") if heads else (rows_and_tokens, "BxT")
+    what = "rows x tokens x heads x width" if heads else "rows x tokens"
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=read,
+        default=[read(word) for word in default.split()],
+        metavar=letters,
+        help=f"{what} (default: {default})",
+    )
+
+
+def add_shares(
+    parser: argparse.ArgumentParser,
+    option: str,
+    default: Sequence[float],
+    kind: Callable[[str], float],
+    what: str,
+) -> None:
+    """``--skip`` or ``--rates``."""
+    shown = " ".join(map(str, default))
+    parser.add_argument(
+        option,
+        nargs="+",
+        type=kind,
+        default=list(default),
+        metavar="SHARE",
+        help=f"{what} (default: {shown})",
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """``--passes``."""
+    parser.add_argument(
+        "--passes",
+        nargs="+",
+        choices=PASSES,
+        default=list(PASSES),
+        metavar="PASS",
+        help=f"{' or '.join(PASSES)} (default: both)",
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser, seed_of: str) -> None:
+    """``--dtype``, ``--device`` and ``--seed``."""
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of} (default: 0)")

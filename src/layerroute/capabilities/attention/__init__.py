@@ -1,0 +1,1 @@
+"""Attention routing: linear attention or softmax attention, token by token."""

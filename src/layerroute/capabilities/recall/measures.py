@@ -1,0 +1,45 @@
+"""What records say of recall."""
+
+from collections.abc import Mapping
+
+from layerroute.lab.arms import Arm
+from layerroute.lab.format import MISSING, number
+from layerroute.lab.statistics import Estimate, t_interval
+from layerroute.lab.table import Cell
+
+
+def recall_by_seed(arm: Arm, *, multiple: int = 1) -> dict[int, float]:
+    """Share of answers recalled at ``multiple`` of the training length, by seed of the completed runs that have it."""
+    return {
+        run.seed: float(point["accuracy"])
+        for run in arm.completed
+        for point in run.value("recall", "by_length") or ()
+        if point["multiple"] == multiple
+    }
+
+
+def softmax_rate(arm: Arm, routed: float | None) -> float | None:
+    """Share of tokens with softmax attention, averaged over the layers after the first.
+
+    A parallel router cannot route the first layer: with it in the mean, a model of two layers that sends every token to
+    softmax would stand at one half.
+    """
+    pattern = list(arm.layer_pattern)
+    mixing = pattern[1:] or pattern
+    if not mixing or (routed is None and "routed" in mixing):
+        return None
+    share = {"softmax": 1.0, "gdn": 0.0, "routed": routed or 0.0}
+    return sum(share[kind] for kind in mixing) / len(mixing)
+
+
+def percent_cell(by_seed: Mapping[int, float]) -> Cell:
+    """A share's mean with its interval."""
+    estimate = t_interval(list(by_seed.values()))
+    return Cell(MISSING) if estimate is None else Cell(share_text(estimate), estimate.mean)
+
+
+def share_text(estimate: Estimate) -> str:
+    """``90.1 ± 2.0%``."""
+    half = estimate.half_width
+    text = number(100 * estimate.mean, 1)
+    return f"{text}%" if half is None else f"{text} ± {number(100 * half, 1)}%"

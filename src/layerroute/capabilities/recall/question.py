@@ -1,0 +1,202 @@
+"""The question: does a learned router recall more of what it has read than arms that could refute that."""
+
+from collections.abc import Mapping, Sequence
+
+from layerroute.capabilities.attention.kinds import (
+    ALL_GDN,
+    ALL_SOFTMAX,
+    KINDS,
+    PERIODIC,
+    RANDOM,
+    STATIC,
+    kind_of,
+)
+from layerroute.capabilities.recall.lengths import rate_sentence, recall_distances, recall_lengths
+from layerroute.capabilities.recall.measures import percent_cell, recall_by_seed, share_text, softmax_rate
+from layerroute.lab.arms import Arm
+from layerroute.lab.compare import Comparison
+from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
+from layerroute.lab.fairness import SAME_COST_TEXT
+from layerroute.lab.format import count, listing, percent, plural
+from layerroute.lab.pairs import Pair, judge
+from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
+from layerroute.lab.statistics import t_interval
+from layerroute.lab.table import Table, cells, figures, words
+from layerroute.lab.tables import SEEDS, pair_fields
+
+RECALL = Metric(
+    label="answers recalled",
+    unit=" points",
+    column="Δ recalled",
+    by_seed=lambda arm: recall_by_seed(arm),
+    lower_is_better=False,
+    digits=1,
+    factor=100,
+)
+
+
+def _same_layers(subject: Arm, rival: Arm) -> bool:
+    return rival.layer_pattern == subject.layer_pattern
+
+
+def _softmax_where_it_routes(subject: Arm, rival: Arm) -> bool:
+    unrouted = tuple("softmax" if kind == "routed" else kind for kind in subject.layer_pattern)
+    return rival.layer_pattern == unrouted
+
+
+CONTROLS = (
+    Control(name="random at its rate", kinds=(RANDOM,), match=SAME_RATE, also=_same_layers),
+    Control(name="periodic at its rate", kinds=(PERIODIC,), match=SAME_RATE, also=_same_layers),
+    Control(name="static at its FLOPs", kinds=(STATIC,), match=EQUAL_COST),
+    Control(name="softmax where it routes", also=_softmax_where_it_routes),
+    Control(name="all-softmax", kinds=(ALL_SOFTMAX,)),
+    Control(name="all-GDN", kinds=(ALL_GDN,)),
+)
+_NAMES = [control.name for control in CONTROLS]
+_NO_VERDICT = "has no verdict against {second} ({mean}; {reasons})"
+
+
+def recall_pairs(arms: Sequence[Arm]) -> list[Pair]:
+    """Every learned router that has recall data, against the arms that its claim needs.
+
+    They are random and periodic at its rate (within 2 points, the same layers), static arms at the FLOPs that it
+    executes (within half a point), the same layers with softmax for every token where it routes, all-softmax and
+    all-GDN.
+    """
+    known = [arm for arm in arms if recall_by_seed(arm)]
+    pairs = [
+        (subject, rival, roles)
+        for subject in known
+        if subject.kind.learned
+        for rival in known
+        if (roles := tuple(control.name for control in CONTROLS if control.plays(subject, rival)))
+    ]
+    pairs.sort(key=lambda pair: (known.index(pair[0]), _NAMES.index(pair[2][0])))
+    return judge(QUESTION, pairs, primary=False)
+
+
+def recall_sentence(comparison: Comparison) -> str:
+    """The answer about the subject's recall in one sentence; empty where it has no pair."""
+    subject = comparison.subject
+    own = [pair for pair in recall_pairs(comparison.arms) if pair.subject is subject]
+    if not own or subject is None:
+        return ""
+    estimate = t_interval(list(recall_by_seed(subject).values()))
+    assert estimate is not None
+    missing = [role for role in _NAMES if role not in {played for pair in own for played in pair.roles}]
+    text = (
+        f"Recall: {subject.label}, with softmax for {percent(softmax_rate(subject, rate_of(subject)))} of the tokens "
+        f"after the first layer, answers {share_text(estimate)} ({plural(estimate.n, 'seed')}); it "
+        f"{listing([pair.phrase for pair in own])}."
+    )
+    return f"{text} Not held against {listing(missing, 'or')}: no such arm." if missing else text
+
+
+def recall_table(arms: Sequence[Arm]) -> Table | None:
+    """Answers recalled by arm, at the length of training and at the longest measured; None without recall data."""
+    known = [arm for arm in arms if recall_by_seed(arm)]
+    if not known:
+        return None
+    points = [
+        point for arm in known for run in arm.completed for point in run.value("recall", "by_length") or ()
+    ]
+    longest = max(int(point["multiple"]) for point in points)
+    fields = [
+        words("Model", lambda arm: arm.label),
+        words("Kind", lambda arm: str(arm.kind)),
+        SEEDS,
+        figures("Softmax rate", lambda arm: softmax_rate(arm, rate_of(arm)), percent),
+        figures("FLOPs/token, executed", lambda arm: arm.executed, count),
+        cells("Recalled", lambda arm: percent_cell(recall_by_seed(arm))),
+    ]
+    if longest > 1:
+        fields.append(
+            cells(f"Recalled at {longest}×", lambda arm: percent_cell(recall_by_seed(arm, multiple=longest)))
+        )
+    chance = known[0].example.value("recall", "chance")
+    return Table.of(
+        "Table of recall",
+        "Answers recalled at the length of training",
+        fields,
+        known,
+        notes=[
+            f"± is the 95% t interval over seeds. Blind guessing reaches {percent(chance)}. The softmax rate is over "
+            "the layers after the first, which no parallel router can route."
+        ],
+    )
+
+
+def recall_differences(pairs: Sequence[Pair]) -> Table | None:
+    """Each learned router less each arm that its claim needs, in points of answers recalled; None without pairs."""
+    if not pairs:
+        return None
+    first, *rest = pair_fields(RECALL).values()
+    return Table.of(
+        "Table of recall differences",
+        "Differences in answers recalled (percentage points), paired by seed",
+        [
+            first,
+            words("The second is", lambda pair: listing(pair.roles)),
+            *rest,
+            words("The first", lambda pair: pair.word),
+        ],
+        pairs,
+        notes=[
+            "p by t test over seeds, corrected for the number of comparisons (Holm); intervals are not. Detectable: "
+            "the smallest true difference that these seeds would have found with 80% power. A verdict only where both "
+            f"were treated alike and cost the same: {SAME_COST_TEXT}; nothing is read off between arms."
+        ],
+    )
+
+
+def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
+    arms = comparison.arms
+    return {
+        "recall": recall_table(arms),
+        "recall_differences": recall_differences(recall_pairs(arms)),
+        "recall_lengths": recall_lengths(arms),
+        "recall_distances": recall_distances(arms),
+    }
+
+
+def _rates(comparison: Comparison) -> Sequence[str]:
+    return [rate_sentence(arm) for arm in comparison.arms]
+
+
+QUESTION = Question(
+    capability="attention_routing",
+    kinds=KINDS,
+    kind_of=kind_of,
+    metric=RECALL,
+    controls=CONTROLS,
+    correction="all",
+    asked=lambda arms: any(map(recall_by_seed, arms)),
+    answer=recall_sentence,
+    tables=_tables,
+    phrases={
+        Outcome.WINS: "recalls more than {second} ({amount})",
+        Outcome.LOSES: "recalls less than {second} ({amount})",
+        Outcome.NO_DIFFERENCE: (
+            "cannot be told from {second} ({amount}; below about {least} points would go unseen)"
+        ),
+        Outcome.NOT_CORRECTED: (
+            "is {side} {second} ({amount}), but p = {p} when corrected for the number of comparisons"
+        ),
+        Outcome.ONE_SEED: "is {mean} from {second} with one seed, which may be chance",
+        Outcome.UNPAIRED: "cannot be paired with {second}",
+        Outcome.OTHER_DATA: "saw other data than {second}",
+        Outcome.UNALIKE: _NO_VERDICT,
+        Outcome.UNEQUAL_COST: _NO_VERDICT,
+    },
+    words={
+        Outcome.WINS: "recalls more",
+        Outcome.LOSES: "recalls less",
+        Outcome.NOT_CORRECTED: "recalls {more}, before correction",
+        Outcome.UNALIKE: "no verdict: {reasons}",
+        Outcome.UNEQUAL_COST: "no verdict: {reasons}",
+    },
+    terminal=(
+        Shown(table="recall", hide=frozenset({"Kind"})),
+        Shown(table="recall_differences", hide=frozenset({"Detectable"}), below=_rates),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Layer skipping: which layers of a pretrained model each token runs."""

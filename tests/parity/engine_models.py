@@ -97,7 +97,11 @@ def generate(llm, texts, new=NEW, scored=True):
         own = [step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs, strict=True)]
         asked = []
         if scored:
-            asked = [step[token].logprob for token, step in zip(out.prompt_token_ids, out.prompt_logprobs, strict=True) if step]
+            asked = [
+                step[token].logprob
+                for token, step in zip(out.prompt_token_ids, out.prompt_logprobs, strict=True)
+                if step
+            ]
         found.append((list(answer.token_ids), [*asked, *own]))
     return found
 
@@ -121,7 +125,9 @@ def reference(folder, texts, answers):
         own = scores.gather(1, ids[0, 1:, None]).squeeze(1)
         told.append((logits[len(text) - 1 :].argmax(dim=-1).tolist(), own))
         count += ids.shape[1] - 1
-        for site, number in zip(collected[0].sites, collected[0].expensive.sum(dim=(0, 1)).tolist(), strict=True):
+        for site, number in zip(
+            collected[0].sites, collected[0].expensive.sum(dim=(0, 1)).tolist(), strict=True
+        ):
             run[site] = run.get(site, 0) + number
     return told, (count, run)
 

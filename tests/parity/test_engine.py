@@ -22,7 +22,10 @@ ROUTERS = {
     "mistral per_layer block": ("mistral", PER_LAYER),
     "mistral token attention": ("mistral", {"unit": "attention"}),
     "qwen2 token block": ("qwen2", {}),
-    "qwen2 per_layer attention identity": ("qwen2", {"unit": "attention", "skip_path": "identity", **PER_LAYER}),
+    "qwen2 per_layer attention identity": (
+        "qwen2",
+        {"unit": "attention", "skip_path": "identity", **PER_LAYER},
+    ),
     "qwen3 per_layer block": ("qwen3", PER_LAYER),
     "qwen3 token mlp identity": ("qwen3", {"unit": "mlp", "skip_path": "identity"}),
     "llama rate token block": ("llama", {"serve": "rate"}),
@@ -85,7 +88,9 @@ def test_from_the_prefix_cache(served):
         found = generate(llm, texts, scored=False)
         computed = rates(llm)[0] - before
     assert_same(found, answers_only(expected))
-    assert computed <= sum(len(text) + len(answer) - 1 - 64 for text, (answer, _) in zip(texts, expected, strict=True))
+    assert computed <= sum(
+        len(text) + len(answer) - 1 - 64 for text, (answer, _) in zip(texts, expected, strict=True)
+    )
 
 
 def test_after_preemption(served):
@@ -117,7 +122,9 @@ def test_a_layer_that_nobody_runs_is_not_computed(tmp_path):
         for index in (2, 4):
             layer = model.layers[index]
             for part in (layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp, layer.kv_proj):
-                part.register_forward_pre_hook(lambda part, inputs: seen.append((type(part).__name__, len(inputs[0]))))
+                part.register_forward_pre_hook(
+                    lambda part, inputs: seen.append((type(part).__name__, len(inputs[0])))
+                )
 
     texts = prompts(3)
     with engine(folder) as llm:
@@ -132,10 +139,12 @@ def test_only_tokens_that_run_are_computed(tmp_path):
     seen = []
     with engine(folder) as llm:
         llm.apply_model(
-            lambda model: model.layers[3].mlp.register_forward_pre_hook(
-                lambda part, inputs: seen.append(len(inputs[0]))
+            lambda model: (
+                model.layers[3].mlp.register_forward_pre_hook(
+                    lambda part, inputs: seen.append(len(inputs[0]))
+                )
+                and None
             )
-            and None
         )
         generate(llm, prompts(9))
         tokens, run = rates(llm)

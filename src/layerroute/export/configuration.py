@@ -39,7 +39,9 @@ def vllm_obstacle(skip: Any, base_model_type: str, config: Any) -> str | None:
             return f"{key}, a twist of attention that the plugin does not know"
     if not getattr(config, "is_causal", True):
         return "is_causal: false, attention to later tokens"
-    if base_model_type.startswith("qwen") and "sliding_attention" in (getattr(config, "layer_types", None) or []):
+    if base_model_type.startswith("qwen") and "sliding_attention" in (
+        getattr(config, "layer_types", None) or []
+    ):
         return "layers with sliding windows, which vLLM does not have for this family"
     return None
 

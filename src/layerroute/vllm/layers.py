@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from layerroute.skipping.skip_paths import LowRankSkip
@@ -29,7 +29,8 @@ class FoldedSkip:
     def __init__(self, path: LowRankSkip, dtype: torch.dtype) -> None:
         shift = -(path.mean @ path.down)
         self.down, self.shift, self.up, self.bias = (
-            value.detach().to(dtype) for value in (path.down.T.contiguous(), shift, path.up.T.contiguous(), path.bias)
+            value.detach().to(dtype)
+            for value in (path.down.T.contiguous(), shift, path.up.T.contiguous(), path.bias)
         )
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -48,7 +49,9 @@ class RoutedLayer:
     def __init__(self, layer: Any, skips: dict[str, FoldedSkip | None]) -> None:
         self.layer, self.attention, self.skips = layer, layer.self_attn, skips
 
-    def __call__(self, positions: Tensor, hidden: Tensor, residual: Tensor | None, routes: dict[str, SiteRun]) -> State:
+    def __call__(
+        self, positions: Tensor, hidden: Tensor, residual: Tensor | None, routes: dict[str, SiteRun]
+    ) -> State:
         """The layer's output; ``routes`` by unit, of units that not all tokens run."""
         if "block" in routes:
             return self._block(positions, hidden, residual, routes["block"])
@@ -71,7 +74,9 @@ class RoutedLayer:
         if not route.count:
             h = stream(hidden, residual)
             self._write_keys(positions, h)
-            return (hidden, residual) if self.skips["block"] is None else (self._skipping("block", h, route), h)
+            return (
+                (hidden, residual) if self.skips["block"] is None else (self._skipping("block", h, route), h)
+            )
         if not route.sparse:
             h = stream(hidden, residual).clone()
             ran, before = self.layer(positions, hidden, residual)
@@ -87,7 +92,9 @@ class RoutedLayer:
         h[run] = before
         return out, h
 
-    def _attention(self, positions: Tensor, hidden: Tensor, residual: Tensor | None, route: SiteRun | None) -> State:
+    def _attention(
+        self, positions: Tensor, hidden: Tensor, residual: Tensor | None, route: SiteRun | None
+    ) -> State:
         if route is None or (route.count and not route.sparse):
             if residual is None:
                 residual = hidden
@@ -101,7 +108,11 @@ class RoutedLayer:
         h = stream(hidden, residual)
         if not route.count:
             self._write_keys(positions, h)
-            return (hidden, residual) if self.skips["attention"] is None else (self._skipping("attention", h, route), h)
+            return (
+                (hidden, residual)
+                if self.skips["attention"] is None
+                else (self._skipping("attention", h, route), h)
+            )
         attended = self._attended(positions, h, route)
         out = self._skipping("attention", h, route)
         out[route.indices[0]] = attended
@@ -132,7 +143,9 @@ class RoutedLayer:
         attention, (run, skip) = self.attention, route.indices
         states = self.layer.input_layernorm(h)
         qkv, _ = attention.qkv_proj(states[run])
-        query, own_key, own_value = qkv.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+        query, own_key, own_value = qkv.split(
+            [attention.q_size, attention.kv_size, attention.kv_size], dim=-1
+        )
         query = self._normed("q_norm", query)
         query, own_key = attention.rotary_emb(positions[run], query, self._normed("k_norm", own_key))
         key = torch.empty(len(h), attention.kv_size, dtype=h.dtype, device=h.device)
@@ -179,5 +192,3 @@ def fill_key_projection(layer: Any) -> None:
     layer.kv_proj.weight.copy_(whole.weight[start:])
     if whole.bias is not None:
         layer.kv_proj.bias.copy_(whole.bias[start:])
-
-

@@ -1,6 +1,7 @@
 """Rates by site of what the engine has served, in vLLM's /metrics and for whoever asks the model."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 
@@ -33,17 +34,12 @@ class RateCounters:
         self.tokens, self.run = 0, dict.fromkeys(self.run, 0)
 
 
-_made: tuple[Any, Any] | None = None
-
-
+@cache
 def _counters() -> tuple[Any, Any]:
     """Once a process, however many models it loads."""
-    global _made
-    if _made is None:
-        from prometheus_client import Counter
+    from prometheus_client import Counter
 
-        _made = (
-            Counter("layerroute_tokens", "Tokens that routers decided about"),
-            Counter("layerroute_tokens_run", "Tokens that ran at a site", ["site"]),
-        )
-    return _made
+    return (
+        Counter("layerroute_tokens", "Tokens that routers decided about"),
+        Counter("layerroute_tokens_run", "Tokens that ran at a site", ["site"]),
+    )

@@ -64,7 +64,7 @@ class RoutedCausalLM:
         self,
         input_ids: Tensor | None,
         positions: Tensor,
-        intermediate_tensors: Any = None,  # noqa: ARG002
+        intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """(N, D) the last states of a step's tokens."""
@@ -118,7 +118,9 @@ class RoutedCausalLM:
         try:
             router.load_state_dict(own)
         except RuntimeError as error:
-            raise UserError(f"the export does not fit its config.json: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"the export does not fit its config.json: {' '.join(str(error).split())}"
+            ) from error
         if router.budgets is not None and router.budgets.holds(router.config.budget):
             router.set_budget(router.config.budget)
         dtype = next(self.layers[0].parameters()).dtype
@@ -129,7 +131,9 @@ class RoutedCausalLM:
             self.routed[index] = RoutedLayer(layer, folded)
             if hasattr(layer, "kv_proj"):
                 fill_key_projection(layer)
-                loaded |= {f"model.layers.{index}.kv_proj.{name}" for name, _ in layer.kv_proj.named_parameters()}
+                loaded |= {
+                    f"model.layers.{index}.kv_proj.{name}" for name, _ in layer.kv_proj.named_parameters()
+                }
         return loaded | {f"{_PREFIX}{name}" for name, _ in router.named_parameters()}
 
 

@@ -45,6 +45,8 @@ def _obstacles(vllm_config: Any, config: Any, skip: SkipConfig) -> Iterator[str]
         yield "speculative decoding (speculative_config): drafted tokens would enter the routing's memory"
     if parallel.pipeline_parallel_size > 1:
         yield "pipeline parallelism (pipeline_parallel_size): decisions are made in one process"
+    if parallel.tensor_parallel_size > 1:
+        yield "tensor parallelism (tensor_parallel_size): no test has shown that all processes decide alike"
     for key in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, key, 1) > 1:
             yield f"context parallelism ({key}): skipped layers write whole keys"

@@ -6,6 +6,7 @@ kept by *cache slot*, beside the keys and values of the token. So it is there wh
 for a prefix that another request computed, and after preemption.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Step:
         data = self.metadata
         starts, table = data.query_start_loc.tolist(), data.block_table
         lengths: dict[int, list[int]] = {}
-        for request, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        for request, (start, stop) in enumerate(itertools.pairwise(starts)):
             lengths.setdefault(stop - start, []).append(request)
         for length, requests in lengths.items():
             if not length:
@@ -147,20 +148,8 @@ class Step:
             run = torch.empty(self.tokens, len(sites), dtype=torch.bool, device=hidden.device)
             for rows, choice in choices:
                 run[rows] = choice == _RUN
-        run = self._agreed(run)
         for site, column, count in zip(sites, run.T, run.sum(dim=0).tolist(), strict=True):
             self._runs[site], self.counts[site] = column, count
-
-    @staticmethod
-    def _agreed(run: Tensor) -> Tensor:
-        """The same decisions in all processes of a tensor-parallel group, or they would wait for one another."""
-        from vllm.distributed import get_tp_group
-
-        group = get_tp_group()
-        if group.world_size == 1:
-            return run
-        shared: Tensor = group.broadcast(run.to(torch.int32), src=0)
-        return shared == 1
 
     def route(self, layer: int, unit: str) -> "SiteRun | None":
         """What a site does in this step; None where all tokens run."""

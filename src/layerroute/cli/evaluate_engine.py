@@ -47,7 +47,7 @@ def evaluate_engine(arguments: argparse.Namespace) -> int:
             started = time.perf_counter()
             scored = session.score(windows)
             measured[kind] = _measured(scored, session.rates(), time.perf_counter() - started)
-    content = {"checkpoint": str(folder), "engine": "vllm", "precision": "fp32"}
+    content: dict[str, Any] = {"checkpoint": str(folder), "engine": "vllm", "precision": "fp32"}
     content |= measured[UNNAMED] if list(measured) == [UNNAMED] else {"kinds": measured}
     if arguments.json:
         print_json(content)

@@ -133,7 +133,7 @@ class Session:
             while pending and (steps >= every * pending[0][0] or not engine.has_unfinished_requests()):
                 number, text = pending.pop(0)
                 prompt = {"prompt_token_ids": list(text)}
-                engine.add_request(f"stream-{steps}-{number}", prompt, self._sampling(new))  # type: ignore[arg-type]
+                engine.add_request(f"stream-{steps}-{number}", prompt, self._sampling(new))
             engine.step()
             steps += 1
         return steps

@@ -154,7 +154,7 @@ class RoutedLayer:
         key[skip], value[skip] = self._keys_values(positions[skip], states[skip])
         attended = attend(attention.attn, query.contiguous(), key, value, run)
         out, _ = attention.o_proj(attended)
-        return out  # type: ignore[no-any-return]
+        return out
 
     def _write_keys(self, positions: Tensor, h: Tensor) -> None:
         write_keys(self.attention.attn, *self._keys_values(positions, self.layer.input_layernorm(h)))
@@ -169,7 +169,7 @@ class RoutedLayer:
         norm = getattr(self.attention, name, None)
         if norm is None:
             return x.contiguous()
-        return norm(x.unflatten(-1, (-1, self.attention.head_dim)).contiguous()).flatten(-2)  # type: ignore[no-any-return]
+        return norm(x.unflatten(-1, (-1, self.attention.head_dim)).contiguous()).flatten(-2)
 
 
 def _select(route: SiteRun, ran: Tensor, skipped: Tensor) -> Tensor:

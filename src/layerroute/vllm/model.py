@@ -41,16 +41,17 @@ class RoutedCausalLM:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
         self.skip = check(vllm_config)
-        super().__init__(vllm_config=vllm_config, prefix=prefix, **options)
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **options)  # type: ignore[call-arg]
         model: Any = self
         text = vllm_config.model_config.hf_config.get_text_config()
         with set_default_torch_dtype(torch.float32):
             router = LayerRouter(self.skip, text.hidden_size, costs=path_costs(text, self.skip))
+        router.execution = "masked"  # what it lays down for transformers is not used here
         model.layerroute = router.eval().requires_grad_(False)
         self.memory, self.rates, self.steps = SlotMemory(), RateCounters(router.sites), 0
         self.routed: dict[int, RoutedLayer] = {}
         self.layers: list[Any] = list(model.model.layers)
-        self.anchor = self.layers[self.skip.layers[0]].self_attn.attn  # type: ignore[index]
+        self.anchor = self.layers[self.skip.layers[0]].self_attn.attn
         if self.skip.serve == "rate" and self.anchor.attn_backend.get_name() != "CPU_ATTN":
             raise UserError(
                 f"serve: rate is kept beside the cache of vLLM's CPU backend, and this is "

@@ -5,7 +5,7 @@ from typing import Any
 
 from layerroute.errors import UserError
 from layerroute.export.configuration import check_section, vllm_obstacle
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.skip_config import SkipConfig
 
 
 class RoutedSettings:

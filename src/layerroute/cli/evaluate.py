@@ -74,12 +74,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="vllm scores text (--data) with a folder of `layerroute export --to vllm` (default: transformers)",
+    )
     add_device(parser)
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
+    if arguments.engine == "vllm":
+        from layerroute.cli.evaluate_engine import evaluate_engine
+
+        return evaluate_engine(arguments)
     if arguments.tasks:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from layerroute.errors import UserError, nearest
+from layerroute.ops.tokens import TokenIndex, token_indices
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.execution import Profitability
-from layerroute.routing.tokens import TokenIndex, token_indices
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
 from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
-from layerroute.routing.tokens import TokenIndex
+from layerroute.ops.tokens import TokenIndex
 
 
 class SoftmaxMixer(nn.Module):

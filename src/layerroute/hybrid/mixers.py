@@ -48,8 +48,7 @@ class SoftmaxMixer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Attend; ``head_gate`` scales each head's output before the output projection."""
         query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        key = self.k_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        key, value = self._keys_values(hidden, None)
         if context.rotary is not None:
             query, key = apply_rotary_pos_emb(query, key, *context.rotary)
         if member is None:

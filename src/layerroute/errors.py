@@ -24,6 +24,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f" Valid: {', '.join(candidates)}." if candidates else ""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error of somebody else's says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
     """Refuse a key that is not one of ``valid``.
 

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layerroute.errors import UserError, require
+from layerroute.errors import UserError, one_line, require
 from layerroute.folders import open_or_build
-from layerroute.skipping.weight_sizes import check_weight_sizes
+from layerroute.skipping.weights import check_weight_sizes
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def load_pretrained(
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is run only where a recipe says model.trust_remote_code: true"
         raise UserError(f"cannot load the model {name!r}: {reason}") from error

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
-from layerroute.errors import UserError
+from layerroute.errors import UserError, one_line
 from layerroute.integrity import MANIFEST, check_intact
 from layerroute.skipping import vocabulary
 from layerroute.skipping.adapters import (
@@ -352,9 +352,7 @@ def restore_router(model: nn.Module, folder: str | Path) -> None:
         router.load_state_dict(load_file(folder / WEIGHTS))
         restore_adapters(model, description.adapters, folder / ADAPTER)
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"{folder} does not fit this model's router: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UserError(f"{folder} does not fit this model's router: {one_line(error, 200)}") from error
 
 
 def load_routed(

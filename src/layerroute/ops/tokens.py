@@ -35,7 +35,7 @@ class TokenIndex:
         assert self.host is not None
         count = torch.bincount(self.host.row, minlength=batch)
         first = (count.cumsum(0) - count).to(self.row.device)
-        return torch.arange(self.row.shape[0], device=self.row.device) - first[self.row], count
+        return torch.ones_like(self.row).cumsum(0) - 1 - first[self.row], count
 
 
 def token_indices(

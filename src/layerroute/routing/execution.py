@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -10,6 +10,8 @@ from layerroute.errors import UserError, check_keys
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 
 EXECUTIONS = ("auto", "masked", "sparse")
+
+P = TypeVar("P", bound="Profitability")
 
 
 @dataclass(kw_only=True)
@@ -38,7 +40,7 @@ class Profitability:
                 raise UserError(f"{self.key}.{item.name} is a share from 0 to 1, got {value}")
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Self:
+    def of(cls: type[P], given: Mapping[str, Any] | None) -> P:
         """From a configuration's mapping.
 
         Raises:

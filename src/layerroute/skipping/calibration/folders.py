@@ -27,7 +27,7 @@ from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
-METHOD = 4
+METHOD = 5
 """Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
 
 

@@ -140,6 +140,7 @@ def calibration_config(
         sink_ids=list(skip.sink_ids or []),
         length=length,
         tokens_statistics=max(start.tokens_statistics, length),
+        own_text=start.own_text,
         tokens_selection=max(start.tokens_selection, length),
         tokens_search=max(start.tokens_search, length),
         allocation=start.allocation,

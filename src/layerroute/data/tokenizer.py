@@ -278,7 +278,7 @@ class _Piece(NamedTuple):
 def _batches(texts: Iterable[str]) -> Iterator[list[_Piece]]:
     """Group the pieces of all texts by characters, few at first: who needs no more has not waited for the rest."""
     batch: list[_Piece] = []
-    size, enough = 0, _FIRST_BATCH_CHARACTERS
+    size, enough = 0, min(_FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS)
     for text in texts:
         cut = list(pieces(text)) or [""]
         for index, piece in enumerate(cut):

@@ -279,19 +279,3 @@ def test_nothing_takes_the_place_of_what_is_missing(
     assert code == 2 and len(lines) == 1, printed.err
     assert told in lines[0]
     assert not printed.out.strip()
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["evaluate", "one", "--data", "text.jsonl", "--budget", "0.3"], "serves one budget"),
-        (["evaluate", "many", "--data", "text.jsonl", "--budget", "0.9"], "serves budgets of 0.25 to 0.5"),
-        (["evaluate", "one"], "give text with --data"),
-        (["generate", "one", "x", "--time", "0"], "--time is 0"),
-        (["evaluate", "one", "--data", "nowhere.txt"], "nowhere.txt"),
-    ],
-)
-def test_bad_input_is_one_line(files, capsys, monkeypatch, words, told):
-    monkeypatch.chdir(files)
-    code, printed = run(capsys, *words)
-    assert code == 2 and told in printed.err and printed.err.strip().count("\n") == 0

@@ -112,24 +112,3 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert "scoring" not in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
     assert json.loads((tmp_path / "retention.json").read_text()) == content
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--limit", "0"], "--limit is 0"),
-        (["--windows", "0"], "--windows is 0"),
-        ([], "nothing to score"),
-    ],
-    ids=["limit", "windows", "nothing"],
-)
-def test_bad_input_is_one_line(
-    files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
-) -> None:
-    assert main(["retention", str(files / "wide"), *arguments]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_a_run_without_a_router_is_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["retention", str(files / "model"), "--data", str(files / "text.txt")]) == 2
-    assert "is not a router folder" in capsys.readouterr().err

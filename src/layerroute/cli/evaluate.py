@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="vllm scores text (--data) with a folder of `layerroute export --to vllm` (default: transformers)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -85,6 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
         least = 2 if name == "sequence_length" else 1
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if arguments.engine == "vllm":
+        from layerroute.cli.evaluate_engine import evaluate_engine
+
+        return evaluate_engine(arguments)
     if arguments.tasks:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
+from layerroute.export.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
@@ -21,7 +22,7 @@ from layerroute.records import RECORD_NAME, read_record
 from layerroute.routing import RoutingHandle, find_handle, set_serve
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.skipping import find_router
-from layerroute.skipping.pretrained import base_options
+from layerroute.skipping.pretrained import base_options, load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
 
 
@@ -129,6 +130,8 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
     if budget is not None:
         raise UserError(f"{folder} has no layer router, so that there is no budget to choose; leave it out")
     check_intact(folder)
+    if _is_export(folder):
+        return _load_export(folder, choose_device(device), precision)
     config = _read_config(folder)
     check_fits(config, folder)
     record = _record_of(folder)
@@ -150,9 +153,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"the weights in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -206,6 +207,28 @@ def _load_router(
         path=path,
         record=_record_of(path),
         precision=choose_precision(precision, target).name,
+    )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return bool(
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+        )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _load_export(folder: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
+    """What `layerroute export` wrote."""
+    model, tokenizer = load_pretrained(str(folder), dtype=torch.float32)
+    model.to(target)  # type: ignore[arg-type]
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        path=folder,
+        record=None,
+        precision=choose_precision(precision or "fp32", target).name,
     )
 
 

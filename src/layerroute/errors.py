@@ -24,6 +24,23 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f" Valid: {', '.join(candidates)}." if candidates else ""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error of somebody else's says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
+def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
+    """Refuse a key that is not one of ``valid``.
+
+    Raises:
+        UserError: naming it, ``where`` it stands, and the nearest that is.
+    """
+    known = set(valid)
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}.{key} is not known.{nearest(str(key), known)}")
+
+
 def require(*modules: str, extra: str) -> None:
     """Ask for modules of packages that come with an extra; none is imported here.
 

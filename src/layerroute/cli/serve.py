@@ -18,25 +18,21 @@ import argparse
 import os
 import sys
 
-from layerroute.cli.arguments import add_budget, add_serve
+from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
 from layerroute.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint, address and device."""
     parser.description = __doc__
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="folder of a run, of a saved model or of a router"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers", help="default: transformers"
     )
     parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--name", help="the model's name in requests (default: CHECKPOINT as it is given)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
-    )
+    add_device(parser)
     add_budget(parser)
     add_serve(parser)
     parser.add_argument(

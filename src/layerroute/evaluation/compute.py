@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from layerroute.data.windows import evenly
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.skipping import FAMILIES, find_router, skip_flops
@@ -84,8 +85,7 @@ def count_executed(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Executed:
     """Count on at most ``most`` batches, evenly spaced: counting costs another forward pass."""
-    count = min(most, len(batches))
-    chosen = [batches[index * len(batches) // count] for index in range(count)]
+    chosen = [batches[index] for index in evenly(len(batches), most)]
     sizes = [batch["input_ids"].numel() for batch in chosen]
     flops = [
         executed_flops_per_token(model, batch, precision=precision) * size

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
 from layerroute.export.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
@@ -153,9 +153,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"the weights in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:

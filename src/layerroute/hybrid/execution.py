@@ -1,17 +1,15 @@
 """From the decisions of a call to what each routed layer computes: both paths for all tokens, or chosen ones only."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from layerroute.errors import UserError, nearest
+from layerroute.ops.tokens import TokenIndex, token_indices
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.execution import Profitability
-from layerroute.routing.tokens import TokenIndex, token_indices
 
 
 @dataclass(kw_only=True)
@@ -23,19 +21,6 @@ class HybridProfitability(Profitability):
     prefill: float = 0.1
     decode: float = 0.0
     train: float = 0.1
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> "HybridProfitability":
-        """From a configuration's mapping.
-
-        Raises:
-            UserError: for unknown keys and impossible values.
-        """
-        known = [item.name for item in fields(cls)]
-        for key in given or {}:
-            if key not in known:
-                raise UserError(f"model.profitability: unknown key {key!r}.{nearest(key, known)}")
-        return cls(**(given or {}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, check_keys, nearest
 from layerroute.hybrid.execution import HybridProfitability
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.routing.module import RoutingConfig
@@ -229,12 +229,8 @@ class HybridConfig(PreTrainedConfig):
     @property
     def routing_config(self) -> RoutingConfig:
         """``routing`` as an object; unknown keys raise UserError with the nearest valid one."""
-        valid = {field.name for field in fields(RoutingConfig)}
-        given = self.routing or {}
-        for key in given:
-            if key not in valid:
-                raise UserError(f"model.routing: unknown key {key!r}.{nearest(key, valid)}")
-        return RoutingConfig(**given)
+        check_keys(self.routing or {}, (field.name for field in fields(RoutingConfig)), "model.routing")
+        return RoutingConfig(**(self.routing or {}))
 
     @property
     def sparse_obstacle(self) -> str | None:

@@ -15,13 +15,12 @@ from layerroute.routing.handle import (
     set_serve,
 )
 from layerroute.routing.module import Routing, RoutingConfig
-from layerroute.routing.routers import LinearRouter, MLPRouter, build_router
+from layerroute.routing.routers import MLPRouter, build_router
 from layerroute.routing.schedules import Schedule
 
 __all__ = [
     "ESTIMATORS",
     "Estimate",
-    "LinearRouter",
     "MLPRouter",
     "RouteDecision",
     "Routing",

@@ -1,14 +1,17 @@
 """When routed layers are executed sparsely: only the chosen paths, where that is possible and pays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, check_keys
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 
 EXECUTIONS = ("auto", "masked", "sparse")
+
+P = TypeVar("P", bound="Profitability")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +38,16 @@ class Profitability:
             value = getattr(self, item.name)
             if not 0.0 <= value <= 1.0:
                 raise UserError(f"{self.key}.{item.name} is a share from 0 to 1, got {value}")
+
+    @classmethod
+    def of(cls: type[P], given: Mapping[str, Any] | None) -> P:
+        """From a configuration's mapping.
+
+        Raises:
+            UserError: for unknown keys and impossible values.
+        """
+        check_keys(given or {}, (item.name for item in fields(cls)), cls.key)
+        return cls(**(given or {}))
 
 
 def sparse_from(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from layerroute.errors import UserError, require
+from layerroute.errors import UserError, one_line, require
 from layerroute.integrity import inside
 from layerroute.skipping.fingerprint import base_weights, without_adapters
 from layerroute.skipping.tuners import is_tuner, peft_class, tuners
@@ -260,7 +260,7 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path, *, trainable: bo
             else:
                 owner.load_adapter(str(path), **options)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(
             f"PEFT cannot load the adapter in {path}: {type(error).__name__}: {reason}"
         ) from error
@@ -310,8 +310,6 @@ def merge_adapters(model: Any, adapters: Adapters) -> None:
         else:
             tuner.unload()
     except (ValueError, NotImplementedError, AttributeError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"the adapter cannot be merged into its base: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"the adapter cannot be merged into its base: {one_line(error)}") from error
     vars(model).pop(_OWNER, None)
     model._hf_peft_config_loaded = False

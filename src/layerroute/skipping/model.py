@@ -11,7 +11,7 @@ from torch import nn
 from layerroute.errors import UserError
 from layerroute.routing.handle import find_handle
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
-from layerroute.skipping.fingerprint import BaseSeen
+from layerroute.skipping.fingerprint import BaseSeen, base_of
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.layer import (
     RoutedLayer,
@@ -58,7 +58,7 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     """
     if find_router(model) is not None:
         raise UserError("the model has a router already; remove_router(model) takes it off")
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_of(model)
     stack, layers = decoder_stack(base)
     text = base.config.get_text_config()
     config = config.resolve(len(layers))
@@ -160,7 +160,7 @@ def find_router(model: nn.Module) -> LayerRouter | None:
 def remove_router(model: Model) -> Model:
     """Take the router off; the model is what it was."""
     router = get_router(model)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_of(model)
     for handle in router.handles:
         handle.remove()
     delattr(base, ATTRIBUTE)

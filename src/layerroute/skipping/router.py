@@ -12,13 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
+from layerroute.ops.tokens import TokenIndex, token_indices
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.execution import sparse_from
 from layerroute.routing.handle import RoutingHandle
 from layerroute.routing.module import Routing
 from layerroute.routing.row_state import row_state
 from layerroute.routing.serving import Served
-from layerroute.routing.tokens import TokenIndex, token_indices
 from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, check_keys, nearest
 from layerroute.routing.execution import EXECUTIONS, Profitability
 from layerroute.routing.module import RoutingConfig
 from layerroute.routing.serving import check_serve
@@ -245,8 +245,5 @@ class SkipConfig:
 
 
 def _build(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    known = {item.name for item in fields(cls)}
-    for key in values:
-        if key not in known:
-            raise UserError(f"{where}.{key} is not known.{nearest(str(key), known)}")
+    check_keys(values, (item.name for item in fields(cls)), where)
     return cls(**values)

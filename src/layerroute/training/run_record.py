@@ -121,18 +121,9 @@ def routing_section(statistics: RoutingStatistics, config: HybridConfig) -> dict
     """Where tokens went at the last evaluation, and how it was decided."""
     routing = config.routing_config
     return {
-        "sites": list(statistics.sites),
-        "paths": list(statistics.paths),
-        "expensive_path": statistics.paths[-1],
-        "rate": statistics.rate,
-        "entropy": statistics.entropy,
-        "token_entropy": statistics.token_entropy,
-        "mean_rate": statistics.mean_rate,
-        "balance_loss": statistics.balance_loss,
-        "tokens": statistics.tokens,
+        **statistics.record(),
         "router": config.router_mode,
         "control": routing.control,
-        "causal": statistics.causal,
         "context": config.context,
         "estimator": None if routing.control else routing.estimator,
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layerroute.data.sequence import TokenSequence, require_windows
+from layerroute.data.windows import evenly
 
 Boundaries = Literal["document_ids", "position_ids"]
 
@@ -132,6 +133,4 @@ def evaluation_windows(sequence: TokenSequence, sequences: int) -> list[int]:
         UserError: if the split does not fill one window.
     """
     require_windows(sequence, 1)
-    total = sequence.windows()
-    count = min(sequences, total)
-    return [index * total // count for index in range(count)]
+    return evenly(sequence.windows(), sequences)

@@ -12,6 +12,7 @@ from layerroute.precision import autocast
 from layerroute.routing import last_decision
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.families import FAMILIES
+from layerroute.skipping.fingerprint import base_of
 from layerroute.skipping.flops import skip_flops
 from layerroute.skipping.model import find_router, get_router
 
@@ -83,7 +84,7 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
         The share; of a family without a count, the share of sites that is skipped.
     """
     router = get_router(model)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
     flops = skip_flops(base.config, router.config, length)

@@ -251,21 +251,12 @@ class SkippingSubject(Subject):
         """See ``Subject``."""
         config = get_router(self.model).config
         return {
-            "sites": list(statistics.sites),
-            "paths": list(statistics.paths),
-            "expensive_path": statistics.paths[-1],
-            "rate": statistics.rate,
-            "entropy": statistics.entropy,
-            "token_entropy": statistics.token_entropy,
-            "mean_rate": statistics.mean_rate,
+            **statistics.record(),
             "cost_weighted_rate": statistics.cost_weighted_rate,
             "skipped": 1.0 - statistics.cost_weighted_rate,
             "budget": config.budget,
-            "balance_loss": statistics.balance_loss,
-            "tokens": statistics.tokens,
             "router": config.granularity,
             "control": config.routing.control,
-            "causal": statistics.causal,
             "context": config.kv,
             "estimator": None if config.routing.control else config.routing.estimator,
         }

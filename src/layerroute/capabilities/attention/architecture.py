@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import pandas as pd
+
 from layerroute.capabilities.attention.routing import site_routing
 from layerroute.lab.arms import Arm
 
@@ -26,6 +28,10 @@ class Segment:
     low: float | None
     high: float | None
     flops: dict[str, float]
+
+    def share_of(self, path: str) -> float | None:
+        """Share of tokens that a routed segment sends to ``path``; None where it is not known."""
+        return None if self.share is None else self.share if path == "softmax" else 1 - self.share
 
     @property
     def name(self) -> str:
@@ -150,3 +156,26 @@ def flops_by_use(arm: Arm) -> dict[str, float]:
     if layers and len(known) == 2:
         found["at 50/50"] = total - layers * sum(known) / 2
     return found
+
+
+def architecture_data(arms: Sequence[Arm]) -> pd.DataFrame:
+    """One row a layer and path of each arm, with shares and cost."""
+    rows = [
+        (
+            arm.label, layer, segment.kind, path, COMPLEXITY.get(path, ""),
+            segment.share_of(path) if segment.kind == "routed" else 1.0, segment.flops.get(path),
+        )
+        for arm in arms
+        if (architecture := describe(arm)) is not None
+        for segment in architecture.segments
+        for layer in segment.layers
+        for path in (("gdn", "softmax") if segment.kind == "routed" else (segment.kind,))
+    ]  # fmt: skip
+    columns = ["arm", "layer", "kind", "path", "complexity", "share_of_tokens", "flops_per_token"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["arm", "layer"], kind="stable", ignore_index=True)
+
+
+def flops_data(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Total forward FLOPs per token by use."""
+    rows = [(arm.label, use, value) for arm in arms for use, value in flops_by_use(arm).items()]
+    return pd.DataFrame(rows, columns=["arm", "use", "flops_per_token"])

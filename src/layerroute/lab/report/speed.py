@@ -2,35 +2,36 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerroute.errors import UserError
+from layerroute.lab.report.plots import Panel as Plot
+from layerroute.lab.report.plots import curves
 from layerroute.lab.report.style import (
     FORMATS,
     GDN,
     INK,
     MUTED,
     SOFTMAX,
-    WIDTH,
+    LineStyle,
     figure_style,
-    new_figure,
     save_figure,
 )
 
 Row = Mapping[str, Any]
-_ARMS = (
-    ("sparse", SOFTMAX, "o-"),
-    ("routed", SOFTMAX, "o-"),
-    ("masked", GDN, "s--"),
-    ("dense", MUTED, "^-."),
-)
+_ARMS = {
+    "sparse": LineStyle(color=SOFTMAX),
+    "routed": LineStyle(color=SOFTMAX),
+    "masked": LineStyle(color=GDN, dashes="--", marker="s"),
+    "dense": LineStyle(color=MUTED, dashes="-.", marker="^"),
+}
 # Labels that a panel's title names where they are not these
 _USUAL = {
     "unit": "block",
@@ -40,6 +41,7 @@ _USUAL = {
     "dtype": "fp32",
     "context": "full_context",
 }
+_DOTS = (":", (0, (1, 3)), (0, (3, 3)), (0, (1, 1, 3, 2)))
 _DRAWN = "prefill, decode, train-skipping, attention and hybrid"
 
 
@@ -62,11 +64,6 @@ class Panel:
     meaning: str
     ideal: Mapping[float, float]
     ideal_name: str
-
-
-def speed_figure(record: Mapping[str, Any], path: Path) -> None:
-    """Draw one record; see ``speed_figures``."""
-    speed_figures([record], path)
 
 
 def speed_figures(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -103,18 +100,31 @@ def _all_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
 def draw_speed(records: Sequence[Mapping[str, Any]]) -> Figure:
     """The figure of ``speed_figures``, in the style of the context."""
     panels = _all_panels(records)
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    width = WIDTH * columns / 3 if columns > 1 else WIDTH / 2
-    figure = new_figure(width, 2.9 * lines + 0.2)
-    for place, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(lines, columns, place)
-        _draw(axes, panel)
-        axes.legend()
-    notes = list(dict.fromkeys(map(_machine, records)))
-    figure.text(0.01, 0.005, "\n".join(notes), fontsize=6.5, color=MUTED, va="bottom")
-    figure.tight_layout(rect=(0, 0.02 + 0.04 * len(notes) / lines, 1, 1))
-    return figure
+    data = speed_data(records).rename(
+        columns={"share_percent": "x", "speedup_median": "y", "speedup_q1": "low", "speedup_q3": "high"}
+    )
+    ideal = data["arm"] == "ideal"
+    # Each panel has its own ideal, named in the one legend.
+    data["line"] = data["arm"].where(
+        ~ideal, data["panel"].map({panel.title: panel.ideal_name for panel in panels})
+    )
+    named = {panel.ideal_name for panel in panels}
+    styles = _ARMS | {
+        name: LineStyle(color=INK, dashes=dots) for name, dots in zip(sorted(named), _DOTS, strict=False)
+    }
+    plots = [
+        Plot(
+            name=panel.title,
+            title="\n".join(textwrap.wrap(panel.title.replace("\n", ": "), 26)),
+            xlabel=panel.meaning,
+            ylabel=f"times as fast as {panel.rows[0]['baseline']}",
+            after=lambda axes, _: axes.axhline(1.0, color=MUTED, linewidth=0.8),
+        )
+        for panel in panels
+    ]
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    notes = "\n".join(dict.fromkeys(map(_machine, records)))
+    return curves(data, plots, styles, columns=columns, tall=2.6, title=notes, title_fontsize=6.5)
 
 
 def speed_data(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -122,8 +132,8 @@ def speed_data(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for panel in _all_panels(records):
         for row in panel.rows:
-            for name, _, _ in _ARMS:
-                if name != row["baseline"] and name in row["arms"]:
+            for name in _ARMS:
+                if name != row["baseline"] and all(name in one["arms"] for one in panel.rows):
                     found = row["arms"][name]["speedup"]
                     rows.append(
                         (panel.title, name, 100 * row[panel.share], found["median"], found["q1"], found["q3"])
@@ -211,23 +221,3 @@ def _median(row: Row, arm: str, what: str) -> float:
 
 def _flops(row: Row, arm: str) -> float:
     return float(row["arms"][arm]["executed_flops_per_token"])
-
-
-def _draw(axes: Axes, panel: Panel) -> None:
-    rows, baseline = panel.rows, panel.rows[0]["baseline"]
-    shares = [100 * row[panel.share] for row in rows]
-    axes.plot(list(panel.ideal), list(panel.ideal.values()), ":", color=INK, label=panel.ideal_name)
-    for name, color, marker in _ARMS:
-        if name == baseline or not all(name in row["arms"] for row in rows):
-            continue
-        spread = [row["arms"][name]["speedup"] for row in rows]
-        middle = [one["median"] for one in spread]
-        error = [
-            [one["median"] - one["q1"] for one in spread],
-            [one["q3"] - one["median"] for one in spread],
-        ]
-        axes.errorbar(shares, middle, yerr=error, fmt=marker, color=color, markersize=4, label=name)
-    axes.axhline(1.0, color=MUTED, linewidth=0.8)
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.meaning)
-    axes.set_ylabel(f"times as fast as {baseline}")

@@ -3,18 +3,10 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.words import cost_sentence, words
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
-from layerroute.lab.report.discussion import discussion
-from layerroute.lab.report.old import recall, routing_sentences
-from layerroute.lab.report.wording import (
-    abstract_result,
-    conclusion,
-    cost_sentence,
-    limitations,
-    takeaways,
-    what_was_run,
-)
+from layerroute.lab.report.words import Words, facts
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
 
@@ -34,9 +26,17 @@ def compare(*groups: list[Run]) -> Comparison:
     return compare_runs([run for group in groups for run in group])
 
 
+def said(comparison: Comparison) -> Words:
+    return words(comparison, None)
+
+
+def told(comparison: Comparison) -> dict[str, str]:
+    return dict(facts(comparison))
+
+
 def text_of(comparison: Comparison) -> str:
-    parts = [paragraph for section in discussion(comparison, None) for paragraph in section.paragraphs]
-    return " ".join([*(section.heading for section in discussion(comparison, None)), *parts])
+    found = said(comparison).discussion
+    return " ".join([*(heading for heading, _ in found), *(text for _, texts in found for text in texts)])
 
 
 def test_a_win_without_controls_is_not_credited_to_routing() -> None:
@@ -93,8 +93,8 @@ def test_a_win_that_random_routing_shares_is_said() -> None:
 )
 def test_branches(loss: float, seeds: tuple[int, ...], heading: str, end: str) -> None:
     found = compare(runs("baseline", 4.1, *seeds), runs("dynamic", loss, *seeds, **RATES))
-    assert discussion(found, None)[0].heading == heading
-    assert end in conclusion(found)
+    assert said(found).discussion[0][0] == heading
+    assert end in said(found).conclusion
 
 
 def test_collapse_suggests_what_was_not_tried() -> None:
@@ -116,7 +116,7 @@ def test_collapse_of_an_undecided_router_is_told_apart() -> None:
 
 def test_limitations_come_from_the_records() -> None:
     first = compare(runs("baseline", 4.1, 42), runs("dynamic", 4.0, 42, learning_rate=2e-3, **RATES))
-    text = " ".join(limitations(first))
+    text = " ".join(said(first).limitations)
     for part in ("1 completed seed", "256 tokens", "python-stdlib", "4 layers", "not the same for all"):
         assert part in text
     assert "uncommitted" not in text
@@ -124,14 +124,14 @@ def test_limitations_come_from_the_records() -> None:
     second = runs("dynamic", 4.0, *SEEDS, **RATES)
     for run in second:
         run.record.update(dirty=True, flops=run.record["flops"] | {"executed_per_token": None})
-    text = " ".join(limitations(compare(runs("baseline", 4.1, *SEEDS), second)))
+    text = " ".join(said(compare(runs("baseline", 4.1, *SEEDS), second)).limitations)
     assert "changes that no commit holds" in text
     assert "executed FLOPs were not counted" in text
     assert "Seeds:" not in text
 
 
 def test_facts() -> None:
-    facts = dict(what_was_run(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES))))
+    facts = told(compare(runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)))
     assert facts["Seeds"] == "42, 43 and 44"
     assert facts["Arms"] == "baseline (static) and dynamic"
     assert "200 steps" in facts["Training"]
@@ -141,10 +141,10 @@ def test_facts() -> None:
 
 def test_text_that_is_made_as_it_is_needed_is_not_called_0_tokens() -> None:
     made = runs("baseline", 4.1, 42)
-    assert "training and" in dict(what_was_run(compare(made)))["Data"]
+    assert "training and" in told(compare(made))["Data"]
     for run in made:
         run.record["data"] |= {"source": "recall: mqar", "train_tokens": 0, "validation_tokens": 0}
-    assert dict(what_was_run(compare(made)))["Data"].startswith("recall: mqar: made anew for every batch, ")
+    assert told(compare(made))["Data"].startswith("recall: mqar: made anew for every batch, ")
 
 
 def test_a_baseline_of_all_but_nothing_gives_no_absurd_percentage() -> None:
@@ -178,17 +178,19 @@ def with_recall(runs_: list[Run], *, lengths: tuple[int, ...] = (1, 4)) -> list[
 def test_what_was_measured_is_not_called_missing() -> None:
     groups = (runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.1, *SEEDS, **RATES))
     before = compare(*groups)
-    assert "are not measured here" in " ".join(limitations(before))
+    assert "are not measured here" in " ".join(said(before).limitations)
     assert "associative recall, and contexts beyond" in text_of(before)
     found = compare(*map(with_recall, groups))
-    told = " ".join(limitations(found))
+    told = " ".join(said(found).limitations)
     assert "recall of made-up sequences (mqar of 16)." in told and "are not measured" not in told
     text = text_of(found)
     assert "associative recall" not in text and "contexts beyond" not in text
-    assert recall(found) in text and "dynamic holds its rate" in text
-    assert recall(found) in takeaways(found) and recall(found) in abstract_result(found)
+    assert found.answers_beside[0] in text and "dynamic holds its rate" in text
+    assert (
+        found.answers_beside[0] in said(found).takeaways and found.answers_beside[0] in said(found).abstract
+    )
     short = compare(*(with_recall(group, lengths=(1,)) for group in groups))
-    assert "lengths beyond that of training are not measured" in " ".join(limitations(short))
+    assert "lengths beyond that of training are not measured" in " ".join(said(short).limitations)
     assert "contexts beyond the trained length" in text_of(short)
 
 
@@ -203,10 +205,10 @@ def test_a_balance_loss_explains_nothing_where_there_is_none() -> None:
 
 def test_trials_of_a_study_are_not_denied() -> None:
     groups = [runs("baseline", 4.1, *SEEDS), runs("dynamic", 4.0, *SEEDS, **RATES)]
-    assert "show no search" in " ".join(limitations(compare(*groups)))
+    assert "show no search" in " ".join(said(compare(*groups)).limitations)
     for run in groups[1]:
         run.record["command"] = "layerroute study recall.yaml"
-    assert "trials by which a study chose them" in " ".join(limitations(compare(*groups)))
+    assert "trials by which a study chose them" in " ".join(said(compare(*groups)).limitations)
 
 
 def test_times_of_a_busy_machine_are_not_told() -> None:
@@ -241,13 +243,14 @@ def test_a_router_with_a_budget_is_held_to_it_and_not_to_an_even_split(
     found = compare(runs("baseline", 4.1, *SEEDS), group)
     cells = {row.cells[0].text: row.cells[-1].text for row in found.tables["main"].rows}
     assert cells["dynamic"] == word
-    assert said in routing_sentences(found)[0] and "even split" not in routing_sentences(found)[0]
+    (sentence,) = [text for text in words(found, None).takeaways if text.startswith("In dynamic ")]
+    assert said in sentence and "even split" not in sentence
 
 
 def test_the_abstract_tells_how_the_arm_it_is_about_routed() -> None:
     other = runs("after_softmax", 4.2, *SEEDS, **RATES)  # before "dynamic" in every order by name
     found = compare(runs("baseline", 4.1, *SEEDS), other, runs("dynamic", 4.0, *SEEDS, **RATES))
-    assert len(routing_sentences(found)) == 2
+    routed = [text.split()[1] for text in said(found).takeaways if text.startswith("In ")]
+    assert routed == ["dynamic", "after_softmax"]
     assert found.subject is not None and found.subject.label == "dynamic"
-    assert routing_sentences(found)[0].startswith("In dynamic ")
-    assert "In after_softmax" not in abstract_result(found)
+    assert "In after_softmax" not in said(found).abstract

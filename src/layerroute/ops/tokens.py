@@ -26,16 +26,16 @@ class TokenIndex:
     @classmethod
     def of(cls, flat: Int[Tensor, "N"], on_host: Int[Tensor, "N"], time: int) -> "TokenIndex":
         """From flat indices of a batch with ``time`` tokens a row, and their copy on the CPU."""
-        here = cls(flat=flat, row=flat // time, time=flat % time)
-        here.host = here if flat is on_host else cls(flat=on_host, row=on_host // time, time=on_host % time)
-        return here
+        host = cls(flat=on_host, row=on_host // time, time=on_host % time)
+        host.host = host
+        return host if flat is on_host else cls(flat=flat, row=flat // time, time=flat % time, host=host)
 
     def ranks(self, batch: int) -> tuple[Int[Tensor, "N"], Int[Tensor, "B"]]:
         """How many of them stand before each in its row; and how many each of ``batch`` rows has, on the CPU."""
         assert self.host is not None
         count = torch.bincount(self.host.row, minlength=batch)
         first = (count.cumsum(0) - count).to(self.row.device)
-        return torch.arange(self.row.shape[0], device=self.row.device) - first[self.row], count
+        return torch.ones_like(self.row).cumsum(0) - 1 - first[self.row], count
 
 
 def token_indices(

@@ -8,7 +8,7 @@ import pytest
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
-from layerroute.lab.report.figures_speed import _panels, speed_figures
+from layerroute.lab.report.speed import _panels, speed_figures
 
 
 def spread(median: float) -> dict[str, float]:

@@ -51,7 +51,7 @@ class RoutedCausalLM:
         self.memory, self.rates, self.steps = SlotMemory(), RateCounters(router.sites), 0
         self.routed: dict[int, RoutedLayer] = {}
         self.layers: list[Any] = list(model.model.layers)
-        self.anchor = self.layers[self.skip.layers[0]].self_attn.attn
+        self.anchor = self.layers[self.skip.layers[0]].self_attn.attn  # type: ignore[index]
         if self.skip.serve == "rate" and self.anchor.attn_backend.get_name() != "CPU_ATTN":
             raise UserError(
                 f"serve: rate is kept beside the cache of vLLM's CPU backend, and this is "

@@ -36,7 +36,7 @@ class SlotMemory:
         self._room(name, slots)[slots] = values
 
     def _room(self, name: str, slots: Tensor) -> Tensor:
-        needed = int(slots.max()) + 1
+        needed = max(0, int(slots.max())) + 1
         held = self._held.get(name)
         if held is None or len(held) < needed:
             grown = torch.zeros(max(needed, 2 * (0 if held is None else len(held))), 2, dtype=torch.long)

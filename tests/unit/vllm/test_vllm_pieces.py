@@ -56,5 +56,6 @@ def test_each_token_sees_its_own_past(seed, gap):
 
 def test_slots_recall_what_was_written_and_nothing_before_the_first_token():
     memory = SlotMemory()
+    assert memory.read("a", torch.tensor([-1, -1])).tolist() == [[0, 0], [0, 0]]
     memory.write("a", torch.tensor([[3, 900]]), torch.tensor([[[1, 2], [3, 4]]]))
     assert memory.read("a", torch.tensor([900, -1, 3, 4])).tolist() == [[3, 4], [0, 0], [1, 2], [0, 0]]

@@ -290,6 +290,7 @@ def _batches(
             "give text with --data"
         )
     train = recipe["train"]
+    boundaries: Any = "position_ids" if recipe["capability"] == "layer_skipping" else "document_ids"
     config = DataConfig(**data)
     sequences = arguments.sequences or train["evaluation_sequences"]
     if config.source == "kinds" and not config.validation_paths:
@@ -311,7 +312,6 @@ def _batches(
         prepared,
         sequences=sequences,
         batch_size=batch_size,
-        separate_documents=train["separate_documents"],
-        told_by="position_ids" if recipe["capability"] == "layer_skipping" else "document_ids",
+        boundaries=boundaries if train["separate_documents"] else None,
     )
     return {UNNAMED: (found, f"the validation split of {prepared.describe()['source']}")}

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from layerroute.training.callbacks.routing import RoutingCallback, progress, routing_modules
 from layerroute.training.configuration import ObjectiveConfig, RateScheduleConfig, ScheduleConfig
+from layerroute.training.routing_schedule import RoutingCallback, progress, routing_modules
 
 
 @pytest.mark.parametrize("steps", [2, 7, 29, 1000])

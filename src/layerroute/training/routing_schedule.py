@@ -1,10 +1,10 @@
-"""Schedules and thresholds of the routing modules of a model, whatever the model."""
+"""Temperature, rate and thresholds of a model's routing modules while it trains, whatever the model."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from layerroute.routing import RouteDecision, Routing, RoutingConfig, Schedule
 from layerroute.skipping.router import LayerRouter
@@ -18,9 +18,7 @@ def routing_modules(model: nn.Module) -> list[Routing]:
 
 def rated(model: nn.Module) -> list[Routing | LayerRouter]:
     """What rates are set on: a pretrained model's one router (its sites may have rates of their own), or all."""
-    routers: list[Routing | LayerRouter] = [
-        module for module in model.modules() if isinstance(module, LayerRouter)
-    ]
+    routers: list[Routing | LayerRouter] = [m for m in model.modules() if isinstance(m, LayerRouter)]
     return routers or [*routing_modules(model)]
 
 
@@ -29,21 +27,11 @@ def progress(step: int, total: int) -> float:
     return min(1.0, step / (total - 1)) if total > 1 else 0.0
 
 
-def schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule that a recipe describes."""
-    return Schedule(start=config.start, end=config.end, begin=config.begin, finish=config.finish)
-
-
 class Schedules(Protocol):
-    """What all objectives have."""
+    """What all objectives have: τ over the run, and the way to the modules' own rates."""
 
-    @property
-    def temperature(self) -> ScheduleConfig:
-        """τ over the run."""
-
-    @property
-    def rate(self) -> RateScheduleConfig:
-        """The way to the modules' own rates."""
+    temperature: ScheduleConfig
+    rate: RateScheduleConfig
 
 
 class RoutingCallback(TrainerCallback):
@@ -60,9 +48,14 @@ class RoutingCallback(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, config: Schedules) -> None:
-        rate = config.rate
+        temperature, rate = config.temperature, config.rate
         self.modules, self.rated = routing_modules(model), rated(model)
-        self.temperature_schedule = schedule(config.temperature)
+        self.temperature_schedule = Schedule(
+            start=temperature.start,
+            end=temperature.end,
+            begin=temperature.begin,
+            finish=temperature.finish,
+        )
         self.rate_schedules = [
             Schedule(
                 start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
@@ -70,13 +63,11 @@ class RoutingCallback(TrainerCallback):
             for own in map(_own_rate, self.rated)
         ]
         self.done = 0.0
-        self.temperature = self.temperature_schedule.start
+        self.temperature = temperature.start
         self.rate = 0.0
         self._counts: dict[str, Tensor] = {}
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
         self._counts.clear()
         self.done = progress(state.global_step, state.max_steps)
         self.temperature = self.temperature_schedule.value(self.done)
@@ -92,9 +83,7 @@ class RoutingCallback(TrainerCallback):
         for site, counts in zip(decision.sites, decision.counts(), strict=True):
             self._counts[site] = self._counts[site] + counts if site in self._counts else counts
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
         for module in self.modules:
             if all(site in self._counts for site in module.sites):
                 counts = torch.stack([self._counts[site] for site in module.sites])

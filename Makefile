@@ -27,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo demo-skip test check format bench constraints clean
+.PHONY: help install demo demo-skip test vllm check format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,20 @@ demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+# vLLM pins another transformers, so that it has an environment of its own.
+VENV_VLLM ?= .venv-vllm
+$(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -v '^torch==' constraints-vllm.txt > $(VENV_VLLM)/constraints.txt
+	@# All versions are named there: what vLLM's CPU build asks for beside them is not needed, or gigabytes.
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV_VLLM)/constraints.txt
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin, and run its tests
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/parity/test_engine.py tests/unit/vllm
 
 check: $(STAMP) ## lint, formatting, types, shipped recipes
 	$(BIN)/ruff check .

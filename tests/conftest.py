@@ -25,7 +25,7 @@ CHECKED_PACKAGES = [
     "layerroute.objectives",
     "layerroute.ops",
     # Not hybrid.configuration: the checker would forbid the extra keys that transformers puts into a config.
-    "layerroute.hybrid.cache",
+    "layerroute.hybrid.cache_layers",
     "layerroute.hybrid.compaction",
     "layerroute.hybrid.context",
     "layerroute.hybrid.flops",

@@ -1,7 +1,8 @@
 """Runs commands one after the other in one process, each with files for stdout and stderr: see test_surroundings.py.
 
 ``python -m tests.integration.many_commands CALLS.json``: a list of ``{"words", "stdout", "stderr", "env"}``; the exit
-codes go to ``CALLS.json.codes``. One process, because importing torch costs more than most commands.
+codes go to ``CALLS.json.codes``. One process, because importing torch costs more than most commands. A call may name
+modules that it is to go ``without``: it then runs in a copy of the process in which they cannot be imported.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def call(words: list[str], stdout: str, stderr: str, env: dict[str, str]) -> int:
+def call(words: list[str], stdout: str, stderr: str, env: dict[str, str], without: Sequence[str] = ()) -> int:
+    if without:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.modules.update(dict.fromkeys(without))
+        os._exit(call(words, stdout, stderr, env))
     from layerroute.cli.main import main
 
     sys.stdout.flush()
@@ -34,5 +42,7 @@ def call(words: list[str], stdout: str, stderr: str, env: dict[str, str]) -> int
 
 if __name__ == "__main__":
     calls = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if any(one.get("without") for one in calls):
+        import layerroute.training.run  # noqa: F401 (for all copies)
     codes = [call(**one) for one in calls]
     Path(f"{sys.argv[1]}.codes").write_text(json.dumps(codes), encoding="utf-8")

@@ -208,37 +208,3 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
     printed = capsys.readouterr().out
     assert "with decisions about attention by known influence" in printed
     assert "taking the attention of layers out" in printed
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--budget", "1.5"], "between 0 and 1"),
-        (["--budget", "0.25", "--layers", "2-9"], "out of range"),
-        (["--budget", "0.25", "--layers", "two"], "argument --layers: two: give layers like"),
-        (["--budget", "0.25", "--layers", "0-3"], None),
-        (["--budget", "0.25", "--rank", "0"], "rank"),
-        (["--budget", "0.25", "--unit", "attention", "--layers", "2-9"], "out of range"),
-        (["--budget", "0.25", "--tokens-heldout", "31"], "less than one window"),
-        (["--budget", "0.25", "--tokens-heldout", "64000"], "has 12 documents"),
-        (["--budget", "0.25", "--record", "record.txt"], "give the name of a .json file"),
-        (["--budget", "0.25", "--data", "nowhere.txt"], "nowhere.txt"),
-        (["--budget", "0.25", "--data", "a=x", "--data", "a=y"], "names the kind 'a' twice"),
-        (["--budget", "0.25", "--data", "a=python-docs", "b=python-docs"], "'a' and 'b' share a text"),
-        (["--budget", "0.25", "--heldout", "a="], "--heldout a=: the kind 'a' has no file"),
-    ],
-)
-def test_bad_input_is_one_line(files, capsys, words, message):
-    if message is None:
-        words, message = [*words, "--router", "token"], "raise the layers"
-    assert calibrate(files, *words) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.strip().count("\n") == 0
-
-
-def test_a_model_that_is_not_there_is_one_line(files, capsys):
-    assert (
-        main(["calibrate", str(files / "none"), "--budget", "0.25", "--data", str(files / "train.jsonl")])
-        == 2
-    )
-    assert "none" in capsys.readouterr().err

@@ -256,30 +256,6 @@ def test_a_checkpoint_that_cannot_be_used_is_told_and_nothing_takes_its_place(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["generate", "nowhere", "text"], "there is no checkpoint nowhere"),
-        (["generate", __file__, "text"], "is a file"),
-        (["generate", "RUN", "text", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
-        (["generate", "RUN", "text", "--temperature", "-1"], "--temperature is -1.0"),
-        (["generate", "RUN", "text", "--top-k", "5"], "--temperature above 0"),
-        (["evaluate", "RUN", "--data", "nowhere.txt"], "nowhere.txt"),
-        (["evaluate", "RUN", "--sequence-length", "1"], "--sequence-length is 1"),
-        (["inspect", "RUN"], "--text --file"),
-        (["inspect", "RUN", "--file", "nowhere.txt"], "nowhere.txt"),
-        (["inspect", "RUN", "--text", ""], "the text is empty"),
-        (["inspect", "RUN", "--text", "a", "--max-tokens", "0"], "--max-tokens is 0"),
-    ],
-)
-def test_bad_input_is_one_line(
-    finished_run: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(*[finished_run if word == "RUN" else word for word in words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
-
-
 def test_a_model_alone_has_no_validation_data(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", copy) == 2
     assert "give text with --data" in capsys.readouterr().err

@@ -45,20 +45,6 @@ def test_text_is_full_depths_and_acceptance_is_told(folders, capsys: pytest.Capt
     assert "of drafts accepted" in captured.err and "tokens for each pass of full depth" in captured.err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--temperature", "0.5"], "--lossless is greedy"),
-        (["--show-routes"], "--lossless is greedy"),
-        (["--draft-tokens", "0"], "at least 1"),
-    ],
-)
-def test_what_does_not_go_together_is_one_line(folders, options, message, capsys) -> None:
-    assert main(["generate", str(folders[1]), PROMPT, "--lossless", *options]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1
-
-
 def test_bench_lossless_compares_every_prompt(folders, tmp_path: Path) -> None:
     data, out = tmp_path / "text.jsonl", tmp_path / "record.json"
     lines = [

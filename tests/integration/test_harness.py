@@ -402,6 +402,7 @@ def test_the_harness_prints_nothing_before_json(
     assert json.loads(out)["tasks"]["words"]["perplexity"] > 0
     assert "not a git repository" not in err
     assert "gemm_4bit" not in err
+    assert "model kwarg" not in err, "advice on the harness's own command line"
     assert main(command) == 0
     assert "bootstrapping" not in capfd.readouterr().out
 

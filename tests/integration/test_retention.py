@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
-from layerroute.skipping import SkipConfig, add_router, forward_flops, save_router
+from layerroute.skipping import SkipConfig, add_router, save_router, skip_flops
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -98,7 +98,7 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     whole = json.loads((tmp_path / "scores" / "base.json").read_text())["executed"]["text perplexity"]
     config = AutoConfig.from_pretrained(files / "model")
     assert whole == pytest.approx(
-        4 * 32 * forward_flops(config, SkipConfig().resolve(6), 32).base_per_token, rel=0.02
+        4 * 32 * skip_flops(config, SkipConfig().resolve(6), 32).base_per_token, rel=0.02
     )
     assert {c["outcome"] for c in content["differences"]} == {"no verdict: unequal FLOPs"}
     rows = list(csv.DictReader((tmp_path / "retention.csv").read_text().splitlines()))
@@ -112,24 +112,3 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert "scoring" not in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
     assert json.loads((tmp_path / "retention.json").read_text()) == content
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--limit", "0"], "--limit is 0"),
-        (["--windows", "0"], "--windows is 0"),
-        ([], "nothing to score"),
-    ],
-    ids=["limit", "windows", "nothing"],
-)
-def test_bad_input_is_one_line(
-    files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
-) -> None:
-    assert main(["retention", str(files / "wide"), *arguments]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_a_run_without_a_router_is_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["retention", str(files / "model"), "--data", str(files / "text.txt")]) == 2
-    assert "is not a router folder" in capsys.readouterr().err

@@ -18,8 +18,8 @@ import torch
 
 from layerroute.evaluation.loading import LoadedModel, load_model
 
-uvicorn = pytest.importorskip("uvicorn", reason="pip install 'layerroute[serving]'")
-openai = pytest.importorskip("openai", reason="pip install 'layerroute[serving]'")
+uvicorn = pytest.importorskip("uvicorn", reason="pip install 'layerroute[serve]'")
+openai = pytest.importorskip("openai", reason="pip install 'layerroute[serve]'")
 
 from layerroute.serving import build_app  # noqa: E402
 from layerroute.skipping import router_disabled, save_router  # noqa: E402

@@ -164,25 +164,6 @@ def test_the_plan_is_told_and_nothing_is_done(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--workers", "0"], "--workers is 0"),
-        (["--storage", "nonsense"], "no URL of a database"),
-        (["--train.max_stepz", "3"], "Did you mean 'max_steps'?"),
-    ],
-    ids=["workers", "storage", "override"],
-)
-def test_bad_input_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
-) -> None:
-    study = write_study(tmp_path, steps=4)
-    assert main(["study", str(study), "--out", str(tmp_path / "out"), *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-
-
 def test_studies_are_validated_with_all_their_arms(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -380,12 +381,7 @@ def test_fresh_starts_anew_and_keeps_the_earlier_run(home, tmp_path, capsys):
 
 
 def test_four_bits_without_bitsandbytes_is_told(home, tmp_path, capsys, monkeypatch):
-    from layerroute.skipping import pretrained
-
-    find = pretrained.importlib.util.find_spec
-    monkeypatch.setattr(
-        pretrained.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
-    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     file = recipe(home, "four_bits", "model: {quantization: nf4}")
     assert main(["train", file, "--out", str(tmp_path / "run")]) == 2
     assert "pip install 'layerroute[quantization]'" in capsys.readouterr().err

@@ -17,12 +17,10 @@ OTHER = "def run self return value for index in range import yield while with op
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
-    write_documents(folder, {"a": 60, "few": 3}, length=90)
+    write_documents(folder, {"a": 60}, length=90)
     write_documents(folder, {"b": 60}, length=90, sentence=OTHER)
     write_documents(folder, {"c": 60}, length=90, sentence=f"{SENTENCE} {OTHER} one two three four")
     write_pretrained(folder / "model", folder / "a.jsonl")
-    (folder / "folder").mkdir()
-    (folder / "folder" / "picture.bin").write_bytes(b"\0\1\2")
     return folder
 
 
@@ -114,38 +112,3 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     assert abs(held["served"] - 0.5) < 0.06 and held["loss"] != row_b["loss"]
     assert main(["transfer", str(static), *kinds(files, "b"), *SIZES]) == 2
     assert "has no static arms to compare with" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--data", "a={}/a.jsonl"], "leaves one kind of text out, and 1 is given"),
-        (["--data", "a={}/a.jsonl", "--data", "a={}/b.jsonl"], "names the kind 'a' twice"),
-        (["--data", "a={}/a.jsonl", "b={}/few.jsonl"], "the kind 'b' has 3 documents of at least 32 tokens"),
-        (["--data", "a={}/a.jsonl", "b={}/folder"], "the kind 'b' holds no text"),
-        (["--data", "a={}/a.jsonl", "b={}/nowhere"], "no file or folder"),
-        (["--data", "a={}/a.jsonl", "b={}/a.jsonl"], "share a text"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.1"], "less than one of 4 layers"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.95"], "takes out all of 4 layers"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "1.5"], "between 0 and 1"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--budget", "0.5", "0.5"], "names a share twice"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--out", "{}/a.jsonl"], "is a file; name a folder"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--against", "x"], "--against is for a ROUTER folder"),
-        (["--data", "a={}/a.jsonl", "b={}/b.jsonl", "--serve", "rate"], "--serve is for a ROUTER folder"),
-    ],
-)
-def test_bad_input_is_one_line_before_any_work(files, capsys, monkeypatch, words, message):
-    monkeypatch.setattr(
-        transfer_cells, "transfer_cell", lambda *a, **k: pytest.fail("worked before it checked")
-    )
-    given = [word.format(files) for word in words]
-    assert main(["transfer", str(files / "model"), *given, *SIZES]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.strip().count("\n") == 0
-
-
-def test_copies_of_one_text_are_one_kind(files, tmp_path, capsys):
-    (tmp_path / "copy.jsonl").write_bytes((files / "a.jsonl").read_bytes())
-    words = ["--data", f"a={files / 'a.jsonl'}", "--data", f"b={tmp_path / 'copy.jsonl'}"]
-    assert main(["transfer", str(files / "model"), *words, *SIZES]) == 2
-    assert "'a' and 'b' hold the same text" in capsys.readouterr().err

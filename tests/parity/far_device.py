@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from layerroute.routing.tokens import TokenIndex
+from layerroute.ops.tokens import TokenIndex
 
 _WAITING = {"cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"}
 

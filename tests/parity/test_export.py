@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import layerroute.export.exporting as exporting
 from layerroute.errors import UserError
+from layerroute.evaluation.loading import load_model
 from layerroute.export.configuration import VLLM_FAMILIES
 from layerroute.export.exporting import export_router, push
 from layerroute.routing import RoutingConfig
@@ -90,6 +91,13 @@ def test_kinds_of_router(skip, tmp_path):
     made = export_router(router, tmp_path / "out", to="hf")
     assert not made.plain
     assert torch.equal(logits(opened(made.folder)), expected)
+
+
+def test_commands_open_an_export_as_they_open_a_router(tmp_path):
+    router, expected = make(tmp_path)
+    loaded = load_model(export_router(router, tmp_path / "out", to="vllm").folder, device="cpu")
+    assert torch.equal(logits(loaded.model), expected)
+    assert (loaded.serve, loaded.precision) == ("threshold", "fp32")
 
 
 def test_adapters_are_merged(tmp_path):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
 from layerroute.ops.flops import flop_counter
-from layerroute.routing import at_rate, forced, set_serve, table
+from layerroute.routing import at_rate, executed, forced, routings_of, set_serve, table
 from tests.parity import contracts
 from tests.parity.skipping_models import plain
 
@@ -52,7 +52,7 @@ def build(seed: int = 0, **changes) -> HybridForCausalLM:
         "initializer_range": 0.3,
     }
     model = HybridForCausalLM(HybridConfig(**settings | changes))
-    for routing in model.routings():
+    for routing in routings_of(model):
         # Far from a tie, where round-off between two execution orders could tip an argmax.
         if routing.router is not None:
             for layer in routing.router.layers:
@@ -175,9 +175,9 @@ def test_degenerate_routing_equals_the_pure_model(mode, path):
             state[name] = value
     pure.load_state_dict(state)
     ids = contracts.tokens(2, 21, VOCABULARY)
-    with torch.no_grad(), forced(routed, routed.routings()[0].paths.index(path)):
+    with torch.no_grad(), forced(routed, routings_of(routed)[0].paths.index(path)):
         contracts.assert_close(routed(ids).logits, pure(ids).logits, f"all {path}")
-    with torch.no_grad(), forced(routed, 1 - routed.routings()[0].paths.index(path)):
+    with torch.no_grad(), forced(routed, 1 - routings_of(routed)[0].paths.index(path)):
         assert (routed(ids).logits - pure(ids).logits).abs().max() > 0.01, "the other path must differ"
 
 
@@ -187,7 +187,7 @@ def test_degenerate_routing_equals_the_pure_model(mode, path):
 )
 def test_any_decisions_in_any_chunking(data, mode):
     model = build(**MODES[mode])
-    sites = tuple(site for routing in model.routings() for site in routing.sites)
+    sites = tuple(site for routing in routings_of(model) for site in routing.sites)
     time = data.draw(st.integers(1, 18))
     bits = data.draw(st.lists(st.booleans(), min_size=2 * time * len(sites), max_size=2 * time * len(sites)))
     cuts = sorted(data.draw(st.sets(st.integers(1, time), max_size=4)))
@@ -204,7 +204,7 @@ def test_own_context_differs_from_full_context_and_hides_the_other_path():
     choice[:, [3, 7, 11]] = 1
     with torch.no_grad():
         for model in (own, full):
-            with forced(model, table(choice, own.routings()[0].sites)):
+            with forced(model, table(choice, routings_of(own)[0].sites)):
                 logits = model(ids).logits
                 own_logits = logits if model is own else own_logits
         assert (logits - own_logits).abs().max() > 0.01
@@ -252,7 +252,7 @@ def test_gradient_checkpointing_changes_no_gradient(mode):
         torch.manual_seed(1)
         model(ids, labels=ids).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        gradients[-1]["threshold"] = model.routings()[0].thresholds.value
+        gradients[-1]["threshold"] = routings_of(model)[0].thresholds.value
     for name, gradient in gradients[0].items():
         contracts.assert_close(gradients[1][name], gradient, name, tolerance=1e-5)
 
@@ -260,7 +260,7 @@ def test_gradient_checkpointing_changes_no_gradient(mode):
 @pytest.mark.parametrize("mode", ["parallel", "own_context", "head_own_context"])
 def test_batch_rows_that_decide_differently_do_not_touch_each_other(mode):
     model = build(**MODES[mode])
-    sites = tuple(site for routing in model.routings() for site in routing.sites)
+    sites = tuple(site for routing in routings_of(model) for site in routing.sites)
     ids = contracts.tokens(2, 15, VOCABULARY)
     choice = torch.stack([torch.zeros(15, len(sites)), torch.ones(15, len(sites))]).long()
     with torch.no_grad():

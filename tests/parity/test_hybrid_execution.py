@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops, sparse_flops_per_token
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, sparse_flops_per_token
 from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
 from layerroute.ops.flops import flop_counter
-from layerroute.routing import forced, table
+from layerroute.routing import executed, forced, table
 from tests.parity import contracts
 from tests.parity.test_hybrid import VOCABULARY, build
 

@@ -10,13 +10,13 @@ from layerroute.routing import RoutingConfig, set_serve
 from layerroute.skipping import (
     collect_decisions,
     executed,
-    force_decision,
+    forced,
     get_router,
     last_decision,
     remove_router,
     router_disabled,
 )
-from layerroute.skipping.cache import DeferringLayer
+from layerroute.skipping.cache_layers import DeferringLayer
 from layerroute.skipping.routes import TokenIndex
 from tests.parity import contracts
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
@@ -61,10 +61,10 @@ def test_all_run_is_the_base_and_disabled_is_the_base_bit_for_bit(family):
     with torch.no_grad():
         expected = base(ids).logits
     model = routed(family)
-    with force_decision(model, random_choice(2, 17, sites(model))):
+    with forced(model, random_choice(2, 17, sites(model))):
         assert (logits(model, ids, "masked") - expected).abs().max() > 0.1, "routing must matter"
     for execution in ("masked", "sparse", "auto"):
-        with force_decision(model, 1):
+        with forced(model, 1):
             assert_close(logits(model, ids, execution), expected, f"all tokens run, {execution}")
     with router_disabled(model):
         assert torch.equal(logits(model, ids, "auto"), expected)
@@ -89,7 +89,7 @@ def test_masked_equals_sparse(family, unit, kv):
     """In one pass, in chunks, in a padded batch, and in a padded batch in chunks."""
     model = routed(family, unit=unit, kv=kv)
     ids = tokens(2, 14, VOCABULARY)
-    with force_decision(model, random_choice(2, 14, sites(model))):
+    with forced(model, random_choice(2, 14, sites(model))):
         expected = logits(model, ids, "masked")
         assert_close(logits(model, ids, "sparse"), expected, "one pass")
         assert_close(logits(model, ids, "auto"), expected, "one pass, auto")
@@ -97,7 +97,7 @@ def test_masked_equals_sparse(family, unit, kv):
             assert_close(chunked(model, ids, execution, [5, 6, 7, 12]), expected, f"{execution} in chunks")
     rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 13)]
     ids, mask = left_padded(rows)
-    with force_decision(model, random_choice(2, 14, sites(model), seed=3)):
+    with forced(model, random_choice(2, 14, sites(model), seed=3)):
         expected = logits(model, ids, "masked", attention_mask=mask)
         results = {"sparse": logits(model, ids, "sparse", attention_mask=mask)}
         for execution in ("masked", "sparse"):
@@ -128,7 +128,7 @@ def test_masked_equals_sparse_for_any_decisions_and_chunks(data):
     ids = tokens(2, time, VOCABULARY)
     mask = torch.ones_like(ids)
     mask[1, :padding] = 0
-    with force_decision(model, choice):
+    with forced(model, choice):
         expected = logits(model, ids, "masked", attention_mask=mask)
         for name, result in {
             "sparse": logits(model, ids, "sparse", attention_mask=mask),
@@ -145,7 +145,7 @@ def test_static_cache_equals_no_cache(family, unit):
     model = routed(family, unit=unit)
     rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (7, 15)]
     ids, mask = left_padded(rows)
-    with force_decision(model, random_choice(2, 15, sites(model))):
+    with forced(model, random_choice(2, 15, sites(model))):
         expected = logits(model, ids, "masked", attention_mask=mask)
         for execution in ("masked", "sparse"):
             cache = StaticCache(config=model.config, max_cache_len=20)
@@ -179,7 +179,7 @@ def test_blocks_planned_on_the_host_are_those_of_the_device(monkeypatch):
     for unit, kv in FORMS:
         model = routed("mistral", unit=unit, kv=kv)
         ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 13)])
-        with force_decision(model, random_choice(2, 14, sites(model), seed=3)):
+        with forced(model, random_choice(2, 14, sites(model), seed=3)):
             expected = logits(model, ids, "masked", attention_mask=mask)
             result = logits(model, ids, "sparse", attention_mask=mask)
         for row, real in enumerate(mask.bool()):
@@ -192,7 +192,7 @@ def test_eager_attention_equals_sdpa(kv):
     results = []
     for implementation in ("sdpa", "eager"):
         model = routed("mistral", model={"attn_implementation": implementation}, kv=kv)
-        with force_decision(model, random_choice(2, 12, sites(model))):
+        with forced(model, random_choice(2, 12, sites(model))):
             results += [logits(model, ids, "masked"), logits(model, ids, "sparse")]
     for result in results[1:]:
         assert_close(result, results[0], "attention implementations")
@@ -229,7 +229,7 @@ def test_padding_with_holes(kv):
     ids = tokens(2, 14, VOCABULARY)
     mask = torch.ones_like(ids)
     mask[0, 3:6], mask[1, :2], mask[1, 12:] = 0, 0, 0
-    with force_decision(model, random_choice(2, 14, sites(model))):
+    with forced(model, random_choice(2, 14, sites(model))):
         expected = logits(model, ids, "masked", attention_mask=mask)
         result = logits(model, ids, "sparse", attention_mask=mask)
         parts = chunked(model, ids, "sparse", [7, 8], mask)
@@ -247,7 +247,7 @@ def test_masks_of_the_callers_own(kv):
     mask = mask | torch.eye(10, dtype=torch.bool)
     if kv == "evict":
         mask = mask & torch.ones(10, 10, dtype=torch.bool).tril()
-    with force_decision(model, random_choice(2, 10, sites(model))):
+    with forced(model, random_choice(2, 10, sites(model))):
         expected = logits(model, ids, "masked", attention_mask=mask)
         assert_close(logits(model, ids, "sparse", attention_mask=mask), expected, "own mask")
         assert (expected - logits(model, ids, "masked")).abs().max() > 0.01

@@ -16,7 +16,7 @@ from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import (
     executed,
-    force_decision,
+    forced,
     get_router,
     last_decision,
     remove_router,
@@ -163,7 +163,7 @@ def test_waiting_keys_are_those_of_the_adapter_that_was_on(change):
     }[change]
     skipping = torch.zeros(1, 16, 4, dtype=torch.long)
     skipping[:, 12:] = 1
-    with force_decision(model, skipping):
+    with forced(model, skipping):
         expected = chain(model, changes, masked=True)
         found = chain(model, changes)
         unchanged = chain(model, {4: changes[4]})
@@ -179,7 +179,7 @@ def test_weights_that_change_under_waiting_keys_are_refused():
     def learn():
         model.model.layers[3].self_attn.k_proj.weight.mul_(1.1)
 
-    with force_decision(model, skipping), pytest.raises(UserError, match="changed under a cache"):
+    with forced(model, skipping), pytest.raises(UserError, match="changed under a cache"):
         chain(model, {9: learn})
 
 

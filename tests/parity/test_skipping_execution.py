@@ -12,9 +12,9 @@ from layerroute.errors import UserError
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import (
-    Profitability,
+    SkipProfitability,
     executed,
-    force_decision,
+    forced,
     get_router,
     last_decision,
     router_disabled,
@@ -59,7 +59,7 @@ def test_modules_see_exactly_the_tokens_that_run(family, kv):
     total = int(mask.sum())
     choice = random_choice(2, 14, 4)
     choice[..., 1], choice[..., 2] = 0, 1
-    with torch.no_grad(), executed(model, "sparse"), force_decision(model, choice):
+    with torch.no_grad(), executed(model, "sparse"), forced(model, choice):
         counts = {}
         for layer in (2, 3, 4, 6):
             with Seen(model, layer) as counts[layer]:
@@ -84,7 +84,7 @@ def test_modules_see_exactly_the_tokens_that_run(family, kv):
 def test_units_leave_the_other_part_alone(unit):
     model = routed("llama", unit=unit)
     ids = tokens(2, 9, VOCABULARY)
-    with torch.no_grad(), executed(model, "sparse"), force_decision(model, 0.5), Seen(model, 3) as counts:
+    with torch.no_grad(), executed(model, "sparse"), forced(model, 0.5), Seen(model, 3) as counts:
         model(ids, use_cache=False)
         run = int(last_decision(model).counts()[1, 1])
     assert 0 < run < ids.numel()
@@ -99,7 +99,7 @@ def test_decoding_enters_no_layer_that_nobody_runs():
         for choice, expected in (([0, 0], set()), ([0, 1], {1}), ([1, 1], {2})):
             table = torch.ones(2, 9, 4, dtype=torch.long)
             table[:, 8] = torch.tensor(choice)[:, None]
-            with force_decision(model, table):
+            with forced(model, table):
                 past = model(ids[:, :8], use_cache=True).past_key_values
                 with Seen(model, 3) as counts:
                     model(ids[:, 8:], past_key_values=past)
@@ -118,7 +118,7 @@ def test_keys_that_wait_are_those_of_the_layer():
     choice = torch.ones(2, 12, 4, dtype=torch.long)
     choice[:, 4:, 1], choice[:, 10, 1], choice[:, 5:9, 2] = 0, 1, 0
     caches = []
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         for execution, look in (("masked", False), ("auto", False), ("auto", True)):
             with executed(model, execution):
                 past = model(ids[:, :4], use_cache=True).past_key_values
@@ -141,7 +141,7 @@ def test_keys_that_wait_are_those_of_the_layer():
 def test_keys_do_not_wait_for_ever():
     model = routed("llama")
     choice = torch.zeros(1, 600, 4, dtype=torch.long)
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         past = model(tokens(1, 200, VOCABULARY), use_cache=True).past_key_values
         layer = past.layers[3]
         assert len(layer._waiting) == 1
@@ -154,7 +154,7 @@ def test_evicted_tokens_leave_no_keys():
     model = routed("llama", kv="evict")
     ids = tokens(1, 12, VOCABULARY)
     choice = random_choice(1, 12, 4)
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         for execution in ("masked", "sparse"):
             with executed(model, execution):
                 past = model(ids[:, :7], use_cache=True).past_key_values
@@ -171,7 +171,7 @@ def test_a_cropped_cache_goes_on_as_if_nothing_had_been(kv):
     model = routed("llama", kv=kv)
     ids = tokens(2, 12, VOCABULARY)
     detour = torch.cat([ids[:, :8], tokens(2, 4, VOCABULARY, seed=5)], dim=1)
-    with torch.no_grad(), force_decision(model, random_choice(2, 16, 4)):
+    with torch.no_grad(), forced(model, random_choice(2, 16, 4)):
         expected = cached_logits(model, ids, [8])[:, 8:]
         past = model(detour, use_cache=True).past_key_values
         past.crop(-4)
@@ -188,13 +188,13 @@ def test_executed_flops_fall_with_the_rate():
         with (
             torch.no_grad(),
             executed(model, "sparse"),
-            force_decision(model, choice),
+            forced(model, choice),
             flop_counter() as counter,
         ):
             model(ids, use_cache=False)
         counts.append(counter.get_total_flops())
     assert counts == sorted(counts, reverse=True)
-    with torch.no_grad(), executed(model, "masked"), force_decision(model, 0), flop_counter() as counter:
+    with torch.no_grad(), executed(model, "masked"), forced(model, 0), flop_counter() as counter:
         model(ids, use_cache=False)
     assert counter.get_total_flops() == counts[0], "masked execution computes everything"
 
@@ -218,12 +218,12 @@ def modes(model, ids, **kwargs) -> list[str]:
 
 
 def test_auto_takes_sparse_where_enough_is_skipped():
-    model = routed("llama", profitability=Profitability(prefill=0.3, decode=0.6, train=0.5))
+    model = routed("llama", profitability=SkipProfitability(prefill=0.3, decode=0.6, train=0.5))
     ids = tokens(2, 10, VOCABULARY)
     choice = torch.ones(2, 10, 4, dtype=torch.long)
     choice[:, :2, 1], choice[:, :4, 2], choice[..., 3] = 0, 0, 0
     choice[1, 9, 1] = 0
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         assert modes(model, ids, use_cache=False) == ["dense", "masked", "sparse", "skipped"]
         assert modes(model, ids, use_cache=False, output_attentions=True) == ["masked"] * 4
         with executed(model, "sparse"):
@@ -233,7 +233,7 @@ def test_auto_takes_sparse_where_enough_is_skipped():
         past = model(ids[:, :9], use_cache=True).past_key_values
         assert modes(model, ids[:, 9:], past_key_values=past) == ["dense", "masked", "dense", "skipped"]
     model.train()
-    with force_decision(model, choice):
+    with forced(model, choice):
         # gumbel_st needs both paths for its gradient
         assert modes(model, ids, use_cache=False) == ["masked"] * 4
         get_router(model).requires_grad_(False)
@@ -318,7 +318,7 @@ def test_the_gate_follows_the_formula(kv):
         handle = layer.register_forward_hook(
             lambda module, args, output: seen.update(before=args[0], after=output)
         )
-        with force_decision(model, choice.view(1, 8, 1)), executed(model, "masked"), torch.no_grad():
+        with forced(model, choice.view(1, 8, 1)), executed(model, "masked"), torch.no_grad():
             model(ids, use_cache=False)
         handle.remove()
         return seen["before"][0], seen["after"][0]
@@ -347,13 +347,13 @@ def test_rows_that_decide_differently_are_exact_in_decode():
     ids, mask = left_padded(rows)
     follow = tokens(3, 5, VOCABULARY, seed=50)
     choice = random_choice(3, 13, 4, seed=2)
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         past = model(ids, attention_mask=mask, use_cache=True).past_key_values
         for time in range(5):
             mask = torch.cat([mask, mask.new_ones(3, 1)], dim=1)
             out = model(follow[:, time : time + 1], attention_mask=mask, past_key_values=past)
     for row, text in enumerate(rows):
-        with torch.no_grad(), force_decision(model, choice[row : row + 1]), executed(model, "masked"):
+        with torch.no_grad(), forced(model, choice[row : row + 1]), executed(model, "masked"):
             alone = model(torch.cat([text, follow[row]])[None], use_cache=False).logits[0, -1]
         assert_close(out.logits[row, -1], alone, f"row {row}")
 
@@ -373,7 +373,7 @@ def test_any_family_batch_and_cache_gives_what_masked_execution_gives(data):
     rate = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
     choice = random_choice(len(lengths), time, len(get_router(model).sites), rate, seed=time)
     cuts = sorted({*data.draw(st.sets(st.integers(1, time), max_size=4)), time})
-    with torch.no_grad(), force_decision(model, choice):
+    with torch.no_grad(), forced(model, choice):
         with executed(model, "masked"):
             expected = model(ids, attention_mask=mask, use_cache=False).logits
         with executed(model, data.draw(st.sampled_from(["sparse", "auto"]))):
@@ -402,7 +402,7 @@ def test_decoding_waits_for_the_device_once_a_token(kv, rows, padded):
     waits = {}
     for who in ("plain", "routed"):
         off = router_disabled(model) if who == "plain" else executed(model, "sparse")
-        with torch.no_grad(), force_decision(model, choice), off, counted_waits() as seen:
+        with torch.no_grad(), forced(model, choice), off, counted_waits() as seen:
             past, counts = None, []
             for start, stop in ((0, 8), *((time, time + 1) for time in range(8, 12))):
                 before = len(seen)

@@ -7,7 +7,7 @@ from layerroute.errors import UserError
 from layerroute.skipping import (
     collect_decisions,
     executed,
-    force_decision,
+    forced,
     generate_lossless,
     get_router,
     lossless,
@@ -52,7 +52,7 @@ def test_whoever_decides_and_whatever_is_skipped(unit, who):
 def test_a_draft_like_full_depth_is_accepted_and_one_that_is_not_does_no_harm(rate):
     model = routed()
     ids = tokens(1, 6, VOCABULARY)
-    with force_decision(model, rate):
+    with forced(model, rate):
         result = generate_lossless(model, ids, max_new_tokens=24, draft_tokens=4, confidence=0.0)
     assert result.tokens == greedy(model, ids, 24)
     if rate == 1:
@@ -81,7 +81,7 @@ def test_the_cache_holds_full_depths_keys_only(monkeypatch):
         return chosen
 
     monkeypatch.setattr(lossless, "_verify", checked)
-    with force_decision(model, 0.4):
+    with forced(model, 0.4):
         result = generate_lossless(model, ids, max_new_tokens=15, draft_tokens=3, confidence=0.0)
     assert len(seen) == result.passes > 4
 
@@ -89,7 +89,7 @@ def test_the_cache_holds_full_depths_keys_only(monkeypatch):
 def test_drafts_are_routed_and_verification_is_not():
     model = routed()
     ids = tokens(1, 6, VOCABULARY)
-    with collect_decisions(model) as decisions, force_decision(model, 0), executed(model, "sparse"):
+    with collect_decisions(model) as decisions, forced(model, 0), executed(model, "sparse"):
         result = generate_lossless(model, ids, max_new_tokens=9, draft_tokens=2, confidence=0.0)
     assert len(decisions) == result.drafted
     assert all(decision.choice.shape[1] == 1 and not decision.choice.any() for decision in decisions)
@@ -139,7 +139,7 @@ def test_cropping_what_waits_is_cropping_what_was_projected():
     caches = []
     for execution in ("masked", "sparse"):
         cache = DynamicCache()
-        with torch.no_grad(), executed(model, execution), force_decision(model, 0):
+        with torch.no_grad(), executed(model, execution), forced(model, 0):
             for start, stop in ((0, 5), (5, 6), (6, 9)):
                 model(ids[:, start:stop], past_key_values=cache, use_cache=True)
             cache.crop(-2)

@@ -19,7 +19,7 @@ from layerroute.skipping import (
     add_router,
     collect_decisions,
     executed,
-    force_decision,
+    forced,
     get_router,
     last_decision,
     remove_router,
@@ -63,7 +63,7 @@ def test_lora_on_top_in_either_order(order):
     awaken(model)
     model.eval()
     assert not any("layerroute" in name and "lora" in name for name, _ in model.named_parameters())
-    with force_decision(model, random_choice(2, 12, 4)):
+    with forced(model, random_choice(2, 12, 4)):
         expected = logits(model, ids, "masked")
         assert_close(logits(model, ids, "sparse"), expected, "sparse with LoRA")
         with model.disable_adapter():
@@ -71,7 +71,7 @@ def test_lora_on_top_in_either_order(order):
     with router_disabled(model), model.disable_adapter():
         assert torch.equal(logits(model, ids), plain("llama")(ids).logits)
     # Merging the adapter must not take the router off.
-    with force_decision(model, random_choice(2, 12, 4)):
+    with forced(model, random_choice(2, 12, 4)):
         merged = model.merge_and_unload()
         assert get_router(merged) is not None
         with executed(merged, "sparse"), torch.no_grad():
@@ -159,7 +159,7 @@ def test_pipeline_writes_text():
 def test_hidden_states_and_attentions_are_all_there():
     model = routed("llama", model={"attn_implementation": "eager"})
     ids = tokens(2, 9, VOCABULARY)
-    with torch.no_grad(), force_decision(model, random_choice(2, 9, 4)):
+    with torch.no_grad(), forced(model, random_choice(2, 9, 4)):
         with executed(model, "masked"):
             expected = model(ids, output_hidden_states=True)
         with executed(model, "sparse"):
@@ -224,7 +224,7 @@ def test_a_deep_copy_is_a_model_of_its_own():
 
 COMPILED = """
 import torch
-from layerroute.skipping import executed, force_decision
+from layerroute.skipping import executed, forced
 from tests.parity.contracts import assert_close, tokens
 from tests.parity.skipping_models import VOCABULARY, random_choice, routed
 
@@ -270,11 +270,11 @@ def test_device_hooks_of_accelerate_stay_on_the_layers():
         add_hook_to_module(layer, Counting())
     add_router(model, SkipConfig(**DEFAULTS))
     sharpen(model)
-    with force_decision(model, random_choice(2, 9, 4)):
+    with forced(model, random_choice(2, 9, 4)):
         result = logits(model, ids, "sparse")
     assert Counting.calls == 7
     reference = routed("llama")
-    with force_decision(reference, random_choice(2, 9, 4)):
+    with forced(reference, random_choice(2, 9, 4)):
         assert_close(result, logits(reference, ids, "masked"), "with device hooks")
     remove_router(model)
     assert torch.equal(model(ids).logits, plain("llama")(ids).logits)
@@ -284,7 +284,7 @@ def test_device_hooks_of_accelerate_stay_on_the_layers():
 def test_half_precision():
     ids = tokens(2, 12, VOCABULARY)
     model = routed("llama").to(torch.bfloat16)
-    with force_decision(model, random_choice(2, 12, 4)):
+    with forced(model, random_choice(2, 12, 4)):
         masked = logits(model, ids, "masked")
         sparse = logits(model, ids, "sparse")
     assert masked.dtype == sparse.dtype == torch.bfloat16
@@ -330,9 +330,9 @@ def test_unknown_families_are_masked(kind, caplog):
         add_router(model, SkipConfig(layers=[2, 3], router_layer=2, execution="sparse"))
     add_router(model, SkipConfig(layers=[2, 3, 4], router_layer=2))
     assert "masked execution only" in caplog.text
-    with force_decision(model, 1):
+    with forced(model, 1):
         assert_close(logits(model, ids), expected, "all run")
-    with force_decision(model, 0.5):
+    with forced(model, 0.5):
         uncached = logits(model, ids)
         assert (uncached - expected).abs().max() > 0.01
         with torch.no_grad():
@@ -367,7 +367,7 @@ def test_asking_for_a_decision_before_there_is_one():
         pass
     with (
         pytest.raises(UserError, match="4 sites"),
-        force_decision(model, torch.ones(1, 4, 3, dtype=torch.long)),
+        forced(model, torch.ones(1, 4, 3, dtype=torch.long)),
     ):
         pass
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.flops import forward_flops, sparse_flops_per_token
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.recipe import load_recipe
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -115,28 +116,6 @@ def _full(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _prepare(
-    ways: Callable[[Problem], dict[str, Attention]],
-    problem: Callable[[], Problem],
-    dtype: str,
-    backward: bool,
-) -> Prepared:
-    """``ways`` other than full attention, which must have its outputs and, if asked for, gradients."""
-    own = problem()
-    compared = ways(own)
-    whole = torch.ones_like(own.inputs["query"]) if backward else None
-    upstream = own.upstream if backward else None
-
-    def gate() -> Iterator[Check]:
-        expected = results(own.full_chosen, own.inputs, upstream)
-        for name, way in compared.items():
-            found = results(way, own.inputs, upstream)
-            yield from agree(f"{{}} of {name} and {FULL}", found, expected, _TOLERANCE[dtype])
-
-    arms = {name: partial(results, way, own.inputs, upstream) for name, way in compared.items()}
-    return Prepared(gate=gate, arms={FULL: partial(results, _full, own.inputs, whole), **arms})
-
-
 def _add_arguments(rates: Sequence[float], parser: argparse.ArgumentParser) -> None:
     add_sizes(parser, "1x4096x8x64", heads=True)
     add_shares(parser, "--rates", rates, rate, "of the queries that are asked")
@@ -147,36 +126,52 @@ def _rows(
     arguments: argparse.Namespace,
     passes: Sequence[str],
     ways: Callable[[Problem], dict[str, Attention]],
-    told: Callable[[str], tuple[str, dict[str, str]]],
+    **labels: str,
 ) -> list[Comparison]:
-    """One row for each size, share and pass; ``told`` gives what a pass adds to the title and the labels."""
+    """One row for each size, share and pass; the pass is named where there are no other labels."""
     device = choose_device(arguments.device)
     if 0.0 in arguments.rates:
         raise UserError("--rates: 0 asks for no query; give a share above 0.")
     return [
         Comparison(
-            title=f"{'x'.join(map(str, size))}, {share:.1%} asked{told(name)[0]}",
+            title=f"{'x'.join(map(str, size))}, {share:.1%} asked{'' if labels else f', {name}'}",
             labels={
                 **dict(zip(("batch", "time", "heads", "head_dim"), size, strict=True)),
                 "rate": share,
                 "dtype": arguments.dtype,
-                **told(name)[1],
+                **(labels or {"pass": name}),
             },
             baseline=FULL,
             tokens=size[0] * size[1],
             device=device,
-            prepare=partial(
-                _prepare,
-                ways,
-                partial(Problem, size, share, DTYPES[arguments.dtype], device, arguments.seed),
-                arguments.dtype,
-                name != "forward",
-            ),
+            prepare=partial(_prepare, arguments, size, share, device, ways, name != "forward"),
         )
-        for size in arguments.sizes
-        for share in arguments.rates
-        for name in passes
+        for size, share, name in product(arguments.sizes, arguments.rates, passes)
     ]
+
+
+def _prepare(
+    arguments: argparse.Namespace,
+    size: tuple[int, ...],
+    rate: float,
+    device: torch.device,
+    ways: Callable[[Problem], dict[str, Attention]],
+    backward: bool,
+) -> Prepared:
+    """``ways`` other than full attention, which must have its outputs and, if asked for, gradients."""
+    problem = Problem(size, rate, DTYPES[arguments.dtype], device, arguments.seed)
+    compared = ways(problem)
+    whole = torch.ones_like(problem.inputs["query"]) if backward else None
+    upstream = problem.upstream if backward else None
+
+    def gate() -> Iterator[Check]:
+        expected = results(problem.full_chosen, problem.inputs, upstream)
+        for name, way in compared.items():
+            found = results(way, problem.inputs, upstream)
+            yield from agree(f"{{}} of {name} and {FULL}", found, expected, _TOLERANCE[arguments.dtype])
+
+    arms = {name: partial(results, way, problem.inputs, upstream) for name, way in compared.items()}
+    return Prepared(gate=gate, arms={FULL: partial(results, _full, problem.inputs, whole), **arms})
 
 
 def _attention_arguments(parser: argparse.ArgumentParser) -> None:
@@ -185,12 +180,7 @@ def _attention_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _attention(arguments: argparse.Namespace) -> list[Comparison]:
-    return _rows(
-        arguments,
-        arguments.passes,
-        lambda problem: {ROUTED: problem.routed},
-        lambda name: (f", {name}", {"pass": name}),
-    )
+    return _rows(arguments, arguments.passes, lambda problem: {ROUTED: problem.routed})
 
 
 def _peers_arguments(parser: argparse.ArgumentParser) -> None:
@@ -213,7 +203,7 @@ def _peers(arguments: argparse.Namespace) -> list[Comparison]:
         }
         return {**found, FLEX: problem.flex()} if arguments.flex else found
 
-    return _rows(arguments, ["forward"], ways, lambda _: ("", {"missing": "; ".join(missing)}))
+    return _rows(arguments, ["forward"], ways, missing="; ".join(missing))
 
 
 CASES = {

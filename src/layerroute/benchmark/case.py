@@ -82,10 +82,6 @@ class Limit:
     factor: float = 1.0
     whole: str | None = None
 
-    def seconds(self, own: float, whole: float) -> float:
-        """What the limit would take at exactly the share in question."""
-        return whole - self.factor * (whole - own)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:

@@ -33,6 +33,7 @@ CASES = {
         "full depth's own text, drafted by the routed path: equality on many prompts, acceptance, speed",
     ),
     "calibrate": ("calibrate", "from which share of skipped tokens sparse execution pays on this machine"),
+    "engine": ("engine", "vLLM on a routed export, on its weights without the router, and on fewer layers"),
     "hybrid": ("hybrid", "reading prompts with the hybrid model: masked and sparse"),
 }
 """The module whose ``CASES`` holds the case, and what it measures in a line."""

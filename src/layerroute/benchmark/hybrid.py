@@ -26,10 +26,10 @@ from layerroute.benchmark.phases import (
 )
 from layerroute.benchmark.skipping_models import draw
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed
-from layerroute.hybrid.configuration import CHOICES
+from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.hybrid.hybrid_config import CHOICES
 from layerroute.precision import choose_device
-from layerroute.routing import forced, table
+from layerroute.routing import executed, forced, table
 
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model

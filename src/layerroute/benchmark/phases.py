@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache
 
 from layerroute.benchmark.case import Value
 from layerroute.benchmark.memory import peak_memory
-from layerroute.hybrid.cache import OwnContextLayer
+from layerroute.hybrid.cache_layers import OwnContextLayer
 from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.ops.flops import flop_counter
 

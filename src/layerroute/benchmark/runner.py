@@ -114,7 +114,7 @@ def _row(
     if limit is not None:
         whole = limit.whole or baseline
         for name, arm in row["arms"].items():
-            share = timings.share_of(name, whole, limit.arm, limit.seconds)
+            share = timings.share_of(name, whole, limit.arm, limit.factor)
             arm["share_of_limit"] = share.to_dict()
         row["limit"] = {**asdict(limit), "whole": whole}
     return row

@@ -38,8 +38,8 @@ from layerroute.benchmark.skipping_models import (
 )
 from layerroute.errors import UserError
 from layerroute.precision import choose_device
-from layerroute.skipping import SkipConfig, executed, force_decision, router_disabled
-from layerroute.skipping.configuration import KV_MODES, SKIP_PATHS, UNITS
+from layerroute.skipping import SkipConfig, executed, forced, router_disabled
+from layerroute.skipping.skip_config import KV_MODES, SKIP_PATHS, UNITS
 
 DENSE, LIMIT = "dense", "limit"
 _TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 5e-2}}
@@ -145,7 +145,7 @@ def _prepare(
 
     @contextmanager
     def under(choice: Tensor, execution: str) -> Iterator[None]:
-        with force_decision(routed, choice), executed(routed, execution):
+        with forced(routed, choice), executed(routed, execution):
             yield
 
     ways = {

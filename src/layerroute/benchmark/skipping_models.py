@@ -12,39 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from layerroute.skipping import SkipConfig, add_router, get_router
 from layerroute.skipping.families import decoder_stack
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "tie_word_embeddings"),
+)
 SHAPES: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {
-        "model_type": "llama",
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
-    "llama-3.1-8b": {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": False,
-    },
-    "tiny": {
-        "model_type": "llama",
-        "vocab_size": 128,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
+    name: dict(zip(_SIZES, sizes, strict=True))
+    for name, sizes in {
+        "smollm2-135m": (49152, 576, 1536, 30, 9, 3, True),
+        "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, False),
+        "tiny": (128, 32, 64, 8, 4, 2, True),
+    }.items()
 }
-"""Shapes by name: speed does not depend on the values of weights, so that they are drawn at random."""
+"""Llamas by name: speed does not depend on the values of weights, so that they are drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +57,7 @@ class Models:
 
 def build_models(shape: str, skip: SkipConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Models:
     """Draw a model's weights and add a router to its double."""
-    settings = {"max_position_embeddings": 32768, **SHAPES[shape]}
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = AutoConfig.for_model("llama", max_position_embeddings=32768, **SHAPES[shape])
     torch.manual_seed(seed)
     with torch.device(device):
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
@@ -114,8 +93,6 @@ def without_layers(plain: PreTrainedModel, removed: set[int]) -> PreTrainedModel
 
 def spread_out(layers: list[int], count: int) -> set[int]:
     """``count`` of the layers, evenly among them."""
-    if count == 0:
-        return set()
     step = len(layers) / count
     return {layers[int((index + 0.5) * step)] for index in range(count)}
 

@@ -55,13 +55,10 @@ class Timings:
         pairs = zip(self.seconds[baseline], self.seconds[arm], strict=True)
         return Spread.of([base / own for base, own in pairs])
 
-    def share_of(self, arm: str, whole: str, limit: str, adjust: Callable[[float, float], float]) -> Spread:
-        """Which share of the limit's speed an arm reaches, round by round.
-
-        ``adjust(seconds of the limit, seconds of the whole)`` is what the limit takes.
-        """
+    def share_of(self, arm: str, whole: str, limit: str, factor: float) -> Spread:
+        """Which share of the limit's speed an arm reaches, round by round; the limit saves ``factor`` times as much."""
         rounds = zip(self.seconds[limit], self.seconds[whole], self.seconds[arm], strict=True)
-        return Spread.of([adjust(best, full) / own for best, full, own in rounds])
+        return Spread.of([(full - factor * (full - best)) / own for best, full, own in rounds])
 
 
 def measure(

@@ -13,10 +13,10 @@ from layerroute.argument_types import at_least
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, Value, agree
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
-from layerroute.hybrid.configuration import PATHS
+from layerroute.hybrid.hybrid_config import PATHS
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
-from layerroute.routing import forced
+from layerroute.routing import collect_decisions, forced
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.training.hybrid import Vocabulary, build_model, model_config, model_figures
 from layerroute.training.objective import training_loss
@@ -121,11 +121,13 @@ class TrainingStep:
         config, batch = self.recipe.train, next(self.batches)
         self.optimizer.zero_grad()
         for ids in batch.tensor_split(min(config.gradient_accumulation, len(batch))):
-            with autocast(self.precision, batch.device):
+            precision = autocast(self.precision, batch.device)
+            with precision, collect_decisions(self.model, graph=True) as decisions:
                 output = self.model(input_ids=ids, labels=ids, use_cache=False)
             assert output.loss is not None
             rate = float(self.recipe.model.get("routing", {}).get("rate", 0.5))
-            loss = training_loss(self.recipe.objective, output.loss, output.decision, rate=rate).total
+            decision = decisions[0] if decisions else None
+            loss = training_loss(self.recipe.objective, output.loss, decision, rate=rate).total
             (loss * (len(ids) / len(batch))).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
         self.optimizer.step()

@@ -80,3 +80,35 @@ def use_threads(arguments: argparse.Namespace) -> None:
 def add_json(parser: argparse.ArgumentParser, what: str = "the result as JSON") -> None:
     """``--json``; the frame keeps stdout for it."""
     parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The trained or routed model: what `load_model` takes."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder of a run, of a saved model or of a router"
+    )
+
+
+def add_window_sizes(
+    parser: argparse.ArgumentParser, *, length: int | None = 256, rows: int | None = 8
+) -> None:
+    """``--sequence-length`` and ``--batch-size``. None: as in training."""
+    for option, least, metavar, default, what in (
+        ("--sequence-length", 2, "T", length, "tokens of a window"),
+        ("--batch-size", 1, "B", rows, "windows at once"),
+    ):
+        told = "as in training" if default is None else default
+        parser.add_argument(
+            option, type=at_least(least), default=default, metavar=metavar, help=f"{what} (default: {told})"
+        )
+
+
+def add_tasks(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--tasks``, ``--limit`` and ``--shots`` of lm-evaluation-harness."""
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", default=[], help=what)
+    parser.add_argument(
+        "--limit", type=at_least(1), metavar="N", help="documents of each task (default: all)"
+    )
+    parser.add_argument(
+        "--shots", type=at_least(0), metavar="N", help="examples before each question (default: the task's)"
+    )

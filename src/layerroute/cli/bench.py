@@ -107,9 +107,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if options.out is not None:
         save(options.out, record)
     if options.figure is not None:
-        from layerroute.lab.report.figures_speed import speed_figure
+        from layerroute.lab.report.speed import speed_figures
 
-        speed_figure(record, options.figure)
+        speed_figures([record], options.figure)
     if options.json:
         print_json(record, indent=2)
         return 0
@@ -144,7 +144,7 @@ def _draw(arguments: argparse.Namespace) -> int:
     )
     options = parser.parse_args(arguments.options)
 
-    from layerroute.lab.report.figures_speed import speed_figures
+    from layerroute.lab.report.speed import speed_figures
 
     speed_figures([_record(path) for path in options.records], options.out)
     return 0

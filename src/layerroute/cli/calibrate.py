@@ -21,7 +21,7 @@ from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
-MOST, LEAST = 49152, 12288
+MOST, LEAST = 36864, 9216
 """Tokens of statistics: as many as the text has, between these."""
 
 EPILOG = """\
@@ -35,7 +35,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model, budget, text, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser, statistics="49152, or what the text has, 12288 at least")
+    add_input_arguments(parser, statistics="36864, or what the text has, 9216 at least")
     parser.add_argument(
         "--budget",
         type=share,
@@ -125,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         allocation=arguments.allocation,
         also=arguments.also,
         granularity=arguments.router,
+        own_text=arguments.own_text,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
         min_share=arguments.min_share,

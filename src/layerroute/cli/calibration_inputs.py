@@ -63,6 +63,14 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
     add_number(parser, "--tokens-heldout", 16384, judged)
     add_number(parser, "--tokens-search", 1536, "tokens for changes of one layer at a time")
     parser.add_argument(
+        "--own-text",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="share of what the fits see that the model writes itself, beside the text given: fits then know more than "
+        "the kinds of text that are given (default: %(default)s; 0 for none)",
+    )
+    parser.add_argument(
         "--router",
         choices=("per_layer", "token"),
         default="per_layer",

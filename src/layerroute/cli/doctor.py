@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from layerroute.cli.output import print_json
 from layerroute.data import DataConfig
 from layerroute.provenance import provenance
 
-_QUIET_EXTRAS = ("dev",)
+_QUIET_EXTRAS = ("all", "dev")
 _TRACKERS = ("tensorboard", "trackio", "wandb")
 _GIB = 2**30
 
@@ -77,30 +78,38 @@ def examine() -> dict[str, Any]:
 def _requirements(problems: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
     """Hold what is installed against what the package declares; return versions and the state of each extra."""
     versions: dict[str, str] = {}
-    extras: dict[str, Any] = {
-        name: {"missing": [], "install": f"pip install 'layerroute[{name}]'"}
-        for name in importlib.metadata.metadata("layerroute").get_all("Provides-Extra") or []
-        if name not in _QUIET_EXTRAS
-    }
-    for line in importlib.metadata.requires("layerroute") or []:
-        requirement = Requirement(line)
-        installed = _version(requirement.name)
-        fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            wanted = f"{requirement.name}{requirement.specifier}"
+    extras: dict[str, Any] = {}
+    for name in ("", *(importlib.metadata.metadata("layerroute").get_all("Provides-Extra") or [])):
+        missing = []
+        for requirement in _declared(name):
+            installed = _version(requirement.name)
+            fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+            if installed and (fits or not name):
+                versions[requirement.name] = installed
             if not fits:
+                missing.append(requirement.name)
+            if not fits and not name:
+                wanted = f"{requirement.name}{requirement.specifier}"
                 found = f"version {installed} is installed" if installed else "it is not installed"
                 problems.append(f"layerroute needs {wanted}: {found}; pip install '{wanted}'")
-            if installed:
-                versions[requirement.name] = installed
-            continue
-        for name, extra in extras.items():
-            if requirement.marker.evaluate({"extra": name}):
-                if fits:
-                    versions[requirement.name] = str(installed)
-                else:
-                    extra["missing"].append(requirement.name)
+        if name and name not in _QUIET_EXTRAS:
+            extras[name] = {"missing": missing, "install": f"pip install 'layerroute[{name}]'"}
     return versions, extras
+
+
+def _declared(extra: str) -> Iterator[Requirement]:
+    """What an extra brings, other extras that it names included; without a name, what is always needed."""
+    for line in importlib.metadata.requires("layerroute") or []:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if always is bool(extra) or not (always or marker is None or marker.evaluate({"extra": extra})):
+            continue
+        if requirement.name == "layerroute":
+            for name in sorted(requirement.extras):
+                yield from _declared(name)
+        else:
+            yield requirement
 
 
 def _version(name: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from layerroute.cli.arguments import add_text_field
+from layerroute.argument_types import at_least
+from layerroute.cli.arguments import add_checkpoint, add_device, add_json, add_text_field, add_window_sizes
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
@@ -20,23 +21,20 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint and texts."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run, a saved model or a router")
+    add_checkpoint(parser)
     parser.add_argument(
         "texts", metavar="NAME=FILE", nargs="+", help="a name for each kind of text, and its file or glob"
     )
     add_text_field(parser)
     parser.add_argument(
-        "--windows", type=int, default=32, metavar="N", help="windows of each text (default: 32)"
+        "--windows", type=at_least(1), default=32, metavar="N", help="windows of each text (default: 32)"
     )
-    parser.add_argument(
-        "--sequence-length", type=int, default=256, metavar="T", help="tokens of a window (default: 256)"
-    )
-    parser.add_argument("--batch-size", type=int, default=4, metavar="B", help="windows at once (default: 4)")
+    add_window_sizes(parser, rows=4)
     parser.add_argument(
         "--out", type=folder, metavar="DIR", help="write domains.json and domains.csv (rates by site)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_device(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,13 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         if not (name and sign and file):
             raise UserError(f"{given!r} is no text: write NAME=FILE, such as prose=valid.jsonl")
         texts.setdefault(name, []).append(file)
-    for name in ("windows", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1"
-            )
-    if arguments.sequence_length < 2:
-        raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
     from layerroute.evaluation.domains import window_rates
     from layerroute.evaluation.loading import load_model
     from layerroute.lab.domains import compare_domains

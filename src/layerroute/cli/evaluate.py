@@ -7,10 +7,21 @@ jsonl, json, csv, tsv, parquet, compressed or not), folders or globs.
 import argparse
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerroute.cli.arguments import add_budget, add_serve, add_text_field
+from layerroute.argument_types import at_least
+from layerroute.cli.arguments import (
+    add_budget,
+    add_checkpoint,
+    add_device,
+    add_json,
+    add_serve,
+    add_tasks,
+    add_text_field,
+    add_window_sizes,
+)
 from layerroute.cli.output import folder, print_json
 from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
 from layerroute.data.texts import Texts
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint and data."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
+    add_checkpoint(parser)
     parser.add_argument(
         "--data",
         nargs="+",
@@ -31,29 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{KINDS_HELP}. Several kinds are scored apart (default: the validation text of the run)",
     )
     add_text_field(parser)
-    parser.add_argument(
-        "--sequence-length", type=int, metavar="T", help="tokens of a window (default: as in training)"
-    )
+    add_window_sizes(parser, length=None, rows=None)
     parser.add_argument(
         "--sequences",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="windows to score, of each kind (default: as in training, or all)",
     )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="B", help="windows at once (default: as in training)"
-    )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="score tasks of lm-evaluation-harness: names that it knows, JSON Lines files (context, target; "
-        "question, choices, gold; prompt, answer), a list of tasks with their shots (evaluation/original), or recall "
-        "in plain text (recall:needle,pairs=4,filler=40; also mqar, copying, induction)",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
-    parser.add_argument(
-        "--shots", type=int, metavar="N", help="examples before each question (default: the task's)"
+    add_tasks(
+        parser,
+        "score tasks of lm-evaluation-harness: names that it knows, JSON Lines files (context, target; question, "
+        "choices, gold; prompt, answer), a list of tasks with their shots (evaluation/original), or recall in plain "
+        "text (recall:needle,pairs=4,filler=40; also mqar, copying, induction)",
     )
     parser.add_argument(
         "--full-depth",
@@ -74,17 +74,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write results.json, and as CSV the samples of each task, or the loss of each window",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="vllm scores text (--data) with a folder of `layerroute export --to vllm` (default: transformers)",
+    )
+    add_device(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
-    for name in ("sequence_length", "sequences", "batch_size", "limit"):
-        value = getattr(arguments, name)
-        least = 2 if name == "sequence_length" else 1
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if arguments.engine == "vllm":
+        from layerroute.cli.evaluate_engine import evaluate_engine
+
+        return evaluate_engine(arguments)
     if arguments.tasks:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 
@@ -261,28 +266,23 @@ def _batches(
     recipe = (loaded.record or {}).get("recipe") or {}
     length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
     batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
+
+    def windows(documents: Iterable[str], limit: int | None) -> list[Any]:
+        return text_batches(loaded.tokenizer, documents, length=length, batch_size=batch_size, limit=limit)
+
     if texts is not None:
         return {
-            kind: (
-                text_batches(
-                    loaded.tokenizer,
-                    documents,
-                    length=length,
-                    batch_size=batch_size,
-                    limit=arguments.sequences,
-                ),
-                ", ".join(texts.kinds[kind].paths),
-            )
+            kind: (windows(documents, arguments.sequences), ", ".join(texts.kinds[kind].paths))
             for kind, documents in texts.documents.items()
         }
     if not recipe:
         raise UserError(
             f"{loaded.path} is not part of a run, so its validation data are not known; give text with --data"
         )
-    data = {**recipe["data"], "sequence_length": length}
-    if recipe["capability"] == "layer_skipping":  # the data are in the ids of the pretrained model
-        data["tokenizer"] = local_source(recipe["model"]["name"])
-    prepared = open_data(DataConfig(**data))
+    skips = recipe["capability"] == "layer_skipping"  # the data are in the ids of the pretrained model
+    tokenizer = {"tokenizer": local_source(recipe["model"]["name"])} if skips else {}
+    config = DataConfig(**{**recipe["data"], "sequence_length": length, **tokenizer})
+    prepared = open_data(config)
     stored = (loaded.record or {}).get("data", {}).get("fingerprint")
     if stored is not None and stored != prepared.fingerprint:
         raise UserError(
@@ -290,20 +290,14 @@ def _batches(
             "give text with --data"
         )
     train = recipe["train"]
-    boundaries: Any = "position_ids" if recipe["capability"] == "layer_skipping" else "document_ids"
-    config = DataConfig(**data)
+    boundaries: Any = "position_ids" if skips else "document_ids"
     sequences = arguments.sequences or train["evaluation_sequences"]
     if config.source == "kinds" and not config.validation_paths:
         own = Texts(config.kinds or None)
+        share, seed = config.validation_share, config.split_seed
         return {
             kind: (
-                text_batches(
-                    loaded.tokenizer,
-                    held_out(documents, share=config.validation_share, seed=config.split_seed),
-                    length=length,
-                    batch_size=batch_size,
-                    limit=sequences,
-                ),
+                windows(held_out(documents, share=share, seed=seed), sequences),
                 f"text of {own.sources[kind].describe()} that the run did not train on",
             )
             for kind, documents in own.documents.items()

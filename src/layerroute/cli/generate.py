@@ -12,7 +12,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from layerroute.cli.arguments import add_budget, add_serve
+from layerroute.argument_types import at_least
+from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
 from layerroute.cli.generate_timing import time_generation
 from layerroute.cli.output import make_console, print_json, write_text
 from layerroute.errors import UserError
@@ -20,10 +21,10 @@ from layerroute.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Checkpoint, prompt and sampling."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a run or of a saved model")
+    add_checkpoint(parser)
     parser.add_argument("prompt", help="text to continue; '-' reads it from stdin")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to add (default 64)"
+        "--max-new-tokens", type=at_least(1), default=64, metavar="N", help="tokens to add (default 64)"
     )
     parser.add_argument(
         "--temperature",
@@ -44,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draft-tokens",
-        type=int,
+        type=at_least(1),
         default=4,
         metavar="N",
         help="with --lossless, tokens drafted at a time (default 4)",
     )
     parser.add_argument(
         "--time",
-        type=int,
+        type=at_least(1),
         metavar="ROUNDS",
         help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
     )
@@ -60,13 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object at the end instead of the text"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
-    if arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
     if arguments.temperature < 0:
         raise UserError(f"--temperature is {arguments.temperature}; it must not be negative")
     if arguments.top_k is not None and (arguments.top_k < 1 or arguments.temperature == 0):
@@ -75,10 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--lossless is greedy and its text is full depth's: leave --temperature and --show-routes out"
         )
-    if arguments.draft_tokens < 1:
-        raise UserError(f"--draft-tokens is {arguments.draft_tokens}; it must be at least 1")
-    if arguments.time is not None and arguments.time < 1:
-        raise UserError(f"--time is {arguments.time}; it must be at least 1 round")
     from rich.style import Style
     from rich.text import Text
 

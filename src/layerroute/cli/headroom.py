@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = Texts(parse_kinds(arguments.data, text_field=arguments.text_field))
     search = min(1024, arguments.tokens_selection)
     model, tokenizer, config = open_base(
-        arguments, budget=0.25, checked=arguments.budgets or (), tokens_search=search
+        arguments, budget=0.25, checked=arguments.budgets or (), tokens_search=search, own_text=0.0
     )
     with stages(True) as stage:
         stage("text")

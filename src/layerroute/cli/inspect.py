@@ -46,8 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
-    from layerroute.lab.report.inspection import write_inspection
-    from layerroute.lab.runs import TokenRoutes
 
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
@@ -63,6 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"sites": sites, "paths": paths, "rate": rates, "sentences": [found]})
         return 0
+    # Matplotlib takes its second: only where something is drawn.
+    from layerroute.lab.report.inspection import write_inspection
+    from layerroute.lab.runs import TokenRoutes
 
     console = make_console(soft_wrap=True)
     line = Text()

@@ -61,6 +61,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+_TALKATIVE = (
+    "bitsandbytes.backends.cpu.ops",  # which PEFT imports: asks every CPU user for one more package
+    "lm_eval",  # advises on its own command line
+)
 _OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     # A path of which a part is something else than it says.
@@ -138,8 +142,8 @@ def _run(argv: list[str]) -> int:
     # Idle OpenMP threads that spin lose most of their time where cores are shared: with two busy neighbours a training
     # step on 2 threads took 20 times as long. It has an effect only before a command imports torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # bitsandbytes, which PEFT imports wherever it is installed, asks every CPU user for one more package.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     module_name, line = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from layerroute.cli.arguments import add_text_field
+from layerroute.argument_types import at_least
+from layerroute.cli.arguments import add_device, add_json, add_tasks, add_text_field, add_window_sizes
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
@@ -34,45 +35,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", metavar="RUN", nargs="+", type=Path, help="layer-skipping runs, or router folders"
     )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        default=[],
-        help="names that the harness knows, or JSON Lines files (context, target; question, choices, gold; prompt, "
-        "answer)",
+    add_tasks(
+        parser,
+        "names that the harness knows, or JSON Lines files (context, target; question, choices, gold; prompt, answer)",
     )
     parser.add_argument("--data", nargs="+", metavar="FILE", default=[], help="text for perplexity")
     add_text_field(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="documents of each task (default: all)")
-    parser.add_argument("--windows", type=int, default=64, metavar="N", help="windows of text (default: 64)")
     parser.add_argument(
-        "--sequence-length", type=int, default=256, metavar="T", help="tokens of a window (default: 256)"
+        "--windows", type=at_least(1), default=64, metavar="N", help="windows of text (default: 64)"
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="B", help="sequences at once (default: 8)"
-    )
-    parser.add_argument(
-        "--shots", type=int, metavar="N", help="examples before each question (default: the task's)"
-    )
+    add_window_sizes(parser)
     parser.add_argument(
         "--out",
         type=folder,
         metavar="DIR",
         help="write retention.json, retention.csv, retention.md and the scores",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_device(parser)
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score what is not scored yet, compare, print and write."""
-    for name in ("limit", "windows", "batch_size"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if arguments.sequence_length < 2:
-        raise UserError(f"--sequence-length is {arguments.sequence_length}; it must be at least 2")
     labels = _labels(arguments.runs)
     from layerroute.evaluation.retention import Scorer, base_of
     from layerroute.lab.retention import Scores, retention

@@ -31,7 +31,7 @@ RECORD = "transfer.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Model or router, kinds of text, budgets, sizes."""
     parser.epilog = EPILOG
-    add_input_arguments(parser, metavar="ROUTER|MODEL", statistics="24576: there are many calibrations")
+    add_input_arguments(parser, metavar="ROUTER|MODEL", statistics="18432: there are many calibrations")
     parser.add_argument(
         "--budget",
         type=share,

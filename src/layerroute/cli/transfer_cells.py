@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from layerroute.benchmark.output import save
 from layerroute.cli.calibration_inputs import open_base
 from layerroute.data.progress import Stage, stages
@@ -21,6 +23,7 @@ from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, s
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import match_all
+from layerroute.skipping.calibration.own_text import sample_own_text
 from layerroute.skipping.calibration.transfer import (
     STATIC,
     fingerprint_of,
@@ -48,8 +51,9 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
         arguments,
         budget=budgets[0],
         checked=budgets,
-        tokens_statistics=24576,
+        tokens_statistics=18432,
         granularity=arguments.router,
+        own_text=arguments.own_text,
         tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
         tokens_heldout=arguments.tokens_heldout,
     )
@@ -57,6 +61,15 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
     cells: list[Cell] = []
     base, total = fingerprint(model), len(budgets) * len(texts.shares)
     with stages(True) as stage:
+        written: list[Tensor] = []
+
+        def own_text() -> Tensor:  # once, and only if there is a cell to be made
+            if not written:
+                advance = stage("the model's own text")
+                windows = config.tokens_statistics // config.length
+                written.append(sample_own_text(model, config, windows, advance=advance))
+            return written[0]
+
         for left_out in texts.shares:
             home, seen, chosen = (
                 mixed_without(left_out, pools, tokens, config.length, texts.shares)
@@ -66,8 +79,8 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
                     (selection, config.tokens_selection),
                 )
             )
-            own_text = held_out[left_out]
-            prints = [windows.fingerprint for windows in (seen, chosen, home, own_text)]
+            away = held_out[left_out]
+            prints = [windows.fingerprint for windows in (seen, chosen, home, away)]
             rankings: dict[str, Ranking] = {}
             for budget in budgets:
                 own = replace(config, budget=budget)
@@ -78,8 +91,9 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
                     own,
                     statistics=seen,
                     selection=chosen,
-                    texts={left_out: (own_text, False), f"home without {left_out}": (home, True)},
+                    texts={left_out: (away, False), f"home without {left_out}": (home, True)},
                     rankings=rankings,
+                    own_text=own_text,
                     stage=partial(_within, stage, here),
                 )
                 key = fingerprint_of(own.to_dict(), base, prints)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.cache import open_or_build, read_entry
 from layerroute.data.configuration import BPE, DataConfig
 from layerroute.data.progress import Stage, stages
 from layerroute.data.recall.prepared import RecallData
@@ -33,6 +32,7 @@ from layerroute.data.tokenizer import (
     transformers_tokenizer,
 )
 from layerroute.errors import UserError
+from layerroute.folders import open_or_build, read_entry
 from layerroute.integrity import DamagedError, Manifest, file_sha256
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ _SEPARATORS = (END_OF_TEXT, "<|end_of_text|>")
 _OTHER_SEPARATORS = ("</s>", "<eos>", "<|eot_id|>", "[SEP]")
 
 _PIECE_CHARACTERS = 1 << 18
-_BATCH_CHARACTERS = 1 << 21
+_FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS = 1 << 16, 1 << 21
 
 
 def end_of_text(known: Container[str], own: object) -> str | None:
@@ -276,17 +276,17 @@ class _Piece(NamedTuple):
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[_Piece]]:
-    """Group the pieces of all texts by characters."""
+    """Group the pieces of all texts by characters, few at first: who needs no more has not waited for the rest."""
     batch: list[_Piece] = []
-    size = 0
+    size, enough = 0, min(_FIRST_BATCH_CHARACTERS, _BATCH_CHARACTERS)
     for text in texts:
         cut = list(pieces(text)) or [""]
         for index, piece in enumerate(cut):
             batch.append(_Piece(piece, index == 0, index == len(cut) - 1))
             size += len(piece)
-            if size >= _BATCH_CHARACTERS:
+            if size >= enough:
                 yield batch
-                batch, size = [], 0
+                batch, size, enough = [], 0, min(2 * enough, _BATCH_CHARACTERS)
     if batch:
         yield batch
 

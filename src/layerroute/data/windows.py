@@ -11,7 +11,8 @@ Training, calibration, evaluation, domains, retention, inspection and generation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,27 @@ class DocumentEncoder:
         """A whole document: begin + tokens + end."""
         return [*self.opening(text), *self._ends]
 
-    def stream(self, texts: Iterable[str]) -> NDArray[np.int64]:
-        """All documents, one after the other: shape (tokens,)."""
-        if self._backend is None:
-            return np.array([token for text in texts for token in self.document(text)], dtype=np.int64)
-        parts = [ids for ids, _ in encode_texts(self._backend, texts, before=self.begin, after=self._ends)]
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+    def stream(self, texts: Iterable[str], enough: float = math.inf) -> NDArray[np.int64]:
+        """Documents, one after the other: shape (tokens,). No more are read once there are ``enough`` tokens."""
+        parts, tokens = [np.zeros(0, dtype=np.int64)], 0
+        for ids in self._parts(texts):
+            parts.append(ids)
+            tokens += len(ids)
+            if tokens >= enough:
+                break
+        return np.concatenate(parts)
+
+    def windows(
+        self, texts: Iterable[str], length: int, limit: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whole windows of documents (N, ``length``), ``limit`` at most, and what is left (fewer tokens).
+
+        Nothing is left where the limit is reached.
+        """
+        stream = self.stream(texts, math.inf if limit is None else limit * length)
+        whole = cut(stream, length, self.begin)[:limit]
+        rest = stream[len(whole) * length :] if limit is None or len(whole) < limit else stream[:0]
+        return whole, opened(rest.copy(), self.begin)
 
     def prompt(self, text: str) -> list[int]:
         """A prompt: begin + tokens, in which special tokens that are spelled out (a chat's) count as such.
@@ -91,6 +107,13 @@ class DocumentEncoder:
     def unwritten(self, text: str) -> int:
         """How many ids of ``prompt(text)`` come before the text's own."""
         return len(self.begin) or int(not text)
+
+    def _parts(self, texts: Iterable[str]) -> Iterator[NDArray[np.int64]]:
+        if self._backend is None:
+            yield from (np.array(self.document(text), dtype=np.int64) for text in texts)
+        else:
+            encoded = encode_texts(self._backend, texts, before=self.begin, after=self._ends)
+            yield from (ids.astype(np.int64) for ids, _ in encoded)
 
     @property
     def _backend(self) -> Any:
@@ -119,6 +142,12 @@ def cut(stream: NDArray[Any], length: int, begin: Sequence[int] = ()) -> NDArray
     """Whole windows (N, ``length``) of a stream, each with ``begin`` at its start; the rest is left out. A copy."""
     count = len(stream) // length
     return opened(stream[: count * length].reshape(count, length).astype(np.int64), begin)
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` indices, evenly spaced from the first on."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
 
 
 def opened(windows: NDArray[np.int64], begin: Sequence[int]) -> NDArray[np.int64]:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from layerroute.data.windows import evenly
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.skipping import FAMILIES, LayerRouter, forward_flops
+from layerroute.skipping import FAMILIES, find_router, skip_flops
 
 Batch = dict[str, Tensor]
 
@@ -64,7 +65,7 @@ class Executed:
 
 def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> LayersRun | None:
     """From the routing that was served; None for a model without a layer router, or with one that is switched off."""
-    router = _router(model)
+    router = find_router(model)
     if router is None or not router.enabled or routing is None:
         return None
     config: Any = model.config
@@ -84,25 +85,20 @@ def count_executed(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Executed:
     """Count on at most ``most`` batches, evenly spaced: counting costs another forward pass."""
-    count = min(most, len(batches))
-    chosen = [batches[index * len(batches) // count] for index in range(count)]
+    chosen = [batches[index] for index in evenly(len(batches), most)]
     sizes = [batch["input_ids"].numel() for batch in chosen]
     flops = [
         executed_flops_per_token(model, batch, precision=precision) * size
         for batch, size in zip(chosen, sizes, strict=True)
     ]
-    router, config = _router(model), getattr(model, "config", None)
+    router, config = find_router(model), getattr(model, "config", None)
     full = None
     if router is not None and config is not None and config.get_text_config().model_type in FAMILIES:
         lengths = [batch["input_ids"].shape[1] for batch in chosen]
-        base = [forward_flops(config, router.config, length).base_per_token for length in lengths]
+        base = [skip_flops(config, router.config, length).base_per_token for length in lengths]
         full = sum(one * size for one, size in zip(base, sizes, strict=True)) / sum(sizes)
     return Executed(
         per_token=sum(flops) / sum(sizes),
         windows=sum(len(batch["input_ids"]) for batch in chosen),
         full_depth=full,
     )
-
-
-def _router(model: nn.Module) -> LayerRouter | None:
-    return next((module for module in model.modules() if isinstance(module, LayerRouter)), None)

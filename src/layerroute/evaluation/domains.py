@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from layerroute.errors import UserError
-from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.objectives import shift_labels, token_cross_entropy
+from layerroute.routing import collect_decisions
 
 
 class WindowRates(NamedTuple):
@@ -57,11 +57,11 @@ def window_rates(
     loaded.model.eval()
     for ids in whole:
         inputs = ids.to(loaded.device)
-        with loaded.in_precision():
+        with loaded.in_precision(), collect_decisions(loaded.model) as decisions:
             output = loaded.model(input_ids=inputs, use_cache=False)
-        decision = decision_of(loaded.model, output)
-        if decision is None:
+        if not decisions:
             raise UserError(f"{loaded.path} routes nothing, so that there are no rates to compare")
+        (decision,) = decisions
         sites, paths = tuple(decision.sites), tuple(decision.paths)
         rates.append((decision.choice == len(paths) - 1).double().mean(dim=1).cpu().numpy())
         targets = shift_labels(inputs)

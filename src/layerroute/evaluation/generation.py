@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from layerroute.data.windows import DocumentEncoder
-from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
+from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping import LosslessGeneration, generate_lossless
 
 
@@ -91,15 +91,20 @@ class IncrementalDecoder:
 
 
 class _RouteStreamer(BaseStreamer):
-    """Receives tokens from ``generate`` and decisions from a forward hook, and puts them together.
+    """Receives tokens from ``generate`` and the decisions about them, and puts them together.
 
     A token's route is known when the token has been read, which is one step after it was generated: so text comes out
     one token late.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, show: Callable[[Piece], None], unwritten: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        show: Callable[[Piece], None],
+        unwritten: int,
+        decisions: list[RouteDecision],
     ) -> None:
+        self.decisions = decisions
         self.unwritten = unwritten  # so many of the first tokens are nobody's text
         self.decoder, self.show = IncrementalDecoder(tokenizer), show
         self.ids: list[int] = []
@@ -127,16 +132,15 @@ class _RouteStreamer(BaseStreamer):
     def end(self) -> None:
         self._give(len(self.ids), last=True)
 
-    @torch.no_grad()
-    def observe(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """The forward hook."""
-        decision = decision_of(module, output)
-        if decision is not None:
+    def _read_decisions(self) -> None:
+        while self.decisions:
+            decision = self.decisions.pop(0)
             self.routing.add(decision)
             self.choice += decision.choice[0].tolist()
             self.probability += decision.probabilities[0, :, :, -1].float().tolist()
 
     def _give(self, stop: int, *, last: bool = False) -> None:
+        self._read_decisions()
         for index in range(self._given, stop):
             if index < len(self.choice):
                 row = self.choice[index]
@@ -171,25 +175,22 @@ def generate(
     """
     tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
     ids = prompt_ids(tokenizer, prompt)
-    streamer = _RouteStreamer(tokenizer, show, DocumentEncoder.of(tokenizer).unwritten(prompt))
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
-    handle = model.register_forward_hook(streamer.observe)
     torch.manual_seed(seed)
-    try:
-        with torch.no_grad(), loaded.in_precision():
-            ids = ids.to(loaded.device)
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                streamer=streamer,
-                pad_token_id=tokenizer.pad_token_id,
-                **sampling,
-            )
-    finally:
-        handle.remove()
+    with torch.no_grad(), loaded.in_precision(), collect_decisions(model) as decisions:
+        unwritten = DocumentEncoder.of(tokenizer).unwritten(prompt)
+        streamer = _RouteStreamer(tokenizer, show, unwritten, decisions)
+        ids = ids.to(loaded.device)
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
     new = streamer.ids[streamer.prompt_tokens :]
     first = streamer.first or streamer.started
     return Generation(

@@ -18,24 +18,21 @@ from torch import Tensor, nn
 
 from layerroute.data.sources.hub import hub_user_error
 from layerroute.data.windows import DocumentEncoder
-from layerroute.errors import UserError
-from layerroute.evaluation.decisions import decision_of
+from layerroute.errors import UserError, require
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import Device
-from layerroute.routing import RouteDecision, Routing
+from layerroute.routing import RouteDecision, collect_decisions, routings_of
+from layerroute.skipping import find_router
 from layerroute.skipping.layer import RoutedLayer
-from layerroute.skipping.router import LayerRouter
 
-try:
-    from lm_eval import evaluator
-    from lm_eval.api.registry import register_model
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.utils_hf import stop_sequences_criteria
-    from lm_eval.tasks import TaskManager, get_task_dict
-except ImportError as error:
-    raise UserError("tasks need lm-evaluation-harness: pip install 'layerroute[evaluation]'") from error
+require("lm_eval", "datasets", extra="evaluate")
+from lm_eval import evaluator
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from lm_eval.tasks import TaskManager, get_task_dict
 
 PAD = 0
 """What the harness fills shorter rows of a batch with, on the right."""
@@ -57,7 +54,9 @@ class RoutingWatch:
         self.offered = self.seen = 0
         self._held: list[RouteDecision] | None = None
         self._handles = [model.register_forward_hook(self._after, with_kwargs=True)]
-        self.router = next((module for module in model.modules() if isinstance(module, LayerRouter)), None)
+        self.router = find_router(model)
+        self._exit = contextlib.ExitStack()
+        self._new = self._exit.enter_context(collect_decisions(model))
         kinds = self.router.config.units if self.router is not None else ()
         self.layers = [module for module in model.modules() if isinstance(module, RoutedLayer)]
         parts = [_last_part(layer, kind) for layer in self.layers for kind in kinds]
@@ -68,6 +67,7 @@ class RoutingWatch:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        self._exit.close()
 
     @property
     def executed_share(self) -> float | None:
@@ -117,13 +117,13 @@ class RoutingWatch:
         ids = options.get("input_ids", inputs[0] if inputs else None)
         if ids is not None:
             self.offered += ids.numel() * len(self.units)
-        decision = decision_of(self.model, output)
-        if decision is None:
+        if not self._new:
             return
+        decision = self._new.pop()
         if ids is not None and options.get("attention_mask") is None and decision.valid.shape == ids.shape:
             decision = replace(decision, valid=decision.valid & _before_padding(ids))
         if self._held is not None:
-            self._held.append(decision.detach())
+            self._held.append(decision)
         else:
             self.decisions.add(decision)
 
@@ -172,15 +172,12 @@ class LayerrouteLM(HFLM):
         target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
         loaded = load_model(pretrained, device=target, budget=budget, serve=serve)
         model = loaded.model
-        routers = [module for module in model.modules() if isinstance(module, LayerRouter)]
         if full_depth:
             loaded.switch_router_off()
         if execution is not None:
             loaded.execute(execution)
         self.execution = loaded.execution
-        self.routed = not full_depth and (
-            bool(routers) or any(isinstance(m, Routing) for m in model.modules())
-        )
+        self.routed = not full_depth and bool(routings_of(model))
         require_end(loaded.tokenizer, str(loaded.path))
         mixed = "bfloat16" if loaded.precision == "bf16" else None
         super().__init__(

@@ -1,7 +1,6 @@
 """Load a trained model for use: the one place that decides what a checkpoint is, and says what is wrong with one."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +12,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, HybridModel
-from layerroute.hybrid.execution import EXECUTIONS
+from layerroute.export.configuration import MODEL_TYPE
+from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
-from layerroute.routing.serving import set_serve
-from layerroute.skipping.pretrained import base_options
-from layerroute.skipping.router import LayerRouter
+from layerroute.routing import RoutingHandle, find_handle, set_serve
+from layerroute.routing.execution import EXECUTIONS
+from layerroute.skipping import find_router
+from layerroute.skipping.pretrained import base_options, load_pretrained
 from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
 
 
@@ -48,10 +48,10 @@ class LoadedModel:
         Raises:
             UserError: for a model that has no layer router.
         """
-        routers = [module for module in self.model.modules() if isinstance(module, LayerRouter)]
-        if not routers:
+        router = find_router(self.model)
+        if router is None:
             raise UserError(f"{self.path} has no layer router, so that there is nothing to switch off")
-        routers[0].enabled = False
+        router.enabled = False
 
     def execute(self, execution: str) -> None:
         """Execute routed layers ``auto``, ``sparse`` or ``masked`` from now on, whatever the configuration says.
@@ -61,31 +61,30 @@ class LoadedModel:
         """
         if execution not in EXECUTIONS:
             raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
-        routed = list(self._routed())
-        if not routed:
+        handle = self._handle
+        if handle is None:
             raise UserError(f"{self.path} routes nothing, so that there is no execution to choose")
-        for module, obstacle in routed:
-            if execution == "sparse" and obstacle is not None:
-                raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-            module.execution = execution
+        if execution == "sparse" and handle.sparse_obstacle is not None:
+            raise UserError(
+                f"execution: sparse is not possible: {handle.sparse_obstacle}; use auto or masked"
+            )
+        handle.execution = execution
 
     @property
     def serve(self) -> str | None:
         """How the rate is served, ``threshold`` or ``rate``; None where nothing is routed."""
-        return next((str(module.config.serve) for module, _ in self._routed()), None)
+        return None if self._handle is None else str(self._handle.config.serve)
 
     @property
     def execution(self) -> str | None:
         """How routed layers are executed; None where nothing is routed."""
-        return next((str(module.execution) for module, _ in self._routed()), None)
+        return None if self._handle is None else self._handle.execution
 
-    def _routed(self) -> Iterator[tuple[Any, str | None]]:
-        """Modules that hold the word for execution, each with what stands in the way of sparse execution."""
-        for module in self.model.modules():
-            if isinstance(module, LayerRouter) and module.enabled:
-                yield module, module.sparse_obstacle
-            elif isinstance(module, HybridModel) and "routed" in module.config.layer_pattern:
-                yield module, module.config.sparse_obstacle
+    @property
+    def _handle(self) -> RoutingHandle | None:
+        """The model's, if it routes (now)."""
+        handle = find_handle(self.model)
+        return handle if handle is not None and handle.enabled and handle.all_routings() else None
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +130,8 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
     if budget is not None:
         raise UserError(f"{folder} has no layer router, so that there is no budget to choose; leave it out")
     check_intact(folder)
+    if _is_export(folder):
+        return _load_export(folder, choose_device(device), precision)
     config = _read_config(folder)
     check_fits(config, folder)
     record = _record_of(folder)
@@ -152,9 +153,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
             output_loading_info=True,
         )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f"the weights in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -208,6 +207,28 @@ def _load_router(
         path=path,
         record=_record_of(path),
         precision=choose_precision(precision, target).name,
+    )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return bool(
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+        )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _load_export(folder: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
+    """What `layerroute export` wrote."""
+    model, tokenizer = load_pretrained(str(folder), dtype=torch.float32)
+    model.to(target)  # type: ignore[arg-type]
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        path=folder,
+        record=None,
+        precision=choose_precision(precision or "fp32", target).name,
     )
 
 

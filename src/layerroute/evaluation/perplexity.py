@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerroute.evaluation.decisions import decision_of
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.objectives import shift_labels, token_cross_entropy
 from layerroute.objectives.language_model import IGNORE
+from layerroute.routing import collect_decisions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def evaluate(
             if mask is not None:
                 # With padding on the left, a pad must not be asked for the first real token either.
                 targets = targets.masked_fill(mask == 0, IGNORE)
-            with precision():
+            with precision(), collect_decisions(model) as decisions:
                 output = model(**inputs, use_cache=False)
             by_token = token_cross_entropy(output.logits, targets).double()
             total += by_token.sum()
@@ -125,8 +125,7 @@ def evaluate(
                 places.add(by_token, targets != IGNORE)
             correct += (output.logits.argmax(dim=-1) == targets).sum()  # no prediction equals IGNORE
             count += (targets != IGNORE).sum()
-            decision = decision_of(model, output)
-            if decision is not None:
+            for decision in decisions:
                 routing.add(decision)
             if on_batch is not None:
                 on_batch(len(labels))

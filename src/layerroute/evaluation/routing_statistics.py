@@ -43,6 +43,21 @@ class RoutingStatistics:
         """Mean of ``rate`` over sites."""
         return sum(self.rate.values()) / len(self.rate)
 
+    def record(self) -> dict[str, Any]:
+        """What every record says of routing, for its ``routing`` section."""
+        return {
+            "sites": list(self.sites),
+            "paths": list(self.paths),
+            "expensive_path": self.paths[-1],
+            "rate": self.rate,
+            "entropy": self.entropy,
+            "token_entropy": self.token_entropy,
+            "mean_rate": self.mean_rate,
+            "balance_loss": self.balance_loss,
+            "tokens": self.tokens,
+            "causal": self.causal,
+        }
+
 
 @dataclass(kw_only=True)
 class RoutingAccumulator:

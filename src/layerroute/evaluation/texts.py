@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerroute.data.configuration import DataConfig
 from layerroute.data.sources import make_source
-from layerroute.data.windows import DocumentEncoder, cut, opened
+from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
 TEXT_FIELD = DataConfig.text_field
@@ -45,17 +45,12 @@ def text_batches(
     Raises:
         UserError: there are fewer than 2 tokens.
     """
-    encoder = DocumentEncoder.of(tokenizer)
-    stream = encoder.stream(texts)
-    if len(stream) < 2:
+    windows, rest = DocumentEncoder.of(tokenizer).windows(texts, length, limit)
+    if not len(windows) and len(rest) < 2:
         raise UserError(
-            f"the text has {len(stream)} token; at least 2 are needed to predict one from the other"
+            f"the text has {len(rest)} token; at least 2 are needed to predict one from the other"
         )
-    windows = cut(stream, length, encoder.begin)
-    rest = opened(stream[len(windows) * length :].copy(), encoder.begin)
-    batches = [
-        {"input_ids": part} for part in torch.from_numpy(windows[:limit]).split(batch_size) if len(part)
-    ]
-    if len(rest) >= 2 and (limit is None or len(windows) < limit):
-        batches.append({"input_ids": torch.from_numpy(rest).unsqueeze(0)})
-    return batches
+    parts = [part for part in torch.from_numpy(windows).split(batch_size) if len(part)]
+    if len(rest) >= 2:
+        parts.append(torch.from_numpy(rest).unsqueeze(0))
+    return [{"input_ids": part} for part in parts]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from layerroute.evaluation.decisions import decision_of
+from layerroute.routing import collect_decisions
 
 SHORTEST, LONGEST = 8, 40
 WHOLE = 256
@@ -92,13 +92,13 @@ def routes_of(
     was_training = model.training
     model.eval()
     try:
-        with precision():
-            output = model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
+        with precision(), collect_decisions(model) as decisions:
+            model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
     finally:
         model.train(was_training)
-    decision = decision_of(model, output)
-    if decision is None:
+    if not decisions:
         return None
+    (decision,) = decisions
     probability = decision.probabilities[..., -1].float().cpu()
     return list(decision.sites), list(decision.paths), decision.choice.cpu(), probability
 

@@ -26,14 +26,23 @@ def architecture(base_model_type: str) -> str:
     return f"Routed{stem}ForCausalLM"
 
 
-def vllm_obstacle(skip: Any, base_model_type: str) -> str | None:
-    """Why the vLLM plugin cannot serve a router (a ``SkipConfig``) on a family, or None."""
+def vllm_obstacle(skip: Any, base_model_type: str, config: Any) -> str | None:
+    """Why the vLLM plugin cannot serve a router (a ``SkipConfig``) on a model of a family, or None."""
     if base_model_type not in VLLM_FAMILIES:
         return f"the family {base_model_type!r}; the plugin serves {', '.join(VLLM_FAMILIES)}"
     if skip.granularity not in ("token", "per_layer"):
         return f"granularity: {skip.granularity}; the plugin serves token and per_layer"
     if skip.kv != "project":
         return f"kv: {skip.kv}; the plugin serves project, where skipped tokens write keys and values"
+    for key in ("llama_4_scaling", "dual_chunk_attention_config", "ada_rms_norm_t_cond"):
+        if getattr(config, key, None):
+            return f"{key}, a twist of attention that the plugin does not know"
+    if not getattr(config, "is_causal", True):
+        return "is_causal: false, attention to later tokens"
+    if base_model_type.startswith("qwen") and "sliding_attention" in (
+        getattr(config, "layer_types", None) or []
+    ):
+        return "layers with sliding windows, which vLLM does not have for this family"
     return None
 
 

@@ -94,7 +94,7 @@ def export_router(
     own = get_router(model)
     if own.sparse_obstacle is not None:
         raise UserError(f"{router} cannot be exported: {own.sparse_obstacle}")
-    obstacle = vllm_obstacle(own.config, family) if to == "vllm" else None
+    obstacle = vllm_obstacle(own.config, family, model.config.get_text_config()) if to == "vllm" else None
     if obstacle is not None:
         raise UserError(f"{router} cannot be exported to vLLM: {obstacle}")
     merge_adapters(model, description.adapters)

@@ -5,9 +5,9 @@ Importing this package registers the model with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.flops import FlopsReport, forward_flops, sparse_flops_per_token
-from layerroute.hybrid.modeling import HybridForCausalLM, HybridModel, HybridOutput, executed
+from layerroute.hybrid.hybrid_config import HybridConfig
+from layerroute.hybrid.modeling import HybridForCausalLM, HybridModel, HybridOutput
 from layerroute.hybrid.parameters import parameters_by_part
 
 AutoConfig.register(HybridConfig.model_type, HybridConfig, exist_ok=True)
@@ -20,7 +20,6 @@ __all__ = [
     "HybridForCausalLM",
     "HybridModel",
     "HybridOutput",
-    "executed",
     "forward_flops",
     "parameters_by_part",
     "sparse_flops_per_token",

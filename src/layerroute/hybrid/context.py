@@ -8,8 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from layerroute.ops.routed_attention import BlockPlan, Intervals, Padding, intervals
-from layerroute.routing.tokens import TokenIndex
+from layerroute.ops.routed_attention import Padding, Sight, sight_of
+from layerroute.ops.tokens import TokenIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +63,9 @@ class TokenContext:
         """Padding among cached and new tokens. Reading it the first time copies the mask to the CPU."""
         return Padding() if self.key_valid is None else Padding.of(self.key_valid)
 
-    def sight(
-        self, index: TokenIndex, keys: int, heads: int = 1
-    ) -> tuple[Intervals, Bool[Tensor, "N S"] | None, BlockPlan | None]:
-        """What gathered tokens see of ``keys`` cached and new ones, who else restricts it, and their blocks.
-
-        With ``heads`` the index is over pairs of row and head, and so are the rows of keys.
-        """
-        padding, documents = self.padding, self.document_ids
-        if heads > 1 and documents is not None:
-            documents = documents.repeat_interleave(heads, dim=0)
-
-        def see(tokens: TokenIndex, start: Tensor | None, ids: Tensor | None) -> Intervals:
-            if heads > 1 and start is not None:
-                start = start.repeat_interleave(heads)
-            return intervals(tokens.row, tokens.time + self.past, key_start=start, documents=ids)
-
-        spans = see(index, padding.start, documents)
-        plan = None
-        if index.host is not None and index.host is not index:
-            plan = BlockPlan(
-                see(index.host, padding.start_on_host, None if documents is None else documents.cpu())
-            )
-        if padding.holes is None:
-            return spans, None, plan
-        held = torch.nn.functional.pad(padding.holes, (0, keys - padding.holes.shape[1]))
-        return spans, held[index.row // heads], plan
+    def sight(self, index: TokenIndex, keys: int, heads: int = 1) -> Sight:
+        """What gathered tokens see of ``keys`` cached and new ones; with ``heads`` the index is over row and head."""
+        return sight_of(index, self.padding, keys, past=self.past, documents=self.document_ids, heads=heads)
 
     def own_mask(self, member: Bool[Tensor, "B T M"]) -> Bool[Tensor, "B M T T"]:
         """Among the new tokens: causal, the key is a member (or the token itself), of the same document."""

@@ -1,56 +1,26 @@
 """From the decisions of a call to what each routed layer computes: both paths for all tokens, or chosen ones only."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from layerroute.errors import UserError, nearest
+from layerroute.ops.tokens import TokenIndex, token_indices
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.estimators import SPARSE_ESTIMATORS
-from layerroute.routing.tokens import TokenIndex, token_indices
-
-EXECUTIONS = ("auto", "masked", "sparse")
+from layerroute.routing.execution import Profitability
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profitability:
-    """From which share of a call's tokens that take GDN ``auto`` executes a layer sparsely.
+@dataclass(kw_only=True)
+class HybridProfitability(Profitability):
+    """From which share of a call's tokens that take GDN ``auto`` executes a layer sparsely."""
 
-    A path that no token takes is never computed, whatever these say, but for what a cache must hold of it. The
-    defaults were measured on a small CPU (``layerroute bench calibrate`` measures others).
-
-    Attributes:
-        prefill: of a call with more than one new token a row.
-        decode: of a call with one new token a row.
-        train: of a training call (only with estimators whose gradient needs the chosen path alone).
-    """
+    key = "model.profitability"
 
     prefill: float = 0.1
     decode: float = 0.0
     train: float = 0.1
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0.0 <= value <= 1.0:
-                raise UserError(f"model.profitability.{item.name} is a share from 0 to 1, got {value}")
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> "Profitability":
-        """From a configuration's mapping.
-
-        Raises:
-            UserError: for unknown keys and impossible values.
-        """
-        known = [item.name for item in fields(cls)]
-        for key in given or {}:
-            if key not in known:
-                raise UserError(f"model.profitability: unknown key {key!r}.{nearest(key, known)}")
-        return cls(**(given or {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,41 +36,6 @@ class LayerRoute:
     paths: tuple[TokenIndex, ...]
     heads: int | None
     gated: bool
-
-
-def threshold_of(
-    execution: str,
-    profitability: Profitability,
-    *,
-    estimator: str,
-    gated: bool,
-    obstacle: str | None,
-    training: bool,
-    time: int,
-) -> float | None:
-    """The share of tokens on GDN from which a layer is executed sparsely; None: not in this call.
-
-    Raises:
-        UserError: if sparse execution is asked for and not possible.
-    """
-    if execution == "masked":
-        return None
-    if obstacle is None and gated and estimator not in SPARSE_ESTIMATORS:
-        obstacle = (
-            f"the gradient of routing.estimator {estimator!r} needs both paths of every token; only "
-            f"{' and '.join(SPARSE_ESTIMATORS)} train sparsely"
-        )
-    if obstacle is not None:
-        if execution == "sparse":
-            raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-        return None
-    if execution == "sparse":
-        return 0.0
-    if torch.compiler.is_compiling():
-        return None  # what it does depends on data
-    if training:
-        return profitability.train
-    return profitability.decode if time == 1 else profitability.prefill
 
 
 def plan_routes(

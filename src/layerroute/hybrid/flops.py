@@ -5,13 +5,12 @@ Softmax attention is counted as the kernels run it, over the full T x T square a
 is what an executed-FLOP counter sees; these are forward numbers, training is about three times as much.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 
-from layerroute.hybrid.configuration import HybridConfig
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
 from layerroute.ops.routed_attention import share_of_keys
+from layerroute.routing.routers import router_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +80,15 @@ def path_costs(config: HybridConfig, context_length: int = 1024) -> list[list[fl
     return [list(costs) for _ in config.sites]
 
 
-def router_flops(config: HybridConfig) -> float:
+def routers_flops(config: HybridConfig) -> float:
     """All routers, per token."""
     routing = config.routing_config
     if not config.routed_layers or routing.control is not None:
         return 0.0
     routers = 1 if config.router_mode == "parallel" else len(config.routed_layers)
-    widths: Sequence[int] = []
-    if routing.router == "mlp":
-        widths = routing.widths or [config.hidden_size // 2, config.hidden_size // 4]
-    sizes = [config.hidden_size, *widths, len(config.sites) // routers]
-    return routers * 2.0 * sum(a * b for a, b in pairwise(sizes))
+    return router_flops(
+        routing.router, config.hidden_size, len(config.sites), routing.widths, routers=routers
+    )
 
 
 def forward_flops(config: HybridConfig, context_length: int) -> FlopsReport:
@@ -110,7 +107,7 @@ def forward_flops(config: HybridConfig, context_length: int) -> FlopsReport:
         "routed gdn": routed * gdn,
         "routed softmax": routed * softmax,
         "mlp": (len(pattern) + (routed if in_block else 0)) * mlp,
-        "router": router_flops(config),
+        "router": routers_flops(config),
         "output": 2.0 * config.hidden_size * config.vocab_size,
     }
     total = sum(parts.values())

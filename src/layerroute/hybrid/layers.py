@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from layerroute.hybrid.configuration import PATHS, HybridConfig
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.execution import LayerRoute, gate_of
+from layerroute.hybrid.hybrid_config import PATHS, HybridConfig
 from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
 from layerroute.hybrid.norm import RMSNorm
-from layerroute.routing.tokens import TokenIndex
+from layerroute.ops.tokens import TokenIndex
 
 MIXERS: dict[str, type[GatedDeltaMixer] | type[SoftmaxMixer]] = {
     "gdn": GatedDeltaMixer,

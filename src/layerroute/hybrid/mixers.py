@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from layerroute.hybrid.cache import OwnContextLayer
+from layerroute.hybrid.cache_layers import OwnContextLayer
 from layerroute.hybrid.compaction import Compaction
-from layerroute.hybrid.configuration import HybridConfig
 from layerroute.hybrid.context import TokenContext
+from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
 from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
-from layerroute.routing.tokens import TokenIndex
+from layerroute.ops.tokens import TokenIndex
 
 
 class SoftmaxMixer(nn.Module):
@@ -48,8 +48,7 @@ class SoftmaxMixer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Attend; ``head_gate`` scales each head's output before the output projection."""
         query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        key = self.k_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(hidden).unflatten(-1, (self.key_heads, self.head_dim)).transpose(1, 2)
+        key, value = self._keys_values(hidden, None)
         if context.rotary is not None:
             query, key = apply_rotary_pos_emb(query, key, *context.rotary)
         if member is None:

@@ -1,7 +1,5 @@
 """The hybrid model as a transformers ``PreTrainedModel``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,27 +13,23 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import ModelOutput
 
-from layerroute.errors import UserError, nearest
-from layerroute.hybrid.cache import count_tokens, fit_cache, note_call, records_past
-from layerroute.hybrid.configuration import PATHS, HybridConfig
+from layerroute.errors import UserError
+from layerroute.hybrid.cache_layers import count_tokens, fit_cache, note_call, records_past
 from layerroute.hybrid.context import TokenContext
-from layerroute.hybrid.execution import (
-    EXECUTIONS,
-    LayerRoute,
-    Profitability,
-    plan_routes,
-    threshold_of,
-)
+from layerroute.hybrid.execution import HybridProfitability, LayerRoute, plan_routes
 from layerroute.hybrid.flops import path_costs
+from layerroute.hybrid.hybrid_config import PATHS, HybridConfig
 from layerroute.hybrid.layers import HybridLayer
 from layerroute.hybrid.mixers import GatedDeltaMixer
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.routing.decision import RouteDecision
+from layerroute.routing.execution import sparse_from
+from layerroute.routing.handle import RoutingHandle
 from layerroute.routing.module import Routing
 from layerroute.routing.routers import MLPRouter
 from layerroute.routing.row_state import row_state
-from layerroute.routing.serving import Served, check_serve
+from layerroute.routing.serving import Served
 
 
 @dataclass
@@ -105,7 +99,7 @@ class HybridPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class HybridModel(HybridPreTrainedModel):
+class HybridModel(RoutingHandle, HybridPreTrainedModel):
     """Embedding, layers and final norm."""
 
     def __init__(self, config: HybridConfig) -> None:
@@ -131,7 +125,7 @@ class HybridModel(HybridPreTrainedModel):
                 if name.endswith(("o_proj", "down_proj")):
                     module.init_scale = (2 * config.num_hidden_layers) ** -0.5
         self.gradient_checkpointing = False
-        self.execution = config.execution
+        self.execution, self.sparse_obstacle = config.execution, config.sparse_obstacle
         self.post_init()
 
     @staticmethod
@@ -177,18 +171,38 @@ class HybridModel(HybridPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None and hidden.shape[1] > 1 and records_past(past_key_values):
-            return self._in_two(
+            output = self._in_two(
                 hidden, input_ids, attention_mask, position_ids, past_key_values, output_hidden_states
             )
+        else:
+            output = self._run(
+                hidden,
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values,
+                output_hidden_states,
+                document_ids,
+            )
+        if output.decision is not None:
+            self.publish(output.decision)
+        return output
+
+    def _run(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        output_hidden_states: bool | None,
+        document_ids: Tensor | None = None,
+    ) -> HybridOutput:
         context = self._context(hidden, attention_mask, position_ids, past_key_values, document_ids)
-        valid = (
-            context.valid
-            if context.valid is not None
-            else hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-        )
-
+        valid = context.valid
+        if valid is None:
+            valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         served = self._served(context)
-
         states: list[Tensor] = []
         decisions: list[RouteDecision] = []
         routes: list[LayerRoute | None] = []
@@ -236,14 +250,13 @@ class HybridModel(HybridPreTrainedModel):
         for start, stop in ((0, time - 1), (time - 1, time)):
             part = slice(start, stop)
             parts.append(
-                self(
-                    input_ids=None if input_ids is None else input_ids[:, part],
-                    inputs_embeds=hidden[:, part] if input_ids is None else None,
-                    attention_mask=None if attention_mask is None else attention_mask[:, : past + stop],
-                    position_ids=None if position_ids is None else position_ids[:, part],
-                    past_key_values=cache,
-                    use_cache=True,
-                    output_hidden_states=output_hidden_states,
+                self._run(
+                    hidden[:, part],
+                    None if input_ids is None else input_ids[:, part],
+                    None if attention_mask is None else attention_mask[:, : past + stop],
+                    None if position_ids is None else position_ids[:, part],
+                    cache,
+                    output_hidden_states,
                 )
             )
         first, last = parts
@@ -289,12 +302,12 @@ class HybridModel(HybridPreTrainedModel):
         heads = config.num_attention_heads if config.granularity == "head" else None
         estimator = config.routing_config.estimator
         gated = decision.gate.requires_grad or (self.training and estimator == "soft")
-        threshold = threshold_of(
+        threshold = sparse_from(
             self.execution,
-            Profitability.of(config.profitability),
+            HybridProfitability.of(config.profitability),
             estimator=estimator,
             gated=gated,
-            obstacle=config.sparse_obstacle,
+            obstacle=self.sparse_obstacle,
             training=self.training and torch.is_grad_enabled(),
             time=valid.shape[1],
         )
@@ -450,42 +463,3 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             "continuous batching (generate_batch, cache_implementation='paged') packs requests into one row, whose GDN "
             "states would mix; use generate()"
         )
-
-    def routings(self) -> list[Routing]:
-        """The routing modules, in order of their sites (one if parallel, one a routed layer if sequential)."""
-        return [module for module in self.model.routing.values() if isinstance(module, Routing)]
-
-    def set_serve(self, serve: str) -> None:
-        """Serve by ``threshold``, or hold the ``rate``; see ``HybridConfig.serve``.
-
-        Raises:
-            UserError: for another word, or a model that cannot hold a rate.
-        """
-        check_serve(serve, "serve", obstacle=self.config.serve_obstacle)
-        self.config.serve = serve
-
-    def set_temperature(self, temperature: float) -> None:
-        """Temperature of the training-time softmax over paths."""
-        for routing in self.routings():
-            routing.set_temperature(temperature)
-
-    def set_rate(self, rate: float) -> None:
-        """Softmax rate asked for by budgets and controls."""
-        for routing in self.routings():
-            routing.set_rate(rate)
-
-
-@contextmanager
-def executed(model: nn.Module, execution: str) -> Iterator[None]:
-    """Within the context, execute routed layers ``masked``, ``sparse`` or ``auto``, whatever the configuration says."""
-    if execution not in EXECUTIONS:
-        raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
-    stacks = [module for module in model.modules() if isinstance(module, HybridModel)]
-    before = [stack.execution for stack in stacks]
-    for stack in stacks:
-        stack.execution = execution
-    try:
-        yield
-    finally:
-        for stack, old in zip(stacks, before, strict=True):
-            stack.execution = old

@@ -16,7 +16,7 @@ import numpy as np
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import SAME_COST_TEXT, same_cost, unlike_treatment
 from layerroute.lab.format import number, percent, signed
-from layerroute.lab.statistics import Difference, WindowLosses, by_window, ends
+from layerroute.lab.statistics import Difference, WindowLosses, by_window
 from layerroute.lab.table import Table, cells, figures, interval, words
 
 T = TypeVar("T")
@@ -161,7 +161,10 @@ def equal_cost_table(found: Sequence[EqualCost]) -> Table | None:
             figures("At FLOPs", lambda one: one.at.executed_share, percent),
             words("Read off", lambda one: one.how),
             figures("Δ val loss", lambda one: getattr(one.gap, "mean", None), signed),
-            cells("95% interval", lambda one: interval(*ends(one.gap), signed)),
+            cells(
+                "95% interval",
+                lambda one: interval(getattr(one.gap, "low", None), getattr(one.gap, "high", None), signed),
+            ),
             figures("Detectable", lambda one: getattr(one.gap, "detectable", None), number),
             words("Routing", lambda one: one.outcome),
         ],

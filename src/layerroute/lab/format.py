@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 MISSING = "–"
 MINUS = "−"
+PATH_NAMES = {"gdn": "GDN", "softmax": "softmax", "run": "run", "skip": "skip"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -96,3 +97,8 @@ def listing(words: Sequence[str], last: str = "and") -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def path_name(path: str) -> str:
+    """A path's name as a reader writes it: ``GDN``, ``softmax``."""
+    return PATH_NAMES.get(path, path)

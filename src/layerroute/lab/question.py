@@ -246,10 +246,18 @@ class Question:
 
 @cache
 def questions() -> tuple[Question, ...]:
-    """The question of every capability that there is a folder for."""
+    """The question of every capability that there is a folder for.
+
+    Raises:
+        ValueError: two of them ask the first question about one capability.
+    """
     package = importlib.import_module("layerroute.capabilities")
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
-    return tuple(importlib.import_module(f"{package.__name__}.{name}.question").QUESTION for name in names)
+    found = [importlib.import_module(f"{package.__name__}.{name}.question").QUESTION for name in names]
+    first = [question.capability for question in found if question.asked is None]
+    if len(set(first)) < len(first):
+        raise ValueError(f"each capability is asked about once, and these are asked about: {listing(first)}")
+    return tuple(found)
 
 
 def question_of(runs: Sequence[Run]) -> Question:

@@ -3,12 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from layerroute.errors import UserError, nearest
@@ -114,7 +115,7 @@ class Run:
                 ) from None
             rows.pop(key, None)
             rows[key] = row
-        frame = pd.DataFrame(list(rows.values()), columns=_keys(rows.values()))
+        frame = pd.DataFrame([{"step": None, "split": None}, *rows.values()]).iloc[1:]
         return frame.sort_values(["split", "step"], kind="stable", ignore_index=True)
 
     def curve(self, split: str, key: str) -> pd.Series:
@@ -142,16 +143,16 @@ class Run:
             sentences, facts = [], []
             for sentence in found["sentences"]:
                 tokens = tuple(map(str, sentence["tokens"]))
-                choice = tuple(tuple(int(c) for c in row) for row in sentence["choice"])
-                probability = tuple(tuple(float(p) for p in row) for row in sentence["probability"])
-                shapes = {len(choice), len(probability), len(tokens)}
-                widths = {len(row) for rows in (choice, probability) for row in rows} | {len(sites)}
-                known = all(0 <= c < len(paths) for row in choice for c in row)
-                if len(shapes) > 1 or len(widths) > 1 or not known:
+                choice, probability = (np.array(sentence[key]) for key in ("choice", "probability"))
+                if not tokens:
+                    continue
+                if {choice.shape, probability.shape} != {(len(tokens), len(sites))}:
                     raise ValueError("choice and probability must be tokens × sites")
-                if tokens:
-                    sentences.append((tokens, choice, probability))
-                    facts.append(_facts(sentence, len(tokens)))
+                if not ((choice >= 0) & (choice < len(paths))).all():
+                    raise ValueError(f"a choice is one of {len(paths)} paths")
+                choices = tuple(map(tuple, choice.astype(int).tolist()))
+                sentences.append((tokens, choices, tuple(map(tuple, probability.astype(float).tolist()))))
+                facts.append(_facts(sentence, len(tokens)))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} does not hold token routes: {error}.") from None
         there = tuple(fact for fact in facts if fact is not None)
@@ -178,13 +179,6 @@ def _facts(sentence: dict[str, Any], tokens: int) -> TokenFacts | None:
     if len(losses) != tokens or (seen is not None and len(seen) != tokens):
         raise ValueError("loss and seen must have an entry for each token")
     return TokenFacts(start=int(sentence["start"]), losses=losses, seen=seen)
-
-
-def _keys(rows: Iterable[dict[str, Any]]) -> list[str]:
-    keys: dict[str, None] = {"step": None, "split": None}
-    for row in rows:
-        keys.update(dict.fromkeys(row))
-    return list(keys)
 
 
 def load_runs(paths: Sequence[str | os.PathLike[str]]) -> tuple[Run, ...]:

@@ -65,11 +65,6 @@ class Difference:
     windows: int = 0
 
 
-def ends(found: Difference | None) -> tuple[float | None, float | None]:
-    """Of the interval; None where there is none."""
-    return (None, None) if found is None else (found.low, found.high)
-
-
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
     """Mean and t interval of independent values; None for no value.
 
@@ -91,14 +86,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate | None
 
 def by_seed(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     """A − b over the seeds in both (keys are seeds); None without a common one."""
-    seeds = tuple(sorted(set(a) & set(b)))
-    if not seeds:
-        return None
-    found = np.array([a[seed] - b[seed] for seed in seeds], dtype=np.float64)
-    if len(seeds) < 2:
-        return Difference(seeds=seeds, by_seed=tuple(found.tolist()), mean=float(found[0]))
-    mean, variance = found.mean(), found.var(ddof=1) / len(seeds)
-    return _difference(seeds, found, mean, *_judge(mean, variance, np.array(len(seeds) - 1.0)))
+    return _judged(*_paired(*({seed: [value] for seed, value in one.items()} for one in (a, b))), windows=0)
 
 
 def by_seed_and_window(a: WindowLosses, b: WindowLosses, fewest: int = FEWEST_WINDOWS) -> Difference | None:
@@ -106,10 +94,9 @@ def by_seed_and_window(a: WindowLosses, b: WindowLosses, fewest: int = FEWEST_WI
 
     None where it cannot be made: fewer than two common seeds, too few windows, or windows that do not match.
     """
-    seeds, matrix = _paired_windows(a, b)
-    if len(seeds) < 2 or matrix is None or matrix.shape[1] < fewest:
-        return None
-    return _difference(seeds, matrix.mean(axis=1), *crossed_test(matrix), windows=matrix.shape[1])
+    seeds, matrix = _paired(a, b)
+    enough = matrix is not None and len(seeds) > 1 and matrix.shape[1] >= fewest
+    return _judged(seeds, matrix) if enough else None
 
 
 def by_window(a: WindowLosses, b: WindowLosses) -> Difference | None:
@@ -117,26 +104,26 @@ def by_window(a: WindowLosses, b: WindowLosses) -> Difference | None:
 
     None where they have no seed, or not the same windows, in common.
     """
-    seeds, matrix = _paired_windows(a, b)
+    seeds, matrix = _paired(a, b)
     if matrix is None:
         return None
     if (crossed := by_seed_and_window(a, b, fewest=2)) is not None:
         return crossed
     values = matrix.mean(axis=0)
-    low, high = bootstrap(values)
+    low, high = bootstrap(values).tolist()
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return Difference(
         seeds=seeds,
         by_seed=tuple(matrix.mean(axis=1).tolist()),
         mean=float(values.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         detectable=minimal_detectable_effect(spread, len(values)),
         windows=len(values),
     )
 
 
-def _paired_windows(a: WindowLosses, b: WindowLosses) -> tuple[tuple[int, ...], Floats | None]:
+def _paired(a: WindowLosses, b: WindowLosses) -> tuple[tuple[int, ...], Floats | None]:
     """The common seeds, and their differences (seeds, windows); None where windows do not match or are not finite."""
     seeds = tuple(sorted(set(a) & set(b)))
     if len({len(losses) for seed in seeds for losses in (a[seed], b[seed])}) != 1:
@@ -145,53 +132,49 @@ def _paired_windows(a: WindowLosses, b: WindowLosses) -> tuple[tuple[int, ...], 
     return seeds, matrix if np.isfinite(matrix).all() else None
 
 
-def _difference(
-    seeds: tuple[int, ...],
-    found: Floats,
-    mean: Floats,
-    half_width: Floats,
-    p: Floats,
-    detectable: Floats,
-    *,
-    windows: int = 0,
-) -> Difference:
+def _judged(seeds: tuple[int, ...], matrix: Floats | None, windows: int | None = None) -> Difference | None:
+    if matrix is None:
+        return None
+    means, windows = tuple(matrix.mean(axis=1).tolist()), matrix.shape[1] if windows is None else windows
+    if len(seeds) < 2:
+        return Difference(seeds=seeds, by_seed=means, mean=means[0], windows=windows)
+    mean, half, p_value, detectable = map(float, crossed_test(matrix))
     return Difference(
         seeds=seeds,
-        by_seed=tuple(found.tolist()),
-        mean=float(mean),
-        low=float(mean - half_width),
-        high=float(mean + half_width),
-        p_value=float(p),
-        detectable=float(detectable),
+        by_seed=means,
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        p_value=p_value,
+        detectable=detectable,
         windows=windows,
     )
 
 
 def crossed_test(differences: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Test the mean of differences (..., seeds, windows) against 0 at the 5 % level.
+    """Test the mean of differences (..., seeds, windows) against 0 at the 5 % level; over seeds alone with one window.
 
     Returns:
         Mean, half width of the 95 % interval, p value, and the smallest true difference that is found with about 80 %
         power (76 to 86 % over simulated spreads), each (...).
 
     Raises:
-        ValueError: fewer than two seeds or windows.
+        ValueError: fewer than two seeds.
     """
     seeds, windows = differences.shape[-2:]
-    if seeds < 2 or windows < 2:
-        raise ValueError(f"a crossed test needs two seeds and two windows, got {seeds} and {windows}")
+    if seeds < 2:
+        raise ValueError(f"a test over seeds needs two seeds, got {seeds}")
     over_seeds = differences.mean(axis=-1).var(axis=-1, ddof=1) / seeds
-    over_windows = differences.mean(axis=-2).var(axis=-1, ddof=1) / windows
     mean = differences.mean(axis=(-2, -1))
+    alone = _judge(mean, over_seeds, np.full_like(mean, seeds - 1.0))
+    if windows < 2:
+        return mean, *alone
+    over_windows = differences.mean(axis=-2).var(axis=-1, ddof=1) / windows
     variance = over_seeds + over_windows
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = variance**2 / (over_seeds**2 / (seeds - 1) + over_windows**2 / (windows - 1))
     crossed = _judge(mean, variance, np.where(variance > 0, freedom, seeds - 1.0))
-    alone = _judge(mean, over_seeds, np.full_like(mean, seeds - 1.0))
-    half_width, p_value, detectable = (
-        np.maximum(one, other) for one, other in zip(crossed, alone, strict=True)
-    )
-    return mean, half_width, p_value, detectable
+    return mean, *map(np.maximum, crossed, alone)
 
 
 def _judge(mean: Floats, variance: Floats, freedom: Floats) -> tuple[Floats, Floats, Floats]:

@@ -72,6 +72,11 @@ def plain(value: float | None) -> str:
     return MISSING if value is None else str(value)
 
 
+def whole(value: float | None) -> str:
+    """A number without decimals."""
+    return number(value, 0)
+
+
 RowKind = Literal["arm", "improvement", "reference", "unfinished"]
 
 

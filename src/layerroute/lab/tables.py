@@ -27,6 +27,21 @@ def estimate_cell(estimate: Estimate | None, digits: int = 3, factor: float = 1.
     return Cell(f"{plus_minus(factor * estimate.mean, half, digits)}{unit}", estimate.mean)
 
 
+def measured(label: str, *keys: str, show: Callable[[float | None], str] = number) -> Field[Arm]:
+    """A column of the mean over seeds of the record's number at ``keys``."""
+    return figures(label, lambda arm: arm.mean(*keys), show)
+
+
+def estimated(label: str, metric: str, *, digits: int = 3, factor: float = 1.0, unit: str = "") -> Field[Arm]:
+    """A column of a metric with its interval over seeds."""
+    return cells(label, lambda arm: estimate_cell(arm.estimate("metrics", metric), digits, factor, unit))
+
+
+def recorded(label: str, *keys: str, show: Callable[[float | None], str] = number) -> Field[tuple[Arm, Run]]:
+    """A column of what a single run's record has at ``keys``."""
+    return figures(label, lambda item: item[1].value(*keys), show)
+
+
 SEEDS: Field[Arm] = figures("Seeds", lambda arm: len(arm.completed), plain)
 
 
@@ -70,7 +85,7 @@ def main_table(comparison: "Comparison") -> Table:
         words("Model", lambda arm: arm.label),
         words("Kind", lambda arm: str(arm.kind)),
         SEEDS,
-        cells("Val loss ↓", lambda arm: estimate_cell(arm.estimate("metrics", "validation_loss"))),
+        estimated("Val loss ↓", "validation_loss"),
         figures("FLOPs/token, executed", lambda arm: arm.executed, count),
     ]
     return Table.of(

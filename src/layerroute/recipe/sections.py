@@ -36,7 +36,7 @@ _TRAIN = Section(configuration="layerroute.training.configuration.TrainConfig")
 CAPABILITIES: dict[str, Mapping[str, Section]] = {
     "attention_routing": {
         "model": Section(
-            configuration="layerroute.hybrid.configuration.HybridConfig",
+            configuration="layerroute.hybrid.hybrid_config.HybridConfig",
             below="transformers.configuration_utils.PreTrainedConfig",
             nested={"routing": "layerroute.routing.module.RoutingConfig"},
             build=False,
@@ -47,7 +47,7 @@ CAPABILITIES: dict[str, Mapping[str, Section]] = {
     },
     "layer_skipping": {
         "model": Section(configuration="layerroute.training.skipping.configuration.PretrainedConfig"),
-        "skip": Section(configuration="layerroute.skipping.configuration.SkipConfig"),
+        "skip": Section(configuration="layerroute.skipping.skip_config.SkipConfig"),
         "start": Section(configuration="layerroute.training.skipping.configuration.StartConfig"),
         "adapt": Section(configuration="layerroute.training.skipping.configuration.AdaptConfig"),
         "data": _DATA,

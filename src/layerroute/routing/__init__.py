@@ -2,26 +2,42 @@
 
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, Estimate, estimate
-from layerroute.routing.forcing import at_rate, constant, forced, table
+from layerroute.routing.forcing import at_rate, constant, table
+from layerroute.routing.handle import (
+    RoutingHandle,
+    collect_decisions,
+    executed,
+    find_handle,
+    forced,
+    get_handle,
+    last_decision,
+    routings_of,
+    set_serve,
+)
 from layerroute.routing.module import Routing, RoutingConfig
-from layerroute.routing.routers import LinearRouter, MLPRouter, build_router
+from layerroute.routing.routers import MLPRouter, build_router
 from layerroute.routing.schedules import Schedule
-from layerroute.routing.serving import set_serve
 
 __all__ = [
     "ESTIMATORS",
     "Estimate",
-    "LinearRouter",
     "MLPRouter",
     "RouteDecision",
     "Routing",
     "RoutingConfig",
+    "RoutingHandle",
     "Schedule",
     "at_rate",
     "build_router",
+    "collect_decisions",
     "constant",
     "estimate",
+    "executed",
+    "find_handle",
     "forced",
+    "get_handle",
+    "last_decision",
+    "routings_of",
     "set_serve",
     "table",
 ]

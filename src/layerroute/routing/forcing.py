@@ -1,15 +1,11 @@
 """Forcing decisions: for parity tests, and for benchmarks whose speed must not depend on a trained router."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerroute.routing.controls import hashed_uniform
 from layerroute.routing.decision import Chooser
-from layerroute.routing.module import Routing
 
 
 def constant(path: int) -> Chooser:
@@ -40,20 +36,3 @@ def at_rate(rate: float, *, paths: int = 2, seed: int = 0) -> Chooser:
         return (hashed_uniform(keys, len(sites), seed) < rate).long() * (paths - 1)
 
     return choose
-
-
-@contextmanager
-def forced(model: nn.Module, chooser: Chooser | int) -> Iterator[None]:
-    """Within the context, all routing modules of ``model`` take the choices of ``chooser`` (or one path for all).
-
-    Estimators still give these choices their gates, so gradients can be compared too.
-    """
-    modules = [module for module in model.modules() if isinstance(module, Routing)]
-    before = [module.chooser for module in modules]
-    for module in modules:
-        module.chooser = constant(chooser) if isinstance(chooser, int) else chooser
-    try:
-        yield
-    finally:
-        for module, chosen in zip(modules, before, strict=True):
-            module.chooser = chosen

@@ -236,16 +236,3 @@ class Routing(nn.Module):
             sites=self.total or len(self.sites),
         )
         return torch.where(expensive, len(self.paths) - 1, logits[..., :-1].argmax(dim=-1))
-
-    def set_temperature(self, temperature: float) -> None:
-        """Temperature of the training-time softmax, from the run's schedule."""
-        self.temperature.fill_(temperature)
-
-    def set_rate(self, rate: float) -> None:
-        """Rate asked for at every site (controls and budgets follow it at once)."""
-        self.rate.fill_(rate)
-
-    @torch.no_grad()
-    def observe(self, decision: RouteDecision) -> None:
-        """Let the threshold controller see the decisions of a finished training step."""
-        self.thresholds.update(decision.counts(), self.rate)

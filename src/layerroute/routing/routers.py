@@ -76,21 +76,6 @@ class MLPRouter(nn.Module):
         return F.pad(logits, (1, 0)) if self.paths == 2 else logits
 
 
-class LinearRouter(MLPRouter):
-    """One linear map (the original parallel router)."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        sites: int,
-        paths: int = 2,
-        *,
-        initial_bias: float = 0.0,
-        zero_init: bool = False,
-    ):
-        super().__init__(hidden_size, sites, paths, initial_bias=initial_bias, zero_init=zero_init)
-
-
 def build_router(
     kind: str,
     hidden_size: int,
@@ -101,16 +86,27 @@ def build_router(
     initial_bias: float = 0.0,
     zero_init: bool = False,
 ) -> MLPRouter:
-    """Build the router named ``kind``; ``widths`` defaults to (D/2, D/4) for ``mlp``.
+    """Build the router named ``kind``; see ``hidden_widths`` for the default of ``widths``."""
+    hidden = hidden_widths(kind, hidden_size, widths)
+    return MLPRouter(hidden_size, sites, paths, widths=hidden, initial_bias=initial_bias, zero_init=zero_init)
+
+
+def hidden_widths(kind: str, hidden_size: int, widths: Sequence[int] | None) -> tuple[int, ...]:
+    """Widths of a router's hidden layers: none for ``linear``; for ``mlp`` those given, by default (D/2, D/4).
 
     Raises:
         UserError: for an unknown kind.
     """
+    if kind not in ROUTERS:
+        raise UserError(f"unknown router {kind!r}.{nearest(kind, ROUTERS)}")
     if kind == "linear":
-        return LinearRouter(hidden_size, sites, paths, initial_bias=initial_bias, zero_init=zero_init)
-    if kind == "mlp":
-        widths = (hidden_size // 2, hidden_size // 4) if widths is None else tuple(widths)
-        return MLPRouter(
-            hidden_size, sites, paths, widths=widths, initial_bias=initial_bias, zero_init=zero_init
-        )
-    raise UserError(f"unknown router {kind!r}.{nearest(kind, ROUTERS)}")
+        return ()
+    return (hidden_size // 2, hidden_size // 4) if widths is None else tuple(widths)
+
+
+def router_flops(
+    kind: str, hidden_size: int, outputs: int, widths: Sequence[int] | None, *, routers: int = 1
+) -> float:
+    """Forward FLOPs for one token of so many routers, which have ``outputs`` logits among them."""
+    sizes = [hidden_size, *hidden_widths(kind, hidden_size, widths), outputs // routers]
+    return routers * 2.0 * sum(a * b for a, b in pairwise(sizes))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerroute.errors import UserError, nearest
 
@@ -42,22 +42,6 @@ def check_serve(serve: str, key: str, *, obstacle: str | None = None) -> None:
         raise UserError(f"{key}: {serve!r} is not known.{nearest(str(serve), SERVES)}")
     if serve == "rate" and obstacle is not None:
         raise UserError(f"{key}: rate is not possible: {obstacle}; use threshold")
-
-
-def set_serve(model: nn.Module, serve: str) -> None:
-    """Serve by ``threshold`` or hold the ``rate`` from now on; what is saved afterwards says so too.
-
-    Args:
-        model: hybrid, or with a layer router.
-        serve: ``threshold``: saved thresholds alone. ``rate``: each sequence is held at the rate asked for.
-
-    Raises:
-        UserError: for another word, a model that routes nothing, or a router that cannot hold a rate.
-    """
-    holders: list[Any] = [module for module in model.modules() if hasattr(module, "set_serve")]
-    if not holders:
-        raise UserError("the model routes nothing, so that there is no rate to hold")
-    holders[0].set_serve(serve)
 
 
 @dataclass(kw_only=True)

@@ -13,15 +13,13 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, require
 from layerroute.evaluation.generation import prompt_ids
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.serving.requests import Refused, Sampling, check_messages, check_request
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-_INSTALL = "pip install 'layerroute[serving]'"
 
 
 def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
@@ -34,6 +32,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     Raises:
         UserError: the server's packages are missing, or this version of transformers has another server.
     """
+    require("fastapi", "uvicorn", "openai", "jinja2", extra="serve")
     try:
         from transformers.cli.serving.chat_completion import ChatCompletionHandler
         from transformers.cli.serving.completion import CompletionHandler
@@ -42,7 +41,9 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
         from transformers.cli.serving.server import build_server
         from transformers.cli.serving.utils import GenerationState
     except ImportError as error:
-        raise UserError(f"serving needs packages that are not installed ({error}); {_INSTALL}") from error
+        raise UserError(
+            f"this version of transformers has another server ({error}); see its bounds"
+        ) from error
     from fastapi import HTTPException
     from jinja2 import TemplateError
 

@@ -1,22 +1,20 @@
 """Layer skipping: a router added to a pretrained causal LM, so that each token runs or skips each decoder layer."""
 
-from layerroute.skipping.configuration import Profitability, SkipConfig
+from layerroute.routing.handle import collect_decisions, executed, forced, last_decision
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import SkipFlops, forward_flops
+from layerroute.skipping.flops import SkipFlops, skip_flops
 from layerroute.skipping.lossless import LosslessGeneration, generate_lossless
 from layerroute.skipping.model import (
     add_router,
-    collect_decisions,
-    executed,
-    force_decision,
+    find_router,
     get_router,
-    last_decision,
     remove_router,
     router_disabled,
     set_router_trainable,
 )
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.skip_config import SkipConfig, SkipProfitability
 from layerroute.skipping.skip_paths import LowRankSkip
 from layerroute.skipping.storage import RouterDescription, load_routed, load_router, read_router, save_router
 
@@ -26,15 +24,15 @@ __all__ = [
     "LayerRouter",
     "LosslessGeneration",
     "LowRankSkip",
-    "Profitability",
     "RouterDescription",
     "SkipConfig",
     "SkipFlops",
+    "SkipProfitability",
     "add_router",
     "collect_decisions",
     "executed",
-    "force_decision",
-    "forward_flops",
+    "find_router",
+    "forced",
     "generate_lossless",
     "get_router",
     "last_decision",
@@ -46,4 +44,5 @@ __all__ = [
     "router_disabled",
     "save_router",
     "set_router_trainable",
+    "skip_flops",
 ]

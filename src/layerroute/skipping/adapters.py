@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftMixedModel, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, one_line, require
 from layerroute.integrity import inside
 from layerroute.skipping.fingerprint import base_weights, without_adapters
+from layerroute.skipping.tuners import is_tuner, peft_class, tuners
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # fmt: off
@@ -76,7 +75,8 @@ class Adapters:
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether PEFT has put anything into a model or around it."""
-    return any(isinstance(module, PeftModel | PeftMixedModel | BaseTunerLayer) for module in model.modules())
+    around = (peft_class("PeftModel"), peft_class("PeftMixedModel"))
+    return any(is_tuner(module) or isinstance(module, around) for module in model.modules())
 
 
 def describe(model: Any) -> Adapters:
@@ -87,13 +87,13 @@ def describe(model: Any) -> Adapters:
     """
     if not has_adapters(model):
         return Adapters()
-    if isinstance(model, PeftMixedModel):
+    if isinstance(model, peft_class("PeftMixedModel")):
         raise UserError(
             "a PeftMixedModel cannot be saved with its router: PEFT does not save it; use get_peft_model"
         )
     owner = _owner(model)
     configs: Mapping[str, Any] = getattr(owner, "peft_config", {})
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuners(model)
     if not configs:
         raise UserError(
             "the model has adapter layers that PEFT did not register; add them with get_peft_model"
@@ -106,13 +106,13 @@ def describe(model: Any) -> Adapters:
     for name, config in configs.items():
         if (reason := obstacle(config.to_dict())) is not None:
             raise UserError(f"the adapter {name!r} cannot be saved with its router: {reason}")
-        if not isinstance(owner, PeftModel) and kinds & _SHARING:
+        if not isinstance(owner, peft_class("PeftModel")) and kinds & _SHARING:
             raise UserError(
                 f"the adapter {name!r} cannot be saved with its router: {kinds.pop()} keeps weights outside of the "
                 "layers; add it with get_peft_model, and give save_router the PEFT model"
             )
     for path, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and "layerroute" in path.split("."):
+        if is_tuner(module) and "layerroute" in path.split("."):
             raise UserError(
                 f"an adapter was put into the router itself ({path}); exclude it with "
                 "exclude_modules='.*layerroute.*'"
@@ -157,13 +157,12 @@ def _restarted(model: Any, configs: Mapping[str, Any]) -> set[int]:
         getattr(config, "init_lora_weights", None) in ("olora", "pissa") for config in configs.values()
     ):
         return set()
-    modules: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return {id(without_adapters(module)) for module in modules}
+    return {id(without_adapters(module)) for module in tuners(model)}
 
 
 def _owner(model: Any) -> Any:
     """The PeftModel of a model, or the model itself where adapters were added without one."""
-    return model if isinstance(model, PeftModel) else vars(model).get(_OWNER, model)
+    return model if isinstance(model, peft_class("PeftModel")) else vars(model).get(_OWNER, model)
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -173,7 +172,9 @@ def _place(folder: Path, name: str) -> Path:
 
 def _tensors(owner: Any, name: str) -> dict[str, Tensor]:
     """An adapter's weights under the names that a PeftModel has for them."""
-    prefix = "" if isinstance(owner, PeftModel) else "base_model.model."
+    prefix = "" if isinstance(owner, peft_class("PeftModel")) else "base_model.model."
+    from peft import get_peft_model_state_dict
+
     state = get_peft_model_state_dict(owner, adapter_name=name, save_embedding_layers=False)
     return {prefix + key: value for key, value in state.items() if "layerroute" not in key.split(".")}
 
@@ -239,6 +240,9 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path, *, trainable: bo
     Raises:
         UserError: if PEFT cannot.
     """
+    require("peft", extra="train")
+    from peft import PeftModel
+
     owner: Any = None
     try:
         for name in adapters.names:
@@ -256,7 +260,7 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path, *, trainable: bo
             else:
                 owner.load_adapter(str(path), **options)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise UserError(
             f"PEFT cannot load the adapter in {path}: {type(error).__name__}: {reason}"
         ) from error
@@ -277,13 +281,15 @@ def restore_adapters(model: Any, adapters: Adapters, folder: Path) -> None:
     Raises:
         UserError: if they are not the same.
     """
+    from peft import set_peft_model_state_dict
+
     owner = _owner(model)
     for name in adapters.names:
         path = _place(folder, name)
         stored = load_file(path / WEIGHTS)
         if name not in getattr(owner, "peft_config", {}) or _tensors(owner, name).keys() != stored.keys():
             raise UserError(f"{path} does not fit this model's adapter")
-        prefix = "" if isinstance(owner, PeftModel) else "base_model.model."
+        prefix = "" if isinstance(owner, peft_class("PeftModel")) else "base_model.model."
         set_peft_model_state_dict(
             owner, {key.removeprefix(prefix): value for key, value in stored.items()}, adapter_name=name
         )
@@ -304,8 +310,6 @@ def merge_adapters(model: Any, adapters: Adapters) -> None:
         else:
             tuner.unload()
     except (ValueError, NotImplementedError, AttributeError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"the adapter cannot be merged into its base: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise UserError(f"the adapter cannot be merged into its base: {one_line(error)}") from error
     vars(model).pop(_OWNER, None)
     model._hf_peft_config_loaded = False

@@ -14,7 +14,7 @@ from layerroute.errors import UserError
 from layerroute.ops.routed_attention import Padding
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.serving import Served
-from layerroute.skipping.cache import counted, held_count
+from layerroute.skipping.cache_layers import counted, held_count
 from layerroute.skipping.routes import SiteRoute
 
 

@@ -7,30 +7,28 @@ With h the layer's input, F what running gives and S what skipping gives, a toke
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
-from layerroute.ops.routed_attention import BlockPlan, Intervals, Padding, attend_spans, intervals
-from layerroute.routing.tokens import TokenIndex
-from layerroute.skipping.cache import deferring_layer, evicting_layer
+from layerroute.ops.routed_attention import (
+    BlockPlan,
+    Intervals,
+    Padding,
+    Sight,
+    attend_spans,
+    intervals,
+    sight_of,
+)
+from layerroute.skipping.cache_layers import deferring_layer, evicting_layer
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.families import Family
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_paths import LowRankSkip
-
-
-class Sight(NamedTuple):
-    """What gathered queries see: their intervals of keys, any further restriction, and their blocks if planned."""
-
-    spans: Intervals
-    visible: Bool[Tensor, "N S"] | None = None
-    plan: BlockPlan | None = None
 
 
 @dataclass(kw_only=True)
@@ -217,27 +215,16 @@ class LayerCall:
             return key, value, raw, Sight(spans, visible)
         # Among masks of the caller's own, a layer without one is plain causal.
         padding = Padding() if context.explicit_mask else context.padding
-        window, documents = self.family.window(attention), context.documents(cache)
-
-        def see(tokens: TokenIndex, start: Tensor | None, ids: Tensor | None) -> Intervals:
-            return intervals(
-                tokens.row,
-                tokens.time + (context.past - offset),
-                key_start=None if start is None else (start - offset).clamp_min(0),
-                window=window,
-                documents=ids,
-            )
-
-        spans = see(index, padding.start, documents)
-        plan = None
-        if index.host is not None and index.host is not index:
-            ids = None if documents is None else documents.cpu()
-            plan = BlockPlan(see(index.host, padding.start_on_host, ids))
-        if padding.holes is None:
-            return key, value, raw, Sight(spans, None, plan)
-        beyond = max(0, key.shape[1] - padding.holes.shape[1] + offset)
-        held = F.pad(padding.holes[:, offset:], (0, beyond))
-        return key, value, raw, Sight(spans, held[index.row], plan)
+        sight = sight_of(
+            index,
+            padding,
+            key.shape[1],
+            past=context.past,
+            offset=offset,
+            window=self.family.window(attention),
+            documents=context.documents(cache),
+        )
+        return key, value, raw, sight
 
     def _write_keys(self, layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> None:
         """Keys and values of a call in which nobody runs here: for later tokens, if there can be any."""
@@ -275,11 +262,8 @@ class LayerCall:
         cache: Cache | None = options.get("past_key_values")
         attention = self.family.attention_of(layer)
         assert index.host is not None
-        counts = torch.bincount(index.host.row, minlength=batch)
-        width = int(counts.max())
-        first = counts.cumsum(0) - counts
-        rank = torch.arange(index.row.shape[0]) - first[index.host.row]
-        rank_on_host, rank = rank, rank.to(key.device, non_blocking=True)
+        rank_on_host, counts = index.host.ranks(batch)
+        width, rank = int(counts.max()), rank_on_host.to(key.device, non_blocking=True)
         where = (index.row, rank)
         keys = key.new_zeros(batch, width, *key.shape[1:]).index_put(where, key)
         values = value.new_zeros(batch, width, *value.shape[1:]).index_put(where, value)

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from layerroute.errors import UserError
 from layerroute.skipping.devices import value_of
+from layerroute.skipping.tuners import is_tuner, peft_class
 
 VALUES = 16
 _ARCHITECTURE = (
@@ -52,13 +51,18 @@ class BaseWeight(NamedTuple):
         return flat[index.to(flat.device)].cpu()
 
 
+def base_of(model: Any) -> Any:
+    """The transformers model itself, where PEFT has one of its own around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def without_adapters(module: nn.Module) -> nn.Module:
     """The base's own module in the place of one that PEFT has wrapped."""
     inner: Any = module
     while True:
-        if isinstance(inner, BaseTunerLayer):
+        if is_tuner(inner):
             inner = inner.get_base_layer()
-        elif isinstance(inner, AuxiliaryTrainingWrapper):
+        elif isinstance(inner, peft_class("AuxiliaryTrainingWrapper", "peft.utils.other")):
             inner = inner.original_module
         else:
             found: nn.Module = inner
@@ -79,13 +83,12 @@ def base_weights(model: nn.Module) -> list[BaseWeight]:
             if name != "layerroute":
                 yield from walk(child, f"{prefix}{name}.")
 
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return sorted(walk(base, ""), key=lambda weight: weight.name)
+    return sorted(walk(base_of(model), ""), key=lambda weight: weight.name)
 
 
 def vocabulary_weights(model: nn.Module) -> set[int]:
     """Identities of the parameters that have one row a token of the vocabulary."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_of(model)
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     size = base.config.get_text_config().vocab_size
     return {

@@ -7,11 +7,11 @@ Adapters are not counted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from layerroute.ops.routed_attention import share_of_keys
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.routing.routers import router_flops
+from layerroute.skipping.skip_config import SkipConfig
 
 NOMINAL_CONTEXT = 1024
 """Context length at which the relative costs of decisions are taken."""
@@ -152,23 +152,20 @@ class SkipFlops:
 
 
 def saved_by_skipping(config: Any, skip: SkipConfig, context_length: int) -> float:
-    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `forward_flops`)."""
-    return forward_flops(config, skip, context_length).saved(skip.units[0], 0.0)
+    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `skip_flops`)."""
+    return skip_flops(config, skip, context_length).saved(skip.units[0], 0.0)
 
 
-def router_flops(skip: SkipConfig, hidden_size: int) -> float:
+def routers_flops(skip: SkipConfig, hidden_size: int) -> float:
     """All routers, for one token (those that decide for whole sequences count as nothing)."""
-    if skip.routing.control is not None or skip.granularity not in ("token", "per_layer"):
+    routing = skip.routing
+    if routing.control is not None or skip.granularity not in ("token", "per_layer"):
         return 0.0
     routers = len(skip.layers or []) if skip.granularity == "per_layer" else 1
-    widths: Sequence[int] = []
-    if skip.routing.router == "mlp":
-        widths = skip.routing.widths or [hidden_size // 2, hidden_size // 4]
-    sizes = [hidden_size, *widths, len(skip.sites()) // routers]
-    return routers * 2.0 * sum(a * b for a, b in pairwise(sizes))
+    return router_flops(routing.router, hidden_size, len(skip.sites()), routing.widths, routers=routers)
 
 
-def forward_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:
+def skip_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:
     """Of a routed model of a family with gated MLPs.
 
     Args:
@@ -182,7 +179,7 @@ def forward_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlo
         layer=layer_flops(text, context_length),
         layers=text.num_hidden_layers,
         output=2.0 * text.hidden_size * text.vocab_size,
-        router=router_flops(skip, text.hidden_size),
+        router=routers_flops(skip, text.hidden_size),
         skip_path=skip_path_flops(skip, text.hidden_size),
         config=skip,
     )

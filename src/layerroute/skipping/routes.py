@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from layerroute.ops.tokens import TokenIndex
 from layerroute.routing.decision import RouteDecision
-from layerroute.routing.tokens import TokenIndex
 
 DENSE = "dense"
 """Every valid token runs: the layer itself is called."""

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
-from layerroute.errors import UserError
+from layerroute.errors import UserError, one_line
 from layerroute.integrity import MANIFEST, check_intact
 from layerroute.skipping import vocabulary
 from layerroute.skipping.adapters import (
@@ -32,11 +31,12 @@ from layerroute.skipping.adapters import (
     restore_adapters,
     save_adapters,
 )
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.devices import value_of
-from layerroute.skipping.fingerprint import check_base, fingerprint
+from layerroute.skipping.fingerprint import base_of, check_base, fingerprint
 from layerroute.skipping.model import Model, add_router, get_router, remove_router
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained, local_source
+from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.tuners import tuners
 
 FORMATS = (1, 2)
 """1: at most one LoRA adapter, called ``default``, and the base's own vocabulary; 2: whatever is written here."""
@@ -91,7 +91,7 @@ def save_router(
             loaded.
     """
     router = get_router(model)
-    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    whole = base_of(model)
     adapters = describe(model)
     name = str(whole.config._name_or_path) if base is None else base
     rows = _rows(whole, router.seen, name, given=base is not None)
@@ -149,7 +149,7 @@ def _is_plain_lora(model: nn.Module, adapters: Adapters) -> bool:
     """Whether version 0.1 of this package would load the adapters rightly, too."""
     if not adapters.names:
         return True
-    plain = all(hasattr(module, "lora_A") for module in model.modules() if isinstance(module, BaseTunerLayer))
+    plain = all(hasattr(module, "lora_A") for module in tuners(model))
     return plain and adapters.names == adapters.active == ("default",) and not adapters.changed
 
 
@@ -352,9 +352,7 @@ def restore_router(model: nn.Module, folder: str | Path) -> None:
         router.load_state_dict(load_file(folder / WEIGHTS))
         restore_adapters(model, description.adapters, folder / ADAPTER)
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"{folder} does not fit this model's router: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UserError(f"{folder} does not fit this model's router: {one_line(error, 200)}") from error
 
 
 def load_routed(

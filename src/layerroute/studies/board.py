@@ -16,13 +16,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from layerroute.errors import UserError, require
+
+require("optuna", "sqlalchemy", extra="study")
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from layerroute.errors import UserError
 from layerroute.studies.identity import known_dead, worker_name
 
 HEARTBEAT = 30

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, require
 from layerroute.training.configuration import TrainConfig
 
 PROJECT = "layerroute"
@@ -84,5 +84,7 @@ def _check_trackers(names: list[str]) -> None:
             raise UserError(
                 f"train.report_to: {name!r} is no tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
             )
+        if name == "tensorboard":
+            require(name, extra="track")
         if name not in get_available_reporting_integrations():
             raise UserError(f"train.report_to: {name!r} is not installed here; install it, or leave it out")

@@ -18,10 +18,10 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import FlopsReport, HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
+from layerroute.routing import routings_of
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.training.memory import estimate_memory
 from layerroute.training.objective import HybridLoss, RoutedLoss
-from layerroute.training.routing_schedule import routing_modules
 from layerroute.training.saving import save_model
 from layerroute.training.summary import describe_data, describe_memory, describe_model, describe_run
 from layerroute.training.trainee import Trainee
@@ -134,7 +134,7 @@ class HybridTrainee(Trainee):
 
     def before_evaluation(self) -> None:
         """Set the quantile budget's thresholds on held-out text: their running mean lags a rate that is annealed."""
-        modules = [m for m in routing_modules(self.model) if m.config.budget == "quantile"]
+        modules = [m for m in routings_of(self.model) if m.config.budget == "quantile"]
         tokens = self.recipe.train.threshold_tokens
         if modules and tokens:
             held_out = self.held_out(tokens)

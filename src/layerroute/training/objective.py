@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from layerroute.objectives import quadratic_budget, switch_loss
-from layerroute.routing import RouteDecision
+from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.routing.budget import all_reduced
 from layerroute.training.configuration import ObjectiveConfig
 
@@ -52,8 +52,9 @@ class HybridLoss:
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
         """See ``RoutedLoss``."""
         del done
-        output = model(**inputs, use_cache=False)
-        decision = getattr(output, "decision", None)
+        with collect_decisions(model, graph=True) as decisions:
+            output = model(**inputs, use_cache=False)
+        decision = decisions[-1] if decisions else None
         return training_loss(self.config, output.loss, decision, rate=rate), decision, output
 
     def state_dict(self) -> dict[str, Any]:

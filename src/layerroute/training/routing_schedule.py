@@ -6,20 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from layerroute.routing import RouteDecision, Routing, RoutingConfig, Schedule
-from layerroute.skipping.router import LayerRouter
+from layerroute.routing import RouteDecision, Schedule, find_handle, routings_of
 from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
-
-
-def routing_modules(model: nn.Module) -> list[Routing]:
-    """All routing modules of a model, in the order of its modules."""
-    return [module for module in model.modules() if isinstance(module, Routing)]
-
-
-def rated(model: nn.Module) -> list[Routing | LayerRouter]:
-    """What rates are set on: a pretrained model's one router (its sites may have rates of their own), or all."""
-    routers: list[Routing | LayerRouter] = [m for m in model.modules() if isinstance(m, LayerRouter)]
-    return routers or [*routing_modules(model)]
 
 
 def progress(step: int, total: int) -> float:
@@ -39,7 +27,7 @@ class RoutingCallback(TrainerCallback):
 
     Attributes:
         temperature: of the step now running.
-        rate: asked for at the step now running (mean over routing modules; 0 without routing).
+        rate: asked for at the step now running (0 without routing).
         done: share of the run at that step.
 
     Args:
@@ -49,19 +37,17 @@ class RoutingCallback(TrainerCallback):
 
     def __init__(self, model: nn.Module, config: Schedules) -> None:
         temperature, rate = config.temperature, config.rate
-        self.modules, self.rated = routing_modules(model), rated(model)
+        self.modules, self.handle = routings_of(model), find_handle(model)
         self.temperature_schedule = Schedule(
             start=temperature.start,
             end=temperature.end,
             begin=temperature.begin,
             finish=temperature.finish,
         )
-        self.rate_schedules = [
-            Schedule(
-                start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
-            )
-            for own in map(_own_rate, self.rated)
-        ]
+        own = self.modules[0].config.rate if self.modules else 0.0
+        self.rate_schedule = Schedule(
+            start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
+        )
         self.done = 0.0
         self.temperature = temperature.start
         self.rate = 0.0
@@ -71,11 +57,10 @@ class RoutingCallback(TrainerCallback):
         self._counts.clear()
         self.done = progress(state.global_step, state.max_steps)
         self.temperature = self.temperature_schedule.value(self.done)
-        rates = [schedule.value(self.done) for schedule in self.rate_schedules]
-        self.rate = sum(rates) / len(rates) if rates else 0.0
-        for module, rate in zip(self.rated, rates, strict=True):
-            module.set_temperature(self.temperature)
-            module.set_rate(rate)
+        if self.handle is not None and self.modules:
+            self.rate = self.rate_schedule.value(self.done)
+            self.handle.set_temperature(self.temperature)
+            self.handle.set_rate(self.rate)
 
     @torch.no_grad()
     def observe(self, decision: RouteDecision) -> None:
@@ -88,8 +73,3 @@ class RoutingCallback(TrainerCallback):
             if all(site in self._counts for site in module.sites):
                 counts = torch.stack([self._counts[site] for site in module.sites])
                 module.thresholds.update(counts, module.rate)
-
-
-def _own_rate(module: Routing | LayerRouter) -> float:
-    config = module.config
-    return config.rate if isinstance(config, RoutingConfig) else config.routing.rate

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, require
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
@@ -87,6 +86,7 @@ def train_recipe(
     Raises:
         UserError: for input that cannot be used; nothing of an earlier run is touched then.
     """
+    require("accelerate", extra="train")
     refuse_deepspeed()
     quiet_transformers()
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
@@ -305,6 +305,8 @@ class _Run:
         if self.record is None:
             return
         if "tensorboard" in self.recipe.train.report_to:
+            from torch.utils.tensorboard import SummaryWriter
+
             writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
             trainer.add_callback(TensorBoardCallback(writer))
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
 from layerroute.data.sequence import TokenSequence, require_windows
+from layerroute.data.windows import evenly
 from layerroute.objectives.language_model import IGNORE
 from layerroute.training.configuration import TrainConfig
 
@@ -159,9 +160,7 @@ def evaluation_windows(sequence: TokenSequence, sequences: int) -> list[int]:
         UserError: if the split does not fill one window.
     """
     require_windows(sequence, 1)
-    total = sequence.windows()
-    count = min(sequences, total)
-    return [index * total // count for index in range(count)]
+    return evenly(sequence.windows(), sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +212,6 @@ def _unread_windows(data: PreparedData, evaluated: int, wanted: int) -> tuple[To
     read = set(evaluation_windows(data.validation, evaluated))
     free = [index for index in range(data.validation.windows()) if index not in read]
     if len(free) >= wanted:
-        return data.validation, "validation", [free[at * len(free) // wanted] for at in range(wanted)]
+        return data.validation, "validation", [free[at] for at in evenly(len(free), wanted)]
     order = data.train.order(seed=_THRESHOLD_SEED, epoch=0)[:wanted]
     return data.train, "training", [int(index) for index in order]

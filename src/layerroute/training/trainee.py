@@ -150,19 +150,7 @@ class Trainee(ABC):
 
     def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
         """The record's ``routing``: where tokens went at the last evaluation, and how it was decided."""
-        return {
-            "sites": list(statistics.sites),
-            "paths": list(statistics.paths),
-            "expensive_path": statistics.paths[-1],
-            "rate": statistics.rate,
-            "entropy": statistics.entropy,
-            "token_entropy": statistics.token_entropy,
-            "mean_rate": statistics.mean_rate,
-            "balance_loss": statistics.balance_loss,
-            "tokens": statistics.tokens,
-            "causal": statistics.causal,
-            **self.decided_by(statistics),
-        }
+        return {**statistics.record(), **self.decided_by(statistics)}
 
     @abstractmethod
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerroute.benchmark.case import Limit
 from layerroute.benchmark.cases import load_case
 from layerroute.benchmark.memory import peak_memory
 from layerroute.benchmark.skipping_models import build_models, draw, spread_out, without_layers
+from layerroute.benchmark.timing import Timings
 from layerroute.cli.main import main
 from layerroute.skipping import SkipConfig, get_router
 
@@ -111,7 +111,8 @@ def test_draws_have_exactly_the_share_and_layers_are_spread() -> None:
 
 def test_the_limit_is_taken_at_exactly_the_share() -> None:
     # 2 of 5 layers removed save 4 of 10 seconds; 50 % of them would save 5.
-    assert Limit(arm="limit", factor=1.25).seconds(6.0, 10.0) == pytest.approx(5.0)
+    timings = Timings(seconds={"dense": [10.0], "limit": [6.0], "sparse": [10.0]}, calls={})
+    assert timings.share_of("sparse", "dense", "limit", 1.25).median == pytest.approx(0.5)
 
 
 def test_peak_memory_counts_what_lives_at_once() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import email.message
 import importlib.metadata
 import importlib.util
 import json
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,29 @@ import pytest
 import torch
 
 from layerroute.cli.main import main
+
+PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(autouse=True)
+def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pyproject.toml says now: an editable install remembers what it said when it was made."""
+    extras: dict[str, list[str]] = PROJECT["optional-dependencies"]
+    metadata = email.message.Message()
+    for name in extras:
+        metadata["Provides-Extra"] = name
+
+    def conditional(line: str, extra: str) -> str:
+        package, _, marker = line.partition(";")
+        also = f" and ({marker})" if marker else ""
+        return f"{package}; extra == '{extra}'{also}"
+
+    lines = [
+        *PROJECT["dependencies"],
+        *(conditional(line, name) for name, own in extras.items() for line in own),
+    ]
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: metadata)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
 
 
 def examine(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
@@ -40,8 +65,7 @@ def test_json_tells_of_this_very_installation(capsys: pytest.CaptureFixture[str]
     assert report["processes"]["gloo"] is torch.distributed.is_gloo_available()
     assert report["trackers"]["tensorboard"] == importlib.metadata.version("tensorboard")
     assert report["disk"]["here_free_gib"] > 0
-    assert {"cuda", "quantization", "evaluation", "gguf"} <= set(report["extras"])
-    assert "dev" not in report["extras"]
+    assert set(report["extras"]) == set(PROJECT["optional-dependencies"]) - {"all", "dev"}
 
 
 def test_text_has_a_line_for_each_matter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,12 +115,20 @@ def test_a_missing_extra_is_advice_and_a_missing_or_old_need_is_a_problem(
     assert report["extras"]["quantization"]["missing"] == ["bitsandbytes"]
     assert any("pip install 'layerroute[quantization]'" in line for line in report["advice"])
 
-    state.update({"bitsandbytes": "99", "peft": None, "datasets": "1.0"})
+    state.update({"optuna": None, "matplotlib": None})
+    report = examine(capsys)
+    # What an extra of an extra brings counts: a study writes a report.
+    assert report["extras"]["study"]["missing"] == ["optuna", "matplotlib"]
+    assert report["extras"]["report"]["missing"] == ["matplotlib"]
+    assert report["extras"]["train"]["missing"] == []
+
+    state.update({"bitsandbytes": "99", "safetensors": None, "rich": "1.0"})
     report = examine(capsys, code=1)
     assert report["extras"]["quantization"]["missing"] == []
     assert len(report["problems"]) == 2
     assert any(
-        line.startswith("layerroute needs peft>=") and "not installed" in line for line in report["problems"]
+        line.startswith("layerroute needs safetensors>=") and "not installed" in line
+        for line in report["problems"]
     )
     assert any("version 1.0 is installed" in line for line in report["problems"])
     assert main(["doctor"]) == 1

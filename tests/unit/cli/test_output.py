@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from layerroute.cli import output
+from layerroute.cli import arguments, output
 from layerroute.cli.main import COMMANDS, main
 from layerroute.lab.report.terminal import print_table
 from layerroute.lab.table import Column, Row, Table, text_cells
@@ -96,7 +96,7 @@ def options(name: str) -> Iterator[argparse.Action]:
 
 
 WRITING = [
-    (name, action.option_strings[0])
+    (name, action.option_strings[0] if action.option_strings else str(action.metavar))
     for name in COMMANDS
     for action in options(name)
     if action.dest in ("out", "record", "figure")
@@ -107,8 +107,9 @@ def test_whatever_writes_says_so() -> None:
     """An option that names an output is of the types that look before the work."""
     assert len(WRITING) >= 9
     for name, option in WRITING:
-        (action,) = [action for action in options(name) if option in action.option_strings]
-        assert action.type in (output.folder, output.file), f"{name} {option}"
+        (action,) = [one for one in options(name) if option in (*one.option_strings, one.metavar)]
+        checked = (output.folder, output.file, arguments.json_file, arguments.figure_file)
+        assert action.type in checked, f"{name} {option}"
 
 
 @pytest.mark.parametrize(("name", "option"), WRITING)
@@ -117,10 +118,15 @@ def test_output_paths_are_checked_before_the_work(
 ) -> None:
     """The input does not exist either: what is told first is what was looked at first."""
     (tmp_path / "file").write_text("")
-    wrong = [tmp_path / "file" / "below", tmp_path / "file" / "deep" / "below.json", Path("/proc/none/x")]
+    wrong = [
+        tmp_path / "file" / "below.json",
+        tmp_path / "file" / "deep" / "below.json",
+        Path("/proc/none/x.json"),
+    ]
     words = ["data", "show"] if name == "data" else [name, "nothing-here"]
+    words += [option] if option.startswith("--") else ["--to", "hf"]
     for path in wrong:
-        assert main([*words, option, str(path)]) == 2
+        assert main([*words, str(path)]) == 2
         told = capsys.readouterr().err
         assert f"argument {option}: " in told
         assert str(path.parent) in told

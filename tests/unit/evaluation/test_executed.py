@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from layerroute.evaluation.executed import executed_flops_per_token
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, executed, forward_flops
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
+from layerroute.routing import executed
 
 
 @pytest.mark.parametrize("pattern", [["gdn", "routed", "softmax"], ["softmax", "softmax"]])

@@ -38,6 +38,14 @@ def test_every_token_is_in_one_window(tokenizer, tmp_path: Path) -> None:
     assert [tuple(batch["input_ids"].shape) for batch in short] == [(1, len(stream))]
 
 
+def test_no_more_text_is_read_than_windows_are_wanted(tokenizer) -> None:
+    texts = iter(["a cat sat on a mat " * 5000] * 50)
+    (some,) = text_batches(tokenizer, texts, length=6, batch_size=3, limit=2)
+    assert 45 < sum(1 for _ in texts) < 50
+    (all_of_them, *_) = text_batches(tokenizer, ["a cat sat on a mat " * 5000] * 2, length=6, batch_size=3)
+    assert torch.equal(some["input_ids"], all_of_them["input_ids"][:2])
+
+
 def test_files_are_read_as_the_data_part_reads_them(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     assert list(read_texts([str(tmp_path / "a.jsonl")])) == ["one", "two"]

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
 from layerroute.hybrid.compaction import Compaction
+from layerroute.routing import routings_of
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 61}
 
@@ -52,7 +53,7 @@ def test_round_trip_through_auto_classes(tmp_path):
         assert torch.equal(dict(loaded.named_buffers())[name], value), name
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, model(ids).logits)
-    assert loaded.routings()[0].thresholds.value.abs().sum() > 0
+    assert routings_of(loaded)[0].thresholds.value.abs().sum() > 0
 
 
 def test_a_checkpoint_from_before_spreads_loads_without_a_word(tmp_path):
@@ -64,7 +65,7 @@ def test_a_checkpoint_from_before_spreads_loads_without_a_word(tmp_path):
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded, info = HybridForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and loaded.config.serve == "rate"
-    assert (loaded.routings()[0].thresholds.spread == 1).all()
+    assert (routings_of(loaded)[0].thresholds.spread == 1).all()
     ids = torch.randint(1, 61, (2, 40))
     with torch.no_grad():
         assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
@@ -72,9 +73,9 @@ def test_a_checkpoint_from_before_spreads_loads_without_a_word(tmp_path):
 
 def test_the_start_of_the_router_survives_initialisation():
     model = HybridForCausalLM(HybridConfig(**SMALL, routing={"initial_bias": 2.0, "zero_init": True}))
-    last = model.routings()[0].router.layers[-1]
+    last = routings_of(model)[0].router.layers[-1]
     assert last.bias.tolist() == [2.0, 2.0] and last.weight.abs().sum().item() == 0
-    assert model.routings()[0].rate.tolist() == [0.5, 0.5]
+    assert routings_of(model)[0].rate.tolist() == [0.5, 0.5]
 
 
 def test_parameters_by_part_add_up_and_a_gdn_mixer_is_near_an_attention_mixer():

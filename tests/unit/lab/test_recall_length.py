@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from layerroute.capabilities.recall.lengths import rate_sentence, rates_by_length, recall_lengths
+from layerroute.capabilities.recall.lengths import rate_sentence, recall_lengths
+from layerroute.capabilities.recall.measures import rates_by_length
 from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from layerroute.cli.main import main
+from layerroute.errors import UserError
 from layerroute.lab.compare import compare
-from layerroute.lab.question import Outcome
+from layerroute.lab.question import Outcome, questions
 from layerroute.lab.runs import load_runs
 from tests.unit.lab.toy_capability import QUESTION, toy
 
@@ -59,6 +60,20 @@ def test_the_command_shows_it(toy: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert content["outcome"] == "wins" and content["controls_missing"] == []
 
 
+def test_it_gets_a_figure_a_page_and_a_paper(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    assert main(["report", str(toy), "--out", str(out), "--json"]) == 0
+    page, paper = (" ".join((out / name).read_text().split()) for name in ("index.html", "paper.md"))
+    for words in (
+        "Does a model answer more if each token picks its depth?",
+        "picked ends with a higher accuracy than fixed",
+        "Δ accuracy",
+        "Could show",
+    ):
+        assert words in page and words in paper
+    assert "<svg" in page and list((out / "figures").glob("*.csv"))
+
+
 def test_unequal_cost_gives_it_no_verdict_either(toy: Path) -> None:
     runs = load_runs([toy])
     for run in runs:
@@ -67,3 +82,20 @@ def test_unequal_cost_gives_it_no_verdict_either(toy: Path) -> None:
     found = compare(runs)
     assert found.outcome is Outcome.UNEQUAL_COST
     assert "There is no verdict on picked against fixed: +1.0% executed FLOPs per token." in found.verdict
+
+
+def test_two_folders_cannot_ask_about_one_capability(toy: Path) -> None:
+    again = toy.parent / "capabilities" / "again"
+    again.mkdir()
+    (again / "__init__.py").touch()
+    (again / "question.py").write_text(QUESTION, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"asked about once.*depth_routing"):
+        questions()
+
+
+def test_runs_that_nobody_asks_about_are_told(toy: Path) -> None:
+    runs = load_runs([toy])
+    for run in runs:
+        run.record["capability"] = "dept_routing"
+    with pytest.raises(UserError, match="no question about runs of dept_routing, only about those of"):
+        compare(runs)

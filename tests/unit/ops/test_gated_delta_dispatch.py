@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
+from layerroute.ops import backends
 from layerroute.ops.gated_delta import backend_report, dispatch, fla, gated_delta_rule
 from tests.parity.gated_delta_inputs import Inputs, make, run
 
 
 @pytest.fixture(autouse=True)
 def forget_announcements() -> None:
-    dispatch._announce.cache_clear()
+    backends.announce.cache_clear()
 
 
 def test_auto_on_cpu_is_chunked_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

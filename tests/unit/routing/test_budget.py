@@ -46,7 +46,7 @@ def test_controller_reaches_the_rate_and_is_saved():
     valid, positions = torch.ones(4, 256, dtype=torch.bool), torch.arange(256).expand(4, -1)
     for _ in range(120):
         decision = routing(torch.randn(4, 256, 8), valid=valid, positions=positions)
-        routing.observe(decision)
+        routing.thresholds.update(decision.counts(), routing.rate)
     assert decision.rate().item() == pytest.approx(0.3, abs=0.08)
     copy = Routing(config, 8, sites=["a"], paths=["gdn", "softmax"])
     copy.load_state_dict(routing.state_dict())

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
-from layerroute.routing import LinearRouter, MLPRouter, build_router
+from layerroute.routing import MLPRouter, build_router
 
 
 def test_two_paths_share_one_logit():
-    router = LinearRouter(8, sites=3)
+    router = MLPRouter(8, sites=3)
     logits = router(torch.randn(2, 5, 8))
     assert logits.shape == (2, 5, 3, 2)
     assert torch.equal(logits[..., 0], torch.zeros(2, 5, 3))
@@ -14,7 +14,7 @@ def test_two_paths_share_one_logit():
 
 
 def test_more_paths_have_a_logit_each():
-    assert LinearRouter(8, sites=3, paths=3)(torch.randn(1, 2, 8)).shape == (1, 2, 3, 3)
+    assert MLPRouter(8, sites=3, paths=3)(torch.randn(1, 2, 8)).shape == (1, 2, 3, 3)
 
 
 def test_mlp_has_the_original_widths():
@@ -30,7 +30,7 @@ def test_initial_bias_starts_near_the_expensive_path():
 
 def test_logits_are_fp32_under_autocast_and_in_half_models():
     hidden = torch.randn(1, 7, 16)
-    router = LinearRouter(16, sites=2)
+    router = MLPRouter(16, sites=2)
     expected = router(hidden.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = router(hidden.bfloat16())
@@ -43,4 +43,4 @@ def test_unknown_kind():
     with pytest.raises(UserError, match="linear"):
         build_router("linea", 8, 1)
     with pytest.raises(ValueError, match="2 paths"):
-        LinearRouter(8, sites=1, paths=1)
+        MLPRouter(8, sites=1, paths=1)

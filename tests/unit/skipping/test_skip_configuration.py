@@ -8,7 +8,7 @@ import pytest
 from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig
 from layerroute.routing.controls import CONTROLS
-from layerroute.skipping import Profitability, SkipConfig
+from layerroute.skipping import SkipConfig, SkipProfitability
 
 
 def test_default_layers_are_all_but_the_first_four_and_the_last():
@@ -34,7 +34,7 @@ def test_round_trip_through_json():
         kv="evict",
         sink_tokens=4,
         execution="masked",
-        profitability=Profitability(prefill=0.2, decode=0.1, train=0.3),
+        profitability=SkipProfitability(prefill=0.2, decode=0.1, train=0.3),
     )
     assert SkipConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

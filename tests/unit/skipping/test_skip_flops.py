@@ -5,7 +5,7 @@ import torch
 
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
-from layerroute.skipping import executed, force_decision, forward_flops, get_router
+from layerroute.skipping import executed, forced, get_router, skip_flops
 from layerroute.skipping.flops import layer_flops, path_costs
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import VOCABULARY, routed
@@ -23,7 +23,7 @@ def count(model, ids, execution, choice) -> float:
     with (
         torch.no_grad(),
         executed(model, execution),
-        force_decision(model, choice),
+        forced(model, choice),
         flop_counter() as counter,
     ):
         model(ids, use_cache=False)
@@ -37,7 +37,7 @@ def test_analytic_equals_counted_within_two_percent(unit, kv, granularity):
     model = routed("llama", model=size, unit=unit, kv=kv, granularity=granularity)
     ids = tokens(2, 400, VOCABULARY)
     sites = len(get_router(model).sites)
-    flops = forward_flops(model.config, get_router(model).config, 400)
+    flops = skip_flops(model.config, get_router(model).config, 400)
     generator = torch.Generator().manual_seed(0)
     for rate in (0.25, 0.5, 0.75):
         # Exactly that share of each row and site, spread at random.
@@ -64,7 +64,7 @@ def test_costs_of_decisions_are_those_of_the_layer():
     assert path_costs(model.config, config) == [[layer.keys, layer.total]] * 4
     from layerroute.skipping import last_decision
 
-    with torch.no_grad(), force_decision(model, 0.5):
+    with torch.no_grad(), forced(model, 0.5):
         model(tokens(2, 40, VOCABULARY))
     decision = last_decision(model)
     assert torch.allclose(decision.costs[:, 1], torch.tensor(layer.total))
@@ -74,5 +74,5 @@ def test_costs_of_decisions_are_those_of_the_layer():
 def test_controls_need_no_router_flops():
     learned = routed("llama")
     control = routed("llama", routing=RoutingConfig(control="random", rate=0.5))
-    assert forward_flops(learned.config, get_router(learned).config, 64).router > 0
-    assert forward_flops(control.config, get_router(control).config, 64).router == 0
+    assert skip_flops(learned.config, get_router(learned).config, 64).router > 0
+    assert skip_flops(control.config, get_router(control).config, 64).router == 0

@@ -1,6 +1,6 @@
 """Finding pretrained models: the alias, its cache, and clear words where there is nothing."""
 
-import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
-from layerroute.integrity import seal
 from layerroute.skipping import SMOLLM2, load_pretrained, pretrained
 
 
@@ -22,8 +21,8 @@ def test_without_the_gguf_reader_the_way_out_is_told(monkeypatch, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "gguf_path", lambda: tmp_path / "model.gguf")
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install gguf"):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'layerroute\[gguf\]'"):
         load_pretrained(SMOLLM2)
 
 
@@ -40,11 +39,10 @@ def test_the_unpacked_model_is_kept_and_damage_is_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "gguf_path", lambda: tmp_path / "model.gguf")
     unpacked = []
 
-    def unpack(gguf: Path, folder: Path) -> None:
+    def unpack(gguf: Path, folder: Path) -> dict[str, object]:
         unpacked.append(gguf)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"12345")
-        seal(folder)
+        return {}
 
     monkeypatch.setattr(pretrained, "_unpack", unpack)
     folder = Path(pretrained._smollm2())
@@ -58,10 +56,6 @@ def test_the_unpacked_model_is_kept_and_damage_is_seen(monkeypatch, tmp_path):
     pretrained._smollm2()
     assert len(unpacked) == 3
     (folder / "model.safetensors").write_bytes(b"12346")  # one bit
-    pretrained._smollm2()
-    assert len(unpacked) == 4
-    # Unpacked by an earlier version, which kept sizes only.
-    (folder / "manifest.json").write_text(json.dumps({"model.safetensors": 5}))
     pretrained._smollm2()
     assert len(unpacked) == 4
 

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from layerroute.routing import routings_of
 from layerroute.training.configuration import ObjectiveConfig, RateScheduleConfig, ScheduleConfig
-from layerroute.training.routing_schedule import RoutingCallback, progress, routing_modules
+from layerroute.training.routing_schedule import RoutingCallback, progress
 
 
 @pytest.mark.parametrize("steps", [2, 7, 29, 1000])
@@ -13,7 +14,7 @@ def test_a_schedule_ends_with_the_run_whatever_its_length(make_model, steps) -> 
     callback = RoutingCallback(
         model, ObjectiveConfig(rate=RateScheduleConfig(start=1.0, begin=0.0, finish=1.0))
     )
-    (module,) = routing_modules(model)
+    (module,) = routings_of(model)
     seen = []
     for step in range(steps):
         callback.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=steps), None)
@@ -38,7 +39,7 @@ def test_without_a_start_the_rate_is_the_models(make_model) -> None:
 def test_thresholds_move_once_a_step_by_the_decisions_of_all_micro_batches(make_model, make_decision) -> None:
     model = make_model(routing={"budget": "controller", "rate": 0.5, "threshold_step": 0.1})
     callback = RoutingCallback(model, ObjectiveConfig())
-    (module,) = routing_modules(model)
+    (module,) = routings_of(model)
     state = SimpleNamespace(global_step=0, max_steps=10)
     callback.on_step_begin(None, state, None)
     # Together: 3 of 4 tokens are expensive at the first site, 1 of 4 at the second.

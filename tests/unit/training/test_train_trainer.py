@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from layerroute.data.sequence import TokenSequence
 from layerroute.objectives import switch_loss
+from layerroute.routing import routings_of
 from layerroute.training import objective as objective_module
 from layerroute.training.arguments import training_arguments
 from layerroute.training.checkpoint import newest_checkpoint
@@ -227,7 +228,7 @@ def test_the_controller_learns_from_training_decisions_and_is_saved(make_trainer
     model = make_model(routing={"budget": "controller", "rate": 0.0, "threshold_step": 0.5})
     trainer = make_trainer(model, objective=ObjectiveConfig())
     trainer.train()
-    thresholds = model.routings()[0].thresholds
+    thresholds = routings_of(model)[0].thresholds
     assert thresholds.value.tolist() == pytest.approx([2.0, 2.0])  # four steps, each above the rate asked for
     from safetensors.torch import load_file
 

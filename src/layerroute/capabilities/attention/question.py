@@ -1,6 +1,7 @@
 """The question: does per-token attention routing end with a lower loss than layers assigned statically."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from layerroute.capabilities.attention import tables
 from layerroute.capabilities.attention.kinds import (
@@ -74,6 +75,12 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
     }
 
 
+def _page() -> Any:
+    from layerroute.capabilities.attention.page import PAGE
+
+    return PAGE
+
+
 QUESTION = Question(
     capability="attention_routing",
     title="Attention routing",
@@ -95,4 +102,5 @@ QUESTION = Question(
         Shown(table="efficiency"),
         Shown(table="fairness", turned=True),
     ),
+    page=_page,
 )

@@ -10,14 +10,12 @@ from enum import StrEnum
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import RATE_TOLERANCE
-from layerroute.lab.format import listing, plural
+from layerroute.lab.format import listing, path_name, plural
 from layerroute.lab.statistics import Estimate
 
 BALANCED_FROM, BALANCED_TO = 0.40, 0.60
 COLLAPSED_ABOVE = 0.90
 UNDECIDED_ABOVE = 0.95  # share of the largest possible entropy
-
-PATH_NAMES = {"gdn": "GDN", "softmax": "softmax", "run": "run", "skip": "skip"}
 
 
 class Balance(StrEnum):
@@ -26,11 +24,6 @@ class Balance(StrEnum):
     BALANCED = "balanced"
     LEANING = "leaning"
     COLLAPSED = "collapsed"
-
-
-def path_name(path: str) -> str:
-    """A path's name as a reader writes it: ``GDN``, ``softmax``."""
-    return PATH_NAMES.get(path, path)
 
 
 def judge_rate(rate: float) -> Balance:
@@ -44,7 +37,7 @@ def judge_rate(rate: float) -> Balance:
 class SiteRouting:
     """One site of one arm over its completed seeds.
 
-    ``balances`` is by seed, in the order of the seeds. ``doubt`` is the entropy (nats) of the router's probabilities
+    ``doubt`` is the entropy (nats) of the router's probabilities
     for a single token, averaged over tokens: how unsure it is; None where the record has none.
     """
 
@@ -53,7 +46,11 @@ class SiteRouting:
     rate: Estimate
     entropy: Estimate | None
     doubt: Estimate | None
-    balances: tuple[Balance, ...]
+
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """By seed, in the order of the seeds."""
+        return tuple(map(judge_rate, self.rates.values()))
 
     @property
     def undecided(self) -> bool:
@@ -80,18 +77,15 @@ def site_routing(arm: Arm) -> list[SiteRouting]:
     """Every routed site of ``arm`` that a completed run has a rate for, in the model's order."""
     found = []
     for site in arm.sites:
-        rates = arm.by_seed("routing", "rate", site)
         rate = arm.estimate("routing", "rate", site)
         if rate is not None:
-            balances = tuple(judge_rate(value) for value in rates.values())
             found.append(
                 SiteRouting(
                     site=site,
-                    rates=rates,
+                    rates=arm.by_seed("routing", "rate", site),
                     rate=rate,
                     entropy=arm.estimate("routing", "entropy", site),
                     doubt=None if arm.kind.control else arm.estimate("routing", "token_entropy", site),
-                    balances=balances,
                 )
             )
     return found

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from layerroute.capabilities.attention.routing import collapse_word, path_name, site_routing
+from layerroute.capabilities.attention.routing import collapse_word, site_routing
 from layerroute.lab.arms import Arm
 from layerroute.lab.controls import rate_of
 from layerroute.lab.fairness import (
@@ -23,17 +23,21 @@ from layerroute.lab.format import (
     learning_rate,
     listing,
     number,
+    path_name,
     percent,
     signed_percent,
 )
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Estimate
-from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, plain, words
+from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, plain, whole, words
 from layerroute.lab.tables import (
     DIFFERENT_DATA,
     SEEDS,
     estimate_cell,
+    estimated,
     interval_note,
+    measured,
+    recorded,
     unfinished_notes,
     unfinished_rows,
     unfinished_text,
@@ -72,12 +76,9 @@ def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> 
     fields: list[Field[Arm]] = [
         MODEL,
         SEEDS,
-        cells("Val loss ↓", lambda arm: estimate_cell(arm.estimate("metrics", "validation_loss"))),
+        estimated("Val loss ↓", "validation_loss"),
         cells("Perplexity ↓", lambda arm: _perplexity(arm)),
-        cells(
-            "Accuracy ↑",
-            lambda arm: estimate_cell(arm.estimate("metrics", "validation_accuracy"), 1, 100, "%"),
-        ),
+        estimated("Accuracy ↑", "validation_accuracy", digits=1, factor=100, unit="%"),
         words("Routing collapse?", collapse_word),
     ]
     rows = []
@@ -207,8 +208,8 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
 
     fields: list[Field[Arm]] = [
         MODEL,
-        figures("Tokens/s ↑", lambda arm: arm.mean("timing", "tokens_per_second"), lambda n: number(n, 0)),
-        figures("Training time ↓", lambda arm: arm.mean("timing", "train_seconds"), duration),
+        measured("Tokens/s ↑", "timing", "tokens_per_second", show=whole),
+        measured("Training time ↓", "timing", "train_seconds", show=duration),
         cells("Relative overhead", overhead),
     ]
     completed = [arm for arm in arms if arm.completed]
@@ -245,7 +246,7 @@ def fairness(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Tabl
             lambda arm: relative(arm.parameters, baseline.parameters) if baseline else None,
             signed_percent,
         ),
-        figures("FLOPs/token, all paths", lambda arm: arm.mean("flops", "forward_per_token"), count),
+        measured("FLOPs/token, all paths", "flops", "forward_per_token", show=count),
         figures("FLOPs/token, at rate", lambda arm: arm.flops, count),
         figures(
             "at rate vs baseline",
@@ -255,8 +256,8 @@ def fairness(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Tabl
         figures("FLOPs/token, executed", lambda arm: arm.executed, count),
         figures("Rate", rate_of, percent),
         figures("Learning rate", lambda arm: arm.learning_rate, learning_rate),
-        figures("Tokens seen", lambda arm: arm.mean("tokens_seen"), count),
-        figures("Context", lambda arm: arm.mean("flops", "context_length"), lambda n: number(n, 0)),
+        measured("Tokens seen", "tokens_seen", show=count),
+        measured("Context", "flops", "context_length", show=whole),
         words("Control", lambda arm: str(arm.kind) if arm.kind.control else "no"),
         words("Causal", lambda arm: "yes" if arm.causal else "NO"),
     ]
@@ -307,10 +308,10 @@ def runs_table(arms: Sequence[Arm]) -> Table:
         words("Arm", lambda item: item[0].label),
         figures("Seed", lambda item: item[1].seed, plain),
         words("Status", lambda item: item[1].status if item[1].completed else unfinished_text(item[1])),
-        figures("Val loss", lambda item: item[1].value("metrics", "validation_loss")),
-        figures("Best val loss", lambda item: item[1].value("metrics", "best_validation_loss")),
-        figures("Best step", lambda item: item[1].value("metrics", "best_step"), plain),
-        figures("Training time", lambda item: item[1].value("timing", "train_seconds"), duration),
+        recorded("Val loss", "metrics", "validation_loss"),
+        recorded("Best val loss", "metrics", "best_validation_loss"),
+        recorded("Best step", "metrics", "best_step", show=plain),
+        recorded("Training time", "timing", "train_seconds", show=duration),
         words("Command", lambda item: str(item[1].value("command") or MISSING)),
     ]
     runs = [(arm, run) for arm in arms for run in sorted(arm.runs, key=lambda run: (run.seed, str(run.path)))]

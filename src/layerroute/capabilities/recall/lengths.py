@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from layerroute.capabilities.recall.measures import recall_by_seed, softmax_rate
+from layerroute.capabilities.recall.measures import lengths, rates_by_length, recall_by_seed, softmax_rate
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import RATE_TOLERANCE
 from layerroute.lab.format import MISSING, number, percent, plural
@@ -14,20 +14,6 @@ FEWEST_ANSWERS = 30
 """Answers that a share by distance needs: 30 leave it uncertain by some 18 points either way."""
 SAME_TOKENS = 0.10
 """A router that takes within so much of as many tokens at every length keeps its number of tokens, not its rate."""
-
-
-def rates_by_length(arm: Arm) -> dict[int, dict[int, float]]:
-    """Rate of the arm's router by seed and multiple of the training length; completed runs that have it."""
-    found: dict[int, dict[int, float]] = {}
-    for run in arm.completed:
-        rates = {
-            int(point["multiple"]): float(point["mean_rate"])
-            for point in run.value("recall", "by_length") or ()
-            if point.get("mean_rate") is not None
-        }
-        if rates:
-            found[run.seed] = rates
-    return found
 
 
 def rate_sentence(arm: Arm) -> str:
@@ -51,7 +37,7 @@ def rate_sentence(arm: Arm) -> str:
     if kept == {"rate"}:
         return f"{arm.label} holds its rate: {told}."
     if kept == {"tokens"}:
-        length = _lengths(arm)[shortest]
+        length = lengths(arm)[shortest]
         tokens = round(fmean(rates[shortest] for rates in by_seed.values() if shortest in rates) * length)
         return (
             f"{arm.label} does not hold its rate but the number of tokens that it picks, about {tokens} a sequence at "
@@ -74,7 +60,7 @@ def _kept(rates: Mapping[int, float]) -> str:
 def recall_lengths(arms: Sequence[Arm]) -> Table | None:
     """Answers recalled, and the softmax rate, at every length measured; None where only one length was."""
     known = [arm for arm in arms if recall_by_seed(arm)]
-    multiples = sorted({multiple for arm in known for multiple in _lengths(arm)})
+    multiples = sorted({multiple for arm in known for multiple in lengths(arm)})
     if len(multiples) < 2:
         return None
 
@@ -90,7 +76,7 @@ def recall_lengths(arms: Sequence[Arm]) -> Table | None:
 
         return cells(f"Rate {multiple}×", cell)
 
-    lengths, longest = _lengths(known[0]), max(multiples)
+    tokens, longest = lengths(known[0]), max(multiples)
     return Table.of(
         "Table of recall by length",
         "Answers recalled, and tokens on softmax, beyond the length of training",
@@ -102,7 +88,7 @@ def recall_lengths(arms: Sequence[Arm]) -> Table | None:
         known,
         notes=[
             "Means over seeds, with the least and the most of them where they are more than a point apart. "
-            f"1× is {number(lengths.get(1), 0)} tokens, {longest}× {number(lengths.get(longest), 0)}; the "
+            f"1× is {number(tokens.get(1), 0)} tokens, {longest}× {number(tokens.get(longest), 0)}; the "
             "pairs are as many at every length, with more filler between them. The softmax rate is over the layers "
             "after the first.",
             *filter(None, map(rate_sentence, known)),
@@ -152,11 +138,3 @@ def _span(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     text = percent(fmean(values))
     return f"{text} ({number(100 * low, 1)} to {number(100 * high, 1)})" if high - low > 0.01 else text
-
-
-def _lengths(arm: Arm) -> dict[int, int]:
-    return {
-        int(point["multiple"]): int(point["length"])
-        for run in arm.completed
-        for point in run.value("recall", "by_length") or ()
-    }

@@ -8,14 +8,34 @@ from layerroute.lab.statistics import Estimate, t_interval
 from layerroute.lab.table import Cell
 
 
+def by_length(arm: Arm, key: str) -> dict[int, dict[int, float]]:
+    """A number by seed and multiple of the training length; completed runs that have it."""
+    found = {
+        run.seed: {
+            int(point["multiple"]): float(point[key])
+            for point in run.value("recall", "by_length") or ()
+            if point.get(key) is not None
+        }
+        for run in arm.completed
+    }
+    return {seed: values for seed, values in found.items() if values}
+
+
 def recall_by_seed(arm: Arm, *, multiple: int = 1) -> dict[int, float]:
     """Share of answers recalled at ``multiple`` of the training length, by seed of the completed runs that have it."""
-    return {
-        run.seed: float(point["accuracy"])
-        for run in arm.completed
-        for point in run.value("recall", "by_length") or ()
-        if point["multiple"] == multiple
-    }
+    found = by_length(arm, "accuracy").items()
+    return {seed: values[multiple] for seed, values in found if multiple in values}
+
+
+def rates_by_length(arm: Arm) -> dict[int, dict[int, float]]:
+    """Rate of the arm's router by seed and multiple of the training length; completed runs that have it."""
+    return by_length(arm, "mean_rate")
+
+
+def lengths(arm: Arm) -> dict[int, int]:
+    """Tokens by multiple of the training length."""
+    found = by_length(arm, "length").values()
+    return {multiple: int(tokens) for values in found for multiple, tokens in values.items()}
 
 
 def softmax_rate(arm: Arm, routed: float | None) -> float | None:

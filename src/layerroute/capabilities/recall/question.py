@@ -12,7 +12,13 @@ from layerroute.capabilities.attention.kinds import (
     kind_of,
 )
 from layerroute.capabilities.recall.lengths import rate_sentence, recall_distances, recall_lengths
-from layerroute.capabilities.recall.measures import percent_cell, recall_by_seed, share_text, softmax_rate
+from layerroute.capabilities.recall.measures import (
+    lengths,
+    percent_cell,
+    recall_by_seed,
+    share_text,
+    softmax_rate,
+)
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
@@ -97,10 +103,7 @@ def recall_table(arms: Sequence[Arm]) -> Table | None:
     known = [arm for arm in arms if recall_by_seed(arm)]
     if not known:
         return None
-    points = [
-        point for arm in known for run in arm.completed for point in run.value("recall", "by_length") or ()
-    ]
-    longest = max(int(point["multiple"]) for point in points)
+    longest = max(multiple for arm in known for multiple in lengths(arm))
     fields = [
         words("Model", lambda arm: arm.label),
         words("Kind", lambda arm: str(arm.kind)),

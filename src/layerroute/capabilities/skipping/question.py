@@ -46,6 +46,12 @@ def _arm_facts(comparison: Comparison, arm: Arm) -> Mapping[str, Any]:
     return {"skipped": skipped(arm), "executed": arm.executed_share, key: told}
 
 
+def _page() -> Any:
+    from layerroute.capabilities.skipping.page import PAGE
+
+    return PAGE
+
+
 QUESTION = Question(
     capability="layer_skipping",
     title="Layer skipping: what per-token routing is worth",
@@ -84,4 +90,5 @@ QUESTION = Question(
         Shown(table="differences"),
         Shown(table="equal_cost", hide=frozenset({"Detectable"})),
     ),
+    page=_page,
 )

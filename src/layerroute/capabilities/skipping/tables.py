@@ -17,7 +17,7 @@ from layerroute.lab.fairness import (
 from layerroute.lab.format import MISSING, duration, number, percent, signed
 from layerroute.lab.pairs import Pair
 from layerroute.lab.table import Field, Table, cells, figures, words
-from layerroute.lab.tables import SEEDS, estimate_cell, pair_fields, unfinished_rows
+from layerroute.lab.tables import SEEDS, estimated, measured, pair_fields, recorded, unfinished_rows
 
 
 def evaluation_seconds(arm: Arm) -> float | None:
@@ -87,12 +87,10 @@ def main_table(comparison: Comparison) -> Table:
         words("Kind", lambda arm: str(arm.kind)),
         SEEDS,
         figures("Skipped", skipped, percent),
-        cells("Val loss ↓", lambda arm: estimate_cell(arm.estimate("metrics", "validation_loss"))),
+        estimated("Val loss ↓", "validation_loss"),
         figures("Above full", above, signed),
-        figures(
-            "Perplexity ↓", lambda arm: arm.mean("metrics", "validation_perplexity"), lambda n: number(n, 2)
-        ),
-        figures("Accuracy ↑", lambda arm: arm.mean("metrics", "validation_accuracy"), percent),
+        measured("Perplexity ↓", "metrics", "validation_perplexity", show=lambda n: number(n, 2)),
+        measured("Accuracy ↑", "metrics", "validation_accuracy", show=percent),
         figures("FLOPs", lambda arm: arm.executed_share, percent),
     ]
     return Table.of(
@@ -184,9 +182,9 @@ def runs_table(comparison: Comparison) -> Table:
         words("Run", lambda item: str(item[1].record["run"])),
         words("Kind", lambda item: str(item[0].kind)),
         words("Status", lambda item: item[1].status),
-        figures("Val loss", lambda item: item[1].value("metrics", "validation_loss"), lambda n: number(n, 4)),
-        figures("Skipped", lambda item: item[1].value("routing", "skipped"), percent),
-        figures("Training", lambda item: item[1].value("timing", "train_seconds"), duration),
+        recorded("Val loss", "metrics", "validation_loss", show=lambda n: number(n, 4)),
+        recorded("Skipped", "routing", "skipped", show=percent),
+        recorded("Training", "timing", "train_seconds", show=duration),
         words("Revision", lambda item: _revision(item[1].record)),
     ]
     return Table.of(

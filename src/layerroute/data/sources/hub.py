@@ -12,7 +12,7 @@ from typing import Any
 
 from layerroute.data.sources.base import Document, clean_text
 from layerroute.data.sources.files import files_below
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, require
 
 _PROBE_SECONDS = 15.0
 
@@ -59,6 +59,7 @@ class HubSource:
 
     def documents(self) -> Iterator[Document]:
         with _hub_errors(f"the dataset {self._dataset!r}"):
+            require("datasets", extra="data")
             import datasets
 
             revision = self._revision

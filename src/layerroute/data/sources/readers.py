@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, require
 
 MAXIMUM_DOCUMENT_BYTES = 1 << 30
 """One document is held in memory; a longer one (or a decompression bomb) is refused."""
@@ -137,6 +137,7 @@ def decompressed(file: InputFile, raw: IO[bytes]) -> io.BufferedReader:
     if file.compression == ".bz2":
         return io.BufferedReader(cast(io.RawIOBase, bz2.BZ2File(raw)), _BLOCK)
     if file.compression == ".zst":
+        require("pyarrow", extra="data")
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), _BLOCK)

@@ -25,7 +25,7 @@ from layerroute.data.sources.readers import (
     too_long,
     whole_text,
 )
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, nearest, require
 
 Record = tuple[str, Mapping[str, Any]]
 """Where it stands (``file.jsonl:3``), and its values by name."""
@@ -232,6 +232,7 @@ def _table(delimiter: str) -> Callable[[InputFile, IO[bytes], str | None], Itera
 
 
 def _parquet(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Record]:
+    require("pyarrow", extra="data")
     import pyarrow
     import pyarrow.parquet
 

@@ -1,379 +1,458 @@
-"""All figures of a report: drawn, saved with their data, and described by captions that say what one sees."""
+"""Figures that any capability can have, and how all of them are drawn, saved with their data and described."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from layerroute.capabilities.attention.routing import path_name
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
-from layerroute.lab.format import listing, plural
-from layerroute.lab.report.architecture import describe
-from layerroute.lab.report.figures_architecture import (
-    architecture_data,
-    architecture_figure,
-    comparison_figure,
-    flops_data,
+from layerroute.lab.format import number, path_name, plural
+from layerroute.lab.report.labels import label_points
+from layerroute.lab.report.plots import Panel, bars, curves, draw_points, maps
+from layerroute.lab.report.speed import draw_speed, speed_data
+from layerroute.lab.report.style import (
+    BETWEEN,
+    FORMATS,
+    SOFTMAX,
+    LineStyle,
+    figure_style,
+    new_figure,
+    save_figure,
 )
-from layerroute.lab.report.figures_common import (
-    annealing_data,
-    annealing_figure,
-    bars_data,
-    bars_figure,
-    bars_note,
-    heads_data,
-    heads_figure,
-)
-from layerroute.lab.report.figures_kinds import (
-    LAYERS_NOTE,
-    kinds_data,
-    kinds_figure,
-    layers_data,
-    layers_figure,
-)
-from layerroute.lab.report.figures_routing import routing_data, routing_figure, shown_arms
-from layerroute.lab.report.figures_speed import draw_speed, speed_data
-from layerroute.lab.report.figures_study import cost_data, cost_figure, recall_data, recall_figure
-from layerroute.lab.report.figures_tokens import SENTENCES_SHOWN, heatmap_data, heatmap_figure, heatmap_source
-from layerroute.lab.report.figures_training import training_data, training_figure
-from layerroute.lab.report.old import kinds_by_layer
-from layerroute.lab.report.style import FORMATS, arm_styles, figure_style, save_figure
-from layerroute.lab.runs import TokenRoutes
+from layerroute.lab.report.tokens import draw_tokens, tokens_data
+from layerroute.lab.runs import Run, TokenRoutes
+from layerroute.lab.statistics import pareto_front
 from layerroute.lab.tokens import token_groups
 
-FIGURES = 13
-"""Numbers that figures may have, from 1 on."""
+Drawn = tuple[Figure, pd.DataFrame, str]
+"""A figure, the data behind it, and its caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What figures are drawn from: the comparison, a style for every arm, and benchmark records.
+
+    ``looks`` are markers and colours of kinds of arms, for legends by kind; empty where each arm has its own.
+    """
+
+    comparison: Comparison
+    styles: Mapping[str, LineStyle]
+    looks: Mapping[str, LineStyle]
+    bench: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def arms(self) -> Sequence[Arm]:
+        """All arms."""
+        return self.comparison.arms
+
+    def tokens(self) -> tuple[Arm, Run, TokenRoutes] | None:
+        """The run whose tokens are shown: of the subject, or else of the first arm that has some; lowest seed."""
+        subject = self.comparison.subject
+        for arm in sorted(self.arms, key=lambda arm: (arm is not subject, not arm.kind.learned)):
+            if (run := arm.told) is not None and run.token_routes is not None:
+                return arm, run, run.token_routes
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """A figure as a capability describes it.
+
+    Attributes:
+        name: of its files, without suffix.
+        draw: gives figure, data and caption, or in words why there is none.
+        hidden: say nothing where it is absent, rather than why.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[View], Drawn | str]
+    hidden: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureEntry:
-    """A figure of the report. ``absent`` says why it could not be drawn; it is empty for a figure that is there."""
+    """A figure of a report. ``absent`` says why it could not be drawn; it is empty for a figure that is there."""
 
-    number: int
+    name: str
     title: str
-    caption: str
+    caption: str = ""
     absent: str = ""
+    hidden: bool = False
 
     @property
-    def name(self) -> str:
-        """File name without suffix."""
-        return f"figure-{self.number}"
+    def label(self) -> str:
+        """``Figure 2: Training curves``, or the title alone of a figure without a number."""
+        what, _, place = self.name.partition("-")
+        return f"Figure {place}: {self.title}" if what == "figure" else self.title
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """File names with suffix, data first."""
-        return (f"{self.name}.csv", *(f"{self.name}.{suffix}" for suffix in FORMATS))
+
+def files_of(name: str) -> list[str]:
+    """All files of a figure."""
+    return [f"{name}.{suffix}" for suffix in ("csv", *FORMATS)]
 
 
 def build_figures(
-    comparison: Comparison,
+    specs: Sequence[FigureSpec],
+    view: View,
     folder: Path,
     progress: Callable[[str], None] = lambda step: None,
-    bench: Sequence[Mapping[str, Any]] = (),
-) -> list[FigureEntry]:
-    """Draw all figures into ``folder`` with their data as CSV, and return what was drawn or why not.
-
-    ``progress`` is told in words what is drawn next; ``bench`` are records for the figure of speed.
-    """
-    makers: tuple[Callable[[Comparison], tuple[FigureEntry, Figure | None, pd.DataFrame]], ...] = (
-        _architecture,
-        _training,
-        _routing,
-        _comparison,
-        _heatmap,
-        _cost,
-        _recall,
-        _bars,
-        _kinds,
-        _annealing,
-        _heads,
-        partial(_speed, bench),
-        _kinds_by_layer,
-    )
-    assert len(makers) == FIGURES
-    entries = []
-    with figure_style():
-        for index, make in enumerate(makers, start=1):
-            progress(f"drawing figure {index} of {len(makers)}")
-            entry, figure, data = make(comparison)
-            if figure is not None:
-                save_figure(figure, folder, entry.name)
-                data.to_csv(
-                    folder / f"{entry.name}.csv",
-                    index=False,
-                    lineterminator="\n",
-                    float_format="%.6g",
-                    quoting=csv.QUOTE_MINIMAL,
+) -> dict[str, FigureEntry]:
+    """Draw all figures into ``folder`` with their data as CSV; by name, what was drawn or why not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for place, spec in enumerate(specs, start=1):
+        progress(f"drawing figure {place} of {len(specs)}")
+        with figure_style():
+            drawn = spec.draw(view)
+            if isinstance(drawn, str):
+                entry = FigureEntry(
+                    name=spec.name, title=spec.title, absent=f"Not drawn: {drawn}", hidden=spec.hidden
                 )
-            entries.append(entry)
+            else:
+                figure, data, caption = drawn
+                entry = FigureEntry(name=spec.name, title=spec.title, caption=caption)
+                save_figure(figure, folder, spec.name)
+                data.to_csv(
+                    folder / f"{spec.name}.csv", index=False, lineterminator="\n", float_format="%.6g",
+                    quoting=csv.QUOTE_MINIMAL,
+                )  # fmt: skip
+        entries[spec.name] = entry
     return entries
 
 
-def _seeds(arm: Arm) -> str:
-    return f"n = {plural(len(arm.completed), 'seed')}"
+LOSS = "final validation loss (nats / token)"
 
 
-def _architecture(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    arm = comparison.subject or next((a for a in comparison.arms if a.kind.routed), comparison.arms[0])
-    title = "Architecture with its routing path" if arm.kind.routed else "Architecture"
-    figure, architecture = architecture_figure(arm), describe(arm)
-    if figure is None or architecture is None:
-        return _absent(1, title, f"the recipe of {arm.label} names no layer pattern.")
-    caption = (
-        f"{arm.label}, from input to output. Blue is Gated DeltaNet, O(n) in the context; orange is softmax "
-        "attention, O(n²)."
-    )
-    if architecture.router is not None:
-        measured = any(segment.share is not None for segment in architecture.segments)
-        shares = (
-            "Percentages and line widths are each path's share of the validation tokens at the end of "
-            f"training (mean, {_seeds(arm)}); in brackets the range over the sites drawn as one."
-            if measured
-            else "No completed run gives the shares of the paths."
+def final_bars(note: str = "") -> Callable[[View], Drawn | str]:
+    """Final validation loss by arm."""
+
+    def draw(view: View) -> Drawn | str:
+        data = bars_data(view.arms)
+        if len(data) < 2:
+            return "it takes two arms with a completed run."
+        half = data["half_width_95"].astype(float)
+        shown = pd.DataFrame(
+            {
+                "panel": "",
+                "name": data["arm"],
+                "value": data["validation_loss"],
+                "low": data["validation_loss"] - half,
+                "high": data["validation_loss"] + half,
+                "color": [view.styles[arm].color for arm in data["arm"]],
+                "text": [number(float(loss)) for loss in data["validation_loss"]],
+            }
         )
-        where = (
-            "Each routed layer decides from its own input."
-            if architecture.sequential
-            else "The paths are chosen without a learned router."
-            if architecture.control
-            else "One router reads the state once and decides for all routed layers (dashed)."
+        start = bars_start(data)
+        high = float(shown[["value", "high"]].max(axis=None))
+        caption = "Mean over seeds with the 95% t interval (none with one seed)."
+        if start:
+            caption += " The axis does not begin at 0: read the ends of the bars, not their lengths."
+        return (
+            bars(shown, xlabel=LOSS, xlim=(start, high + 0.08 * ((high - start) or 1.0))),
+            data,
+            caption + note,
         )
-        caption += f" {where} {shares}"
-    caption += " Norms and residual connections are not drawn."
-    return FigureEntry(number=1, title=title, caption=caption), figure, architecture_data([arm])
+
+    return draw
 
 
-def _training(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Training curves", training_data(comparison)
-    if data.empty:
-        return _absent(2, title, "no run has curves.")
-    seeds = sorted({len(arm.completed) for arm in comparison.arms if arm.completed})
-    spread = (
-        "Lines are means over completed seeds and bands reach from the lowest to the highest seed (n = "
-        f"{listing([str(n) for n in seeds], 'or')} by arm, see the legend)."
-        if seeds and seeds[-1] > 1
-        else "One seed an arm: the lines have no band, and what separates them may be chance."
+def bars_data(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Final validation loss of every arm with a completed run: mean over seeds, half width of the 95 % interval."""
+    found = [(arm.label, arm.estimate("metrics", "validation_loss")) for arm in arms]
+    rows = [(label, e.mean, e.half_width, e.n) for label, e in found if e is not None]
+    return pd.DataFrame(rows, columns=["arm", "validation_loss", "half_width_95", "seeds"])
+
+
+def bars_start(data: pd.DataFrame) -> float:
+    """Where the bars begin: losses differ in their second digit, and bars from 0 would all look alike."""
+    half = data["half_width_95"].astype(float).fillna(0.0)
+    low, high = float((data["validation_loss"] - half).min()), float((data["validation_loss"] + half).max())
+    return max(0.0, low - 0.25 * (high - low or abs(high) or 1.0))
+
+
+FRONT = (
+    "Small points are seeds, large ones means over seeds with 95% t intervals (none with one seed); dark rings and the "
+    "broken line are the Pareto front of the means: no other arm has both a lower loss and fewer FLOPs. Intervals of "
+    "arms on the front may overlap with those beside it."
+)
+
+
+def front(
+    caption: str, xlabel: str, cost: Callable[[Arm], Mapping[int, float]], *, named: bool = False
+) -> Callable[[View], Drawn | str]:
+    """Final loss against a cost by seed; with ``named`` arms are named beside their points and the legend has kinds."""
+
+    def draw(view: View) -> Drawn | str:
+        data = front_data(view, cost)
+        if data["arm"].nunique() < (1 if named else 2):
+            return "it takes arms whose records have executed FLOPs." if named else (
+                "it takes two arms whose records have executed FLOPs."
+            )  # fmt: skip
+        scale, unit = _unit(float(data["mean_cost"].median()))
+        seeds = data.assign(x=data["cost"] / scale, y=data["validation_loss"])
+        means = data.groupby("arm", sort=False).first().reset_index()
+        half = means["half_width_95"].astype(float)
+        means = means.assign(
+            x=means["mean_cost"] / scale,
+            y=means["mean_loss"],
+            low=(means["mean_loss"] - half).where(half.isna(), (means["mean_loss"] - half).clip(lower=0)),
+            high=means["mean_loss"] + half,
+        )
+        by, styles = ("kind", view.looks) if named else ("arm", view.styles)
+        # The legend of many arms is taller than the axes.
+        figure = new_figure(max(3.9, 0.6 + 0.19 * means[by].nunique()))
+        axes = figure.subplots()
+        draw_points(axes, means, styles, by=by, seeds=seeds)
+        axes.set_xlabel(f"{xlabel}{unit}")
+        axes.set_ylabel("validation loss (nats / token)")
+        axes.ticklabel_format(useOffset=False)
+        axes.margins(x=0.12, y=0.12)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=1.2)
+        if named:
+            points = list(zip(means["x"].astype(float), means["y"].astype(float), strict=True))
+            label_points(axes, points, [str(arm) for arm in means["arm"]])
+        return figure, data, f"{caption} {FRONT}"
+
+    return draw
+
+
+def front_data(view: View, cost: Callable[[Arm], Mapping[int, float]]) -> pd.DataFrame:
+    """Cost and final loss of every completed run, and the arms' means; ``on_front`` is said of arms."""
+    costs = {arm.label: found for arm in view.arms if arm.loss and (found := cost(arm))}
+    means = {
+        arm.label: (
+            sum(costs[arm.label].values()) / len(costs[arm.label]),
+            arm.mean("metrics", "validation_loss"),
+        )
+        for arm in view.arms
+        if arm.label in costs
+    }
+    best = set(pareto_front({label: (x, y) for label, (x, y) in means.items() if y is not None}))
+    rows = [
+        (
+            arm.label, str(arm.kind), seed, costs[arm.label][seed], arm.loss[seed],
+            arm.mean("routing", "skipped"), *means[arm.label], estimate.half_width, arm.label in best,
+        )
+        for arm in view.arms
+        if arm.label in costs and (estimate := arm.estimate("metrics", "validation_loss")) is not None
+        for seed in sorted(set(costs[arm.label]) & set(arm.loss))
+    ]  # fmt: skip
+    names = "arm kind seed cost validation_loss skipped mean_cost mean_loss half_width_95 on_front"
+    return pd.DataFrame(rows, columns=names.split())
+
+
+def _unit(value: float) -> tuple[float, str]:
+    """What to divide by, and how the axis says so, for numbers of about ``value``."""
+    for scale, word in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if value >= scale:
+            return scale, f" ({word})"
+    return 1.0, ""
+
+
+CurveOf = Callable[[Arm, Run], pd.Series]
+
+
+def curves_data(arms: Sequence[Arm], panels: Mapping[str, CurveOf]) -> pd.DataFrame:
+    """Curves of all runs, by panel: ``arm``, ``seed``, ``status``, ``panel``, ``step``, ``value``."""
+    columns = ["arm", "seed", "status", "panel", "step", "value"]
+    parts = [
+        pd.DataFrame(
+            {"arm": arm.label, "seed": run.seed, "status": run.status, "panel": name, "step": curve.index,
+             "value": curve.to_numpy()}
+        )
+        for arm in arms
+        for run in sorted(arm.runs, key=lambda run: run.seed)
+        for name, curve_of in panels.items()
+        if not (curve := curve_of(arm, run)).empty
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def lines(data: pd.DataFrame, line: str = "arm") -> pd.DataFrame:
+    """Data of curves as `curves` takes them."""
+    return data.rename(columns={line: "line", "step": "x", "value": "y"})
+
+
+def annealing(expensive: str, title: str) -> Callable[[View], Drawn | str]:
+    """Temperature of the router's training-time softmax, and the mean rate asked of or taken in training, by step."""
+
+    def rate(arm: Arm, run: Run) -> pd.Series:
+        rates = [curve for site in arm.sites if not (curve := run.curve("train", f"rate/{site}")).empty]
+        return 100 * pd.concat(rates, axis=1).mean(axis=1) if rates else pd.Series(dtype=float)
+
+    def draw(view: View) -> Drawn | str:
+        learned = [arm for arm in view.arms if arm.example.value("routing", "control") is None]
+        panels = {
+            "temperature": lambda arm, run: run.curve("train", "temperature"),
+            "mean rate in training (%)": rate,
+        }
+        data = curves_data(learned, panels)
+        data = data[
+            (data["status"] == "completed")
+            & (data.groupby(["arm", "seed", "panel"])["step"].transform("size") > 1)
+        ]
+        if data.empty:
+            return "no learned router left such a curve."
+        hottest = float(data.loc[data["panel"] == "temperature", "value"].max())
+        looks = (
+            Panel(
+                name="temperature", title="Temperature", ylabel="τ (no unit)", ylim=(0, 1.05 * hottest or 1.0)
+            ),
+            Panel(name="mean rate in training (%)", title=title, ylabel="tokens (%)", ylim=(0, 103)),
+        )
+        there = [panel for panel in looks if panel.name in set(data["panel"])]
+        caption = (
+            f"Temperature of the router's softmax in training, and the share of training tokens that {expensive}, mean "
+            "over sites and seeds. Lines that coincide are drawn one in the other."
+        )
+        return curves(lines(data), there, view.styles, nested=True), data, caption
+
+    return draw
+
+
+def tokens_figure(what: str) -> Callable[[View], Drawn | str]:
+    """Where single tokens went; ``what`` the rows are, as ``validation sentence``."""
+
+    def draw(view: View) -> Drawn | str:
+        found = view.tokens()
+        if found is None:
+            return "no completed run has stored the decisions of single tokens."
+        arm, run, routes = found
+        cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
+        figure, shown = draw_tokens(routes)
+        caption = (
+            f"{plural(shown, what)}, rows are tokens and columns routed sites (L1 is layer 1), {arm.label}, seed "
+            f"{run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, the nearer the "
+            "router's probability is to 0.5. · is a space, ⏎ a line break. All sentences are in the data."
+        )
+        last = len(routes.paths) - 1
+        beside = any(
+            (choice == last) != (probability > 0.5)
+            for _, choices, probabilities in routes.sentences
+            for row in zip(choices, probabilities, strict=True)
+            for choice, probability in zip(*row, strict=True)
+        )
+        if beside:
+            caption += " Choices are made against a threshold other than 0.5."
+        return figure, tokens_data(routes), caption
+
+    return draw
+
+
+def token_kinds(view: View) -> Drawn | str:
+    """Share of decisions for the expensive path by cut and kind of token, with bootstrap intervals."""
+    found = view.tokens()
+    if found is None:
+        return "no completed run has stored the decisions of single tokens."
+    arm, run, routes = found
+    rows = [
+        (cut, kind.kind, kind.tokens, kind.rate, kind.low, kind.high, group.p_value)
+        for cut, group in token_groups(routes).items()
+        for kind in group.kinds
+    ]
+    data = pd.DataFrame(
+        rows, columns=["by", "kind", "tokens", "rate", "low_95", "high_95", "p_value"], dtype=object
     )
-    failed = (
-        " A thin line that ends in a cross is a run that did not complete." if comparison.unfinished else ""
-    )
+    shown = pd.DataFrame(
+        {
+            "panel": "By " + data["by"],
+            "name": [f"{kind} ({count})" for kind, count in zip(data["kind"], data["tokens"], strict=True)],
+            "color": SOFTMAX,
+            "value": 100 * data["rate"].astype(float),
+            "low": 100 * data["low_95"].astype(float),
+            "high": 100 * data["high_95"].astype(float),
+        }
+    )  # fmt: skip
+    expensive = path_name(routes.paths[-1])
     caption = (
-        "Against the training step: cross-entropy on training batches and on validation text (nats per "
-        "token; the star is the best validation point, the inset magnifies the end), share of next tokens "
-        "predicted right (%), and the Switch load balance loss (1 where shares or probabilities are even, 2 "
-        "with all tokens surely on one path, below 1 where a budget's threshold sends most tokens to the path that the "
-        "router finds less probable). Solid lines are static arms, dashed ones learned routers, "
-        f"dotted ones controls. {spread}{failed}"
+        f"Share of decisions for {expensive} in {arm.label}, seed {run.seed}, with 95% bootstrap intervals over "
+        "sentences; in brackets the number of tokens. Tests are in the table of token kinds."
     )
-    return FigureEntry(number=2, title=title, caption=caption), training_figure(comparison, data), data
+    return bars(shown, xlabel=f"decisions for {expensive} (%)", columns=2, xlim=(0, 100)), data, caption
 
 
-def _routing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Routing over time", routing_data(comparison)
-    figure = routing_figure(comparison, data)
-    if figure is None:
-        return _absent(3, title, "no completed run with a learned router has curves of its rates.")
-    arms = shown_arms(comparison, data)
-    cheap, expensive = (path_name(path) for path in arms[0].paths)
-    seeds = listing([f"{arm.label}: {_seeds(arm)}" for arm in arms])
-    several = (
-        " Lines are means and bands reach from the lowest to the highest seed."
-        if any(len(arm.completed) > 1 for arm in arms)
-        else ""
-    )
-    many = (
-        " Where a panel holds several sites, thin orange lines are the single sites."
-        if len(arms[0].sites) > 9
-        else ""
-    )
-    learned = [arm for arm in comparison.arms if arm.kind.learned and arm.label in set(data["arm"])]
-    part = (
-        f" Shown are {len(arms)} of {len(learned)} arms with a learned router."
-        if len(learned) > len(arms)
-        else ""
-    )
-    caption = (
-        f"Share of tokens (%) on {cheap} (blue) and {expensive} (orange) against the training step, by "
-        "routed site. Thick lines: validation tokens, hard decisions without noise; pale lines: training "
-        f"batches, with the estimator's noise. The dotted line is an even split.{several}{many}{part} "
-        f"{seeds}. The CSV has all arms; controls hold their rate by construction."
-    )
-    return FigureEntry(number=3, title=title, caption=caption), figure, data
-
-
-def _comparison(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title = "Architectures side by side"
-    left, right = comparison.baseline, comparison.subject
-    if left is None or right is None:
-        return _absent(4, title, "it takes a baseline and a dynamic arm.")
-    figure = comparison_figure(left, right)
-    if figure is None:
-        return _absent(4, title, "a recipe names no layer pattern.")
-    caption = (
-        f"{left.label} and {right.label} with forward FLOPs per token of each mixer, and below of the whole "
-        "model: with every path computed, with each token's chosen path only at the measured rate "
-        f"({_seeds(right)}), and at an even split; in brackets relative to {left.label}. Percentages are "
-        "shares of the validation tokens."
-    )
-    data = pd.concat([architecture_data([left, right]), flops_data([left, right])], ignore_index=True)
-    return FigureEntry(number=4, title=title, caption=caption), figure, data
-
-
-def _heatmap(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, source = "Where single tokens went", heatmap_source(comparison)
-    if source is None:
-        return _absent(5, title, "no completed run has stored the decisions of single tokens.")
-    arm, run = source
-    routes = run.token_routes
-    assert routes is not None
-    shown = min(len(routes.sentences), SENTENCES_SHOWN)
-    cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
-    caption = (
-        f"{plural(shown, 'validation sentence')}, rows are tokens and columns routed sites (L1 is layer 1), "
-        f"{arm.label}, seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the "
-        "paler, the nearer the router's probability is to 0.5. · is a space, ⏎ a line "
-        f"break.{_threshold_note(routes)}"
-    )
-    return FigureEntry(number=5, title=title, caption=caption), heatmap_figure(routes), heatmap_data(routes)
-
-
-def _cost(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Loss against executed FLOPs", cost_data(comparison)
-    if data["arm"].nunique() < 2 if len(data) else True:
-        return _absent(6, title, "it takes two arms whose records have executed FLOPs.")
-    caption = (
-        "Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both paths "
-        "where both were computed). Small points are seeds, large ones means over seeds with 95% t intervals (none "
-        "with one seed); a dark ring and the broken line are the Pareto front of the means: no other arm has both a "
-        "lower loss and fewer FLOPs. Intervals of arms on the front may overlap with those beside it."
-    )
-    return FigureEntry(number=6, title=title, caption=caption), cost_figure(comparison, data), data
-
-
-def _recall(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Recall against rate and length", recall_data(comparison)
-    if data.empty:
-        return _absent(7, title, "no completed run was trained on recall data.")
-    example = next(run for arm in comparison.arms for run in arm.completed if run.value("recall"))
-    caption = (
-        f"{example.value('recall', 'task')} with {example.value('recall', 'pairs')} pairs. Left: share of answers "
-        "recalled at the length of training against the share of tokens with softmax attention, averaged over the "
-        "layers after the first; small points are seeds, large ones means with 95% t intervals, cut at 0 and 100%; "
-        "arms of nearly one rate stand side by side (the data have their rates); the dotted line is blind guessing. "
-        "Right: means against length, with as many pairs and more between them."
-    )
-    return FigureEntry(number=7, title=title, caption=caption), recall_figure(comparison, data), data
-
-
-def _bars(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Final validation loss by arm", bars_data(comparison.arms)
-    if len(data) < 2:
-        return _absent(8, title, "it takes two arms with a completed run.")
-    styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    caption = f"Mean over seeds with the 95% t interval (none with one seed).{bars_note(data)}"
-    figure = bars_figure(data, {label: style.color for label, style in styles.items()})
-    return FigureEntry(number=8, title=title, caption=caption), figure, data
-
-
-def _kinds(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, source = "Routing by kind of token", heatmap_source(comparison)
-    if source is None or source[1].token_routes is None:
-        return _absent(9, title, "no completed run has stored the decisions of single tokens.")
-    arm, run = source
-    groups = token_groups(source[1].token_routes)
-    data = kinds_data(groups)
-    caption = (
-        f"Share of decisions for {path_name(arm.paths[1])} in {arm.label}, seed {run.seed}, with 95% bootstrap "
-        "intervals over sentences; in brackets the number of tokens. Tests are in the table of token kinds."
-    )
-    return (
-        FigureEntry(number=9, title=title, caption=caption),
-        kinds_figure(data, path_name(arm.paths[1])),
-        data,
-    )
-
-
-def _kinds_by_layer(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, source = "Routing by kind of token and layer", heatmap_source(comparison)
-    routes = None if source is None else source[1].token_routes
-    if source is None or routes is None:
-        return _absent(13, title, "no completed run has stored the decisions of single tokens.")
-    found = kinds_by_layer(routes)
-    if not found:
-        return _absent(13, title, "there is one routed layer, and the figure by kind shows it.")
-    arm, run = source
-    expensive = path_name(arm.paths[1])
+def token_layers(view: View) -> Drawn | str:
+    """How far each kind of token is from the mean of the layer's tokens, a map a cut."""
+    found = view.tokens()
+    if found is None:
+        return "no completed run has stored the decisions of single tokens."
+    arm, run, routes = found
+    cuts = {cut: one.layers for cut, one in token_groups(routes).items() if one.layers is not None}
+    if not cuts:
+        return "there is one routed layer, and the figure by kind shows it."
+    tables, rows = {}, []
+    for cut, one in cuts.items():
+        counts = np.array(one.tokens, dtype=np.float64)
+        names = [f"{kind} ({count})" for kind, count in zip(one.kinds, one.tokens, strict=True)]
+        away = 100 * (one.rate - counts @ one.rate / counts.sum())
+        tables[f"By {cut}"] = pd.DataFrame(away, names, [name.removeprefix("layer") for name in one.layers])
+        rows += [
+            (cut, kind, one.tokens[row], layer, one.rate[row, column], one.low[row, column], one.high[row, column],
+             one.p_values[column])
+            for row, kind in enumerate(one.kinds)
+            for column, layer in enumerate(one.layers)
+        ]  # fmt: skip
+    columns = ["by", "kind", "tokens", "layer", "rate", "low_95", "high_95", "layer_p_value"]
+    most = max(5.0, float(np.ceil(max(table.abs().max(axis=None) for table in tables.values()) / 5) * 5))
+    marks = {f"By {cut}": [p is not None and p < 0.05 for p in one.p_values] for cut, one in cuts.items()}
+    expensive = path_name(routes.paths[-1])
+    figure = maps(
+        tables, cmap=BETWEEN, ends=(-most, most), xlabel="layer", marks=marks,
+        bar=f"{expensive}: points from\nthe layer's mean",
+    )  # fmt: skip
     caption = (
         f"How far each kind of token is from the layer's mean share on {expensive}, in percentage points; {arm.label}, "
-        f"seed {run.seed}. {LAYERS_NOTE}"
+        f"seed {run.seed}. In brackets the number of tokens; a star over a layer: kinds differ there (p < 0.05, "
+        "permutation within sentences, corrected for the number of layers). Places in the context are not tested. The "
+        "data have the shares and their intervals."
     )
-    return (
-        FigureEntry(number=13, title=title, caption=caption),
-        layers_figure(found, expensive),
-        layers_data(found),
-    )
+    return figure, pd.DataFrame(rows, columns=columns), caption
 
 
-def _annealing(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Annealing of temperature and rate", annealing_data(comparison.arms)
-    if data.empty:
-        return _absent(10, title, "no learned router left such a curve.")
-    styles = arm_styles(comparison.arms, comparison.baseline, comparison.subject)
-    arm = next(arm for arm in comparison.arms if arm.label == data["arm"].iloc[0])
-    expensive = path_name(arm.paths[1])
-    caption = (
-        f"Temperature of the router's softmax in training, and the share of training tokens that took {expensive}, "
-        "mean over sites and seeds. Lines that coincide are drawn one in the other."
-    )
-    return (
-        FigureEntry(number=10, title=title, caption=caption),
-        annealing_figure(data, styles, f"on {expensive}"),
-        data,
-    )
+def speed(caption: str) -> Callable[[View], Drawn | str]:
+    """Speed-up against the share that is left out, from benchmark records."""
+
+    def draw(view: View) -> Drawn | str:
+        if not view.bench:
+            return "no benchmark record was given (layerroute report DIR --bench RECORD)."
+        return (
+            draw_speed(view.bench),
+            speed_data(view.bench),
+            f"Measured in pairs by `layerroute bench`, {caption}",
+        )
+
+    return draw
 
 
-def _heads(comparison: Comparison) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title, data = "Routing by layer and head", heads_data(comparison.arms)
-    if data.empty:
-        return _absent(11, title, "in no completed run do heads choose apart.")
-    expensive = path_name(next(arm for arm in comparison.arms if arm.label == data["arm"].iloc[0]).paths[1])
-    caption = f"Share of validation tokens on {expensive} from hard decisions, mean over seeds."
-    return FigureEntry(number=11, title=title, caption=caption), heads_figure(data, expensive), data
+def validation_curves(view: View) -> Drawn | str:
+    """Validation loss while training, by arm."""
+    data = curves_data(view.arms, {"loss": lambda arm, run: run.curve("validation", "loss")})
+    if data[data["status"] == "completed"].empty:
+        return "no run was evaluated while it trained."
+    panel = Panel(name="loss", ylabel="validation loss (nats / token)", dots=True)
+    caption = "Mean over seeds, the band from the lowest to the highest."
+    return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
 
 
-def _speed(
-    bench: Sequence[Mapping[str, Any]], _: Comparison
-) -> tuple[FigureEntry, Figure | None, pd.DataFrame]:
-    title = "Speed-up of inference against the rate"
-    if not bench:
-        return _absent(12, title, "no benchmark record was given (layerroute report DIR --bench RECORD).")
-    caption = (
-        "Measured in pairs by `layerroute bench`, medians and quartiles; dotted the limit that is named. Not of the "
-        "runs above: of their shapes."
-    )
-    return FigureEntry(number=12, title=title, caption=caption), draw_speed(bench), speed_data(bench)
-
-
-def _threshold_note(routes: TokenRoutes) -> str:
-    expensive = len(routes.paths) - 1
-    beside = any(
-        (choice == expensive) != (probability > 0.5)
-        for _, choices, probabilities in routes.sentences
-        for row in zip(choices, probabilities, strict=True)
-        for choice, probability in zip(*row, strict=True)
-    )
-    return " Choices are made against a threshold other than 0.5." if beside else ""
-
-
-def _absent(number: int, title: str, why: str) -> tuple[FigureEntry, None, pd.DataFrame]:
-    return (
-        FigureEntry(number=number, title=title, caption="", absent=f"Not drawn: {why}"),
-        None,
-        pd.DataFrame(),
-    )
+GENERAL = (
+    FigureSpec(
+        name="front",
+        title="Loss against executed FLOPs",
+        draw=front(
+            "Final validation loss against the forward FLOPs per token that were executed.",
+            "executed forward FLOPs per token",
+            lambda arm: arm.by_seed("flops", "executed_per_token"),
+        ),
+    ),
+    FigureSpec(name="bars", title="Final validation loss by arm", draw=final_bars()),
+    FigureSpec(name="validation", title="Validation loss while training", draw=validation_curves),
+    FigureSpec(name="heatmap", title="Where single tokens went", draw=tokens_figure("validation sentence")),
+)
+"""Figures of a capability that says nothing of its own."""

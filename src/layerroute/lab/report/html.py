@@ -1,38 +1,28 @@
 """The page: one HTML file with everything in it, that works from disk and asks the network for nothing."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from layerroute.lab.format import path_name
+from layerroute.lab.report.figures import FigureEntry
 from layerroute.lab.report.style import PAGE_COLOURS
 from layerroute.lab.runs import TokenRoutes
+from layerroute.lab.table import Table, escape_text
 
 _ID = re.compile(r'(?<=[\s"])id="([^"]+)"')
 _REFERENCE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenView:
-    """A token of the interactive heatmap: its text, whether a line ends with it, and its decisions by site.
-
-    ``choices`` is a string of path indices, ``shares`` the probabilities of the expensive path in percent, and
-    ``bands`` a CSS gradient with a stripe for each site.
-    """
-
-    text: str
-    breaks: bool
-    choices: str
-    shares: str
-    bands: str
-
-
-def environment() -> Environment:
-    """Templates with autoescape on in HTML, and an error for any name that is not there."""
+def environment(package: str = "") -> Environment:
+    """Templates, those of ``package`` too, with autoescape on in HTML and an error for any name that is not there."""
+    packages = ["layerroute.lab.report", *filter(None, [package])]
     made = Environment(
-        loader=PackageLoader("layerroute.lab.report"),
+        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,21 +56,93 @@ def inline_svg(path: Path) -> Markup:
     )
 
 
-def token_views(routes: TokenRoutes) -> list[list[TokenView]]:
-    """Every stored sentence as tokens to show."""
-    return [
+class Markdown(str):
+    """Text that is Markdown already and needs no escaping."""
+
+
+class Paper:
+    """Tables and figures as Markdown, and which of them the text has not shown yet."""
+
+    def __init__(self, tables: Mapping[str, Table], figures: Mapping[str, FigureEntry], folder: str) -> None:
+        self._tables, self._figures, self._folder = dict(tables), dict(figures), folder
+        self._left = dict.fromkeys([*figures, *tables])
+
+    @staticmethod
+    def value(value: Any) -> Any:
+        """What a template's expression comes to in Markdown."""
+        return escape_text(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
+
+    @staticmethod
+    def verbatim(text: str) -> Markdown:
+        """``text`` as it is, for code."""
+        return Markdown(text)
+
+    def table(self, name: str) -> Markdown:
+        """A table with its notes; the notes alone of one without rows; nothing for one that is not there."""
+        self._left.pop(name, None)
+        table = self._tables.get(name)
+        if table is None:
+            return Markdown("")
+        if table.rows:
+            return Markdown(f"{table.to_markdown()}\n")
+        return Markdown(f"*{table.name}: {' '.join(map(escape_text, table.notes))}*\n")
+
+    def figure(self, name: str) -> Markdown:
+        """A figure with links to its files, or why it is absent."""
+        self._left.pop(name, None)
+        figure = self._figures[name]
+        if figure.absent:
+            return Markdown(f"*{escape_text(figure.label)}. {escape_text(figure.absent)}*\n")
+        path, label = f"{self._folder}/{figure.name}", escape_text(figure.label)
+        links = ", ".join(
+            f"[{word}]({path}.{suffix})" for word, suffix in (("data", "csv"), ("SVG", "svg"), ("PDF", "pdf"))
+        )
+        return Markdown(f"![{label}]({path}.png)\n\n*{label}.* {escape_text(figure.caption)} ({links})\n")
+
+    def blocks(self, blocks: Sequence[Any], cost: str) -> Markdown:
+        """Blocks of a section of the paper."""
+        parts = []
+        for block in blocks:
+            if block.kind == "cost":
+                parts.append(f"{escape_text(cost)}\n" if cost else "")
+            else:
+                parts.append(self.table(block.name) if block.kind == "table" else self.figure(block.name))
+        return Markdown("\n".join(filter(None, parts)))
+
+    def rest(self) -> Markdown:
+        """What has not been shown: figures, then tables."""
+        shown = [
+            self.figure(name) if name in self._figures else self.table(name) for name in list(self._left)
+        ]
+        return Markdown("\n".join(filter(None, shown)))
+
+
+def tokens_view(routes: TokenRoutes, sentences: int = 24, tokens: int = 400) -> dict[str, Any]:
+    """At most so many stored sentences of at most so many tokens, to hover over.
+
+    A token has ``text``, ``breaks`` (whether a line ends with it), ``choices`` (path indices by site), ``shares`` (the
+    expensive path's probabilities in percent) and ``bands`` (a CSS gradient with a stripe for each site).
+    """
+    found = [
         [
-            TokenView(
-                text=token.replace("\n", "⏎").replace("\r", "").replace("\t", "    ") or "∅",
-                breaks="\n" in token,
-                choices=" ".join(map(str, choices)),
-                shares=" ".join(f"{100 * p:.0f}" for p in probabilities),
-                bands=_bands(choices, probabilities),
-            )
+            {
+                "text": token.replace("\n", "⏎").replace("\r", "").replace("\t", "    ") or "∅",
+                "breaks": "\n" in token,
+                "choices": " ".join(map(str, choices)),
+                "shares": " ".join(f"{100 * p:.0f}" for p in probabilities),
+                "bands": _bands(choices, probabilities),
+            }
             for token, choices, probabilities in zip(*sentence, strict=True)
         ]
-        for sentence in routes.sentences
+        for sentence in routes.sentences[:sentences]
     ]
+    return {
+        "sites": routes.sites,
+        "paths": [path_name(path) for path in routes.paths],
+        "sentences": [sentence[:tokens] for sentence in found],
+        "cut": [max(0, len(sentence) - tokens) for sentence in found],
+        "height": min(60, max(6, 5 * len(routes.sites))),
+    }
 
 
 def _bands(choices: tuple[int, ...], probabilities: tuple[float, ...]) -> str:

@@ -1,11 +1,13 @@
-"""Where the tokens of one text went: a page and a picture, drawn as figure 5 of a report is."""
+"""Where the tokens of one text went: a page and a picture, drawn as the tokens of a report are."""
 
 from pathlib import Path
 
-from layerroute.lab.report.figures_tokens import TOKENS_SHOWN, heatmap_figure
-from layerroute.lab.report.html import environment, token_views
+from layerroute.lab.format import percent
+from layerroute.lab.report.html import environment, tokens_view
 from layerroute.lab.report.style import figure_style, save_figure
+from layerroute.lab.report.tokens import TOKENS_SHOWN, draw_tokens
 from layerroute.lab.runs import TokenRoutes
+from layerroute.lab.table import Cell, Column, Row, Table
 
 PAGE_NAME, FIGURE_NAME = "routes.html", "routes"
 
@@ -28,25 +30,28 @@ def write_inspection(
     Returns the files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    views = token_views(routes)
+    count = sum(len(sentence[0]) for sentence in routes.sentences)
+    table = Table(
+        name="Table of sites",
+        title=f"Share of tokens on {routes.paths[-1]}",
+        columns=(Column(label="site"), Column(label=routes.paths[-1], numeric=True)),
+        rows=tuple(Row(cells=(Cell(site), Cell(percent(rate), rate))) for site, rate in rates.items()),
+    )
     page = (
         environment()
         .get_template("inspect.html.j2")
         .render(
             title=title,
             checkpoint=checkpoint,
-            sites=list(routes.sites),
-            paths=list(routes.paths),
-            rates=rates,
-            count=sum(len(view) for view in views),
-            sentences=views,
-            height=min(26, max(5, 4 * len(routes.sites))),
+            count=count,
+            rates=table,
+            tokens=tokens_view(routes, len(routes.sentences), count),
         )
     )
     path = folder / PAGE_NAME
     path.write_text(page, encoding="utf-8")
     with figure_style():
-        save_figure(heatmap_figure(in_columns(routes)), folder, FIGURE_NAME, formats=("png",))
+        save_figure(draw_tokens(in_columns(routes))[0], folder, FIGURE_NAME, formats=("png",))
     return [path, folder / f"{FIGURE_NAME}.png"]
 
 

@@ -1,13 +1,13 @@
 """Colours, lines and the way figures are saved: the same everywhere, and the same bytes every time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -32,8 +32,11 @@ PAGE_COLOURS = {
 }
 FORMATS = ("png", "svg", "pdf")
 WIDTH = 7.2  # inches: a page's text width
+DPI = 160
 SHARES = LinearSegmentedColormap.from_list("shares", [PAPER, SOFTMAX_PALE, SOFTMAX])
 """From none to all."""
+BETWEEN = LinearSegmentedColormap.from_list("between", [GDN, PAPER, SOFTMAX])
+"""From one path to the other, or from below to above."""
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -83,6 +86,8 @@ _OTHERS = (
     "#2a9d8f", "#8a63b3", "#c2447f", "#7a8a1f", "#8c5a3c", "#4aa3df", "#d1495b", "#5f7a76", "#b08d00",
     "#3b3f9e", "#e39bb5", "#0f6b4f", "#b79be0", "#6b1f3a",
 )  # fmt: skip
+_DASHES = ((0, (4, 1.6)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_DOTTED = (0, (1, 1.4))
 _MARKERS = ("o", "s", "^", "v", "D", "P", "X", "<", ">", "p", "h")
 
 
@@ -101,7 +106,7 @@ class LineStyle:
     """How an arm's curves and points are drawn."""
 
     color: str
-    dashes: Any
+    dashes: Any = "-"
     marker: str = "o"
 
     def line(self) -> dict[str, Any]:
@@ -109,52 +114,75 @@ class LineStyle:
         return {"color": self.color, "linestyle": self.dashes}
 
 
-def arm_styles(arms: Sequence[Arm], baseline: Arm | None, subject: Arm | None) -> dict[str, LineStyle]:
+Look = tuple[str, str]
+"""Marker and colour of a kind of arm."""
+
+
+def arm_styles(
+    arms: Sequence[Arm],
+    baseline: Arm | None,
+    subject: Arm | None,
+    looks: Mapping[str, Look] | None = None,
+) -> dict[str, LineStyle]:
     """A style for each arm by label.
 
-    The baseline is a blue solid line, the dynamic arm in question an orange dashed one. Others keep the meaning of
-    the dashes in colours of their own: solid is static, dashed a learned router, dotted a control. Neighbours have
-    markers of their own, too, for who cannot tell the colours.
+    With ``looks`` (by kind of arm) an arm has the marker of its kind and a shade of its colour, the subject the pure
+    one.
+    Without, the baseline is a blue solid line, the arm in question an orange dashed one, and others have colours and
+    markers of their own; dashes are a learned router, dots a control.
     """
-    others = iter(_OTHERS * (1 + len(arms) // len(_OTHERS)))
-    styles = {}
-    for index, arm in enumerate(arms):
-        if arm is baseline:
-            color = GDN
-        elif arm is subject:
-            color = SOFTMAX
-        else:
-            color = next(others)
-        dashes: Any = "-"
-        if arm.kind.learned:
-            dashes = (0, (4, 1.6))
-        elif arm.kind.control:
-            dashes = (0, (1, 1.4))
-        styles[arm.label] = LineStyle(color=color, dashes=dashes, marker=_MARKERS[index % len(_MARKERS)])
+    if looks is None:
+        others = iter(_OTHERS * (1 + len(arms) // len(_OTHERS)))
+        own = [GDN if arm is baseline else SOFTMAX if arm is subject else next(others) for arm in arms]
+        dashes = [_DOTTED if arm.kind.control else _DASHES[0] if arm.kind.learned else "-" for arm in arms]
+        return {
+            arm.label: LineStyle(
+                color=own[place], dashes=dashes[place], marker=_MARKERS[place % len(_MARKERS)]
+            )
+            for place, arm in enumerate(arms)
+        }
+    styles: dict[str, LineStyle] = {}
+    before: Counter[str] = Counter()
+    for arm in sorted(arms, key=lambda arm: arm is not subject):
+        kind = str(arm.kind)
+        marker, colour = looks.get(kind, ("o", MUTED))
+        number = before[kind]
+        before[kind] += 1
+        solid = not number and colour in (GDN, SOFTMAX)
+        styles[arm.label] = LineStyle(
+            color=shade(colour, number),
+            dashes="-" if solid else _DASHES[number % len(_DASHES)],
+            marker=marker,
+        )
     return styles
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, without pyplot's global state."""
-    figure = Figure(figsize=(width, height))
+def new_figure(
+    height: float, width: float = WIDTH, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """An empty figure of a size in inches, without pyplot's global state.
+
+    ``constrained`` finds the room for all texts once, when the figure is saved.
+    """
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def blank_axes(figure: Figure, box: tuple[float, float, float, float], width: float, height: float) -> Axes:
-    """Axes without axes, for diagrams: coordinates in inches from the lower left corner of ``box`` (figure shares)."""
-    axes = figure.add_axes(box)
-    axes.set_xlim(0, width)
-    axes.set_ylim(0, height)
-    axes.set_axis_off()
-    return axes
+def settle(figure: Figure) -> None:
+    """Lay ``figure`` out, once for all formats."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def save_figure(figure: Figure, folder: Path, name: str, formats: Iterable[str] = FORMATS) -> None:
     """Write ``folder/name.{png,svg,pdf}``; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    settle(figure)
     for suffix in formats:
-        figure.savefig(folder / f"{name}.{suffix}", format=suffix, dpi=200, metadata=_METADATA[suffix])
+        figure.savefig(folder / f"{name}.{suffix}", format=suffix, dpi=DPI, metadata=_METADATA[suffix])
 
 
 def clip(text: str, length: int) -> str:
@@ -172,29 +200,13 @@ def shade(color: str, step: int) -> str:
     return to_hex((red, green, blue))
 
 
-def legend_below(figure: Figure, axes: Axes, labels: int, longest: int, height: float) -> None:
-    """The legend of ``axes`` under the panels of ``figure``, in as many columns as ``columns_for`` says.
-
-    Args:
-        labels: how many there are.
-        longest: characters of the longest.
-        height: of the figure, in inches.
-    """
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.03 / height),
-        ncols=columns_for(labels, longest),
+def legend_below(
+    figure: Figure, handles: Sequence[Any], names: Sequence[str], title: str = "", **settings: Any
+) -> float:
+    """A legend under all panels, in as many columns as a page holds; returns the inches that it takes."""
+    longest = max(map(len, names), default=0)
+    columns = max(
+        1, min(len(names), 4 if longest <= 16 else 3 if longest <= 26 else 2 if longest <= 40 else 1)
     )
-
-
-def columns_for(labels: int, longest: int) -> int:
-    """Columns of a legend of so many labels that fit a page's width, the longest of so many characters."""
-    return max(1, min(labels, 4 if longest <= 16 else 3 if longest <= 26 else 2 if longest <= 40 else 1))
-
-
-def legend_height(labels: int, longest: int) -> float:
-    """Inches that ``legend_below`` needs."""
-    return 0.14 + 0.18 * -(-labels // columns_for(labels, longest))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, title=title or None, **settings)
+    return 0.14 + 0.18 * -(-len(names) // columns) + 0.13 * len(title.splitlines())

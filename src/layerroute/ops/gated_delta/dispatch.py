@@ -1,20 +1,16 @@
 """Choose the backend of the gated delta rule, and say once which one runs and why."""
 
-import logging
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from layerroute.errors import UserError, nearest
+from layerroute.ops.backends import announce, check_backend, report
 from layerroute.ops.gated_delta import fla
 from layerroute.ops.gated_delta.chunked import chunked_gated_delta_rule
 from layerroute.ops.gated_delta.fla import fla_gated_delta_rule
 from layerroute.ops.gated_delta.reference import recurrent_gated_delta_rule
-
-_logger = logging.getLogger(__name__)
 
 Backend = Callable[..., tuple[Tensor, Tensor | None]]
 BACKENDS: dict[str, Backend] = {
@@ -74,12 +70,11 @@ def gated_delta_rule(
         obstacle = fla.obstacle(query, value)
         name = "chunked" if obstacle else "fla"
         reason = obstacle or "CUDA tensors in half precision"
-    elif backend in BACKENDS:
-        name, reason = backend, "asked for by name"
     else:
-        raise UserError(f"unknown gated-delta backend {backend!r}.{nearest(backend, ['auto', *BACKENDS])}")
+        check_backend("gated-delta", backend, BACKENDS)
+        name, reason = backend, "asked for by name"
     if not torch.compiler.is_compiling():
-        _announce(name, reason)
+        announce("gated delta rule", name, reason)
     return BACKENDS[name](
         query,
         key,
@@ -94,25 +89,6 @@ def gated_delta_rule(
     )
 
 
-@cache  # once per process for each choice: a silent slow fallback would be a bug, a line per call a nuisance
-def _announce(name: str, reason: str) -> None:
-    _logger.info("gated delta rule runs on backend %r (%s)", name, reason)
-
-
 def backend_report() -> dict[str, object]:
-    """Tell, for ``layerroute doctor``, which backends can run here and what ``auto`` takes on each device.
-
-    Returns:
-        ``{"auto": {"cpu": name, "cuda": name | None}, "backends": {name: {"available": bool, "reason": str}}}``;
-        ``cuda`` is None on a machine without a CUDA device, and ``reason`` is empty for an available backend.
-    """
-    reason = fla.unavailable_reason()
-    cuda = None if not torch.cuda.is_available() else "chunked" if reason else "fla"
-    return {
-        "auto": {"cpu": "chunked", "cuda": cuda},
-        "backends": {
-            "reference": {"available": True, "reason": ""},
-            "chunked": {"available": True, "reason": ""},
-            "fla": {"available": not reason, "reason": reason or ""},
-        },
-    }
+    """See ``ops.backends.report``."""
+    return report(BACKENDS, plain="chunked", fast="fla", obstacle=fla.unavailable_reason())

@@ -35,11 +35,6 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def is_available() -> bool:
-    """Whether flash-linear-attention can run in this process; ``unavailable_reason`` says why not."""
-    return unavailable_reason() is None
-
-
 def obstacle(query: Tensor, value: Tensor) -> str | None:
     """Say why the kernels cannot take these inputs, or None if they can."""
     if query.device.type != "cuda":

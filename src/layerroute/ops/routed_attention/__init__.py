@@ -4,12 +4,14 @@ from layerroute.ops.routed_attention.dispatch import BACKENDS, attend_spans, bac
 from layerroute.ops.routed_attention.flops import share_of_keys
 from layerroute.ops.routed_attention.gathered import BlockPlan, block_size
 from layerroute.ops.routed_attention.inputs import Intervals, Padding, document_starts, intervals
+from layerroute.ops.routed_attention.sight import Sight, sight_of
 
 __all__ = [
     "BACKENDS",
     "BlockPlan",
     "Intervals",
     "Padding",
+    "Sight",
     "attend_spans",
     "backend_report",
     "block_size",
@@ -17,4 +19,5 @@ __all__ = [
     "intervals",
     "routed_attention",
     "share_of_keys",
+    "sight_of",
 ]

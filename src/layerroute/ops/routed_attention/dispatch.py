@@ -1,7 +1,6 @@
 """Choose the backend of routed attention, and say once which one runs."""
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,12 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError
+from layerroute.ops.backends import announce, check_backend, report
 from layerroute.ops.routed_attention.gathered import BlockPlan, gathered_routed_attention
 from layerroute.ops.routed_attention.inputs import Intervals, check_shapes, intervals
 from layerroute.ops.routed_attention.reference import reference_routed_attention
-
-_logger = logging.getLogger(__name__)
 
 
 def _triton(query: Tensor, key: Tensor, value: Tensor, spans: Intervals, **options: Any) -> Tensor:
@@ -57,19 +55,11 @@ def _choose(query: Tensor, value: Tensor, dropout: float) -> tuple[str, str]:
 
 
 def backend_report() -> dict[str, object]:
-    """Tell, for ``layerroute doctor``, which backends can run here and what ``auto`` takes on each device.
-
-    Returns:
-        As ``layerroute.ops.gated_delta.backend_report``. On a GPU ``auto`` may still take ``gathered`` for tensors that
-        the kernel cannot take.
-    """
-    reason = "" if triton_installed() else "triton is not installed"
-    if not reason and not torch.cuda.is_available():
-        reason = "torch sees no GPU"
-    cuda = None if not torch.cuda.is_available() else "gathered" if reason else "triton"
-    backends = {name: {"available": True, "reason": ""} for name in BACKENDS}
-    backends["triton"] = {"available": not reason, "reason": reason}
-    return {"auto": {"cpu": "gathered", "cuda": cuda}, "backends": backends}
+    """See ``ops.backends.report``. On a GPU ``auto`` may still take ``gathered`` for what the kernel cannot take."""
+    obstacle = "triton is not installed" if not triton_installed() else None
+    if obstacle is None and not torch.cuda.is_available():
+        obstacle = "torch sees no GPU"
+    return report(BACKENDS, plain="gathered", fast="triton", obstacle=obstacle)
 
 
 def routed_attention(
@@ -146,19 +136,11 @@ def attend_spans(
     """``routed_attention`` for intervals that are known already, and their ``plan`` if it has been made."""
     check_shapes(query, key, value, spans, visible)
     name, reason = _choose(query, value, dropout) if backend == "auto" else (backend, "asked for by name")
-    if name not in BACKENDS:
-        raise UserError(
-            f"unknown routed-attention backend {backend!r}.{nearest(backend, ['auto', *BACKENDS])}"
-        )
+    check_backend("routed-attention", name, BACKENDS)
     if not torch.compiler.is_compiling():
-        _announce(name, reason)
+        announce("routed attention", name, reason)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     planned = {} if name == "reference" else {"plan": plan}
     return BACKENDS[name](
         query, key, value, spans, visible=visible, scale=scale, softcap=softcap, dropout=dropout, **planned
     )
-
-
-@cache  # once per process for each choice
-def _announce(name: str, reason: str) -> None:
-    _logger.info("routed attention runs on backend %r (%s)", name, reason)

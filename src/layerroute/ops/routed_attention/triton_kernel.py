@@ -35,6 +35,40 @@ def _scores(q, k, visible, scale, softcap, HAS_SOFTCAP: tl.constexpr, PRECISION:
 
 
 @triton.jit
+def _block(block_ptr):
+    """Row, queries ``first`` to ``last`` and keys ``low`` to ``high`` of this program's block."""
+    mine = block_ptr + tl.program_id(0) * 5
+    row = tl.load(mine).to(tl.int64)
+    return row, tl.load(mine + 1), tl.load(mine + 2), tl.load(mine + 3), tl.load(mine + 4)
+
+
+@triton.jit
+def _tile(ptr, n, stride, d, inside, D: tl.constexpr, TRANSPOSED: tl.constexpr = False):
+    """Rows ``n`` (where ``inside``) and columns ``d`` (below D) of a matrix."""
+    if TRANSPOSED:
+        tile = tl.load(
+            ptr + n[None, :] * stride + d[:, None], mask=inside[None, :] & (d < D)[:, None], other=0.0
+        )
+    else:
+        tile = tl.load(
+            ptr + n[:, None] * stride + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
+        )
+    return tile
+
+
+@triton.jit
+def _sees(visible_ptr, start, stop, m, n, inside, held, keys, HAS_VISIBLE: tl.constexpr):
+    """Which of the keys ``n`` each of the queries ``m`` sees."""
+    sees = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
+    if HAS_VISIBLE:
+        allowed = tl.load(
+            visible_ptr + m[:, None] * keys + n[None, :], mask=inside[:, None] & held[None, :], other=0
+        )
+        sees = sees & (allowed != 0)
+    return sees
+
+
+@triton.jit
 def _forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, start_ptr, stop_ptr, visible_ptr, block_ptr,
     q_n, q_h, k_b, k_s, k_g, v_b, v_s, v_g, o_n, o_h, keys,
@@ -44,16 +78,12 @@ def _forward(
     HAS_SOFTCAP: tl.constexpr, HAS_VISIBLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    mine = block_ptr + tl.program_id(0) * 5
-    row, first, last = tl.load(mine).to(tl.int64), tl.load(mine + 1), tl.load(mine + 2)
-    low, high = tl.load(mine + 3), tl.load(mine + 4)
+    row, first, last, low, high = _block(block_ptr)
     m = first + tl.arange(0, BLOCK_M)
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     inside = m < last
     m = m.to(tl.int64)
-    q = tl.load(
-        q_ptr + m[:, None] * q_n + head * q_h + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
-    )
+    q = _tile(q_ptr + head * q_h, m, q_n, d, inside, D)
     start = tl.load(start_ptr + m, mask=inside, other=0)
     stop = tl.load(stop_ptr + m, mask=inside, other=0)
     best = tl.full([BLOCK_M], -1.0e30, dtype=tl.float32)
@@ -64,23 +94,14 @@ def _forward(
     for begin in range(low, high, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
         held = n < high
-        k = tl.load(k_base + n[None, :] * k_s + d[:, None], mask=held[None, :] & (d < D)[:, None], other=0.0)
-        sees = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
-        if HAS_VISIBLE:
-            sees = sees & (
-                tl.load(
-                    visible_ptr + m[:, None] * keys + n[None, :],
-                    mask=inside[:, None] & held[None, :],
-                    other=0,
-                )
-                != 0
-            )
+        k = _tile(k_base, n, k_s, d, held, D, True)
+        sees = _sees(visible_ptr, start, stop, m, n, inside, held, keys, HAS_VISIBLE)
         s, _ = _scores(q, k, sees, scale, softcap, HAS_SOFTCAP, PRECISION)
         higher = tl.maximum(best, tl.max(s, axis=1))
         p = tl.where(sees, tl.exp2((s - higher[:, None]) * 1.4426950408889634), 0.0)
         shrink = tl.exp2((best - higher) * 1.4426950408889634)
         total = total * shrink + tl.sum(p, axis=1)
-        v = tl.load(v_base + n[:, None] * v_s + e[None, :], mask=held[:, None] & (e < V)[None, :], other=0.0)
+        v = _tile(v_base, n, v_s, e, held, V)
         acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         best = higher
     some = total > 0.0
@@ -104,21 +125,13 @@ def _backward_query(
     HAS_SOFTCAP: tl.constexpr, HAS_VISIBLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    mine = block_ptr + tl.program_id(0) * 5
-    row, first, last = tl.load(mine).to(tl.int64), tl.load(mine + 1), tl.load(mine + 2)
-    low, high = tl.load(mine + 3), tl.load(mine + 4)
+    row, first, last, low, high = _block(block_ptr)
     m = first + tl.arange(0, BLOCK_M)
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     inside = m < last
     m = m.to(tl.int64)
-    q = tl.load(
-        q_ptr + m[:, None] * q_n + head * q_h + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
-    )
-    grad = tl.load(
-        grad_ptr + m[:, None] * o_n + head * o_h + e[None, :],
-        mask=inside[:, None] & (e < V)[None, :],
-        other=0.0,
-    )
+    q = _tile(q_ptr + head * q_h, m, q_n, d, inside, D)
+    grad = _tile(grad_ptr + head * o_h, m, o_n, e, inside, V)
     lse = tl.load(lse_ptr + m * HEADS + head, mask=inside, other=0.0)
     delta = tl.load(delta_ptr + m * HEADS + head, mask=inside, other=0.0)
     start = tl.load(start_ptr + m, mask=inside, other=0)
@@ -129,18 +142,9 @@ def _backward_query(
     for begin in range(low, high, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
         held = n < high
-        k = tl.load(k_base + n[None, :] * k_s + d[:, None], mask=held[None, :] & (d < D)[:, None], other=0.0)
-        v = tl.load(v_base + n[None, :] * v_s + e[:, None], mask=held[None, :] & (e < V)[:, None], other=0.0)
-        sees = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
-        if HAS_VISIBLE:
-            sees = sees & (
-                tl.load(
-                    visible_ptr + m[:, None] * keys + n[None, :],
-                    mask=inside[:, None] & held[None, :],
-                    other=0,
-                )
-                != 0
-            )
+        k = _tile(k_base, n, k_s, d, held, D, True)
+        v = _tile(v_base, n, v_s, e, held, V, True)
+        sees = _sees(visible_ptr, start, stop, m, n, inside, held, keys, HAS_VISIBLE)
         s, slope = _scores(q, k, sees, scale, softcap, HAS_SOFTCAP, PRECISION)
         p = tl.where(sees, tl.exp2((s - lse[:, None]) * 1.4426950408889634), 0.0)
         dp = tl.dot(grad, v, input_precision=PRECISION)
@@ -168,16 +172,8 @@ def _backward_key(
     n = part * BLOCK_N + tl.arange(0, BLOCK_N)
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     held = n < keys
-    k = tl.load(
-        k_ptr + row * k_b + group * k_g + n[:, None] * k_s + d[None, :],
-        mask=held[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
-    v = tl.load(
-        v_ptr + row * v_b + group * v_g + n[:, None] * v_s + e[None, :],
-        mask=held[:, None] & (e < V)[None, :],
-        other=0.0,
-    )
+    k = _tile(k_ptr + row * k_b + group * k_g, n, k_s, d, held, D)
+    v = _tile(v_ptr + row * v_b + group * v_g, n, v_s, e, held, V)
     dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for begin in range(first, last, BLOCK_M):
@@ -186,28 +182,11 @@ def _backward_key(
         m = m.to(tl.int64)
         start = tl.load(start_ptr + m, mask=inside, other=0)
         stop = tl.load(stop_ptr + m, mask=inside, other=0)
-        sees = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
-        if HAS_VISIBLE:
-            sees = sees & (
-                tl.load(
-                    visible_ptr + m[:, None] * keys + n[None, :],
-                    mask=inside[:, None] & held[None, :],
-                    other=0,
-                )
-                != 0
-            )
+        sees = _sees(visible_ptr, start, stop, m, n, inside, held, keys, HAS_VISIBLE)
         for member in range(REPEAT):
             head = group * REPEAT + member
-            q = tl.load(
-                q_ptr + m[:, None] * q_n + head * q_h + d[None, :],
-                mask=inside[:, None] & (d < D)[None, :],
-                other=0.0,
-            )
-            grad = tl.load(
-                grad_ptr + m[:, None] * o_n + head * o_h + e[None, :],
-                mask=inside[:, None] & (e < V)[None, :],
-                other=0.0,
-            )
+            q = _tile(q_ptr + head * q_h, m, q_n, d, inside, D)
+            grad = _tile(grad_ptr + head * o_h, m, o_n, e, inside, V)
             lse = tl.load(lse_ptr + m * HEADS + head, mask=inside, other=0.0)
             delta = tl.load(delta_ptr + m * HEADS + head, mask=inside, other=0.0)
             s, slope = _scores(q, tl.trans(k), sees, scale, softcap, HAS_SOFTCAP, PRECISION)

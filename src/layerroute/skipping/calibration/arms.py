@@ -17,8 +17,8 @@ from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router, remove_router
+from layerroute.skipping.skip_config import SkipConfig
 
 ALWAYS = 10.0
 """Logit of a site at which all tokens take the same path: certain to 1 in 20,000, and still trainable."""

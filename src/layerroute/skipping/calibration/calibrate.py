@@ -14,9 +14,10 @@ from layerroute.skipping.calibration.by_cost import Allocated, allocate_by_cost,
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_static
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.own_text import sample_own_text, with_own_text
 from layerroute.skipping.calibration.stack import LayerStack
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.flops import saved_by_skipping
+from layerroute.skipping.skip_config import SkipConfig
 
 CONTROLS = (
     "static_influence",
@@ -103,6 +104,7 @@ def calibrate(
     selection: Int[Tensor, "M T"],
     controls: Sequence[str] = TABLE,
     rankings: dict[str, Ranking] | None = None,
+    own: Int[Tensor, "n T"] | None = None,
     stage: Stage = silent,
 ) -> Calibration:
     """Fit a router and the static and random controls, all in the same way.
@@ -110,11 +112,12 @@ def calibrate(
     Args:
         model: a transformers causal LM without a router; it is left as it is.
         config: what to make.
-        statistics: windows that the fits see.
+        statistics: windows of text that the fits see, beside the model's own.
         selection: windows on which static layers, and with ``allocation`` ``cost`` rates, are chosen.
         controls: which of ``CONTROLS`` to fit beside it; those that the unit does not have are left out.
         rankings: by unit, what earlier calls with the same windows made for other budgets; what is new is added. Not
             used where the predictors need sensitivities too.
+        own: what `sample_own_text` gave for this model before. Default: sampled here, as ``config.own_text`` asks.
         stage: for progress.
 
     Returns:
@@ -131,6 +134,10 @@ def calibrate(
     wanted = applicable(controls, config.unit)
     count = max(1, round(config.budget * len(layers)))
 
+    if own is None and config.own_text:
+        own = sample_own_text(model, config, len(statistics), advance=clock("the model's own text"))
+    if own is not None and len(own):
+        statistics = with_own_text(statistics, own)
     final: list[Tensor] = []
     ranking = sensitivity = None
     known = {} if rankings is None else rankings

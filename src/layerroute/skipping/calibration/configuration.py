@@ -6,7 +6,7 @@ from typing import Any
 
 from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
-from layerroute.skipping.configuration import SkipConfig
+from layerroute.skipping.skip_config import SkipConfig
 
 PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the MLP of layers"}
 """What static pruning takes out, by unit."""
@@ -37,7 +37,9 @@ class CalibrationConfig:
         sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
         sink_ids: ids of further tokens that always run; ``special_tokens`` of the tokenizer, as a rule.
         length: tokens of a window.
-        tokens_statistics: that the fits see.
+        tokens_statistics: of text that the fits see.
+        own_text: share of what the fits see, beside the text, that the model samples itself, so that they know more
+            than the kinds that are given (see ``own_text``). Default a quarter; 0 for none.
         tokens_ranking: so many of these rank layers for static pruning, and tell ``cost`` what predictors weigh.
         tokens_selection: on which static layers, and with ``cost`` rates, are chosen.
         tokens_search: so many of these are used where one layer at a time is changed.
@@ -72,7 +74,8 @@ class CalibrationConfig:
     sink_tokens: int = 4
     sink_ids: list[int] = field(default_factory=list)
     length: int = 256
-    tokens_statistics: int = 49152
+    tokens_statistics: int = 36864
+    own_text: float = 0.25
     tokens_ranking: int = RANKED
     tokens_selection: int = 2048
     tokens_search: int = 1536
@@ -129,6 +132,8 @@ class CalibrationConfig:
                 raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
         if not 0.0 <= self.min_share <= 1.0:
             raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
+        if not 0.0 <= self.own_text < 1.0:
+            raise UserError(f"calibration.own_text is a share from 0 to below 1, got {self.own_text}")
         if not 0.0 <= self.relative <= 1.0:
             raise UserError(f"calibration.relative is a power from 0 to 1, got {self.relative}")
         for key in ("ridge", "predictor_ridge", "background"):

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
-from layerroute.cache import open_or_build
+from layerroute.folders import open_or_build
 from layerroute.integrity import Manifest
 from layerroute.skipping.calibration.arms import install, install_for_budgets
 from layerroute.skipping.calibration.calibrate import (
@@ -27,7 +27,7 @@ from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
-METHOD = 4
+METHOD = 5
 """Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
 
 

@@ -16,7 +16,7 @@ from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import forward_flops
+from layerroute.skipping.flops import skip_flops
 
 BUDGETS = (0.12, 0.25, 0.4)
 """Shares of routed compute at which headroom is told."""
@@ -91,7 +91,7 @@ def headroom(
 
     skip, length = config.skip_config(len(stack.layers)), selection.shape[1]
     known = model.config.get_text_config().model_type in FAMILIES
-    flops = forward_flops(model.config, skip, length) if known else None
+    flops = skip_flops(model.config, skip, length) if known else None
 
     def serve(policy: Policy) -> Served:
         final, shares = replay_counted(stack, policy, embedded, selection)

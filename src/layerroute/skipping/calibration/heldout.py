@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.precision import autocast
+from layerroute.routing import last_decision
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import forward_flops
-from layerroute.skipping.model import get_router, last_decision
-from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.fingerprint import base_of
+from layerroute.skipping.flops import skip_flops
+from layerroute.skipping.model import find_router, get_router
 
 DRAWS = 10_000
 
@@ -44,7 +45,7 @@ class Score:
 @torch.inference_mode()
 def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Score:
     """Cross-entropy of windows under the model as it stands, with its router if it has one."""
-    routed = any(isinstance(module, LayerRouter) for module in model.modules())
+    routed = find_router(model) is not None
     step = max(1, CHUNK_TOKENS // ids.shape[1])
     losses: list[Tensor] = []
     skipped: Tensor | None = None
@@ -83,10 +84,10 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
         The share; of a family without a count, the share of sites that is skipped.
     """
     router = get_router(model)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
-    flops = forward_flops(base.config, router.config, length)
+    flops = skip_flops(base.config, router.config, length)
     layers = flops.layers * flops.layer.total
     return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / layers
 

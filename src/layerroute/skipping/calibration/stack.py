@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from layerroute.errors import UserError
 from layerroute.precision import autocast
 from layerroute.skipping.families import FAMILIES, decoder_stack, family_of
-from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.model import find_router
 
 CHUNK_TOKENS = 1024
 """Tokens that go through a layer at once."""
@@ -60,7 +60,7 @@ class LayerStack:
     """
 
     def __init__(self, model: Any, length: int, precision: str = "fp32", unit: str = "block") -> None:
-        if any(isinstance(module, LayerRouter) for module in model.modules()):
+        if find_router(model) is not None:
             raise UserError(
                 "the model has a router already; calibrate the plain model (remove_router takes it off)"
             )

@@ -1,10 +1,12 @@
 """Does a router hold away from home? One kind of text is left out, and each text is judged at equal executed FLOPs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import layerroute
 from layerroute.errors import UserError
@@ -66,6 +68,7 @@ def transfer_cell(
     selection: Windows,
     texts: Mapping[str, tuple[Windows, bool]],
     rankings: dict[str, Ranking] | None = None,
+    own_text: Callable[[], Tensor] | None = None,
     stage: Stage = silent,
 ) -> tuple[list[dict[str, Any]], Calibration]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
@@ -76,6 +79,7 @@ def transfer_cell(
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
         rankings: see `calibrate`.
+        own_text: gives the model's own text, for calibrations that share it.
         stage: for progress.
 
     Returns:
@@ -89,6 +93,7 @@ def transfer_cell(
         selection=selection.ids.to(device),
         controls=STATIC,
         rankings=rankings,
+        own=None if own_text is None else own_text(),
         stage=stage,
     )
     rows = []

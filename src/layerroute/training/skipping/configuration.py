@@ -45,6 +45,7 @@ class StartConfig:
         arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike.
         folder: of a calibration that `layerroute calibrate --controls --out` made; default: made when first needed.
         tokens_statistics, tokens_selection, tokens_search: of the calibration.
+        own_text: share of what the fits see that the model writes itself (see ``CalibrationConfig``).
         allocation: ``even`` (default): the same share of the tokens skips at every layer; ``cost``: by what skipping
             costs (see ``CalibrationConfig``).
         min_share: of ``cost``: a layer is skipped by none or by at least this share of the tokens.
@@ -59,6 +60,7 @@ class StartConfig:
     tokens_statistics: int = 12288
     tokens_selection: int = 2048
     tokens_search: int = 1536
+    own_text: float = 0.25
     allocation: Literal["even", "cost"] = "even"
     min_share: float = 0.1
     seed: int = 42
@@ -72,6 +74,7 @@ class StartConfig:
         for name in ("tokens_statistics", "tokens_selection", "tokens_search"):
             value = getattr(self, name)
             _require(value >= 1, f"start.{name} must be at least 1, got {value}")
+        _require(0.0 <= self.own_text < 1.0, f"start.own_text is a share below 1, got {self.own_text}")
         _require(
             0.0 <= self.min_share <= 1.0, f"start.min_share is a share from 0 to 1, got {self.min_share}"
         )

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from layerroute.objectives import (
@@ -18,8 +17,9 @@ from layerroute.objectives import (
     quadratic_budget,
     shift_labels,
 )
-from layerroute.routing import RouteDecision
+from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping.model import get_router, router_disabled
+from layerroute.skipping.tuners import tuners
 from layerroute.training.objective import LossTerms
 from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 
@@ -27,7 +27,7 @@ from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Within the context LoRA layers compute their base layer alone, bit for bit."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = tuners(model)
     before = [layer._disable_adapters for layer in layers]
     # PEFT's own switch also sets requires_grad, which DDP does not expect to move between forward and backward.
     for layer in layers:
@@ -71,8 +71,9 @@ class SkippingLoss:
             rate = 1.0 - router.budgets.current if router.budgets is not None else rate
         inputs = dict(inputs)
         targets = shift_labels(inputs.pop("labels"))
-        output = model(**inputs, use_cache=False)
-        decision = router.last
+        with collect_decisions(model, graph=True) as decisions:
+            output = model(**inputs, use_cache=False)
+        decision = decisions[-1] if decisions else None
         language = cross_entropy(output.logits, targets)
         parts = {"lm_loss": language.detach()}
         total = config.ce_weight * language

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerroute.data.sequence import TokenSequence, require_windows
-from layerroute.errors import UserError
+from layerroute.errors import UserError, require
 from layerroute.precision import Precision
 from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
 from layerroute.skipping.calibration.configuration import UNITS
-from layerroute.skipping.configuration import SkipConfig
 from layerroute.skipping.model import add_router, get_router
 from layerroute.skipping.pretrained import base_options, load_pretrained
+from layerroute.skipping.skip_config import SkipConfig
 from layerroute.skipping.storage import load_router
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.skipping.configuration import AdaptConfig, PretrainedConfig, StartConfig
@@ -141,6 +140,7 @@ def calibration_config(
         sink_ids=list(skip.sink_ids or []),
         length=length,
         tokens_statistics=max(start.tokens_statistics, length),
+        own_text=start.own_text,
         tokens_selection=max(start.tokens_selection, length),
         tokens_search=max(start.tokens_search, length),
         allocation=start.allocation,
@@ -174,6 +174,9 @@ def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
     missing = [target for target in config.lora_targets if target not in names]
     if missing:
         raise UserError(f"adapt.lora_targets: the model has no module called {', '.join(missing)}")
+    require("peft", extra="train")
+    from peft import LoraConfig
+
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]

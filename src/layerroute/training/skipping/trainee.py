@@ -17,11 +17,11 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
-from layerroute.skipping.configuration import PATHS, SkipConfig
 from layerroute.skipping.families import FAMILIES
-from layerroute.skipping.flops import SkipFlops, forward_flops, path_costs
+from layerroute.skipping.flops import SkipFlops, path_costs, skip_flops
 from layerroute.skipping.model import get_router
 from layerroute.skipping.pretrained import local_source, special_tokens
+from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
@@ -119,7 +119,7 @@ class SkippingTrainee(Trainee):
             )
         self.threshold_text = self.held_out(self.recipe.train.threshold_tokens or 1)
         length = self.recipe.data.sequence_length
-        self.flops: SkipFlops = forward_flops(self.model.config, router.config, length)
+        self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
 
     def loss(self) -> RoutedLoss:
         """CE, distillation, compute."""

@@ -3,17 +3,14 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.attention.architecture import architecture_data, describe, flops_by_use
+from layerroute.capabilities.attention.diagram import architecture_figure, comparison_figure
 from layerroute.capabilities.attention.kinds import kind_of
 from layerroute.lab.arms import Arm
-from layerroute.lab.report.architecture import describe, flops_by_use
-from layerroute.lab.report.figures_architecture import (
-    architecture_data,
-    architecture_figure,
-    comparison_figure,
-)
 from layerroute.lab.report.style import figure_style
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import ROUTED, record, sites
+from tests.unit.lab.report.walk import spec, view
 
 
 def arm(**settings: Any) -> Arm:
@@ -79,8 +76,8 @@ def test_controls_and_sequential_routers_have_no_common_router() -> None:
 def test_no_layer_pattern_no_figure() -> None:
     nothing = arm(recipe={"model": {}})
     assert describe(nothing) is None
-    assert architecture_figure(nothing) is None
-    assert comparison_figure(nothing, nothing) is None
+    for name in ("figure-1", "figure-4"):
+        assert isinstance(spec(name).draw(view([nothing.example])), str)
 
 
 def test_flops_of_the_three_uses() -> None:
@@ -104,7 +101,9 @@ def _texts(figure: Any) -> list[str]:
 @pytest.mark.parametrize("status", ["completed", "failed"])
 def test_the_figure_shows_the_shares_or_says_that_it_does_not_know(status: str) -> None:
     with figure_style():
-        figure = architecture_figure(arm(rates=sites(0.52, 0.3), status=status))
+        described = describe(arm(rates=sites(0.52, 0.3), status=status))
+        assert described is not None
+        figure = architecture_figure(described)
     texts = _texts(figure)
     if status == "completed":
         assert {"52.0%", "48.0%", "30.0%", "70.0%"} <= set(texts)
@@ -116,5 +115,4 @@ def test_the_figure_shows_the_shares_or_says_that_it_does_not_know(status: str) 
 def test_side_by_side() -> None:
     with figure_style():
         figure = comparison_figure(arm(pattern=ROUTED, rates=sites(0.5, 0.4)), arm())
-    assert figure is not None
     assert any("kFLOP" in text for text in _texts(figure))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from layerroute.capabilities.skipping.figures import FIGURES, _depth, site_names
 from layerroute.errors import UserError
-from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.report.build import build_report
-from layerroute.lab.report.figures_skipping import FIGURES, _depth, _layer_bars, _layer_map, _styles
 from layerroute.lab.report.style import SOFTMAX, save_figure
 from layerroute.lab.runs import load_runs
 from tests.unit.lab.record_factory import make_run, sites
-from tests.unit.lab.report.test_figures_speed import record as speed_record
-from tests.unit.lab.report.test_figures_speed import skipping
+from tests.unit.lab.report.test_speed import record as speed_record
+from tests.unit.lab.report.test_speed import skipping
+from tests.unit.lab.report.walk import SKIPPING, drawn, view
 
 RUNS = {  # arm: (what it starts from, rate, loss)
     "full_depth": (None, 1.0, 3.0),
@@ -62,7 +63,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def save(figure: Any, folder: Path, name: str) -> None:
         save_figure(figure, folder, name, formats=("svg",))
 
-    monkeypatch.setattr("layerroute.lab.report.figures_skipping.save_figure", save)
+    monkeypatch.setattr("layerroute.lab.report.figures.save_figure", save)
     return build_report(study(tmp_path), bench=[bench(tmp_path)])[0].parent
 
 
@@ -76,7 +77,7 @@ def bench(folder: Path) -> Path:
 
 def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
     page, paper = ((report / name).read_text() for name in ("index.html", "paper.md"))
-    for name in FIGURES:
+    for name in (figure.name for figure in FIGURES):
         assert (report / "figures" / f"{name}.svg").is_file(), name
         assert len(pd.read_csv(report / "figures" / f"{name}.csv")) > 1, name
         assert f'<figure id="{name}">' in page, name
@@ -92,8 +93,8 @@ def test_every_figure_is_drawn_with_its_data_and_shown(report: Path) -> None:
 
 
 def test_the_front_holds_what_no_arm_beats(report: Path) -> None:
-    data = pd.read_csv(report / "figures/compute.csv").set_index("arm")
-    assert data["on_front"].to_dict() == {
+    data = pd.read_csv(report / "figures/compute.csv").groupby("arm")["on_front"].first()
+    assert data.to_dict() == {
         "full_depth": True,
         "token": True,
         "static_greedy": False,
@@ -111,31 +112,25 @@ def test_figures_say_what_the_records_say(report: Path) -> None:
     assert kinds["rate"].between(0, 1).all()
     annealing = pd.read_csv(report / "figures/annealing.csv")
     assert set(annealing["arm"]) == {"token", "static_greedy", "wasteful"}, "controls have nothing to anneal"
-    assert set(annealing["what"]) == {"temperature", "mean rate in training"}
+    assert set(annealing["panel"]) == {"temperature", "mean rate in training (%)"}
     validation = pd.read_csv(report / "figures/validation.csv")
     assert set(validation["arm"]) == set(RUNS)
 
 
 def test_arms_of_one_kind_are_told_apart(tmp_path: Path) -> None:
-    shown = compare_skipping(load_runs([study(tmp_path)]))
-    styles = _styles(shown)
+    styles = view(load_runs([study(tmp_path)]), SKIPPING).styles
     token, wasteful = styles["token"], styles["wasteful"]
     assert token.color == SOFTMAX and token.dashes == "-", "the arm in question"
     assert token.marker == wasteful.marker, "one marker a kind"
     assert token.color != wasteful.color and token.dashes != wasteful.dashes
 
 
-def test_few_arms_have_bars_by_layer_and_many_share_a_map() -> None:
-    sites = ["layer4.block", "layer10.block"]
-    few = pd.DataFrame([[10.0, 90.0]], index=["token"], columns=sites)
-    bars = _layer_bars(few, {"token": SOFTMAX})
-    assert [patch.get_height() for patch in bars.axes[0].patches] == [10.0, 90.0]
-    assert [label.get_text() for label in bars.axes[0].get_xticklabels()] == ["4", "10"]
-    many = pd.concat([few.rename(index={"token": f"arm {n}"}) for n in range(9)])
-    shown = _layer_map(many)
-    assert shown.axes[0].images[0].get_array().shape == (9, 2)
-    assert len(shown.axes[0].get_yticklabels()) == 9
+def test_the_map_of_sites_has_a_row_an_arm_that_chooses(tmp_path: Path) -> None:
+    figure, data, _ = drawn("layers", view(load_runs([study(tmp_path)]), SKIPPING), SKIPPING)
+    assert figure.axes[0].images[0].get_array().shape == (3, 2) and len(data) == 6
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["4", "5"]
     assert sorted(["layer10.block", "layer4.mlp", "layer4.attention"], key=_depth)[-1] == "layer10.block"
+    assert site_names(["layer4.mlp", "layer4.attention"]) == (["4.mlp", "4.attention"], "layer and unit")
 
 
 def test_deleted_and_written_again_it_has_the_same_bytes(report: Path) -> None:
@@ -151,7 +146,7 @@ def test_deleted_and_written_again_it_has_the_same_bytes(report: Path) -> None:
 def test_speed_is_that_of_the_benchmark_and_absent_without_one(report: Path) -> None:
     speed = pd.read_csv(report / "figures/speed.csv").set_index(["arm", "share_percent"])["speedup_median"]
     assert speed["sparse", 50.0] == 1.6 and speed["masked", 25.0] == 0.9
-    assert speed["ideal", 50.0] == pytest.approx(1.6 / 0.9)
+    assert speed["ideal", 50.0] == pytest.approx(1.6 / 0.9, rel=1e-5)
     build_report(report.parent)
     assert not (report / "figures/speed.csv").exists()
     assert "no benchmark record was given" in (report / "index.html").read_text()
@@ -160,3 +155,15 @@ def test_speed_is_that_of_the_benchmark_and_absent_without_one(report: Path) -> 
 def test_what_is_no_benchmark_record_is_told(report: Path) -> None:
     with pytest.raises(UserError, match="is no benchmark record"):
         build_report(report.parent, bench=[report.parent / "token-seed1/record.json"])
+
+
+def test_the_paper_has_all_of_its_parts_and_cites_what_it_lists(report: Path) -> None:
+    paper = (report / "paper.md").read_text()
+    parts = "Introduction|Related work|Method|Experimental setup|Results|Discussion|Limitations|Conclusion"
+    assert re.findall(r"^## \d+\. (.*?)(?: and future work)?$", paper, re.MULTILINE) == parts.split("|")
+    body, references = paper.split("## References")
+    cited = {number for group in re.findall(r"(?<!\w)\[([\d, ]+)\]", body) for number in group.split(", ")}
+    assert cited <= set(re.findall(r"^- \[(\d+)\]", references, re.MULTILINE))
+    assert "**Abstract.**" in paper and "token skips" in body.split("## 1.")[0]
+    assert "early exit" not in body.split("### 3.2")[1].split("## 4.")[0], "the method is that of the subject"
+    assert not re.search(r"\b(nan|None|Undefined|defaultdict)\b", paper)

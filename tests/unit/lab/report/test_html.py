@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from layerroute.lab.report.html import environment, inline_svg, token_views, with_code
+from layerroute.lab.report.html import environment, inline_svg, tokens_view, with_code
 from layerroute.lab.report.style import GDN, INK
 from layerroute.lab.runs import TokenRoutes
 
@@ -49,8 +49,8 @@ def test_token_views() -> None:
     routes = TokenRoutes(
         sites=("layer1.mixer", "layer2.mixer"), paths=("gdn", "softmax"), sentences=(sentence,)
     )
-    ((first, second, empty),) = token_views(routes)
-    assert (first.text, first.choices, first.shares) == ("a", "0 1", "10 90")
-    assert (second.text, second.breaks) == (" b⏎", True)
-    assert empty.text == "∅"
-    assert first.bands == "linear-gradient(rgba(47,111,183,0.85) 0% 50%,rgba(224,123,26,0.85) 50% 100%)"
+    ((first, second, empty),) = tokens_view(routes)["sentences"]
+    assert (first["text"], first["choices"], first["shares"]) == ("a", "0 1", "10 90")
+    assert (second["text"], second["breaks"]) == (" b⏎", True)
+    assert empty["text"] == "∅"
+    assert first["bands"] == "linear-gradient(rgba(47,111,183,0.85) 0% 50%,rgba(224,123,26,0.85) 50% 100%)"

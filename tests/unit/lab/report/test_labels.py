@@ -26,7 +26,7 @@ CROWD = [
 
 def drawn(points: list[tuple[float, float]], texts: list[str]) -> Axes:
     with figure_style():
-        axes = new_figure(7.2, 4.0).add_axes((0.1, 0.1, 0.7, 0.8))
+        axes = new_figure(4.0, layout=None).add_axes((0.1, 0.1, 0.7, 0.8))
         axes.plot(*zip(*points, strict=True), "o", markersize=6)
         axes.margins(0.12)
         label_points(axes, points, texts)

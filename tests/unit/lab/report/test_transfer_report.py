@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from layerroute.lab.report.style import figure_style
+from layerroute.lab.report.style import SOFTMAX, figure_style
 from layerroute.lab.report.transfer import transfer_figure, write_transfer
 from layerroute.lab.transfer import points_of
 from tests.unit.lab.test_transfer import RECORD, row
@@ -29,10 +29,11 @@ def drawn(record):
 def test_home_is_marked_and_what_costs_otherwise_has_no_dot():
     (axes,) = drawn(WHOLE).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["prose", "code", "maths"]
-    away, home = axes.containers
-    assert (away.get_label(), home.get_label()) == ("away", "home")
-    assert list(away.lines[0].get_xdata()) == [-0.02, 0.05] and list(home.lines[0].get_xdata()) == [-0.2]
-    assert home.lines[0].get_markerfacecolor() == "white"
+    dots = [
+        (float(one.lines[0].get_xdata()[0]), one.lines[0].get_markerfacecolor()) for one in axes.containers
+    ]
+    assert sorted(dots) == [(-0.2, "white"), (-0.02, SOFTMAX), (0.05, SOFTMAX)]
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["away", "home"]
     assert [text.get_text() for text in axes.texts] == ["away: no verdict, costs differ"]
 
 

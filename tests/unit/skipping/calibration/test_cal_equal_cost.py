@@ -24,8 +24,8 @@ from layerroute.skipping.calibration.calibrate import TABLE, applicable
 from layerroute.skipping.calibration.equal_cost import match_all
 from layerroute.skipping.calibration.in_order import Policy
 from layerroute.skipping.calibration.result import outcome
-from layerroute.skipping.configuration import SkipConfig
-from layerroute.skipping.flops import forward_flops
+from layerroute.skipping.flops import skip_flops
+from layerroute.skipping.skip_config import SkipConfig
 from tests.parity.skipping_models import plain
 from tests.unit.skipping.calibration.tiny_calibration import config, ids
 
@@ -74,7 +74,7 @@ def test_arms_of_equal_share_are_told_apart():
 def test_the_saved_share_is_that_of_the_layers_flops_and_not_of_the_sites(unit):
     model = add_router(tiny_model(), SkipConfig(layers=[2, 3], unit=unit, router_layer=1, rank=4))
     length = 16
-    flops = forward_flops(model.config, get_router(model).config, length)
+    flops = skip_flops(model.config, get_router(model).config, length)
     rates = torch.tensor([0.25, 1.0])
     paid = flops.sparse_per_token([0.25, 1.0]) - flops.output
     assert saved_share(model, rates, length) == pytest.approx(

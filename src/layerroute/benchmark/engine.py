@@ -1,0 +1,276 @@
+"""vLLM on a routed export: against vLLM on the same weights without a router, and on fewer layers.
+
+Each arm is a process of its own, which waits asleep while another one is timed. The gate holds the routed engine in
+float32 against transformers with the same router: the same greedy answers, and log-probabilities to round-off.
+"""
+
+import argparse
+import atexit
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared
+from layerroute.errors import UserError
+
+BUSY = 0.5
+"""Load average of the last minute above which the machine is other people's."""
+_TOLERANCE = 1e-4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The case's own options."""
+    parser.add_argument(
+        "--export", type=Path, required=True, metavar="DIR", help="of `layerroute export --to vllm`"
+    )
+    parser.add_argument("--static", type=Path, metavar="DIR", help="a static export to be timed, too")
+    parser.add_argument(
+        "--skip",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="serve the router so that this share of the text skips at each site (default: its own thresholds)",
+    )
+    parser.add_argument(
+        "--batches", type=int, nargs="*", default=[1, 8, 32], metavar="B", help="requests in decode"
+    )
+    parser.add_argument(
+        "--new", type=int, default=64, metavar="N", help="tokens to decode a request (default: 64)"
+    )
+    parser.add_argument("--prompt", type=int, default=16, metavar="T", help="tokens of a prompt in decode")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[2048], metavar="T", help="prompts to read")
+    parser.add_argument(
+        "--stream", type=int, default=0, metavar="N", help="requests of a stream with arrivals"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="time plain models compiled, too: their best setting where it is",
+    )
+    parser.add_argument(
+        "--busy",
+        choices=("refuse", "mark"),
+        default="refuse",
+        help="what to do on a machine that others use: nothing, or measure and say so in the record",
+    )
+
+
+def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
+    """A row for each share and kind of work.
+
+    Raises:
+        UserError: the machine is busy, vLLM is missing, or the export is none.
+    """
+    from layerroute.vllm.engine import check_folder, check_installed
+
+    load = os.getloadavg()[0]
+    if load > BUSY and options.busy == "refuse":
+        raise UserError(
+            f"the machine is busy (load {load:.2f}, more than {BUSY}), and vLLM's threads take turns badly: wait, or "
+            "measure all the same with --busy mark"
+        )
+    check_installed()
+    for folder in (options.export, options.static):
+        if folder is not None:
+            check_folder(folder)
+    if any(not 0.0 < skip < 1.0 for skip in options.skip or []):
+        raise UserError("--skip is a share between 0 and 1")
+    engines = Engines(options)
+    work = [
+        *(
+            (f"decode, batch {batch}", "decode", batch, options.prompt, options.new)
+            for batch in options.batches
+        ),
+        *((f"prefill {length}", "prefill", 1, length, 1) for length in options.prefill),
+        *([("stream", "stream", options.stream, 4 * options.prompt, options.new)] if options.stream else []),
+    ]
+    return [
+        Comparison(
+            title=title if skip is None else f"{title}, {skip:.0%} skipped",
+            labels={"work": kind, "batch": batch, "skip": skip, "busy": load > BUSY, "dtype": options.dtype},
+            baseline="plain",
+            tokens=batch * (length if kind == "prefill" else new),
+            prepare=partial(engines.prepare, kind, batch, length, new, skip),
+            device=torch.device("cpu"),
+        )
+        for skip in (options.skip or [None])
+        for title, kind, batch, length, new in work
+    ]
+
+
+class Engines:
+    """The processes of all arms, started when they are first needed, and ended with this one."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self._work = tempfile.TemporaryDirectory(prefix="layerroute-engine-")
+        self.folder = Path(self._work.name)
+        self._running: dict[str, Any] = {}
+        self._text: Tensor | None = None
+        self._cut: float | None = None
+        self.thresholds: list[float] | None = None
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        for engine in self._running.values():
+            engine.stop()
+        self._work.cleanup()
+
+    def texts(self, count: int, length: int) -> list[list[int]]:
+        """Different pieces of Python's own documentation and source."""
+        if self._text is None:
+            from transformers import AutoTokenizer
+
+            from layerroute.data.configuration import DataConfig
+            from layerroute.data.sources import make_source
+            from layerroute.data.windows import DocumentEncoder
+
+            encoder = DocumentEncoder.of(AutoTokenizer.from_pretrained(self.options.export))
+            documents = make_source(DataConfig(source="python-docs")).documents()
+            some = (document.text for _, document in zip(range(40), documents, strict=False))
+            self._text = torch.as_tensor(encoder.stream(some)).long()
+        text = self._text
+        while len(text) < count * length:
+            text = torch.cat([text, text.flip(0)])
+        return text[: count * length].view(count, length).tolist()
+
+    def engine(self, name: str, folder: Path, *, dtype: str, eager: bool = True) -> Any:
+        """The process of an arm."""
+        if name not in self._running:
+            from layerroute.vllm.engine import Remote
+
+            options = self.options
+            longest = max([*options.prefill, 4 * options.prompt + options.new, 256]) + 8
+            self._running[name] = Remote(
+                folder,
+                dtype=dtype,
+                eager=eager,
+                length=longest,
+                requests=max([*options.batches, options.stream, 1]),
+            )
+        return self._running[name]
+
+    def routed(self, skip: float | None) -> Any:
+        """The routed arm, cut at a share."""
+        engine = self.engine("routed", self.options.export, dtype=self.options.dtype)
+        if skip is not None and skip != self._cut:
+            self._cut, self.thresholds = skip, engine.cut(self.texts(8, 128), skip)
+        return engine
+
+    def prepare(self, kind: str, batch: int, length: int, new: int, skip: float | None) -> Prepared:
+        """Start what a row needs."""
+        options, texts = self.options, self.texts(batch, length)
+        plain, unit, layers = self._plain()
+        engines = {"plain": self.engine("plain", plain, dtype=options.dtype), "routed": self.routed(skip)}
+        if options.compile:
+            engines["plain compiled"] = self.engine("plain compiled", plain, dtype=options.dtype, eager=False)
+        if options.static is not None:
+            engines["static"] = self.engine(
+                "static", options.static, dtype=options.dtype, eager=not options.compile
+            )
+        limit = None
+        if skip is not None and unit == "block":
+            out = max(1, round(skip * len(layers)))
+            fewer = self._fewer(plain, layers, out)
+            engines["limit"] = self.engine(f"limit {out}", fewer, dtype=options.dtype)
+            limit = Limit(arm="limit", factor=skip * len(layers) / out)
+
+        def arm(engine: Any) -> Any:
+            if kind == "stream":
+                return lambda: engine.stream(texts, new, 4)
+            return lambda: engine.generate(texts, new)
+
+        return Prepared(
+            gate=partial(self._gate, texts[: min(batch, 4)], skip),
+            arms={name: arm(engine) for name, engine in engines.items()},
+            count=partial(self._rates, engines["routed"], arm(engines["routed"])),
+            limit=limit,
+        )
+
+    @staticmethod
+    def _rates(engine: Any, arm: Any) -> dict[str, dict[str, Any]]:
+        engine.clear()
+        arm()
+        rates = engine.rates()
+        return {"routed": {"rate": sum(rates.values()) / len(rates)}}
+
+    def _plain(self) -> tuple[Path, str, list[int]]:
+        """The export's weights as a plain model, its unit, and the layers that may be skipped."""
+        from transformers import AutoModelForCausalLM
+
+        import layerroute  # noqa: F401 (opens exports)
+        from layerroute.skipping import get_router, remove_router
+
+        folder = self.folder / "plain"
+        if not hasattr(self, "_about"):
+            model = AutoModelForCausalLM.from_pretrained(self.options.export)
+            config = get_router(model).config
+            self._about = (config.unit, list(config.layers or []))
+            plain_model(remove_router(model), folder)
+        return folder, *self._about
+
+    def _fewer(self, plain: Path, layers: list[int], out: int) -> Path:
+        from transformers import AutoModelForCausalLM
+
+        from layerroute.export.exporting import drop_layers
+
+        folder = self.folder / f"fewer-{out}"
+        if not folder.is_dir():
+            model = AutoModelForCausalLM.from_pretrained(plain)
+            drop_layers(model, [layers[index * len(layers) // out] for index in range(out)])
+            model.save_pretrained(folder)
+        return folder
+
+    def _gate(self, texts: list[list[int]], skip: float | None) -> Iterator[Check]:
+        """The routed engine in float32 against transformers."""
+        from transformers import AutoModelForCausalLM
+
+        import layerroute  # noqa: F401
+        from layerroute.skipping import get_router
+
+        engine = self.routed(skip)
+        if self.options.dtype != "float32":
+            engine = self.engine("gate", self.options.export, dtype="float32")
+            if skip is not None:
+                self.thresholds = engine.cut(self.texts(8, 128), skip)
+        model = AutoModelForCausalLM.from_pretrained(self.options.export, dtype=torch.float32).eval()
+        if skip is not None and self.thresholds is not None:
+            parts = iter(self.thresholds)
+            for routing in get_router(model).all_routings():
+                routing.thresholds.value.copy_(torch.tensor([next(parts) for _ in routing.sites]))
+        texts = [text[:256] for text in texts]
+        answers = engine.generate(texts, 8)
+        whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        for text, answer, scored in zip(texts, answers, engine.score(whole), strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([text + answer]), use_cache=False).logits[0]
+            own = logits[len(text) - 1 : -1].argmax(dim=-1)
+            yield Check.compare("greedy answers", torch.tensor(answer), own, 0.0)
+            exact = (
+                logits[:-1].log_softmax(dim=-1).gather(1, torch.tensor(text + answer)[1:, None]).squeeze(1)
+            )
+            yield Check.compare("log-probabilities", torch.tensor(scored.scores), exact, _TOLERANCE)
+
+
+def plain_model(model: Any, folder: Path) -> None:
+    """Save a model that has lost its router under its base's own configuration."""
+    model.save_pretrained(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config["layerroute"]
+    config |= {
+        "model_type": model.config.model_type,
+        "architectures": [type(model).__name__.removeprefix("Routed")],
+    }
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+CASES = {"engine": Case(description=__doc__ or "", add_arguments=add_arguments, comparisons=comparisons)}

@@ -1,0 +1,80 @@
+"""``layerroute evaluate --engine vllm``: text loss and rates as the engine serves them."""
+
+import argparse
+import time
+from typing import Any
+
+from layerroute.cli.output import make_console, print_json
+from layerroute.data.kinds import UNNAMED, parse_kinds
+from layerroute.data.texts import Texts
+from layerroute.errors import UserError
+
+_OTHERS = ("tasks", "full_depth", "budget", "serve", "execution", "out", "limit", "shots")
+
+
+def evaluate_engine(arguments: argparse.Namespace) -> int:
+    """Score text through vLLM's log-probabilities of prompts; returns the exit code."""
+    from layerroute.vllm.engine import check_folder, check_installed, opened
+
+    for name in _OTHERS:
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            advice = (
+                "; for tasks: lm_eval --model vllm --model_args pretrained=OUT" if name == "tasks" else ""
+            )
+            raise UserError(f"--{option} is not for --engine vllm{advice}")
+    if not arguments.data:
+        raise UserError("--engine vllm needs the text to score: --data")
+    folder = check_folder(arguments.checkpoint)
+    check_installed()
+    texts = Texts(parse_kinds(arguments.data, text_field=arguments.text_field))
+    from transformers import AutoTokenizer
+
+    import layerroute  # noqa: F401 (opens exports)
+    from layerroute.evaluation.texts import text_batches
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    length = arguments.sequence_length or 256
+    batch = arguments.batch_size or 8
+    measured: dict[str, Any] = {}
+    with opened(folder, dtype="float32", length=length + 8, requests=batch) as session:
+        for kind, documents in texts.documents.items():
+            batches = text_batches(
+                tokenizer, documents, length=length, batch_size=batch, limit=arguments.sequences
+            )
+            windows = [row.tolist() for one in batches for row in one["input_ids"]]
+            session.clear()
+            started = time.perf_counter()
+            scored = session.score(windows)
+            measured[kind] = _measured(scored, session.rates(), time.perf_counter() - started)
+    content: dict[str, Any] = {"checkpoint": str(folder), "engine": "vllm", "precision": "fp32"}
+    content |= measured[UNNAMED] if list(measured) == [UNNAMED] else {"kinds": measured}
+    if arguments.json:
+        print_json(content)
+        return 0
+    console = make_console()
+    for kind, one in measured.items():
+        name = "" if kind == UNNAMED else f"{kind}: "
+        console.print(
+            f"{name}cross-entropy {one['loss']:.4f} nats per token, accuracy {one['accuracy']:.2%}, "
+            f"{one['tokens']:,} tokens, {one['seconds']:.1f} s"
+        )
+        for site, rate in one["routing"]["rate"].items() if one["routing"] else ():
+            console.print(f"{site:<14} run {rate:.2%}")
+    return 0
+
+
+def _measured(scored: list[Any], rates: dict[str, Any], seconds: float) -> dict[str, Any]:
+    import math
+
+    losses = [-score for one in scored for score in one.scores]
+    hits = [hit for one in scored for hit in one.hits]
+    loss = math.fsum(losses) / len(losses)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "accuracy": sum(hits) / len(hits),
+        "tokens": len(losses),
+        "seconds": seconds,
+        "routing": {"rate": rates, "mean_rate": sum(rates.values()) / len(rates)} if rates else None,
+    }

@@ -1,0 +1,154 @@
+"""vLLM's own models of four families, whose stack of layers is run by what the router decides."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from layerroute.errors import UserError
+from layerroute.skipping.flops import path_costs
+from layerroute.skipping.router import LayerRouter
+from layerroute.vllm.layers import (
+    FoldedSkip,
+    RoutedLayer,
+    add_key_projection,
+    fill_key_projection,
+    stream,
+)
+from layerroute.vllm.metrics import RateCounters
+from layerroute.vllm.settings import check
+from layerroute.vllm.step import SiteRun, SlotMemory, Step, metadata_of
+
+_PREFIX = "layerroute."
+
+
+class RoutedCausalLM:
+    """Mixin of vLLM's causal LM: embeddings, layers, norms and head are vLLM's, the way through them is ours.
+
+    Attributes:
+        layerroute: the router, in fp32, the same in all processes of a tensor-parallel group.
+        rates: tokens that ran, by site.
+    """
+
+    supports_lora = False
+    supports_pp = False
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
+        self.skip = check(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **options)  # type: ignore[call-arg]
+        model: Any = self
+        text = vllm_config.model_config.hf_config.get_text_config()
+        with set_default_torch_dtype(torch.float32):
+            router = LayerRouter(self.skip, text.hidden_size, costs=path_costs(text, self.skip))
+        router.execution = "masked"  # what it lays down for transformers is not used here
+        model.layerroute = router.eval().requires_grad_(False)
+        self.memory, self.rates, self.steps = SlotMemory(), RateCounters(router.sites), 0
+        self.routed: dict[int, RoutedLayer] = {}
+        self.layers: list[Any] = list(model.model.layers)
+        self.anchor = self.layers[self.skip.layers[0]].self_attn.attn  # type: ignore[index]
+        if self.skip.serve == "rate" and self.anchor.attn_backend.get_name() != "CPU_ATTN":
+            raise UserError(
+                f"serve: rate is kept beside the cache of vLLM's CPU backend, and this is "
+                f"{self.anchor.attn_backend.get_name()}; export with --serve threshold"
+            )
+        if {"block", "attention"} & set(self.skip.units):
+            for layer in self.skip.layers or []:
+                add_key_projection(self.layers[layer])
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """(N, D) the last states of a step's tokens."""
+        model: Any = self
+        hidden = model.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        residual: Tensor | None = None
+        step = self._step(input_ids, positions)
+        for index, layer in enumerate(self.layers):
+            if step is not None and index in step.router.deciders:
+                step.decide(index, stream(hidden, residual))
+            routes = {} if step is None else self._routes(step, index)
+            if not routes:
+                hidden, residual = layer(positions, hidden, residual)
+            elif step is not None and step.tokens < len(positions):
+                raise UserError("a step of a routed model must not be padded; serve it with --enforce-eager")
+            else:
+                hidden, residual = self.routed[index](positions, hidden, residual, routes)
+        if step is not None:
+            self.rates.count(step.tokens, step.counts)
+        out: Tensor = model.model.norm(hidden) if residual is None else model.model.norm(hidden, residual)[0]
+        return out
+
+    def _step(self, input_ids: Tensor | None, positions: Tensor) -> Step | None:
+        """The step's tokens; None while the engine measures its memory, when every token runs."""
+        metadata = metadata_of(self.anchor.layer_name)
+        if metadata is None:
+            return None
+        size = self.anchor.kv_cache.shape[2] if self.skip.serve == "rate" else 0
+        router: Any = self
+        return Step(router.layerroute, positions, input_ids, metadata, self.memory, size)
+
+    def _routes(self, step: Step, index: int) -> dict[str, SiteRun]:
+        if index not in self.routed:
+            return {}
+        found = {unit: step.route(index, unit) for unit in self.skip.units}
+        return {unit: route for unit, route in found.items() if route is not None}
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Take the router's weights out, and give vLLM the rest."""
+        own: dict[str, Tensor] = {}
+
+        def others() -> Iterable[tuple[str, Tensor]]:
+            for name, value in weights:
+                if name.startswith(_PREFIX):
+                    own[name.removeprefix(_PREFIX)] = value
+                else:
+                    yield name, value
+
+        loaded: set[str] = super().load_weights(others())  # type: ignore[misc]
+        router: LayerRouter = self.layerroute  # type: ignore[attr-defined]
+        try:
+            router.load_state_dict(own)
+        except RuntimeError as error:
+            raise UserError(
+                f"the export does not fit its config.json: {' '.join(str(error).split())}"
+            ) from error
+        if router.budgets is not None and router.budgets.holds(router.config.budget):
+            router.set_budget(router.config.budget)
+        dtype = next(self.layers[0].parameters()).dtype
+        for index in self.skip.layers or []:
+            layer = self.layers[index]
+            skips = {unit: router.skip_path(index, unit) for unit in self.skip.units}
+            folded = {unit: None if path is None else FoldedSkip(path, dtype) for unit, path in skips.items()}
+            self.routed[index] = RoutedLayer(layer, folded)
+            if hasattr(layer, "kv_proj"):
+                fill_key_projection(layer)
+                loaded |= {
+                    f"model.layers.{index}.kv_proj.{name}" for name, _ in layer.kv_proj.named_parameters()
+                }
+        return loaded | {f"{_PREFIX}{name}" for name, _ in router.named_parameters()}
+
+
+class RoutedLlamaForCausalLM(RoutedCausalLM, LlamaForCausalLM):
+    """Also SmolLM2, TinyLlama, Llama 3."""
+
+
+class RoutedMistralForCausalLM(RoutedCausalLM, MistralForCausalLM):
+    """Mistral, with its sliding window."""
+
+
+class RoutedQwen2ForCausalLM(RoutedCausalLM, Qwen2ForCausalLM):
+    """Qwen2 and 2.5."""
+
+
+class RoutedQwen3ForCausalLM(RoutedCausalLM, Qwen3ForCausalLM):
+    """Qwen3, with norms of queries and keys."""

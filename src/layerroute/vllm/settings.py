@@ -1,0 +1,64 @@
+"""Which of vLLM's settings a routed model can serve under. All else is refused by name when the model is loaded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from layerroute.errors import UserError
+from layerroute.export.configuration import check_section, vllm_obstacle
+from layerroute.skipping.skip_config import SkipConfig
+
+
+class RoutedSettings:
+    """vLLM asks this when it puts its configuration together."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Refuse what cannot be served, and run without graphs of the whole model: what runs depends on the tokens."""
+        check(vllm_config)
+        vllm_config.model_config.enforce_eager = True
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Nothing to do."""
+
+
+def check(vllm_config: Any) -> SkipConfig:
+    """The router's configuration, if vLLM is set so that it can be served.
+
+    Raises:
+        UserError: naming what stands in the way. A ``ValueError``: vLLM shows it and stops.
+    """
+    config = vllm_config.model_config.hf_config
+    section = check_section(getattr(config, "layerroute", None), "config.json")
+    skip = SkipConfig.from_dict(section["skip"])
+    obstacle = vllm_obstacle(skip, section["base_model_type"], config)
+    if obstacle is not None:
+        raise UserError(f"this router cannot be served by vLLM: {obstacle}")
+    for what in _obstacles(vllm_config, config, skip):
+        raise UserError(f"a routed model cannot be served with {what}")
+    return skip
+
+
+def _obstacles(vllm_config: Any, config: Any, skip: SkipConfig) -> Iterator[str]:
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    if vllm_config.speculative_config is not None:
+        yield "speculative decoding (speculative_config): drafted tokens would enter the routing's memory"
+    if parallel.pipeline_parallel_size > 1:
+        yield "pipeline parallelism (pipeline_parallel_size): decisions are made in one process"
+    if parallel.tensor_parallel_size > 1:
+        yield "tensor parallelism (tensor_parallel_size): no test has shown that all processes decide alike"
+    for key in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, key, 1) > 1:
+            yield f"context parallelism ({key}): skipped layers write whole keys"
+    if getattr(parallel, "enable_dbo", False):
+        yield "micro-batches (enable_dbo)"
+    if vllm_config.lora_config is not None:
+        yield "LoRA requests (enable_lora): export merges the router's own adapter"
+    if model.quantization is not None or getattr(config, "quantization_config", None):
+        yield f"quantised weights ({model.quantization or 'quantization_config'})"
+    if vllm_config.kv_transfer_config is not None:
+        yield "transfer of keys and values (kv_transfer_config): layers that are skipped do not wait for it"
+    if model.runner_type != "generate":
+        yield f"runner {model.runner_type}: it generates text"
+    if skip.sink_ids and getattr(model, "enable_prompt_embeds", False):
+        yield "prompt embeddings (enable_prompt_embeds): its separators are known by token id"

@@ -34,7 +34,7 @@ def choose_device(requested: Device) -> torch.device:
 
     available = torch.cuda.is_available()
     if requested == "cuda" and not available:
-        raise UserError("train.device is 'cuda', but torch finds no GPU; use train.device auto or cpu")
+        raise UserError("the device asked for is 'cuda', but torch finds no GPU; ask for auto or cpu")
     return torch.device("cuda" if available and requested != "cpu" else "cpu")
 
 

@@ -73,3 +73,16 @@ def write_recipe(folder: Path, **sections: Any) -> Path:
     path = folder / f"{content['name']}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+def figures_of(model: Mapping[str, Any], *, vocabulary_size: int, context_length: int) -> Any:
+    """The figures of a recipe's `model` section, without memory for weights."""
+    import torch
+
+    from layerroute.hybrid import HybridForCausalLM
+    from layerroute.training.hybrid import Vocabulary, model_config, model_figures
+
+    with torch.device("meta"):
+        return model_figures(
+            HybridForCausalLM(model_config(model, Vocabulary(size=vocabulary_size))), context_length
+        )

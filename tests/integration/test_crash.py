@@ -23,8 +23,7 @@ from layerroute.errors import UserError
 from layerroute.recipe import load_recipe
 from layerroute.records import read_record
 from layerroute.training.checkpoint import step_of
-from layerroute.training.hybrid import HybridSubject
-from layerroute.training.models import resolved_recipe
+from layerroute.training.hybrid import HybridTrainee, resolved_recipe
 from layerroute.training.run_directory import RunDirectory, find_start
 from tests.integration.test_train import assert_same_run, train
 from tests.tiny import write_corpus, write_recipe
@@ -237,7 +236,7 @@ def test_data_that_make_the_loss_nan_stop_the_run_before_the_step(
     documents = corpus.read_text().split("\n\n")
     documents[::12] = [f"ζ {text} {number}" for number, text in enumerate(documents[::12])]
     corpus.write_text("\n\n".join(documents))
-    build = HybridSubject.build
+    build = HybridTrainee.build
 
     def poisoned(self: Any, **keywords: Any) -> None:
         build(self, **keywords)
@@ -246,7 +245,7 @@ def test_data_that_make_the_loss_nan_stop_the_run_before_the_step(
         with torch.no_grad():
             self.model.get_input_embeddings().weight[list(letter)] = math.nan
 
-    monkeypatch.setattr(HybridSubject, "build", poisoned)
+    monkeypatch.setattr(HybridTrainee, "build", poisoned)
     assert train(recipe, tmp_path / "run", f"--data.validation_paths=[{held_out}]") == 1
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "so the step was not taken" in text]
     record = read_record(tmp_path / "run")

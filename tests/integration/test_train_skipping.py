@@ -16,7 +16,7 @@ from layerroute.evaluation.loading import load_model
 from layerroute.recipe import load_recipe
 from layerroute.records import read_record
 from layerroute.skipping import get_router
-from layerroute.training.windows import model_inputs
+from layerroute.training.samples import model_inputs
 from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
 
 BASE = """

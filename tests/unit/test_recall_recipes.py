@@ -11,7 +11,8 @@ from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.recipe import load_recipe
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
-from layerroute.training.models import ModelFigures, Vocabulary, figures_of, model_config
+from layerroute.training.hybrid import ModelFigures, Vocabulary, model_config
+from tests.tiny import figures_of
 
 
 def arm(name: str) -> tuple[Any, HybridConfig, ModelFigures]:

@@ -9,7 +9,8 @@ from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, sp
 from layerroute.recipe import Recipe, load_recipe, shipped_folder, shipped_recipes
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
-from layerroute.training.models import ModelFigures, Vocabulary, figures_of, model_config, resolved_recipe
+from layerroute.training.hybrid import ModelFigures, Vocabulary, model_config, resolved_recipe
+from tests.tiny import figures_of
 
 GPT2 = 50257
 NAMES = [name for name in shipped_recipes() if name.startswith("attention_routing/")]

@@ -18,7 +18,7 @@ from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
 from layerroute.routing import collect_decisions, forced
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
-from layerroute.training.models import Vocabulary, build_model, model_config, model_figures
+from layerroute.training.hybrid import Vocabulary, build_model, model_config, model_figures
 from layerroute.training.objective import training_loss
 from layerroute.training.optimization import ParameterGroup, decay_parameter_names, optimizer_groups
 

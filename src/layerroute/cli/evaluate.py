@@ -290,6 +290,7 @@ def _batches(
             "give text with --data"
         )
     train = recipe["train"]
+    boundaries: Any = "position_ids" if skips else "document_ids"
     sequences = arguments.sequences or train["evaluation_sequences"]
     if config.source == "kinds" and not config.validation_paths:
         own = Texts(config.kinds or None)
@@ -305,7 +306,6 @@ def _batches(
         prepared,
         sequences=sequences,
         batch_size=batch_size,
-        separate_documents=train["separate_documents"],
-        told_by="position_ids" if skips else "document_ids",
+        boundaries=boundaries if train["separate_documents"] else None,
     )
     return {UNNAMED: (found, f"the validation split of {prepared.describe()['source']}")}

@@ -1,43 +1,123 @@
-"""Attention routing as what a run trains: a hybrid model from scratch."""
+"""Attention routing as what a run trains: a hybrid model from scratch, on text or on recall sequences."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from layerroute.data.prepare import prepare_data
+from layerroute.data.recall.prepared import RecallData
+from layerroute.errors import UserError
 from layerroute.evaluation.bigram import bigram_cross_entropy
+from layerroute.evaluation.recall import recall_by_distance, recall_by_length
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.hybrid import HybridConfig
-from layerroute.precision import ChosenPrecision, autocast
+from layerroute.hybrid import FlopsReport, HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
+from layerroute.precision import ChosenPrecision
+from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.routing import routings_of
 from layerroute.routing.held_out import calibrate_thresholds
-from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.memory import estimate_memory
-from layerroute.training.models import Vocabulary, build_model, model_config, model_figures, resolved_recipe
 from layerroute.training.objective import HybridLoss, RoutedLoss
-from layerroute.training.run_record import flops_section, routing_section, static_sections
 from layerroute.training.saving import save_model
-from layerroute.training.subject import Subject
-from layerroute.training.summary import describe_data, describe_model, describe_training
-from layerroute.training.thresholds import ThresholdWindows
+from layerroute.training.summary import describe_data, describe_memory, describe_model, describe_run
+from layerroute.training.trainee import Trainee
+
+_FROM_THE_DATA = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")
 
 
-class HybridSubject(Subject):
-    """See ``Subject``."""
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What a model must know of its tokenizer: number of ids, and the ids of special tokens (None = there is none)."""
+
+    size: int
+    end_of_text: int | None = None
+    padding: int | None = None
+
+
+def model_config(model: Mapping[str, Any], vocabulary: Vocabulary) -> HybridConfig:
+    """The configuration of a recipe's `model` section for a vocabulary.
+
+    `vocab_size` follows the data unless the recipe gives a larger one (a padded output matrix).
+
+    Raises:
+        UserError: if the recipe's vocabulary is smaller than the data's.
+    """
+    asked = model.get("vocab_size")
+    if asked is not None and asked < vocabulary.size:
+        raise UserError(
+            f"model.vocab_size is {asked}, but the tokenizer has {vocabulary.size} ids; leave it out to follow the data"
+        )
+    special = {
+        "eos_token_id": vocabulary.end_of_text,
+        "bos_token_id": vocabulary.end_of_text,
+        "pad_token_id": vocabulary.padding if vocabulary.padding is not None else vocabulary.end_of_text,
+    }
+    return HybridConfig(**{**special, **model, "vocab_size": asked or vocabulary.size})
+
+
+def build_model(config: HybridConfig, *, seed: int) -> HybridForCausalLM:
+    """A model with fresh weights, which depend on the configuration and the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return HybridForCausalLM(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFigures:
+    """What a model costs, known before it is trained."""
+
+    parameters: dict[str, int]
+    total: int
+    trainable: int
+    flops: FlopsReport
+
+
+def model_figures(model: PreTrainedModel, context_length: int) -> ModelFigures:
+    """Parameters by part and analytic forward FLOPs per token at ``context_length``; works on the meta device."""
+    assert isinstance(model.config, HybridConfig)
+    return ModelFigures(
+        parameters=parameters_by_part(model),
+        total=sum(parameter.numel() for parameter in model.parameters()),
+        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        flops=forward_flops(model.config, context_length),
+    )
+
+
+def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with every default of the model written out, except what follows from the data."""
+    plain = recipe_to_dict(recipe)
+    if recipe.capability != "attention_routing":
+        return plain  # its sections are instances already, defaults and all
+    config = HybridConfig(**recipe.model)
+    own = inspect.get_annotations(HybridConfig)
+    plain["model"] = {
+        name: getattr(config, name) for name in own if name in recipe.model or name not in _FROM_THE_DATA
+    }
+    return plain
+
+
+class HybridTrainee(Trainee):
+    """See ``Trainee``. On recall data loss and accuracy, of training and evaluation, are those of the answers."""
 
     def plain(self) -> dict[str, Any]:
-        """The recipe with every default of the model written out, except what follows from the data."""
+        """See ``Trainee``."""
         return resolved_recipe(self.recipe)
 
     def read(self, *, progress: bool) -> None:
-        """Prepare the data; the model's vocabulary follows from them."""
-        self.data = prepare_data(self.recipe.data, progress=progress)
+        """Prepare the data (recall sequences are made when they are needed); the vocabulary follows from them."""
+        data = self.recipe.data
+        if data.source == "recall":
+            self.data = RecallData(data)
+        else:
+            self.data = prepare_data(data, progress=progress)
         vocabulary = Vocabulary(
             size=self.data.vocabulary_size,
             end_of_text=self.data.end_of_text,
-            padding=self.data.tokenizer.pad_token_id,
+            padding=self.tokenizer.pad_token_id,
         )
         self.config: HybridConfig = model_config(self.recipe.model, vocabulary)
 
@@ -52,73 +132,102 @@ class HybridSubject(Subject):
         """The model's own cross-entropy, and the terms of the recipe."""
         return HybridLoss(self.recipe.objective)
 
-    def routing(self) -> RoutingCallback:
-        """By the recipe's objective."""
-        return RoutingCallback(self.model, self.recipe.objective)
-
     def before_evaluation(self) -> None:
         """Set the quantile budget's thresholds on held-out text: their running mean lags a rate that is annealed."""
         modules = [m for m in routings_of(self.model) if m.config.budget == "quantile"]
         tokens = self.recipe.train.threshold_tokens
-        if not modules or not tokens:
-            return
-        held_out = self.threshold_windows(tokens)
-
-        def forward() -> None:
-            held_out.run(self.model, lambda: autocast(self.precision.name, self.device))
-
-        calibrate_thresholds(modules, forward)
-
-    def threshold_windows(self, tokens: int) -> ThresholdWindows:
-        """So many tokens on which thresholds are set."""
-        return ThresholdWindows.of(self.data, self.recipe.train, tokens)
+        if modules and tokens:
+            held_out = self.held_out(tokens)
+            calibrate_thresholds(modules, lambda: held_out.run(self.model, self.in_precision))
 
     def save(self, path: Path) -> None:
         """Weights, configuration and tokenizer."""
         save_model(self.model, self.tokenizer, path)
 
-    def describe(self, *, micro_batch: int, device: torch.device, precision: ChosenPrecision) -> list[str]:
+    def describe(self, micro_batch: int) -> list[str]:
         """Model by part, data, tokens, machine, memory."""
-        train, length = self.recipe.train, self.recipe.data.sequence_length
         memory = estimate_memory(
             self.config,
             parameters=self.figures.total,
             micro_batch=micro_batch,
-            sequence_length=length,
-            precision=precision.name,
-            gradient_checkpointing=train.gradient_checkpointing,
+            sequence_length=self.recipe.data.sequence_length,
+            precision=self.precision.name,
+            gradient_checkpointing=self.recipe.train.gradient_checkpointing,
         )
-        data = self.data.describe()
+        flops, data = self.figures.flops, self.data.describe()
         return [
-            *describe_model(self.config, self.figures),
+            *describe_model(self.config, self.figures.total, self.figures.parameters, flops),
             describe_data(data),
-            *describe_training(
-                train,
-                sequence_length=length,
-                train_tokens=data["train_tokens"],
-                memory=memory,
-                device=device,
-                precision=precision,
-            ),
+            *describe_run(self.recipe, data["train_tokens"], self.device, self.precision),
+            describe_memory(memory),
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        """See ``Subject``."""
+        """See ``Trainee``."""
+        figures = self.figures
         return {
-            **static_sections(self.figures, self.data.describe()),
+            "parameters": {
+                "total": figures.total,
+                "trainable": figures.trainable,
+                "by_part": figures.parameters,
+            },
+            "flops": self.flops_section(None, None),
+            "data": self.data.describe(),
             "model_config": self.config.to_dict(),
         }
 
-    def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """See ``Subject``."""
-        return routing_section(statistics, self.config)
+    def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
+        """See ``Trainee``."""
+        config, routing = self.config, self.config.routing_config
+        return {
+            "router": config.router_mode,
+            "control": routing.control,
+            "context": config.context,
+            "estimator": None if routing.control else routing.estimator,
+        }
 
-    def flops_section(self, statistics: RoutingStatistics | None, executed: float) -> dict[str, Any]:
-        """See ``Subject``."""
-        rate = None if statistics is None else statistics.mean_rate
-        return flops_section(self.figures, rate=rate, executed=executed)
+    def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
+        """See ``Trainee``."""
+        flops = self.figures.flops
+        section: dict[str, Any] = {
+            "forward_per_token": flops.forward_per_token,
+            "by_part": flops.by_part,
+            "by_path": flops.by_path,
+            "executed_per_token": executed,
+            "context_length": flops.context_length,
+        }
+        if not flops.routed_layers:
+            section["routed_per_token"] = flops.forward_per_token
+        elif statistics is not None:
+            section["routed_per_token"] = flops.at_rate(statistics.mean_rate)
+        return section
+
+    def measure(self) -> dict[str, Any]:
+        """On recall data ``recall``: by length and by distance, and what blind guessing would reach."""
+        if not isinstance(self.data, RecallData):
+            return {}
+        train, task = self.recipe.train, self.data.task
+        sizes: dict[str, Any] = {
+            "rows": train.evaluation_sequences,
+            "batch_size": train.evaluation_batch_size,
+            "precision": self.in_precision,
+        }
+        return {
+            "recall": {
+                "task": task.task,
+                "pairs": task.pairs,
+                "chance": 1 / task.values,
+                "by_length": recall_by_length(self.model, self.data, task.evaluation_multiples, **sizes),
+                "by_distance": recall_by_distance(self.model, self.data, **sizes),
+            }
+        }
 
     def bigram_loss(self) -> float | None:
-        """The floor: a bigram model of the same training tokens, on the same validation windows."""
+        """The floor: a bigram model of the same training tokens, on the same validation windows.
+
+        None on recall data: what is recalled is drawn anew in every sequence, and pairs of tokens say nothing about it.
+        """
+        if isinstance(self.data, RecallData):
+            return None
         windows = torch.cat([batch["input_ids"] for batch in self.validation()])
         return bigram_cross_entropy(self.data.train.tokens, windows.numpy(), self.config.vocab_size)

@@ -18,21 +18,14 @@ from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
 from layerroute.integrity import replace_text
-from layerroute.precision import autocast, choose_device, choose_precision
+from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
 from layerroute.records import RECORD_NAME
 from layerroute.training.arguments import training_arguments
-from layerroute.training.callbacks import (
-    BestModelCallback,
-    CurvesCallback,
-    FinalStepCallback,
-    FolderCallback,
-    NoiseCallback,
-    ProgressCallback,
-    RecordCallback,
-)
+from layerroute.training.callbacks import RunCallback
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
+from layerroute.training.curves import CurvesCallback
 from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
 from layerroute.training.parallel import (
@@ -43,30 +36,27 @@ from layerroute.training.parallel import (
     of_the_first,
     refuse_deepspeed,
 )
+from layerroute.training.progress import ProgressCallback
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
-from layerroute.training.run_record import RunRecord, metrics_section
+from layerroute.training.run_record import RunRecord
 from layerroute.training.saving import quiet_transformers, recover_model
-from layerroute.training.signals import Interrupted, Interruption, InterruptionCallback
-from layerroute.training.subject import Subject
+from layerroute.training.signals import Interrupted, Interruption
+from layerroute.training.trainee import Trainee
 from layerroute.training.trainer import RoutedTrainer, check_trainer_state
 
 SITES_IN_WORDS = 6
 """Rates of so many sites are printed one by one at the end of a run."""
 
 
-def make_subject(recipe: Recipe) -> Subject:
+def make_trainee(recipe: Recipe) -> Trainee:
     """What the recipe's capability trains."""
     if recipe.capability == "layer_skipping":
-        from layerroute.training.skipping.subject import SkippingSubject
+        from layerroute.training.skipping.trainee import SkippingTrainee
 
-        return SkippingSubject(recipe)
-    if recipe.data.source == "recall":
-        from layerroute.training.recall import RecallSubject
+        return SkippingTrainee(recipe)
+    from layerroute.training.hybrid import HybridTrainee
 
-        return RecallSubject(recipe)
-    from layerroute.training.hybrid import HybridSubject
-
-    return HybridSubject(recipe)
+    return HybridTrainee(recipe)
 
 
 def default_out(recipe: Recipe) -> Path:
@@ -101,8 +91,8 @@ def train_recipe(
     quiet_transformers()
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
-    subject = make_subject(recipe)
-    plain = subject.plain()
+    trainee = make_trainee(recipe)
+    plain = trainee.plain()
     # The first process decides for all (``prepare``); the others only see whether there is anything to do.
     decide = (
         partial(find_start, directory, plain, resume) if is_main() else partial(seen_start, directory, plain)
@@ -113,7 +103,7 @@ def train_recipe(
         if start.kind == "completed":
             console.print(f"{directory.path} holds this run already, completed; nothing to do.")
             return 0
-        run = _Run(subject, plain, directory, start, interruption, command, console)
+        run = _Run(trainee, plain, directory, start, interruption, command, console)
         try:
             run.prepare()
             with disk_errors(directory, run.last_state), lost_processes(run.last_state):
@@ -141,7 +131,7 @@ class _Run:
 
     def __init__(
         self,
-        subject: Subject,
+        trainee: Trainee,
         plain: dict[str, Any],
         directory: RunDirectory,
         start: Start,
@@ -149,7 +139,7 @@ class _Run:
         command: str,
         console: Console,
     ) -> None:
-        self.subject, self.recipe = subject, subject.recipe
+        self.trainee, self.recipe = trainee, trainee.recipe
         self.plain, self.directory, self.start = plain, directory, start
         self.interruption, self.command, self.console = interruption, command, console
         self.curves = CurvesCallback(directory.curves)
@@ -157,11 +147,11 @@ class _Run:
 
     def prepare(self) -> None:
         """Data, model and trainer; prints the summary. Nothing is written to the run's folder before all is well."""
-        recipe, train, subject = self.recipe, self.recipe.train, self.subject
+        recipe, train, trainee = self.recipe, self.recipe.train, self.trainee
         self.device = choose_device(train.device)
         self.precision = choose_precision(train.precision, self.device)
-        subject.read(progress=self.console.is_terminal and is_main())
-        windows, self.validation = subject.windows(), subject.validation()
+        trainee.read(progress=self.console.is_terminal and is_main())
+        windows, self.validation = trainee.windows(), trainee.validation()
         arguments = training_arguments(
             train,
             name=f"{recipe.name}-seed{recipe.seed}",
@@ -171,24 +161,15 @@ class _Run:
         )
         self.start = of_the_first(self.start)  # making the arguments has connected the processes
         self._check_same_data()
-        subject.build(device=self.device, precision=self.precision, tell=self._tell)
+        trainee.build(device=self.device, precision=self.precision, tell=self._tell)
         self._print_summary(arguments.per_device_train_batch_size)
         self._claim_directory()
         self.trainer = RoutedTrainer(
-            subject.model,
+            trainee,
             arguments=arguments,
-            config=train,
-            loss=subject.loss(),
-            routing=subject.routing(),
-            precision=self.precision.name,
             windows=windows,
             validation=self.validation,
-            tokenizer=subject.tokenizer,
             fingerprint=recipe_fingerprint(self.plain),
-            groups=subject.groups(),
-            before_evaluation=subject.before_evaluation,
-            weights=subject.weights(),
-            whole=subject,
         )
         check_engine(self.trainer)
         if self.record is not None:
@@ -219,40 +200,43 @@ class _Run:
             trainer.evaluate()
         evaluation = trainer.evaluation
         assert evaluation is not None
-        trainer.gather(self.subject)  # what follows is the work of one process, on a whole model
+        trainer.gather()  # what follows is the work of one process, on a whole model
         if not is_main():
             return
         self.directory.check_there()
-        self.subject.save(self.directory.last)
-        in_precision = partial(autocast, self.precision.name, self.device)
-        executed = executed_flops_per_token(self.subject.model, self.validation[0], precision=in_precision)
+        self.trainee.save(self.directory.last)
+        executed = executed_flops_per_token(
+            self.trainee.model, self.validation[0], precision=self.trainee.in_precision
+        )
         routing = evaluation.routing
         train_points = [point["lm_loss"] for point in state.log_history if "lm_loss" in point]
         assert self.record is not None
         self.record.update(
             {
                 "metrics": {
-                    **metrics_section(evaluation),
+                    "validation_loss": evaluation.loss,
+                    "validation_perplexity": evaluation.perplexity,
+                    "validation_accuracy": evaluation.accuracy,
                     "best_validation_loss": state.best_metric,
                     "best_step": state.best_global_step,
                     "train_loss": train_points[-1],
-                    "bigram_loss": self.subject.bigram_loss(),
+                    "bigram_loss": self.trainee.bigram_loss(),
                     "steps": state.global_step,
                 },
                 "validation": {
                     "window_losses": [round(loss, 6) for loss in evaluation.window_losses],
                     "by_position": evaluation.by_position,
                 },
-                "routing": None if routing is None else self.subject.routing_section(routing),
-                "flops": self.subject.flops_section(routing, executed),
+                "routing": None if routing is None else self.trainee.routing_section(routing),
+                "flops": self.trainee.flops_section(routing, executed),
                 "timing": {
                     "train_seconds": trainer.meter.seconds,
                     "tokens_per_second": trainer.meter.tokens / trainer.meter.seconds,
                     "evaluation_seconds": evaluation.seconds,
                 },
                 "tokens_seen": trainer.meter.tokens,
-                "token_routes": self._write_token_routes(in_precision),
-                **self.subject.measure(in_precision),
+                "token_routes": self._write_token_routes(),
+                **self.trainee.measure(),
             }
         )
         self.record.finish("completed")
@@ -272,10 +256,10 @@ class _Run:
 
     def _check_same_data(self) -> None:
         earlier = ((self.start.record or {}).get("data") or {}).get("fingerprint")
-        if earlier is not None and earlier != self.subject.data.fingerprint:
+        if earlier is not None and earlier != self.trainee.data.fingerprint:
             raise UserError(
                 f"--out: {self.directory.path} was begun on other data (fingerprint {earlier[:12]}, now "
-                f"{self.subject.data.fingerprint[:12]}): the source has changed; give another --out"
+                f"{self.trainee.data.fingerprint[:12]}): the source has changed; give another --out"
             )
 
     def _claim_directory(self) -> None:
@@ -301,40 +285,45 @@ class _Run:
             note=self.start.note,
             step=step_of(checkpoint) if checkpoint is not None else None,
         )
-        self.record.update({**self.subject.static_sections(), "precision": self.precision.name})
+        self.record.update({**self.trainee.static_sections(), "precision": self.precision.name})
         replace_text(self.directory.recipe, dump(self.plain))
 
     def _add_callbacks(self) -> None:
         trainer = self.trainer
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(FinalStepCallback())
-        trainer.add_callback(InterruptionCallback(self.interruption))
         trainer.add_callback(self.curves)
         trainer.add_callback(self.progress)
-        trainer.add_callback(NoiseCallback(self.recipe.seed))
         trainer.add_callback(
-            BestModelCallback(self.directory.best, partial(trainer.save_whole, self.subject))
+            RunCallback(
+                self.directory,
+                self.interruption,
+                seed=self.recipe.seed,
+                save_best=trainer.save_whole,
+                update=None if self.record is None else self.record.update,
+            )
         )
-        if not is_main():
+        if self.record is None:
             return
-        assert self.record is not None
-        trainer.add_callback(FolderCallback(self.directory.path, self.directory.check_there))
-        trainer.add_callback(RecordCallback(self.record.update))
         if "tensorboard" in self.recipe.train.report_to:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(log_dir=str(self.directory.tensorboard))
             trainer.add_callback(TensorBoardCallback(writer))
 
-    def _write_token_routes(self, precision: Any) -> str | None:
+    def _write_token_routes(self) -> str | None:
         count = self.recipe.train.route_sentences
         if count == 0:
             return None
         windows = torch.cat([batch["input_ids"] for batch in self.validation])
-        train = getattr(self.subject.data, "train", None)  # generated data have none
+        train = getattr(self.trainee.data, "train", None)  # generated data have none
         seen = None if train is None else token_counts(train.tokens, int(windows.max()) + 1)
         routes = collect_token_routes(
-            self.subject.model, self.subject.tokenizer, windows, count=count, seen=seen, precision=precision
+            self.trainee.model,
+            self.trainee.tokenizer,
+            windows,
+            count=count,
+            seen=seen,
+            precision=self.trainee.in_precision,
         )
         if routes is None:
             return None
@@ -346,7 +335,7 @@ class _Run:
         if not is_main():
             return
         lines = [f"run         {self.recipe.name}, seed {self.recipe.seed} → {self.directory.path}"]
-        lines += self.subject.describe(micro_batch=micro_batch, device=self.device, precision=self.precision)
+        lines += self.trainee.describe(micro_batch)
         self.console.print("\n".join(lines))
 
     def _tell(self, line: str) -> None:

@@ -4,12 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layerroute.evaluation.perplexity import Evaluation
-from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.hybrid import HybridConfig
 from layerroute.provenance import provenance
 from layerroute.records import KILLED, utc_now, write_record
-from layerroute.training.models import ModelFigures
 
 
 class RunRecord:
@@ -79,51 +75,3 @@ class RunRecord:
     def finish(self, status: str, error: str | None = None) -> None:
         """Write how the run ended."""
         self.update({"status": status, "error": error, "finished": utc_now()})
-
-
-def static_sections(figures: ModelFigures, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a run before its first step."""
-    keys = ("source", "fingerprint", "tokenizer", "vocabulary_size", "train_tokens", "validation_tokens")
-    return {
-        "parameters": {"total": figures.total, "trainable": figures.trainable, "by_part": figures.parameters},
-        "flops": flops_section(figures, rate=None, executed=None),
-        "data": {**data, **{key: data[key] for key in keys}},
-    }
-
-
-def flops_section(figures: ModelFigures, *, rate: float | None, executed: float | None) -> dict[str, Any]:
-    """FLOPs per token: all that masked execution computes, what the measured rate needs, what was executed."""
-    flops = figures.flops
-    section: dict[str, Any] = {
-        "forward_per_token": flops.forward_per_token,
-        "by_part": flops.by_part,
-        "by_path": flops.by_path,
-        "executed_per_token": executed,
-        "context_length": flops.context_length,
-    }
-    if not flops.routed_layers:
-        section["routed_per_token"] = flops.forward_per_token
-    elif rate is not None:
-        section["routed_per_token"] = flops.at_rate(rate)
-    return section
-
-
-def metrics_section(evaluation: Evaluation) -> dict[str, float]:
-    """Validation metrics of the last model."""
-    return {
-        "validation_loss": evaluation.loss,
-        "validation_perplexity": evaluation.perplexity,
-        "validation_accuracy": evaluation.accuracy,
-    }
-
-
-def routing_section(statistics: RoutingStatistics, config: HybridConfig) -> dict[str, Any]:
-    """Where tokens went at the last evaluation, and how it was decided."""
-    routing = config.routing_config
-    return {
-        **statistics.record(),
-        "router": config.router_mode,
-        "control": routing.control,
-        "context": config.context,
-        "estimator": None if routing.control else routing.estimator,
-    }

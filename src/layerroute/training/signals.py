@@ -4,10 +4,6 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from layerroute.training.parallel import any_of, running_together
-
 
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted by ``signal_number``; ``exit_code`` is 130 for SIGINT and 143 for SIGTERM."""
@@ -24,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Context manager that catches SIGINT and SIGTERM.
 
-    While ``deferred`` is set (the training loop sets it), the first signal is only noted in ``signal_number``, so that
+    While ``deferred`` is set (``RunCallback`` sets it), the first signal is only noted in ``signal_number``, so that
     the step can be finished and a checkpoint written; a second SIGINT raises :class:`Interrupted` at once (a second
     SIGTERM does not: schedulers send several). Otherwise the first one raises.
     """
@@ -50,31 +46,3 @@ class Interruption:
         self.signal_number = number
         if impatient or not self.deferred:
             raise Interrupted(number)
-
-
-class InterruptionCallback(TrainerCallback):
-    """After the step in which a signal came: save a checkpoint, then stop."""
-
-    def __init__(self, interruption: Interruption) -> None:
-        self.interruption = interruption
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        self.interruption.deferred = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> TrainerControl:
-        # A signal may reach one process of a distributed run before the others: they stop at the same step.
-        number = any_of(self.interruption.signal_number or 0, args.device if running_together() else "cpu")
-        if number:
-            self.interruption.signal_number = number
-            control.should_save = True
-            control.should_training_stop = True
-        return control
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        self.interruption.deferred = False

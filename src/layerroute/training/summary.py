@@ -4,52 +4,40 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerroute.hybrid import HybridConfig
+from layerroute.hybrid import FlopsReport, HybridConfig
 from layerroute.ops.gated_delta import backend_report
 from layerroute.precision import ChosenPrecision
-from layerroute.training.configuration import TrainConfig
+from layerroute.recipe import Recipe
 from layerroute.training.memory import MemoryEstimate
-from layerroute.training.models import ModelFigures
 
 
-def describe_model(config: HybridConfig, figures: ModelFigures) -> list[str]:
-    """Lines about layers, parameters and FLOPs."""
-    flops = figures.flops
-    pattern = " ".join(config.layer_pattern or [])
+def describe_model(
+    config: HybridConfig, total: int, parameters: Mapping[str, int], flops: FlopsReport
+) -> list[str]:
+    """Lines about layers, parameters (``total``, and by part) and FLOPs."""
+    pattern, both = config.layer_pattern or [], ", both paths computed" if flops.routed_layers else ""
     lines = [
-        f"model       {pattern}  (hidden {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"model       {' '.join(pattern)}  (hidden {config.hidden_size}, {config.num_attention_heads} heads, "
         f"vocabulary {config.vocab_size:,})",
-        f"parameters  {figures.total:,}: {_shares(figures.parameters)}",
-        f"FLOPs       {_flops(flops.forward_per_token)} per token forward at {flops.context_length:,} tokens, both "
-        f"paths computed: {_shares(flops.by_part, _flops)}"
-        if flops.routed_layers
-        else f"FLOPs       {_flops(flops.forward_per_token)} per token forward at {flops.context_length:,} tokens: "
+        f"parameters  {total:,}: {_shares(parameters)}",
+        f"FLOPs       {_flops(flops.forward_per_token)} per token forward at {flops.context_length:,} tokens{both}: "
         f"{_shares(flops.by_part, _flops)}",
     ]
     if flops.routed_layers:
-        paths = ", ".join(f"{name} {_flops(value)}" for name, value in flops.by_path.items())
         sparse = ", ".join(f"{rate:.0%} softmax {_flops(flops.at_rate(rate))}" for rate in (0.0, 0.5, 1.0))
         lines.append(
-            f"  by path   one routed layer: {paths}; whole model if only the chosen path ran: {sparse}"
+            f"  by path   one routed layer: {_shares(flops.by_path, _flops)}; whole model if only the chosen path ran: "
+            f"{sparse}"
         )
-    if any(kind != "softmax" for kind in config.layer_pattern or []):
+    if any(kind != "softmax" for kind in pattern):
         report = backend_report()["auto"]
         assert isinstance(report, dict)
-        name = report["cuda"] if torch.cuda.is_available() else report["cpu"]
-        lines.append(f"GDN         backend {name}")
+        lines.append(f"GDN         backend {report['cuda' if torch.cuda.is_available() else 'cpu']}")
     return lines
 
 
-def describe_training(
-    config: TrainConfig,
-    *,
-    sequence_length: int,
-    train_tokens: int,
-    memory: MemoryEstimate,
-    device: torch.device,
-    precision: ChosenPrecision,
-) -> list[str]:
-    """Lines about tokens to be seen, machine and memory."""
+def describe_memory(memory: MemoryEstimate) -> str:
+    """One line about what a training step needs."""
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -57,34 +45,25 @@ def describe_training(
         "activations": memory.activations,
         "logits": memory.logits,
     }
-    return [
-        *describe_run(
-            config,
-            sequence_length=sequence_length,
-            train_tokens=train_tokens,
-            device=device,
-            precision=precision,
-        ),
+    return (
         f"memory      about {_bytes(memory.total)}: {_shares(parts, _bytes)} "
-        "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)",
-    ]
+        "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)"
+    )
 
 
 def describe_run(
-    config: TrainConfig,
-    *,
-    sequence_length: int,
-    train_tokens: int,
-    device: torch.device,
-    precision: ChosenPrecision,
+    recipe: Recipe, train_tokens: int, device: torch.device, precision: ChosenPrecision
 ) -> list[str]:
     """Lines about tokens to be seen and the machine."""
-    tokens = config.batch_size * sequence_length * config.max_steps
+    train, length = recipe.train, recipe.data.sequence_length
+    tokens = train.batch_size * length * train.max_steps
     epochs = f"{tokens / train_tokens:.2f} epochs" if train_tokens else "all new"
+    cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     return [
-        f"training    {config.max_steps:,} steps × {config.batch_size} × {sequence_length:,} = {tokens:,} tokens "
-        f"({epochs}), learning rate {config.learning_rate:g}",
-        f"machine     {_device_name(device)}, {precision.name} ({precision.reason})",
+        f"training    {train.max_steps:,} steps × {train.batch_size} × {length:,} = {tokens:,} tokens "
+        f"({epochs}), learning rate {train.learning_rate:g}",
+        f"machine     {machine}, {precision.name} ({precision.reason})",
     ]
 
 
@@ -98,12 +77,6 @@ def describe_data(data: Mapping[str, object]) -> str:
     )
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
 def _flops(value: float) -> str:
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
@@ -115,9 +88,5 @@ def _bytes(value: float) -> str:
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 
-def _number(value: float) -> str:
-    return f"{value:,}"
-
-
-def _shares(parts: Mapping[str, float], write: Callable[[float], str] = _number) -> str:
+def _shares(parts: Mapping[str, float], write: Callable[[float], str] = "{:,}".format) -> str:
     return ", ".join(f"{name} {write(value)}" for name, value in parts.items())

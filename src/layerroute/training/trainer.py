@@ -4,37 +4,29 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
-from layerroute.precision import autocast
-from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.checkpoint import SHARDS, STAGING, STATE_NAME, newest_checkpoint, publish
-from layerroute.training.configuration import TrainConfig
 from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
-from layerroute.training.objective import RoutedLoss
-from layerroute.training.optimization import (
-    ParameterGroup,
-    decay_parameter_names,
-    learning_rate_factor,
-    optimizer_groups,
-)
+from layerroute.training.optimization import decay_parameter_names, learning_rate_factor, optimizer_groups
 from layerroute.training.parallel import is_main
-from layerroute.training.windows import collate
+from layerroute.training.samples import Batch, collate
+from layerroute.training.trainee import Trainee
 
 
 def check_trainer_state(checkpoint: Path) -> None:
@@ -47,28 +39,6 @@ def check_trainer_state(checkpoint: Path) -> None:
         )
 
 
-class CheckpointWeights(Protocol):
-    """The model's part of a checkpoint, where that is not the whole model."""
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write it into ``folder``."""
-
-    def load(self, model: nn.Module, folder: Path) -> None:
-        """Put it back into the model."""
-
-
-class WholeModel(Protocol):
-    """A model that can be made whole again where the training has spread it over several processes."""
-
-    model: PreTrainedModel
-
-    def rebuild(self, state: Mapping[str, Tensor]) -> None:
-        """Put a whole model with these weights in its place."""
-
-    def save(self, path: Path) -> None:
-        """Write it as users load it."""
-
-
 class RoutedTrainer(Trainer):
     """Trains a causal language model that may route its tokens.
 
@@ -78,18 +48,11 @@ class RoutedTrainer(Trainer):
     depends on the step alone.
 
     Args:
+        trainee: built; gives the model, its loss, schedules and groups, and how its weights are written.
         arguments: as ``training_arguments`` makes them; ``output_dir`` is the folder of the checkpoints.
-        config: section of the recipe.
-        loss: of a batch.
-        routing: schedules of the model's routing.
-        precision: ``bf16`` or ``fp32``.
         windows: all samples of the run, in order.
         validation: fixed batches.
         fingerprint: of the recipe; stored in the checkpoints.
-        groups: parameters with rates of their own; default one group of all that are trainable.
-        before_evaluation: called before every evaluation (thresholds are set on held-out text there).
-        weights: writes and reads the model's part of a checkpoint; default transformers' own.
-        whole: makes a whole model of one that FSDP has spread, for ``weights``.
 
     Attributes:
         meter: totals of the run, and what is measured for the next curve point.
@@ -100,41 +63,30 @@ class RoutedTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        trainee: Trainee,
         *,
         arguments: TrainingArguments,
-        config: TrainConfig,
-        loss: RoutedLoss,
-        routing: RoutingCallback,
-        precision: str,
-        windows: Dataset[dict[str, Tensor]],
-        validation: list[dict[str, Tensor]],
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        windows: Dataset[Batch],
+        validation: list[Batch],
         fingerprint: str = "",
-        groups: list[ParameterGroup] | None = None,
-        before_evaluation: Callable[[], None] | None = None,
-        weights: "CheckpointWeights | None" = None,
-        whole: WholeModel | None = None,
     ) -> None:
-        self.train_config, self.loss, self.precision = config, loss, precision
-        self.groups, self.before_evaluation, self.weights = groups, before_evaluation, weights
-        self.whole = whole
-        self._begins: list[float] | None = None
+        self.trainee, self.train_config = trainee, trainee.recipe.train
+        self.loss, self.routing, self.groups = trainee.loss(), trainee.routing(), trainee.groups()
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
         self.evaluation: Evaluation | None = None
-        self.routing = routing
+        self._begins: list[float] | None = None
         self._staging: Path | None = None
         self._step_started = 0.0
         self._step_loss = 0.0
         self._step_tokens = 0
         super().__init__(
-            model,
+            trainee.model,
             arguments,
             data_collator=collate,
             train_dataset=windows,
             eval_dataset=windows,  # only says that there is one: `evaluate` reads `validation`
-            processing_class=tokenizer,
+            processing_class=trainee.tokenizer,
             callbacks=[self.routing],
         )
         self.loss_is_scaled_for_ga = False  # `compute_loss` returns a mean over the micro-batch
@@ -202,7 +154,7 @@ class RoutedTrainer(Trainer):
     def autocast_smart_context_manager(
         self, cache_enabled: bool | None = True
     ) -> AbstractContextManager[Any]:
-        return autocast(self.precision, self.args.device)
+        return self.trainee.in_precision()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -237,9 +189,8 @@ class RoutedTrainer(Trainer):
         super()._maybe_log_save_evaluate(*arguments, **keywords)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if (
-            "grad_norm" in logs
-        ):  # a curve point: the Trainer's own mean restarts with the process, the meter's not
+        # A curve point: the Trainer's own mean restarts with the process, the meter's not.
+        if "grad_norm" in logs:
             point = self.meter.take()
             point["learning_rate"] = logs["learning_rate"]
             point["gradient_norm"] = logs["grad_norm"]
@@ -253,8 +204,7 @@ class RoutedTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Cross-entropy, perplexity, accuracy and routing on the fixed validation batches."""
-        if self.before_evaluation is not None:
-            self.before_evaluation()
+        self.trainee.before_evaluation()
         result = evaluate(self.model, self.validation, precision=self.autocast_smart_context_manager)
         self.evaluation = result
         metrics = {"loss": result.loss, "perplexity": result.perplexity, "accuracy": result.accuracy}
@@ -270,15 +220,15 @@ class RoutedTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.weights is None:
+        if not self.trainee.own_weights:
             super()._save(output_dir, state_dict)
             return
         folder = Path(output_dir or self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.weights.save(self.accelerator.unwrap_model(self.model), folder)
+        self.trainee.write_weights(self.accelerator.unwrap_model(self.model), folder)
 
-    def gather(self, whole: WholeModel) -> None:
-        """Under FSDP, put a whole copy of the model in the place of the spread one, on the first process.
+    def gather(self) -> None:
+        """Under FSDP, give the trainee a whole copy of the spread model, on the first process.
 
         All processes must call it. Without FSDP every process has a whole model already.
         """
@@ -288,36 +238,35 @@ class RoutedTrainer(Trainer):
 
         state = full_weights(self.model)
         if is_main():
-            whole.rebuild(state)
+            self.trainee.rebuild(state)
 
     @contextmanager
-    def gathered(self, whole: WholeModel) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """As ``gather``, with the spread model in its place again afterwards."""
-        spread = whole.model
-        self.gather(whole)
+        spread = self.trainee.model
+        self.gather()
         try:
             yield
         finally:
-            whole.model = spread
+            self.trainee.model = spread
 
-    def save_whole(self, whole: WholeModel, path: Path) -> None:
+    def save_whole(self, path: Path) -> None:
         """Let the first process write the model as users load it; all processes must call it."""
-        with self.gathered(whole):
+        with self.gathered():
             if is_main():
-                whole.save(path)
+                self.trainee.save(path)
 
     def _load_spread(self, checkpoint: Path) -> None:
         from layerroute.training.sharding import load_weights, spread_weights
 
-        if self.weights is None or (checkpoint / SHARDS).is_dir():
+        if not self.trainee.own_weights or (checkpoint / SHARDS).is_dir():
             load_weights(self.model, checkpoint)
             return
-        assert self.whole is not None
         state: dict[str, Tensor] = {}
-        with self.gathered(self.whole):
+        with self.gathered():
             if is_main():
-                self.weights.load(self.whole.model, checkpoint)
-                state = self.whole.model.state_dict()
+                self.trainee.read_weights(self.trainee.model, checkpoint)
+                state = self.trainee.model.state_dict()
         spread_weights(self.model, state)
 
     @property
@@ -337,16 +286,15 @@ class RoutedTrainer(Trainer):
         if self.sharded:
             if self.args.should_save:
                 self.model.config.save_pretrained(folder)
-        elif self.weights is None:
+        elif not self.trainee.own_weights:
             state = full_weights(self.model)
             if self.args.should_save:
                 self._save(str(folder), state)
         else:
-            assert self.whole is not None
-            with self.gathered(self.whole):
+            with self.gathered():
                 if self.args.should_save:
                     folder.mkdir(parents=True, exist_ok=True)
-                    self.weights.save(self.whole.model, folder)
+                    self.trainee.write_weights(self.trainee.model, folder)
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -364,10 +312,11 @@ class RoutedTrainer(Trainer):
         with only_tensors(resume_from_checkpoint):
             if self.is_fsdp_enabled:
                 self._load_spread(Path(resume_from_checkpoint))
-            elif self.weights is None:
+            elif not self.trainee.own_weights:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             else:
-                self.weights.load(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+                whole = self.accelerator.unwrap_model(self.model)
+                self.trainee.read_weights(whole, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint aside, then rename it: a folder ``checkpoint-N`` is always whole."""

@@ -1,18 +1,19 @@
 """Progress, best model, record and last curve point."""
 
 import io
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
-from layerroute.training.callbacks import (
-    BestModelCallback,
-    FinalStepCallback,
-    ProgressCallback,
-    RecordCallback,
-)
-from layerroute.training.callbacks.wording import describe, duration, rates
+from layerroute.liveness import LOCK
+from layerroute.training.callbacks import RunCallback
+from layerroute.training.progress import ProgressCallback, describe, duration, rates
+from layerroute.training.run_directory import RunDirectory
+from layerroute.training.signals import Interruption
 
 
 def state(step: int, **more) -> SimpleNamespace:
@@ -58,32 +59,62 @@ def test_many_sites_are_summed_up() -> None:
     assert describe({}, None) == ""
 
 
-def test_only_a_better_model_is_saved() -> None:
+ALONE = SimpleNamespace(world_size=1, device="cpu")
+REACHED = {"eval_perplexity": 20.0, "eval_accuracy": 0.2}
+
+
+def run_callback(folder: Path, **more) -> RunCallback:
+    settings = {"seed": 0, "save_best": lambda path: None, "update": None, **more}
+    return RunCallback(RunDirectory(folder), Interruption(), **settings)
+
+
+def test_only_a_better_model_is_saved(tmp_path: Path) -> None:
     saved = []
-    callback = BestModelCallback(Path("best"), saved.append)
-    callback.on_evaluate(None, state(1, best_metric=None), None, metrics={"eval_loss": 3.0})
-    callback.on_evaluate(None, state(2, best_metric=3.0), None, metrics={"eval_loss": 3.0})
-    callback.on_evaluate(None, state(3, best_metric=3.0), None, metrics={"eval_loss": 2.9})
-    callback.on_evaluate(None, state(4, best_metric=2.9), None, metrics={"eval_loss": float("nan")})
-    assert saved == [Path("best")] * 2
+    callback = run_callback(tmp_path, save_best=saved.append)
+    for best, loss in ((None, 3.0), (3.0, 3.0), (3.0, 2.9), (2.9, float("nan"))):
+        callback.on_evaluate(None, state(1, best_metric=best), None, metrics={"eval_loss": loss})
+    assert saved == [tmp_path / "best"] * 2
 
 
-def test_the_record_says_what_was_reached_so_far() -> None:
+def test_the_record_says_what_was_reached_so_far(tmp_path: Path) -> None:
     written = []
-    callback = RecordCallback(written.append)
-    metrics = {"eval_loss": 3.0, "eval_perplexity": 20.0, "eval_accuracy": 0.2}
-    callback.on_evaluate(None, state(5, best_metric=None, best_global_step=None), None, metrics=metrics)
-    callback.on_evaluate(
-        None, state(10, best_metric=3.0, best_global_step=5), None, metrics={**metrics, "eval_loss": 3.5}
-    )
+    callback = run_callback(tmp_path, update=written.append)
+    for step, best, at, loss in ((5, None, None, 3.0), (10, 3.0, 5, 3.5)):
+        now = state(step, best_metric=best, best_global_step=at)
+        callback.on_evaluate(None, now, None, metrics={"eval_loss": loss, **REACHED})
     first, second = (update["metrics"] for update in written)
     assert (first["best_validation_loss"], first["best_step"], first["steps"]) == (3.0, 5, 5)
     assert (second["validation_loss"], second["best_validation_loss"], second["best_step"]) == (3.5, 3.0, 5)
 
 
-def test_the_last_step_is_a_curve_point() -> None:
-    control = SimpleNamespace(should_log=False)
-    FinalStepCallback().on_step_end(None, state(19), control)
-    assert not control.should_log
-    FinalStepCallback().on_step_end(None, state(20), control)
-    assert control.should_log
+def control() -> SimpleNamespace:
+    return SimpleNamespace(
+        should_log=False, should_save=False, should_evaluate=False, should_training_stop=False
+    )
+
+
+def test_the_last_step_is_a_curve_point(tmp_path: Path) -> None:
+    callback, now = run_callback(tmp_path), control()
+    assert not callback.on_step_end(ALONE, state(19), now).should_log
+    assert callback.on_step_end(ALONE, state(20), now).should_log
+
+
+def test_a_folder_that_is_gone_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    callback, now = run_callback(tmp_path, update=lambda sections: None), control()
+    now.should_save = True
+    callback.on_step_end(ALONE, state(3), now)
+    (tmp_path / LOCK).unlink()
+    with pytest.raises(FileNotFoundError, match="the folder of the run is gone"):
+        callback.on_step_end(ALONE, state(4), now)
+
+
+def test_a_signal_in_the_loop_lets_the_step_be_finished_and_saved_first(tmp_path: Path) -> None:
+    callback = run_callback(tmp_path)
+    with callback.interruption as interruption:
+        callback.on_train_begin(ALONE, None, None)
+        assert not callback.on_step_end(ALONE, state(1), control()).should_save
+        os.kill(os.getpid(), signal.SIGTERM)
+        told = callback.on_step_end(ALONE, state(2), control())
+        assert told.should_save and told.should_training_stop
+        assert interruption.signal_number == signal.SIGTERM

@@ -2,7 +2,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from layerroute.training.callbacks.curves import CurvesCallback, curve_point, keep_until
+import pandas as pd
+
+from layerroute.training.curves import CurvesCallback, curve_point, keep_until, read_points
 
 
 def state(step: int) -> SimpleNamespace:
@@ -42,3 +44,18 @@ def test_each_point_is_on_disk_at_once_and_nothing_is_written_after_close(tmp_pa
     callback.on_log(None, state(2), None, logs={"lm_loss": 0.5})
     callback.close()
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_the_table_holds_the_same_numbers_and_gets_a_column_when_a_term_begins(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    path.write_text(
+        json.dumps({"step": 1, "split": "train", "lm_loss": 0.1}) + '\n{"step": 9, "split": "train"}\n'
+    )
+    callback = CurvesCallback(path)
+    callback.on_train_begin(None, state(1), None)
+    callback.on_log(None, state(2), None, logs={"lm_loss": 1 / 3})
+    callback.on_log(None, state(2), None, logs={"eval_loss": 2.5, "eval_rate/layer1.mixer": 0.25})
+    callback.on_log(None, state(3), None, logs={"lm_loss": 1e-9, "kd_loss": 0.7})
+    table = pd.read_csv(tmp_path / "curves.csv")
+    rows = [{k: v for k, v in row.items() if v == v} for row in table.to_dict("records")]
+    assert rows == read_points(path) and len(rows) == 4

@@ -3,8 +3,8 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.recipe import load_recipe
-from layerroute.training.models import Vocabulary, build_model, figures_of, model_config, resolved_recipe
-from tests.tiny import write_recipe
+from layerroute.training.hybrid import Vocabulary, build_model, model_config, resolved_recipe
+from tests.tiny import figures_of, write_recipe
 
 
 def test_the_vocabulary_follows_the_data() -> None:

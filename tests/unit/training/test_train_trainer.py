@@ -1,6 +1,8 @@
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +14,13 @@ from layerroute.objectives import switch_loss
 from layerroute.routing import routings_of
 from layerroute.training import objective as objective_module
 from layerroute.training.arguments import training_arguments
-from layerroute.training.callbacks import RoutingCallback
 from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.objective import HybridLoss, LossTerms
+from layerroute.training.routing_schedule import RoutingCallback
+from layerroute.training.samples import TrainingWindows, evaluation_windows, model_inputs, split_rows
 from layerroute.training.trainer import RoutedTrainer
-from layerroute.training.windows import TrainingWindows, evaluation_batches
 
 DEFAULTS = {"max_steps": 4, "batch_size": 4, "log_every": 1, "evaluate_every": 0, "save_every": 2, "precision": "fp32",
             "device": "cpu", "evaluation_sequences": 3, "evaluation_batch_size": 2, "report_to": []}  # fmt: skip
@@ -37,15 +39,22 @@ def make_trainer(make_model, tmp_path: Path):
         samples = config.max_steps * config.batch_size
         objective = objective or ObjectiveConfig(balance_weight=0.01)
         model = model or make_model()
+        trainee = SimpleNamespace(
+            model=model,
+            recipe=SimpleNamespace(train=config),
+            tokenizer=None,
+            own_weights=False,
+            loss=lambda: HybridLoss(objective),
+            routing=lambda: RoutingCallback(model, objective),
+            groups=lambda: None,
+            in_precision=nullcontext,
+            before_evaluation=lambda: None,
+        )
         trainer = RoutedTrainer(
-            model,
+            trainee,
             arguments=training_arguments(config, folder=folder, device=torch.device("cpu"), seed=1),
-            config=config,
-            loss=HybridLoss(objective),
-            routing=RoutingCallback(model, objective),
-            precision=config.precision,
             windows=TrainingWindows(sequence, samples=samples, batch_size=config.batch_size, seed=1),
-            validation=evaluation_batches(sequence, sequences=3, batch_size=2),
+            validation=split_rows(model_inputs(sequence, evaluation_windows(sequence, 3), None), 2),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

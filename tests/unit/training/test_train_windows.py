@@ -4,7 +4,7 @@ import torch
 
 from layerroute.data.sequence import TokenSequence
 from layerroute.errors import UserError
-from layerroute.training.windows import TrainingWindows, collate, evaluation_batches
+from layerroute.training.samples import TrainingWindows, collate, evaluation_windows, model_inputs, split_rows
 
 
 def sequence(windows: int, length: int = 4) -> TokenSequence:
@@ -46,11 +46,11 @@ def test_less_than_one_batch_is_told() -> None:
     with pytest.raises(UserError, match="smaller batch"):
         TrainingWindows(sequence(3), samples=4, batch_size=4, seed=0)
     with pytest.raises(UserError):
-        evaluation_batches(sequence(0), sequences=3, batch_size=2)
+        evaluation_windows(sequence(0), 3)
 
 
 def test_documents_are_told_apart_on_request() -> None:
-    samples = TrainingWindows(sequence(3), samples=3, batch_size=1, seed=0, separate_documents=True)
+    samples = TrainingWindows(sequence(3), samples=3, batch_size=1, seed=0, boundaries="document_ids")
     rows = {
         tuple(row["input_ids"].tolist()): row["document_ids"].tolist()
         for row in (samples[i] for i in range(3))
@@ -60,23 +60,19 @@ def test_documents_are_told_apart_on_request() -> None:
 
 
 def test_positions_begin_anew_in_each_document() -> None:
-    settings = {"samples": 3, "batch_size": 1, "seed": 0, "separate_documents": True}
-    samples = TrainingWindows(sequence(3), told_by="position_ids", **settings)
+    samples = TrainingWindows(sequence(3), samples=3, batch_size=1, seed=0, boundaries="position_ids")
     rows = {
         tuple(row["input_ids"].tolist()): row["position_ids"].tolist()
         for row in (samples[i] for i in range(3))
     }
     assert rows == {(0, 1, 2, 3): [0, 1, 2, 3], (4, 5, 6, 7): [0, 1, 0, 1], (8, 9, 10, 11): [0, 1, 2, 3]}
-    (batch,) = evaluation_batches(
-        sequence(3), sequences=3, batch_size=3, separate_documents=True, told_by="position_ids"
-    )
+    batch = model_inputs(sequence(3), evaluation_windows(sequence(3), 3), "position_ids")
     assert batch["position_ids"][1].tolist() == [0, 1, 0, 1] and "document_ids" not in batch
 
 
 def test_evaluation_windows_are_spread_over_the_split_and_fixed() -> None:
-    batches = evaluation_batches(sequence(10), sequences=5, batch_size=2)
+    assert evaluation_windows(sequence(10), 5) == [0, 2, 4, 6, 8]
+    assert evaluation_windows(sequence(3), 99) == [0, 1, 2]
+    batches = split_rows(model_inputs(sequence(10), [0, 2, 4, 6, 8], None), 2)
     assert [len(batch["input_ids"]) for batch in batches] == [2, 2, 1]
-    first = [int(row[0]) // 4 for batch in batches for row in batch["input_ids"]]
-    assert first == [0, 2, 4, 6, 8]
-    everything = evaluation_batches(sequence(3), sequences=99, batch_size=8)
-    assert everything[0]["input_ids"].shape == (3, 4)
+    assert [int(row[0]) // 4 for batch in batches for row in batch["input_ids"]] == [0, 2, 4, 6, 8]

@@ -1,10 +1,10 @@
-"""Schedules and thresholds of the routing modules of a model, whatever the model."""
+"""Temperature, rate and thresholds of a model's routing modules while it trains, whatever the model."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from layerroute.routing import RouteDecision, Schedule, find_handle, routings_of
 from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
@@ -15,21 +15,11 @@ def progress(step: int, total: int) -> float:
     return min(1.0, step / (total - 1)) if total > 1 else 0.0
 
 
-def schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule that a recipe describes."""
-    return Schedule(start=config.start, end=config.end, begin=config.begin, finish=config.finish)
-
-
 class Schedules(Protocol):
-    """What all objectives have."""
+    """What all objectives have: τ over the run, and the way to the modules' own rates."""
 
-    @property
-    def temperature(self) -> ScheduleConfig:
-        """τ over the run."""
-
-    @property
-    def rate(self) -> RateScheduleConfig:
-        """The way to the modules' own rates."""
+    temperature: ScheduleConfig
+    rate: RateScheduleConfig
 
 
 class RoutingCallback(TrainerCallback):
@@ -46,21 +36,24 @@ class RoutingCallback(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, config: Schedules) -> None:
-        rate = config.rate
+        temperature, rate = config.temperature, config.rate
         self.modules, self.handle = routings_of(model), find_handle(model)
-        self.temperature_schedule = schedule(config.temperature)
+        self.temperature_schedule = Schedule(
+            start=temperature.start,
+            end=temperature.end,
+            begin=temperature.begin,
+            finish=temperature.finish,
+        )
         own = self.modules[0].config.rate if self.modules else 0.0
         self.rate_schedule = Schedule(
             start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
         )
         self.done = 0.0
-        self.temperature = self.temperature_schedule.start
+        self.temperature = temperature.start
         self.rate = 0.0
         self._counts: dict[str, Tensor] = {}
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
         self._counts.clear()
         self.done = progress(state.global_step, state.max_steps)
         self.temperature = self.temperature_schedule.value(self.done)
@@ -75,9 +68,7 @@ class RoutingCallback(TrainerCallback):
         for site, counts in zip(decision.sites, decision.counts(), strict=True):
             self._counts[site] = self._counts[site] + counts if site in self._counts else counts
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
         for module in self.modules:
             if all(site in self._counts for site in module.sites):
                 counts = torch.stack([self._counts[site] for site in module.sites])

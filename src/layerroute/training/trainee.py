@@ -1,4 +1,4 @@
-"""What a run trains: the one seam between the training loop and the two capabilities."""
+"""What a run trains: the one seam between the training loop and the capabilities."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -7,24 +7,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerroute.data.prepare import PreparedData
+from layerroute.data.recall.prepared import RecallData
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.precision import ChosenPrecision
+from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import Recipe
-from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
-from layerroute.training.trainer import CheckpointWeights
-from layerroute.training.windows import Boundaries, TrainingWindows, evaluation_batches
+from layerroute.training.routing_schedule import RoutingCallback
+from layerroute.training.samples import (
+    Batch,
+    Boundaries,
+    RecallSamples,
+    ThresholdWindows,
+    TrainingWindows,
+    validation_batches,
+)
 
-Batch = dict[str, Tensor]
 
-
-class Subject(ABC):
+class Trainee(ABC):
     """A recipe's model and data, and what is particular to its capability.
 
     Args:
@@ -38,7 +43,10 @@ class Subject(ABC):
     told_by: ClassVar[Boundaries] = "document_ids"
     """What tells the model where packed documents begin."""
 
-    data: PreparedData
+    own_weights: ClassVar[bool] = False
+    """Whether checkpoints hold what ``write_weights`` writes, and not the whole model as transformers does."""
+
+    data: PreparedData | RecallData
     model: PreTrainedModel
     device: torch.device
     precision: ChosenPrecision
@@ -71,44 +79,58 @@ class Subject(ABC):
         """The tokenizer of data and model."""
         return self.data.tokenizer
 
+    @property
+    def boundaries(self) -> Boundaries | None:
+        """The input that keeps documents apart, None where they need not be."""
+        return self.told_by if self.recipe.train.separate_documents else None
+
     def windows(self) -> Dataset[Batch]:
         """The samples of the run."""
         train = self.recipe.train
+        samples, seed = train.max_steps * train.batch_size, self.recipe.seed
+        if isinstance(self.data, RecallData):
+            return RecallSamples(self.data, samples=samples, batch_size=train.batch_size, seed=seed)
         return TrainingWindows(
             self.data.train,
-            samples=train.max_steps * train.batch_size,
+            samples=samples,
             batch_size=train.batch_size,
-            seed=self.recipe.seed,
-            separate_documents=train.separate_documents,
-            told_by=self.told_by,
+            seed=seed,
+            boundaries=self.boundaries,
         )
 
     def validation(self) -> list[Batch]:
         """The fixed batches of every evaluation."""
         train = self.recipe.train
-        return evaluation_batches(
-            self.data.validation,
-            sequences=train.evaluation_sequences,
-            batch_size=train.evaluation_batch_size,
-            separate_documents=train.separate_documents,
-            told_by=self.told_by,
-        )
+        sequences, size = train.evaluation_sequences, train.evaluation_batch_size
+        return validation_batches(self.data, sequences=sequences, batch_size=size, boundaries=self.boundaries)
+
+    def held_out(self, tokens: int) -> ThresholdWindows:
+        """So many tokens on which thresholds are set."""
+        return ThresholdWindows.of(self.data, self.recipe.train, tokens, self.boundaries)
+
+    def in_precision(self) -> AbstractContextManager[object]:
+        """The autocast context of the run."""
+        return autocast(self.precision.name, self.device)
 
     @abstractmethod
     def loss(self) -> RoutedLoss:
         """Of a batch."""
 
-    @abstractmethod
     def routing(self) -> RoutingCallback:
-        """The schedules of the model's routing."""
+        """The schedules of the model's routing, by the recipe's objective."""
+        return RoutingCallback(self.model, self.recipe.objective)
 
     def groups(self) -> list[ParameterGroup] | None:
         """Parameters with rates of their own, None for one group of all."""
         return None
 
-    def weights(self) -> CheckpointWeights | None:
-        """What writes the model's part of a checkpoint, None for transformers' own way."""
-        return None
+    def write_weights(self, model: nn.Module, folder: Path) -> None:
+        """Write the model's part of a checkpoint; only where ``own_weights``."""
+        raise NotImplementedError
+
+    def read_weights(self, model: nn.Module, folder: Path) -> None:
+        """Put back what ``write_weights`` wrote."""
+        raise NotImplementedError
 
     def before_evaluation(self) -> None:
         """Called before every evaluation."""
@@ -119,24 +141,27 @@ class Subject(ABC):
         """Write the model as users load it, replacing what is there in one move."""
 
     @abstractmethod
-    def describe(self, *, micro_batch: int, device: torch.device, precision: ChosenPrecision) -> list[str]:
+    def describe(self, micro_batch: int) -> list[str]:
         """Lines of the summary, before the run starts."""
 
     @abstractmethod
     def static_sections(self) -> dict[str, Any]:
         """Sections of the record that are known before the first step: parameters, flops, data, model_config."""
 
-    @abstractmethod
     def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """The record's ``routing``."""
+        """The record's ``routing``: where tokens went at the last evaluation, and how it was decided."""
+        return {**statistics.record(), **self.decided_by(statistics)}
 
     @abstractmethod
-    def flops_section(self, statistics: RoutingStatistics | None, executed: float) -> dict[str, Any]:
-        """The record's ``flops``."""
+    def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
+        """What the record's ``routing`` says of this capability's routers: router, control, estimator, context."""
 
-    def measure(self, precision: Callable[[], AbstractContextManager[object]]) -> dict[str, Any]:
-        """Further sections of the record, measured on the last model; ``precision`` makes its autocast context."""
-        del precision
+    @abstractmethod
+    def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
+        """The record's ``flops``: of masked execution, at the measured rate, and executed."""
+
+    def measure(self) -> dict[str, Any]:
+        """Further sections of the record, measured on the last model."""
         return {}
 
     def bigram_loss(self) -> float | None:

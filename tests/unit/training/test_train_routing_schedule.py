@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from layerroute.routing import routings_of
-from layerroute.training.callbacks.routing import RoutingCallback, progress
 from layerroute.training.configuration import ObjectiveConfig, RateScheduleConfig, ScheduleConfig
+from layerroute.training.routing_schedule import RoutingCallback, progress
 
 
 @pytest.mark.parametrize("steps", [2, 7, 29, 1000])

@@ -1,7 +1,8 @@
 """Layer skipping as what a run trains: router, skip paths and adapter of a pretrained model."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -9,12 +10,12 @@ import torch
 from torch import nn
 
 from layerroute.data.configuration import BPE
-from layerroute.data.prepare import prepare_data
+from layerroute.data.prepare import PreparedData, prepare_data
 from layerroute.data.progress import stages
 from layerroute.errors import UserError
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.precision import ChosenPrecision, autocast
-from layerroute.recipe import recipe_to_dict
+from layerroute.precision import ChosenPrecision
+from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, path_costs, skip_flops
@@ -22,9 +23,9 @@ from layerroute.skipping.model import get_router
 from layerroute.skipping.pretrained import local_source, special_tokens
 from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
-from layerroute.training.callbacks.routing import RoutingCallback
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
+from layerroute.training.samples import Boundaries
 from layerroute.training.saving import replace_folder
 from layerroute.training.skipping.configuration import (
     AdaptConfig,
@@ -34,64 +35,28 @@ from layerroute.training.skipping.configuration import (
 )
 from layerroute.training.skipping.loss import SkippingLoss
 from layerroute.training.skipping.start import add_adapter, choose_trainable, load_base, start_router
-from layerroute.training.subject import Subject
 from layerroute.training.summary import describe_data, describe_run
-from layerroute.training.thresholds import ThresholdWindows
-from layerroute.training.trainer import CheckpointWeights
-from layerroute.training.windows import Boundaries
+from layerroute.training.trainee import Trainee
 
 
-class RouterWeights:
-    """Checkpoints hold router, skip paths and adapter; the base is where it came from.
-
-    Args:
-        notes: for the router folder.
-    """
-
-    def __init__(self, notes: dict[str, Any]) -> None:
-        self.notes = notes
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """See ``CheckpointWeights``."""
-        save_router(model, folder, notes=self.notes)
-
-    def load(self, model: nn.Module, folder: Path) -> None:
-        """See ``CheckpointWeights``."""
-        restore_router(model, folder)
-
-
-class SkippingSubject(Subject):
-    """See ``Subject``."""
+class SkippingTrainee(Trainee):
+    """See ``Trainee``. Checkpoints hold router, skip paths and adapter; the base is where it came from."""
 
     told_by: ClassVar[Boundaries] = "position_ids"
+    own_weights: ClassVar[bool] = True
+    data: PreparedData
 
-    @property
-    def pretrained(self) -> PretrainedConfig:
-        """Section `model`."""
-        return cast("PretrainedConfig", self.recipe.sections["model"])
-
-    @property
-    def skip(self) -> SkipConfig:
-        """Section `skip`."""
-        return cast("SkipConfig", self.recipe.sections["skip"])
-
-    @property
-    def start(self) -> StartConfig:
-        """Section `start`."""
-        return cast("StartConfig", self.recipe.sections["start"])
-
-    @property
-    def adapt(self) -> AdaptConfig:
-        """Section `adapt`."""
-        return cast("AdaptConfig", self.recipe.sections["adapt"])
-
-    @property
-    def objective(self) -> SkippingObjectiveConfig:
-        """Section `objective`."""
-        return cast("SkippingObjectiveConfig", self.recipe.sections["objective"])
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        sections = recipe.sections
+        self.pretrained = cast("PretrainedConfig", sections["model"])
+        self.skip = cast("SkipConfig", sections["skip"])
+        self.start = cast("StartConfig", sections["start"])
+        self.adapt = cast("AdaptConfig", sections["adapt"])
+        self.objective = cast("SkippingObjectiveConfig", sections["objective"])
 
     def plain(self) -> dict[str, Any]:
-        """See ``Subject``."""
+        """See ``Trainee``."""
         return recipe_to_dict(self.recipe)
 
     def read(self, *, progress: bool) -> None:
@@ -134,54 +99,50 @@ class SkippingSubject(Subject):
         skip = self.skip
         if skip.sink_ids is None:
             skip = replace(skip, sink_ids=special_tokens(self.tokenizer))
+        budgets = self.objective.budgets
         with stages(True) as stage:
             start_router(
                 self.model,
                 skip,
                 self.start,
                 self.data.train,
-                also=self.objective.budgets,
+                also=budgets,
                 precision=precision.name,
                 stage=stage,
             )
         add_adapter(self.model, self.adapt, seed=self.recipe.seed)
         self._groups = choose_trainable(self.model, self.adapt)
         router = get_router(self.model)
-        if self.objective.budgets and router.budgets is None:
+        if budgets and router.budgets is None:
             raise UserError(
                 "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
             )
-        train = self.recipe.train
-        self.held_out = ThresholdWindows.of(
-            self.data, train, train.threshold_tokens or 1, told_by=self.told_by
-        )
-        self.flops: SkipFlops = skip_flops(self.model.config, router.config, self.recipe.data.sequence_length)
+        self.threshold_text = self.held_out(self.recipe.train.threshold_tokens or 1)
+        length = self.recipe.data.sequence_length
+        self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
 
     def loss(self) -> RoutedLoss:
         """CE, distillation, compute."""
         return SkippingLoss(self.objective, rate=self.skip.routing.rate, seed=self.recipe.seed)
 
-    def routing(self) -> RoutingCallback:
-        """By the recipe's objective."""
-        return RoutingCallback(self.model, self.objective)
-
     def groups(self) -> list[ParameterGroup]:
         """Adapter, routers, skip paths."""
         return self._groups
 
-    def weights(self) -> CheckpointWeights:
-        """Without the base."""
-        return RouterWeights(self._notes())
+    def write_weights(self, model: nn.Module, folder: Path) -> None:
+        """See ``Trainee``."""
+        save_router(model, folder, notes=self._notes())
+
+    def read_weights(self, model: nn.Module, folder: Path) -> None:
+        """See ``Trainee``."""
+        restore_router(model, folder)
 
     def before_evaluation(self) -> None:
         """Set the thresholds on held-out text in inference mode, for each budget."""
         router = get_router(self.model)
         if not self.recipe.train.threshold_tokens or not any(r.router for r in router.all_routings()):
             return
-
-        def forward() -> None:
-            self.held_out.run(self.model, lambda: autocast(self.precision.name, self.device))
-
+        forward = partial(self.threshold_text.run, self.model, self.in_precision)
         before = None if router.budgets is None else router.budgets.current
         router.set_rate(router.config.routing.rate)
         for budget in [None] if router.budgets is None else router.budgets.known:
@@ -196,62 +157,49 @@ class SkippingSubject(Subject):
 
     def save(self, path: Path) -> None:
         """A router folder."""
-        replace_folder(path, lambda folder: _write(self.model, folder, self._notes()))
+        replace_folder(path, partial(self.write_weights, self.model))
 
     def _notes(self) -> dict[str, Any]:
         """Where the folder comes from, and the form of the base on which it was trained."""
-        model = self.pretrained
+        form = {key: asdict(self.pretrained)[key] for key in ("dtype", "quantization", "attention")}
         return {
             "run": f"{self.recipe.name}-seed{self.recipe.seed}",
             "start": self.start.method,
             "precision": self.precision.name,
-            "model": {
-                "dtype": model.dtype,
-                "quantization": model.quantization,
-                "attention": model.attention,
-            },
+            "model": form,
         }
 
-    def describe(self, *, micro_batch: int, device: torch.device, precision: ChosenPrecision) -> list[str]:
+    def describe(self, micro_batch: int) -> list[str]:
         """Model, what may be skipped, data, tokens, machine."""
         del micro_batch
         router, data = get_router(self.model), self.data.describe()
-        config, parts = router.config, self._parameters()
+        config, parameters = router.config, self._parameters()
         decides = config.routing.control or f"{config.granularity} router, {config.routing.estimator}"
+        parts = ", ".join(f"{name} {count:,}" for name, count in parameters["by_part"].items())
         return [
-            f"model       {self.pretrained.name} ({self.model.config.model_type}, "
-            f"{sum(parts.values()):,} parameters: {', '.join(f'{k} {v:,}' for k, v in parts.items())})",
+            f"model       {self.pretrained.name} ({self.model.config.model_type}, {parameters['total']:,} parameters: "
+            f"{parts})",
             f"skip        {config.unit} at {len(router.sites)} sites, budget {config.budget:.0%}; {decides}, "
             f"skip path {config.skip_path}, kv {config.kv}",
-            f"trained     {', '.join(group.name for group in self._groups)}: "
-            f"{sum(p.numel() for p in self.model.parameters() if p.requires_grad):,} parameters",
+            f"trained     {', '.join(group.name for group in self._groups)}: {parameters['trainable']:,} parameters",
             describe_data(data),
-            *describe_run(
-                self.recipe.train,
-                sequence_length=self.recipe.data.sequence_length,
-                train_tokens=data["train_tokens"],
-                device=device,
-                precision=precision,
-            ),
+            *describe_run(self.recipe, data["train_tokens"], self.device, self.precision),
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        """See ``Subject``."""
-        parts, data = self._parameters(), self.data.describe()
-        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        """See ``Trainee``."""
         return {
-            "parameters": {"total": sum(parts.values()), "trainable": trainable, "by_part": parts},
+            "parameters": self._parameters(),
             "flops": self.flops_section(None, None),
-            "data": {**data, "threshold_split": self.held_out.split},
+            "data": {**self.data.describe(), "threshold_split": self.threshold_text.split},
             "model_config": self.model.config.to_dict(),
             "skip": get_router(self.model).config.to_dict(),
         }
 
-    def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """See ``Subject``."""
+    def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
+        """See ``Trainee``."""
         config = get_router(self.model).config
         return {
-            **statistics.record(),
             "cost_weighted_rate": statistics.cost_weighted_rate,
             "skipped": 1.0 - statistics.cost_weighted_rate,
             "budget": config.budget,
@@ -262,7 +210,7 @@ class SkippingSubject(Subject):
         }
 
     def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
-        """See ``Subject``."""
+        """See ``Trainee``."""
         section = self.flops.to_dict()
         config, length = self.flops.config, self.flops.context_length
         units = path_costs(self.model.config.get_text_config(), config, length)[: len(config.units)]
@@ -272,19 +220,17 @@ class SkippingSubject(Subject):
             section["routed_per_token"] = self.flops.sparse_per_token(statistics.rate)
         return section
 
-    def _parameters(self) -> dict[str, int]:
-        router = get_router(self.model)
-        own = sum(p.numel() for p in router.routings.parameters())
-        skips = sum(p.numel() for p in router.skip_paths.parameters())
-        adapter = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
-        total = sum(p.numel() for p in self.model.parameters())
-        return {
-            "base": total - own - skips - adapter,
-            "adapter": adapter,
-            "router": own,
-            "skip paths": skips,
+    def _parameters(self) -> dict[str, Any]:
+        """The record's ``parameters``."""
+        router, named = get_router(self.model), dict(self.model.named_parameters())
+        parts = {
+            "adapter": sum(p.numel() for name, p in named.items() if "lora_" in name),
+            "router": sum(p.numel() for p in router.routings.parameters()),
+            "skip paths": sum(p.numel() for p in router.skip_paths.parameters()),
         }
-
-
-def _write(model: nn.Module, folder: Path, notes: dict[str, Any]) -> None:
-    save_router(model, folder, notes=notes)
+        total = sum(p.numel() for p in named.values())
+        return {
+            "total": total,
+            "trainable": sum(p.numel() for p in named.values() if p.requires_grad),
+            "by_part": {"base": total - sum(parts.values()), **parts},
+        }

@@ -355,7 +355,7 @@ def test_packed_documents_are_trained_and_scored_apart(home, tmp_path, capsys):
         for place in (validation.batch([window])[0] == validation.end_of_text).nonzero()[0][:1]
     ]
     window, end = next((window, place) for window, place in found if 20 < place < 90)
-    batch = model_inputs(validation, [window], separate_documents=True, told_by="position_ids")
+    batch = model_inputs(validation, [window], "position_ids")
     ids = batch["input_ids"]
     with torch.no_grad():
         packed = loaded.model(**batch, use_cache=False).logits[:, end + 1 :]

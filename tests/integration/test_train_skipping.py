@@ -29,7 +29,7 @@ skip:
   rank: 4
   granularity: token
   routing: {{router: linear, estimator: selected, budget: quantile, rate: 0.6}}
-start: {{tokens_statistics: 512, tokens_selection: 128, tokens_search: 128}}
+start: {{own_text: 0.0, tokens_statistics: 512, tokens_selection: 128, tokens_search: 128}}
 data:
   source: files
   paths: [{train}]

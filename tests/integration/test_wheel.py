@@ -77,6 +77,9 @@ def test_every_recipe_of_the_checkout_is_in_it(installed: Path, tmp_path: Path) 
 
 def test_templates_and_type_marker_are_in_it(installed: Path) -> None:
     (package,) = (installed.parent / "lib").glob("python*/site-packages/layerroute")
-    for path in (ROOT / "src" / "layerroute" / "report" / "templates").iterdir():
-        assert (package / "report" / "templates" / path.name).is_file(), path.name
+    source = ROOT / "src" / "layerroute"
+    templates = [path for path in source.rglob("templates/**/*") if path.is_file()]
+    assert len({path.parent for path in templates}) >= 3, "of the lab, and of capabilities"
+    for path in templates:
+        assert (package / path.relative_to(source)).is_file(), path
     assert (package / "py.typed").is_file()

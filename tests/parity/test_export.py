@@ -30,10 +30,10 @@ def logits(model):
     return model(tokens(2, 11, VOCABULARY), use_cache=False).logits
 
 
-def make(tmp_path, family="llama", lora=False, **skip):
+def make(tmp_path, family="llama", lora=False, base_config=None, **skip):
     """A router folder beside its base, and the logits of the two together."""
     base = tmp_path / "base"
-    plain(family).save_pretrained(base)
+    plain(family, **(base_config or {})).save_pretrained(base)
     write_documents(tmp_path, {"text": 3}, 40)
     write_tokenizer(base, tmp_path / "text.jsonl")
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -186,12 +186,19 @@ def test_vllm_refuses_routers_that_the_plugin_does_not_serve(skip, named, tmp_pa
 
 @pytest.mark.parametrize("family", VLLM_FAMILIES)
 def test_vllm_finds_our_architecture_and_the_router(family, tmp_path):
-    router, _ = make(tmp_path, family, unit="mlp")
+    whole = {"use_sliding_window": False, "layer_types": None} if family == "qwen2" else None
+    router, _ = make(tmp_path, family, base_config=whole, unit="mlp")
     made = export_router(router, tmp_path / "out", to="vllm")
     config = AutoConfig.from_pretrained(made.folder)
     assert config.architectures == [f"Routed{VLLM_FAMILIES[family]}ForCausalLM"]
     assert SkipConfig.from_dict(config.layerroute["skip"]).unit == "mlp"
     assert config.model_type == family  # all that vLLM does for the family is done
+
+
+def test_windows_that_vllm_does_not_have_are_refused(tmp_path):
+    router, _ = make(tmp_path, "qwen2", unit="mlp")
+    with pytest.raises(UserError, match="sliding windows"):
+        export_router(router, tmp_path / "out", to="vllm")
 
 
 def test_bad_input_is_named(tmp_path):

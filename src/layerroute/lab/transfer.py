@@ -8,12 +8,14 @@ from layerroute.lab.format import percent, signed
 from layerroute.lab.table import Table, cells, figures, interval, words
 
 GREEDY = ("static_block_greedy", "static_greedy")
-"""The control that is told beside the best one: of whole layers where there is one."""
+"""The controls that are told beside the best one, of whole layers and of the unit."""
 NOTES = (
     "Routed − best static: cross-entropy in nats per token at equal executed FLOPs, less that of the static arm which "
     "routing has the least lead over on this text. All thresholds of the router are moved "
     "by one offset, until it saves what the static arm saves on this very text, within half a point; where that is out "
-    "of its reach there is no verdict. Intervals: 95 %, paired bootstrap over windows, one window a document.",
+    "of its reach for an arm, that arm might be the best one, and there is no verdict unless routing loses to another. "
+    "Routed − greedy: of the two greedy arms that with the lesser lead. "
+    "Intervals: 95 %, paired bootstrap over windows, one window a document.",
     "Away: the kind was left out of calibration. Home: held-out text of kinds that were calibrated on. Asked and "
     "served: share of routed sites skipped, as the router serves without moving. Worst: the largest difference of one "
     "window.",
@@ -21,14 +23,25 @@ NOTES = (
 
 
 def reference_of(row: Mapping[str, Any]) -> str | None:
-    """The static arm that a text is told against: the one that routing has the least lead over, at equal cost."""
-    found = {arm: gap for arm in row["arms"] if (gap := gap_of(row, arm)) is not None}
-    return max(found, key=lambda arm: found[arm]["mean"]) if found else next(iter(row["arms"]), None)
+    """The static arm that a text is told against: the one that routing has the least lead over, at equal cost.
+
+    An arm that routing could not be moved to might be a better one. It is then the reference, and there is no verdict,
+    unless routing loses to another arm already.
+    """
+    return _least_lead(row, list(row["arms"]))
 
 
 def greedy_of(row: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """Routed less greedy static pruning at equal cost, or None."""
-    return gap_of(row, next((arm for arm in GREEDY if arm in row["arms"]), None))
+    """Routed less greedy static pruning at equal cost, of the unit or of whole layers: the lesser lead. Or None."""
+    return gap_of(row, _least_lead(row, [arm for arm in GREEDY if arm in row["arms"]]))
+
+
+def _least_lead(row: Mapping[str, Any], arms: Sequence[str]) -> str | None:
+    found = {arm: gap for arm in arms if (gap := gap_of(row, arm)) is not None}
+    least = max(found, key=lambda arm: found[arm]["mean"], default=None)
+    if least is None or said_of(found[least]) != "loses":
+        return next((arm for arm in arms if arm not in found), least)
+    return least
 
 
 def gap_of(row: Mapping[str, Any], arm: str | None) -> Mapping[str, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layerroute.lab.equal_cost import said_of
-from layerroute.lab.transfer import greedy_of, points_of, reference_of, summary, transfer_table
+from layerroute.lab.transfer import gap_of, greedy_of, points_of, reference_of, summary, transfer_table
 
 
 def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
@@ -24,7 +24,13 @@ RECORD = {
         row("prose", (-0.1, -0.12, -0.08, 0.3), other=(-0.02, -0.04, 0.01, 0.4)),
         row("code", (0.05, 0.01, 0.09, 0.8)),
         row("maths", None),
-        row("home without prose", (-0.2, -0.3, -0.1, 0.0), home=True, left_out="prose"),
+        row(
+            "home without prose",
+            (-0.2, -0.3, -0.1, 0.0),
+            other=(-0.3, -0.4, -0.2, 0.0),
+            home=True,
+            left_out="prose",
+        ),
     ]
 }
 
@@ -52,6 +58,26 @@ def test_the_summary_counts_what_has_a_verdict():
 def test_the_best_static_arm_is_the_one_with_least_lead():
     assert reference_of(RECORD["rows"][0]) == "static_influence"
     assert greedy_of(RECORD["rows"][2]) is None
+
+
+def test_greedy_is_the_one_of_both_units_with_less_lead():
+    text = row("code", (-0.04, -0.1, 0.0, 0.3), other=(0.0, -0.1, 0.1, 0.2))
+    text["arms"]["static_block_greedy"] = arm(gap=(-0.08, -0.1, -0.05, 0.3))
+    assert greedy_of(text)["mean"] == -0.04
+    text["arms"]["static_greedy"], text["arms"]["static_block_greedy"] = (
+        text["arms"]["static_block_greedy"],
+        text["arms"]["static_greedy"],
+    )
+    assert greedy_of(text)["mean"] == -0.04
+
+
+def test_an_arm_out_of_reach_may_be_the_best_one():
+    ahead, behind = (-0.2, -0.3, -0.1, 0.0), (0.2, 0.1, 0.3, 0.5)
+    assert said_of(gap_of(row("code", ahead), reference_of(row("code", ahead)))) == "no verdict"
+    assert said_of(gap_of(row("code", behind), reference_of(row("code", behind)))) == "loses"
+    assert said_of(gap_of(row("a", ahead, other=ahead), reference_of(row("a", ahead, other=ahead)))) == "wins"
+    (sentence,) = summary({"rows": [row("code", ahead)]})
+    assert "wins" not in sentence
 
 
 def test_home_is_a_point_of_the_line_of_the_kind_that_was_left_out():

@@ -3,10 +3,12 @@
 import io
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from layerroute.liveness import LOCK
@@ -107,6 +109,38 @@ def test_a_folder_that_is_gone_is_noticed_before_anything_is_written(tmp_path: P
     (tmp_path / LOCK).unlink()
     with pytest.raises(FileNotFoundError, match="the folder of the run is gone"):
         callback.on_step_end(ALONE, state(4), now)
+
+
+def test_every_step_is_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK).touch()
+    os.utime(tmp_path / LOCK, (1, 1))
+    reader, writer = run_callback(tmp_path), run_callback(tmp_path, update=lambda sections: None)
+    later = time.monotonic() + 60
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    reader.on_step_end(ALONE, state(3), control())
+    assert (tmp_path / LOCK).stat().st_mtime == 1, "a process that does not write touches nothing"
+    writer.on_step_end(ALONE, state(3), control())
+    assert (tmp_path / LOCK).stat().st_mtime > 1
+
+
+def test_each_process_of_several_draws_noise_of_its_own(tmp_path: Path) -> None:
+    drawn = []
+    for processes, index in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(5)
+        place = SimpleNamespace(world_size=processes, process_index=index, device="cpu")
+        run_callback(tmp_path, seed=3).on_train_begin(place, None, None)
+        drawn.append(float(torch.rand(())))
+    torch.manual_seed(5)
+    assert drawn[0] == float(torch.rand(())), "a process alone goes on with the run's own draw"
+    assert len(set(drawn)) == 3
+
+
+def test_after_training_a_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    callback = run_callback(tmp_path)
+    callback.on_train_begin(ALONE, None, None)
+    assert callback.interruption.deferred
+    callback.on_train_end(ALONE, None, None)
+    assert not callback.interruption.deferred
 
 
 def test_a_signal_in_the_loop_lets_the_step_be_finished_and_saved_first(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def test_the_table_holds_the_same_numbers_and_gets_a_column_when_a_term_begins(t
     )
     callback = CurvesCallback(path)
     callback.on_train_begin(None, state(1), None)
+    assert pd.read_csv(tmp_path / "curves.csv")["step"].tolist() == [1], (
+        "what a lost future wrote is gone at once"
+    )
     callback.on_log(None, state(2), None, logs={"lm_loss": 1 / 3})
     callback.on_log(None, state(2), None, logs={"eval_loss": 2.5, "eval_rate/layer1.mixer": 0.25})
     callback.on_log(None, state(3), None, logs={"lm_loss": 1e-9, "kd_loss": 0.7})

@@ -494,9 +494,3 @@ metric_list: [{{metric: acc}}, {{metric: perplexity}}]
     ours = run_tasks(files / "router", tasks(files, "words"), batch_size=2, execution="masked", **FEW)
     assert scores["perplexity,none"] == ours["tasks"]["words"]["perplexity"]
     assert scores["acc,none"] == ours["tasks"]["words"]["acc"]
-
-
-@pytest.mark.slow
-def test_an_unknown_task_is_told_with_the_nearest(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(files / "router"), "--tasks", "lambada_openia"]) == 2
-    assert "Did you mean 'lambada_openai'?" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerroute.argument_types import add_number
+from layerroute.argument_types import add_number, rate
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
 from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
@@ -64,7 +64,7 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
     add_number(parser, "--tokens-search", 1536, "tokens for changes of one layer at a time")
     parser.add_argument(
         "--own-text",
-        type=float,
+        type=rate,
         default=0.25,
         metavar="SHARE",
         help="share of what the fits see that the model writes itself, beside the text given: fits then know more than "

@@ -94,7 +94,7 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     ]
     return [
         Comparison(
-            title=title if skip is None else f"{title}, {skip:.0%} skipped",
+            title=title if skip is None else f"{title}, {skip:.0%} asked",
             labels={"work": kind, "batch": batch, "skip": skip, "busy": load > BUSY, "dtype": options.dtype},
             baseline="plain",
             tokens=batch * (length if kind == "prefill" else new),
@@ -176,31 +176,32 @@ class Engines:
             engines["static"] = self.engine(
                 "static", options.static, dtype=options.dtype, eager=not options.compile
             )
-        limit = None
-        if skip is not None and unit == "block":
-            out = max(1, round(skip * len(layers)))
-            fewer = self._fewer(plain, layers, out)
-            engines["limit"] = self.engine(f"limit {out}", fewer, dtype=options.dtype)
-            limit = Limit(arm="limit", factor=skip * len(layers) / out)
 
         def arm(engine: Any) -> Any:
             if kind == "stream":
                 return lambda: engine.stream(texts, new, 4)
             return lambda: engine.generate(texts, new)
 
+        served = self._served(engines["routed"], arm(engines["routed"]))
+        limit = None
+        if unit == "block" and (removed := layers_out(served, len(layers))):
+            fewer = self._fewer(plain, layers, removed)
+            engines["limit"] = self.engine(f"limit {removed}", fewer, dtype=options.dtype)
+            limit = Limit(arm="limit", factor=served * len(layers) / removed)
         return Prepared(
             gate=partial(self._gate, texts[: min(batch, 4)], skip),
             arms={name: arm(engine) for name, engine in engines.items()},
-            count=partial(self._rates, engines["routed"], arm(engines["routed"])),
+            count=lambda: {"routed": {"skipped": served}},
             limit=limit,
         )
 
     @staticmethod
-    def _rates(engine: Any, arm: Any) -> dict[str, dict[str, Any]]:
+    def _served(engine: Any, arm: Any) -> float:
+        """The share of the routed sites that skips in this very work."""
         engine.clear()
         arm()
         rates = engine.rates()
-        return {"routed": {"rate": sum(rates.values()) / len(rates)}}
+        return 1.0 - sum(rates.values()) / len(rates)
 
     def _plain(self) -> tuple[Path, str, list[int]]:
         """The export's weights as a plain model, its unit, and the layers that may be skipped."""
@@ -258,6 +259,14 @@ class Engines:
                 logits[:-1].log_softmax(dim=-1).gather(1, torch.tensor(text + answer)[1:, None]).squeeze(1)
             )
             yield Check.compare("log-probabilities", torch.tensor(scored.scores), exact, _TOLERANCE)
+
+
+def layers_out(served: float, layers: int) -> int:
+    """How many of the routed layers the structural limit leaves out: as many as are skipped in the work timed.
+
+    None of them (no limit) where that is less than half a layer; at least one stays.
+    """
+    return min(round(served * layers), layers - 1)
 
 
 def plain_model(model: Any, folder: Path) -> None:

@@ -102,6 +102,7 @@ def _losses(row: dict[str, Any]) -> list[str]:
 
 # Fact of an arm, its heading, and what it is divided by
 _FACTS = (
+    ("skipped", "% skipped", 1e-2),
     ("acceptance", "% accepted", 1e-2),
     ("executed_flops_per_token", "MFLOP/tok", 1e6),
     ("peak_bytes", "peak MB", 1e6),

@@ -57,7 +57,8 @@ def server_command(
     folder: Path, *, name: str, host: str, port: int, dtype: str, more: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment of vLLM's server, which counts what runs in all of its processes."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    # Not `vllm serve`: it asks for the version of a distribution called vllm, and CPU builds are called otherwise.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = {"--served-model-name": name, "--host": host, "--port": str(port), "--dtype": dtype}
     command += [word for pair in options.items() for word in pair]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
@@ -191,12 +192,21 @@ def _listen(model: Any) -> None:
 def _cut(model: Any, skip: float) -> list[float]:
     import torch
 
+    fixed, found = [], []
     for routing in model.layerroute.all_routings():
         margins, routing.seen = torch.cat(routing.seen), None
         routing.thresholds.value.copy_(margins.quantile(skip, dim=0))
-    return [
-        value for routing in model.layerroute.all_routings() for value in routing.thresholds.value.tolist()
-    ]
+        fixed += [
+            site for site, moves in zip(routing.sites, margins.std(dim=0) > 0, strict=True) if not moves
+        ]
+        found += routing.thresholds.value.tolist()
+    if fixed:
+        # At a quantile of equal margins all tokens would skip, or none.
+        raise UserError(
+            f"no threshold makes {skip:.0%} of the tokens skip at {', '.join(fixed)}: the router decides alike for all "
+            "tokens there; calibrate with --allocation even"
+        )
+    return found
 
 
 class Remote:

@@ -3,12 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from layerroute.benchmark.engine import layers_out
 from layerroute.errors import UserError
 from layerroute.export.configuration import check_section
-from layerroute.skipping import SkipConfig
-from layerroute.vllm.engine import check_folder, server_command
+from layerroute.skipping import SkipConfig, get_router
+from layerroute.vllm.engine import _cut, _listen, check_folder, server_command
 from layerroute.vllm.settings import RoutedSettings, check
+from tests.parity.skipping_models import VOCABULARY, routed, sharpen
 
 
 def settings(family="llama", skip=None, config=None, section=None, model=None, parallel=None, **top):
@@ -79,6 +82,42 @@ def test_a_router_has_to_be_exported_first(tmp_path):
 def test_the_server_counts_in_all_of_its_processes(tmp_path):
     options = {"name": "n", "host": "localhost", "port": 1, "dtype": "auto"}
     command, environment = server_command(tmp_path, **options, more=["--max-num-seqs", "3"])
-    assert command[3:5] == ["serve", str(tmp_path)]
+    assert command[3:5] == ["--model", str(tmp_path)]
     assert command[-2:] == ["--max-num-seqs", "3"]
     assert environment["PROMETHEUS_MULTIPROC_DIR"]
+
+
+def cut_at(skip, fixed=False):
+    """A token router cut as the benchmark cuts it, and the share of the same tokens that then skips at each site."""
+    model = routed("llama", granularity="token", sink_tokens=0)
+    sharpen(model)
+    handle = get_router(model)
+    if fixed:
+        last = handle.all_routings()[0].router.linears()[-1]
+        with torch.no_grad():
+            last.weight[1] = 0.0
+    ids = torch.randint(2, VOCABULARY, (8, 48), generator=torch.Generator().manual_seed(3))
+    held = SimpleNamespace(layerroute=handle)
+    _listen(held)
+    model(input_ids=ids, use_cache=False)
+    thresholds = _cut(held, skip)
+    model(input_ids=ids, use_cache=False)
+    return thresholds, 1.0 - handle.last.choice.float().mean(dim=(0, 1))
+
+
+@torch.no_grad()
+def test_a_cut_serves_the_share_at_every_site():
+    thresholds, skipped = cut_at(0.25)
+    assert len(thresholds) == len(skipped) == 4
+    assert skipped.tolist() == pytest.approx([0.25] * 4, abs=0.01)
+
+
+@torch.no_grad()
+def test_sites_that_decide_alike_for_all_tokens_cannot_be_cut():
+    with pytest.raises(UserError, match=r"at layer3\.block: the router decides alike"):
+        cut_at(0.25, fixed=True)
+
+
+@pytest.mark.parametrize(("served", "out"), [(0.0, 0), (0.01, 0), (0.25, 6), (0.59, 15), (1.0, 24)])
+def test_the_limit_leaves_out_what_is_served(served, out):
+    assert layers_out(served, 25) == out

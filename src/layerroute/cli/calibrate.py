@@ -103,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.skipping.calibration import (
         CONTROLS,
         TABLE,
-        calibrate,
         compare_arms,
+        fit_arms,
         result_sections,
         save_calibration,
         score_budgets,
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
         seen, unseen = statistics.ids.to(model.device), heldout.ids.to(model.device)
-        calibration = calibrate(
+        calibration = fit_arms(
             model,
             config,
             statistics=seen,

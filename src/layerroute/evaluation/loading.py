@@ -14,7 +14,7 @@ from transformers.utils import logging
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
-from layerroute.export.configuration import MODEL_TYPE
+from layerroute.exporting.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision

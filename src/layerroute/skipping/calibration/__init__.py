@@ -7,7 +7,7 @@ from layerroute.skipping.calibration.arms import (
     installed,
     score_budgets,
 )
-from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
+from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, FittedArms, fit_arms
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
 from layerroute.skipping.calibration.folders import arm_folder, cached_calibration, save_calibration
@@ -18,19 +18,19 @@ from layerroute.skipping.calibration.windows import Windows, draw_windows
 __all__ = [
     "CONTROLS",
     "TABLE",
-    "Calibration",
     "CalibrationConfig",
     "Difference",
+    "FittedArms",
     "Matched",
     "Score",
     "Windows",
     "agrees",
     "arm_folder",
     "cached_calibration",
-    "calibrate",
     "compare_arms",
     "draw_windows",
     "evaluate_arms",
+    "fit_arms",
     "install",
     "install_for_budgets",
     "installed",

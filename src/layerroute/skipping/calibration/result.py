@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from layerroute.skipping.calibration.calibrate import Calibration
+from layerroute.skipping.calibration.calibrate import FittedArms
 from layerroute.skipping.calibration.equal_cost import Matched
 from layerroute.skipping.calibration.heldout import Score, paired_bootstrap
 
@@ -26,7 +26,7 @@ CAPTION = (
 
 
 def result_sections(
-    calibration: Calibration, scores: dict[str, Score], against: Mapping[str, Matched | None] | None = None
+    calibration: FittedArms, scores: dict[str, Score], against: Mapping[str, Matched | None] | None = None
 ) -> dict[str, Any]:
     """``arms``, ``static``, ``sites``, ``rounds``, ``seconds``, ``documents`` of a record.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import layerroute
 from layerroute.errors import UserError
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arms, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
@@ -70,7 +70,7 @@ def transfer_cell(
     rankings: dict[str, Ranking] | None = None,
     own_text: Callable[[], Tensor] | None = None,
     stage: Stage = silent,
-) -> tuple[list[dict[str, Any]], Calibration]:
+) -> tuple[list[dict[str, Any]], FittedArms]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
 
     Args:
@@ -78,7 +78,7 @@ def transfer_cell(
         config: what to make.
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
-        rankings: see `calibrate`.
+        rankings: see `fit_arms`.
         own_text: gives the model's own text, for calibrations that share it.
         stage: for progress.
 
@@ -86,7 +86,7 @@ def transfer_cell(
         A row a text (see `row_of`), and the calibration.
     """
     device = model.device
-    calibration = calibrate(
+    calibration = fit_arms(
         model,
         config,
         statistics=statistics.ids.to(device),

@@ -48,6 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK} for part in sorted(WORK)},
     "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "lab", "lab.report"},
     "serving": {*LEAVES, "evaluation"},
+    # The top level: what `layerroute.NAME` and the commands call.
+    "api": {*LEAVES, "data", *ROUTING, *MODELS, *WORK, "lab", "lab.report"},
     # Over records alone.
     "lab": LEAVES,
     "lab.report": {*LEAVES, "lab"},

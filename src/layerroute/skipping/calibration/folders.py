@@ -53,15 +53,20 @@ def save_calibration(
         notes: kept in the folders.
     """
     notes = {"calibration": calibration.config.to_dict(), **(notes or {})}
+    install_for_budgets(model, calibration, statistics)
+    save_router(model, folder, notes={**notes, "arm": "routed"})
+    remove_router(model)
+    if controls:
+        save_controls(model, calibration, folder, notes=notes)
+
+
+def save_controls(model: Any, calibration: FittedArms, folder: Path, *, notes: dict[str, Any]) -> None:
+    """Write each control as a router folder in ``controls/``; the plain base is left as it is."""
     for name, policy in calibration.arms.items():
-        if name == "routed":
-            install_for_budgets(model, calibration, statistics)
-        elif controls:
+        if name != "routed":
             install(model, policy, calibration.skip)
-        else:
-            continue
-        save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
-        remove_router(model)
+            save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
+            remove_router(model)
 
 
 def cached_calibration(

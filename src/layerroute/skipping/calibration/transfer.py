@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 import layerroute
-from layerroute.errors import UserError
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arms, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
@@ -22,20 +21,6 @@ STATIC = ("static_influence", "static_greedy", "static_block_influence", "static
 """The controls that every text is judged against."""
 
 _PARTS = ("skipping", "routing", "ops")
-
-
-def check_budget(budget: float, layers: int) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
-    if round(budget * layers) < 1:
-        raise UserError(
-            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
-            f"is {1 / layers:.1%}"
-        )
-    if round(budget * layers) >= layers:
-        raise UserError(
-            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
-            f"{1 - 1 / layers:.1%}"
-        )
 
 
 def pools_needed(config: CalibrationConfig, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:

@@ -144,6 +144,14 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
+    module, parser = command_parser(name)
+    arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
+    with json_alone(getattr(arguments, "json", False)):
+        return int(module.run(arguments))
+
+
+def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """Import the module of one of :data:`COMMANDS` and make its parser. The manual's list of options reads it, too."""
     module_name, line = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(
@@ -153,12 +161,10 @@ def _run(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
-    with json_alone(getattr(arguments, "json", False)):
-        return int(module.run(arguments))
+    return module, parser
 
 
-def _parse(parser: _Parser, module: ModuleType, words: list[str]) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, module: ModuleType, words: list[str]) -> argparse.Namespace:
     overrides: dict[str, str] | None = None
     if getattr(module, "ACCEPTS_OVERRIDES", False):
         words, overrides = take_overrides(words)

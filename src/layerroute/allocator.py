@@ -12,9 +12,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory of tensors that it has freed, for those to come.
 
     On a CPU glibc takes everything above 32 MiB from the system and gives it back at once, so that each such tensor
-    costs a page fault every 4 KiB: of elementwise operations that is most of their time, of a forward pass a fifth. What
-    it costs is memory: a tenth more at the peak, and up to 2 GiB that are kept. Who has set ``MALLOC_...`` variables
-    has chosen otherwise.
+    costs a page fault every 4 KiB: of elementwise operations that is most of their time, of a forward pass a fifth.
+    The price is memory: a tenth more at the peak, and up to 2 GiB that are kept. Where a ``MALLOC_...`` variable is
+    set, the user has chosen already, and nothing is done.
 
     Returns:
         Whether it was done; never outside of Linux with glibc.

@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from layerroute import __version__
+from layerroute.allocator import keep_freed_memory
 from layerroute.cli.output import json_alone, never_fail_to_encode
 from layerroute.errors import UserError, nearest
 
@@ -75,6 +76,7 @@ _OF_THE_MACHINE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``argv`` defaults to the process's own arguments."""
     never_fail_to_encode()
+    keep_freed_memory()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))

@@ -31,6 +31,7 @@ from layerroute.skipping.calibration.transfer import (
     mixed_without,
     pools_needed,
     row_of,
+    score_held,
     transfer_cell,
 )
 from layerroute.skipping.fingerprint import fingerprint
@@ -168,7 +169,8 @@ def _judged(
     ids = windows.ids.to(loaded.device)
     served = score(loaded.model, ids, precision=loaded.precision)
     found = match_all(loaded.model, ids, others, precision=loaded.precision, advance=advance)
-    return [row_of(kind, home, budget, {"routed": served, **others}, found)], None
+    held = score_held(loaded.model, ids, loaded.precision)
+    return [row_of(kind, home, budget, {"routed": served, **others}, found, held=held)], None
 
 
 def _pools(

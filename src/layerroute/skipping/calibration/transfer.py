@@ -6,16 +6,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
+from layerroute.precision import choose_precision
+from layerroute.skipping.calibration.arms import install_for_budgets
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arms, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
-from layerroute.skipping.calibration.heldout import Score
+from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.result import arm_section
 from layerroute.skipping.calibration.windows import Windows, mix, needed
+from layerroute.skipping.model import get_router, remove_router
 
 STATIC = ("static_influence", "static_greedy", "static_block_influence", "static_block_greedy")
 """The controls that every text is judged against."""
@@ -81,17 +85,52 @@ def transfer_cell(
         own=None if own_text is None else own_text(),
         stage=stage,
     )
-    rows = []
-    for kind, (windows, home) in texts.items():
-        scores, against = compare_arms(model, calibration, windows.ids.to(device), stage=stage)
-        rows.append(row_of(kind, home, config.budget, scores, against))
+    found = {
+        kind: compare_arms(model, calibration, windows.ids.to(device), stage=stage)
+        for kind, (windows, _) in texts.items()
+    }
+    precision = choose_precision(config.precision, device).name
+    advance = stage("the rate held")
+    install_for_budgets(model, calibration, statistics.ids.to(device))
+    try:
+        held = {
+            kind: score_held(model, windows.ids.to(device), precision) for kind, (windows, _) in texts.items()
+        }
+    finally:
+        remove_router(model)
+    advance(1.0)
+    rows = [
+        row_of(kind, home, config.budget, *found[kind], held=held[kind]) for kind, (_, home) in texts.items()
+    ]
     return rows, calibration
 
 
+def score_held(model: Any, ids: Int[Tensor, "N T"], precision: str) -> Score | None:
+    """Windows under a router that holds its rate (``serve: rate``); None where it cannot. It is then put back."""
+    router = get_router(model)
+    if router.config.serve_obstacle is not None:
+        return None
+    serve = router.config.serve
+    router.set_serve("rate")
+    try:
+        return score(model, ids, precision=precision)
+    finally:
+        router.set_serve(serve)
+
+
 def row_of(
-    kind: str, home: bool, budget: float, scores: Mapping[str, Score], against: Mapping[str, Matched | None]
+    kind: str,
+    home: bool,
+    budget: float,
+    scores: Mapping[str, Score],
+    against: Mapping[str, Matched | None],
+    *,
+    held: Score | None,
 ) -> dict[str, Any]:
-    """One text as plain data: what was asked and served, and every static arm with routing moved to its share."""
+    """One text as plain data: what was asked and served, and every static arm with routing moved to its share.
+
+    ``held`` is the router under ``serve: rate``, where it can hold one.
+    """
     routed = scores["routed"]
     arms = {
         name: arm_section(name, score, routed, against.get(name))
@@ -105,6 +144,7 @@ def row_of(
         "served": routed.skipped,
         "saved": routed.saved,
         "loss": routed.loss,
+        "held": held and {"served": held.skipped, "saved": held.saved, "loss": held.loss},
         "dense": scores["dense"].loss if "dense" in scores else None,
         "windows": len(routed.losses),
         "arms": arms,

@@ -127,6 +127,29 @@ def test_few_passes_are_enough(routed, monkeypatch):
         assert len(calls) <= equal_cost.PASSES
 
 
+@pytest.mark.parametrize("serve", ["threshold", "rate"])
+def test_later_searches_know_what_earlier_ones_served(routed, serve, monkeypatch):
+    from layerroute.skipping.calibration import equal_cost
+
+    model, calibration = routed
+    calls = []
+    monkeypatch.setattr(equal_cost, "score", lambda *a, **k: calls.append(1) or score(*a, **k))
+    windows = len(IDS["heldout"])
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        get_router(model).set_serve(serve)
+        own = score(model, IDS["heldout"]).saved
+        shares = [own - 0.04, own - 0.03, own - 0.043, own - 0.035, own - 0.028]
+        for share in shares:
+            assert agrees(serve_at(model, IDS["heldout"], share), share)
+        alone = len(calls)
+        calls.clear()
+        others = {f"arm{at}": made([9.0] * windows, share) for at, share in enumerate(shares)}
+        found = match_all(model, IDS["heldout"], others)
+        assert len(calls) < alone / 2
+        for name, other in others.items():
+            assert found[name] is not None and agrees(found[name].served, other.saved)
+
+
 def test_static_arms_have_nothing_to_move(routed):
     model, calibration = routed
     with installed(model, calibration.arms["static_greedy"], calibration.skip):

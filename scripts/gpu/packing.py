@@ -320,7 +320,7 @@ def _pack(arguments: argparse.Namespace) -> str:
     tokenizer = arguments.tokenizer
     if arguments.text and tokenizer is None:
         tokenizer = arguments.folder / "tokenizer"
-        if not tokenizer.is_dir():
+        if not (tokenizer / "tokenizer_config.json").is_file():  # the last that is written
             train_tokenizer(arguments.text[:1], arguments.vocabulary, tokenizer)
     if tokenizer is not None:
         files["tokenizer"] = sorted(tokenizer.iterdir())

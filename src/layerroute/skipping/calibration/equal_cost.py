@@ -16,7 +16,7 @@ from torch import Tensor
 from layerroute.precision import choose_precision
 from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.arms import evaluate_arms, installed
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.model import get_router
 
@@ -129,7 +129,7 @@ def serve_at(
 
 
 def compare_arms(
-    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
+    model: Any, calibration: FittedArms, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
 ) -> tuple[dict[str, Score], dict[str, Matched | None]]:
     """Every arm on held-out windows, and the routed arm against each control at the control's cost.
 

@@ -48,6 +48,8 @@ def test_every_kind_is_left_out_and_judged_at_equal_cost(transferred):
     for row in record["rows"]:
         assert row["windows"] == 12 and 0 < row["served"] < 1 and row["dense"] > 0
         assert set(row["arms"]) == set(STATIC)
+        # A rate is held to a token and a half; windows are of 32 tokens, four of which always run.
+        assert abs(row["held"]["served"] - 0.5) < 0.06 and row["held"]["loss"] != row["loss"]
         for arm in row["arms"].values():
             gap = arm["at_equal_cost"]
             if gap is not None:
@@ -108,7 +110,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     record = json.loads(capsys.readouterr().out)
     (held,) = record["rows"]
     assert record["recipe"]["serve"] == "rate" and held["arms"].keys() == row_b["arms"].keys()
-    # A rate is held to a token and a half; windows are of 32 tokens, four of which always run.
+    assert held["held"]["served"] == held["served"] == row_b["held"]["served"]
     assert abs(held["served"] - 0.5) < 0.06 and held["loss"] != row_b["loss"]
     assert main(["transfer", str(static), *kinds(files, "b"), *SIZES]) == 2
     assert "has no static arms to compare with" in capsys.readouterr().err

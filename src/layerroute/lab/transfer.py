@@ -17,8 +17,8 @@ NOTES = (
     "Routed − greedy: of the two greedy arms that with the lesser lead. "
     "Intervals: 95 %, paired bootstrap over windows, one window a document.",
     "Away: the kind was left out of calibration. Home: held-out text of kinds that were calibrated on. Asked and "
-    "served: share of routed sites skipped, as the router serves without moving. Worst: the largest difference of one "
-    "window.",
+    "served: share of routed sites skipped, as the router serves without moving. Rate held: the share under "
+    "`--serve rate`, which moves the thresholds within each window. Worst: the largest difference of one window.",
 )
 
 
@@ -64,6 +64,7 @@ def transfer_table(record: Mapping[str, Any]) -> Table:
             words("Where", lambda row: "home" if row["home"] else "away"),
             figures("Asked", lambda row: row["budget"], percent),
             figures("Served", lambda row: row["served"], percent),
+            figures("Rate held", lambda row: (row.get("held") or {}).get("served"), percent),
             figures("FLOPs saved", lambda row: row["arms"].get(reference_of(row), {}).get("saved"), percent),
             figures("Routed − best static", of("mean"), signed),
             cells("95% interval", lambda row: interval(low(row), high(row), signed)),

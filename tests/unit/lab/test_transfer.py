@@ -38,8 +38,8 @@ RECORD = {
 def test_rows_without_equal_cost_have_no_verdict():
     table = transfer_table(RECORD)
     assert [line.cells[-1].text for line in table.rows] == ["cannot be told", "loses", "no verdict", "wins"]
-    assert [line.cells[5].text for line in table.rows] == ["−0.020", "+0.050", "–", "−0.200"]
-    assert table.rows[2].cells[5].value is None, "a score that was not reached is missing, never 0"
+    assert [line.cells[6].text for line in table.rows] == ["−0.020", "+0.050", "–", "−0.200"]
+    assert table.rows[2].cells[6].value is None, "a score that was not reached is missing, never 0"
     assert [line.cells[1].text for line in table.rows] == ["away", "away", "away", "home"]
     assert any("no verdict" in note for note in table.notes)
     assert said_of({"low": -0.1, "high": 0.1}) == "cannot be told"

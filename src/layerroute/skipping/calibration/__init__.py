@@ -7,10 +7,15 @@ from layerroute.skipping.calibration.arms import (
     installed,
     score_budgets,
 )
-from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
+from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, FittedArms, fit_arms
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
-from layerroute.skipping.calibration.folders import arm_folder, cached_calibration, save_calibration
+from layerroute.skipping.calibration.folders import (
+    arm_folder,
+    cached_calibration,
+    save_calibration,
+    save_controls,
+)
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
@@ -18,19 +23,19 @@ from layerroute.skipping.calibration.windows import Windows, draw_windows
 __all__ = [
     "CONTROLS",
     "TABLE",
-    "Calibration",
     "CalibrationConfig",
     "Difference",
+    "FittedArms",
     "Matched",
     "Score",
     "Windows",
     "agrees",
     "arm_folder",
     "cached_calibration",
-    "calibrate",
     "compare_arms",
     "draw_windows",
     "evaluate_arms",
+    "fit_arms",
     "install",
     "install_for_budgets",
     "installed",
@@ -38,6 +43,7 @@ __all__ = [
     "paired_bootstrap",
     "result_sections",
     "save_calibration",
+    "save_controls",
     "saved_share",
     "score",
     "score_budgets",

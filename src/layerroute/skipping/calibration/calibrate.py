@@ -40,7 +40,7 @@ Stage = Callable[[str], Callable[[float], None]]
 
 
 @dataclass(kw_only=True)
-class Calibration:
+class FittedArms:
     """What came out.
 
     Attributes:
@@ -96,7 +96,7 @@ def applicable(controls: Sequence[str], unit: str) -> list[str]:
 
 
 @torch.inference_mode()
-def calibrate(
+def fit_arms(
     model: Any,
     config: CalibrationConfig,
     *,
@@ -106,7 +106,7 @@ def calibrate(
     rankings: dict[str, Ranking] | None = None,
     own: Int[Tensor, "n T"] | None = None,
     stage: Stage = silent,
-) -> Calibration:
+) -> FittedArms:
     """Fit a router and the static and random controls, all in the same way.
 
     Args:
@@ -168,7 +168,7 @@ def calibrate(
         )
     arms |= fit_chance(stack, statistics, wanted, config, layers=layers, sensitivity=sensitivity, clock=clock)
     clock.stop()
-    return Calibration(
+    return FittedArms(
         config=config,
         skip=skip,
         policy=found.policy,

@@ -4,7 +4,6 @@ Shares are of the decoder layers' forward FLOPs (`saved_share`), not of sites: a
 cost something. Routed arms meet a share by one common offset of all thresholds, on the very text that is judged.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from layerroute.precision import choose_precision
 from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.arms import evaluate_arms, installed
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.model import get_router
 
@@ -76,8 +75,8 @@ def serve_at(
     share: float,
     *,
     precision: str = "fp32",
-    start: float = 0.0,
     passes: int = PASSES,
+    known: "list[_Pass] | None" = None,
 ) -> Score:
     """Score windows with all thresholds moved by one offset, until the share of saved FLOPs is ``share``.
 
@@ -89,45 +88,48 @@ def serve_at(
         model: with its router.
         share: of the decoder layers' forward FLOPs to save, on these very windows.
         precision: of the products, ``fp32`` or ``bf16``.
-        start: offset of the first pass, in logit units.
         passes: forward passes over the windows at most.
+        known: passes of earlier calls with the same router and windows; new ones are added.
 
     Returns:
         The nearest score found. Ask `agrees` whether it is near enough.
     """
+    known = [] if known is None else known
     router = get_router(model)
     if router.config.serve == "rate":
-        return _ask(model, ids, share, precision, passes)
+        return _ask(model, ids, share, precision, passes, known)
     moved = [routing for routing in router.all_routings() if routing.router is not None]
     with _movable(moved) as held:
-        best = found = _scored(model, ids, start, moved, held, precision)
-        movable = [margins.std(dim=0) > 0 for margins in found[1]]
+        if not known:
+            known.append(_scored(model, ids, 0.0, moved, held, precision))
+            passes -= 1
+        movable = [margins.std(dim=0) > 0 for margins in known[0].margins]
         if not any(mask.any() for mask in movable):
-            return best[0]
-        low, high, offset = (-math.inf, math.nan), (math.inf, math.nan), start
-        for turn in range(passes - 1):
-            if agrees(best[0], share):
-                break
+            return known[0].score
+        stride = 1.0
+        while passes > 0 and not agrees(_nearest(known, share).score, share):
             # A higher threshold sends fewer tokens to the expensive path, so that more is saved.
-            here = offset, found[0].saved
-            low, high = (here, high) if found[0].saved < share else (low, here)
-            if math.isfinite(low[0]) and math.isfinite(high[0]):
+            low = max((one for one in known if one.score.saved < share), key=_saved, default=None)
+            high = min((one for one in known if one.score.saved >= share), key=_saved, default=None)
+            if low is not None and high is not None:
                 # What was served at both ends knows of sinks, and of states that move with the decisions below.
-                part = (share - low[1]) / max(high[1] - low[1], 1e-9)
-                offset = low[0] + min(max(part, 0.1), 0.9) * (high[0] - low[0])
+                part = (share - _saved(low)) / max(_saved(high) - _saved(low), 1e-9)
+                offset = low.offset + min(max(part, 0.1), 0.9) * (high.offset - low.offset)
             else:
-                bracket = low[0], high[0]
-                told = _next(model, ids.shape[1], found, offset, bracket, share, movable, held)
+                last = _nearest(known, share)
+                told = _next(model, ids.shape[1], last, low, high, share, movable, held)
                 # A step that fell short is followed by a longer one, so that the share is soon between two.
-                offset += (told - offset) * (1.0 if turn == 0 else 1.5)
-            found = _scored(model, ids, offset, moved, held, precision, movable)
-            if abs(found[0].saved - share) < abs(best[0].saved - share):
-                best = found
-    return best[0]
+                offset = last.offset + (told - last.offset) * stride
+                stride = 1.5
+            if any(one.offset == offset for one in known):
+                break  # what is served does not follow the offset here; another pass would serve the same
+            known.append(_scored(model, ids, offset, moved, held, precision, movable))
+            passes -= 1
+    return _nearest(known, share).score
 
 
 def compare_arms(
-    model: Any, calibration: Calibration, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
+    model: Any, calibration: FittedArms, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
 ) -> tuple[dict[str, Score], dict[str, Matched | None]]:
     """Every arm on held-out windows, and the routed arm against each control at the control's cost.
 
@@ -154,42 +156,38 @@ def match_all(
     precision: str = "fp32",
     advance: Any = lambda share: None,
 ) -> dict[str, Matched | None]:
-    """The routed model against each of several arms, each at that arm's share. Equal shares are served once."""
-    served: list[Score] = []
+    """The routed model against each of several arms, each at that arm's share; each search knows the passes before."""
+    passes: list[_Pass] = []
     found: dict[str, Matched | None] = {}
     for name, other in others.items():
-        near = next((one for one in served if agrees(one, other.saved)), None)
-        if near is None:
-            near = serve_at(model, ids, other.saved, precision=precision)
-            served.append(near)
-        found[name] = matched(near, other)
+        found[name] = matched(serve_at(model, ids, other.saved, precision=precision, known=passes), other)
         advance(len(found) / len(others))
     return found
 
 
-def _ask(model: Any, ids: Tensor, share: float, precision: str, passes: int) -> Score:
+def _ask(model: Any, ids: Tensor, share: float, precision: str, passes: int, known: "list[_Pass]") -> Score:
     """Score windows under a router that holds its rate, asked for whatever saves ``share``; its rates are put back.
 
-    What is saved is nearly in proportion to the share skipped, so that each pass asks in proportion.
+    What is saved is nearly in proportion to the share skipped, so that each pass asks in proportion. The offset of a
+    pass is the share that was asked for.
     """
     router = get_router(model)
     held = [routing.rate.clone() for routing in router.all_routings()]
     skip = 1.0 - float(torch.cat(held).mean())
-    best: Score | None = None
     try:
-        for _ in range(passes):
-            found = score(model, ids, precision=precision)
-            if best is None or abs(found.saved - share) < abs(best.saved - share):
-                best = found
-            if agrees(best, share) or not found.saved > 0.0 or not share > 0.0:
-                break
-            skip = min(1.0, skip * share / found.saved)
-            router.set_rate(1.0 - skip)
+        while passes > 0:
+            if known:
+                near = _nearest(known, share)
+                if agrees(near.score, share) or not near.score.saved > 0.0 or not share > 0.0:
+                    break
+                skip = min(1.0, near.offset * share / near.score.saved)
+                router.set_rate(1.0 - skip)
+            known.append(_Pass(offset=skip, score=score(model, ids, precision=precision), margins=[]))
+            passes -= 1
     finally:
         for routing, rate in zip(router.all_routings(), held, strict=True):
             routing.rate.copy_(rate)
-    assert best is not None
-    return best
+    return _nearest(known, share).score
 
 
 @contextmanager
@@ -204,7 +202,21 @@ def _movable(routings: list[Routing]) -> Iterator[list[Tensor]]:
             routing.seen = None
 
 
-_Pass = tuple[Score, list[Tensor]]
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What was served at an offset, with the margins (tokens, R) that each routing saw."""
+
+    offset: float
+    score: Score
+    margins: list[Tensor]
+
+
+def _saved(one: _Pass) -> float:
+    return one.score.saved
+
+
+def _nearest(known: list[_Pass], share: float) -> _Pass:
+    return min(known, key=lambda one: abs(one.score.saved - share))
 
 
 def _scored(
@@ -216,7 +228,6 @@ def _scored(
     precision: str,
     movable: list[Tensor] | None = None,
 ) -> _Pass:
-    """Score at an offset, with the margins (tokens, R) that each routing saw."""
     for index, (routing, value) in enumerate(zip(routings, held, strict=True)):
         step = torch.full_like(value, offset)
         routing.thresholds.value.copy_(
@@ -227,20 +238,20 @@ def _scored(
     margins = [
         torch.cat(routing.seen or [held[i].new_zeros(1, len(held[i]))]) for i, routing in enumerate(routings)
     ]
-    return found, margins
+    return _Pass(offset=offset, score=found, margins=margins)
 
 
 def _next(
     model: Any,
     length: int,
-    found: _Pass,
-    offset: float,
-    bracket: tuple[float, float],
+    last: _Pass,
+    low: _Pass | None,
+    high: _Pass | None,
     share: float,
     movable: list[Tensor],
     held: list[Tensor],
 ) -> float:
-    """The offset at which the margins of the last pass would save what is wanted, within a bracket open at one end.
+    """The offset at which the margins of a pass would save what is wanted, within a bracket open at one end.
 
     The margins do not know of sinks, nor of states that move with the decisions below: what they say of the offset
     served is held against what was served.
@@ -250,17 +261,19 @@ def _next(
         rates = torch.cat(
             [
                 (margins > value + at * mask.to(value)).float().mean(dim=0)
-                for margins, value, mask in zip(found[1], held, movable, strict=True)
+                for margins, value, mask in zip(last.margins, held, movable, strict=True)
             ]
         )
         return saved_share(model, rates, length)
 
-    wanted = share + predicted(offset) - found[0].saved
+    wanted = share + predicted(last.offset) - last.score.saved
     reach = (
-        max(float((margins - value).abs().max()) for margins, value in zip(found[1], held, strict=True)) + 1.0
+        max(float((margins - value).abs().max()) for margins, value in zip(last.margins, held, strict=True))
+        + 1.0
     )
-    low, high = max(bracket[0], -reach), min(bracket[1], reach)
+    least = -reach if low is None else max(low.offset, -reach)
+    most = reach if high is None else min(high.offset, reach)
     for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if predicted(middle) < wanted else (low, middle)
-    return (low + high) / 2
+        middle = (least + most) / 2
+        least, most = (middle, most) if predicted(middle) < wanted else (least, middle)
+    return (least + most) / 2

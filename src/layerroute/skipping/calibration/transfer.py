@@ -6,36 +6,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
-from layerroute.errors import UserError
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
+from layerroute.precision import choose_precision
+from layerroute.skipping.calibration.arms import install_for_budgets
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arms, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
-from layerroute.skipping.calibration.heldout import Score
+from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.result import arm_section
 from layerroute.skipping.calibration.windows import Windows, mix, needed
+from layerroute.skipping.model import get_router, remove_router
 
 STATIC = ("static_influence", "static_greedy", "static_block_influence", "static_block_greedy")
 """The controls that every text is judged against."""
 
 _PARTS = ("skipping", "routing", "ops")
-
-
-def check_budget(budget: float, layers: int) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
-    if round(budget * layers) < 1:
-        raise UserError(
-            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
-            f"is {1 / layers:.1%}"
-        )
-    if round(budget * layers) >= layers:
-        raise UserError(
-            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
-            f"{1 - 1 / layers:.1%}"
-        )
 
 
 def pools_needed(config: CalibrationConfig, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
@@ -70,7 +59,7 @@ def transfer_cell(
     rankings: dict[str, Ranking] | None = None,
     own_text: Callable[[], Tensor] | None = None,
     stage: Stage = silent,
-) -> tuple[list[dict[str, Any]], Calibration]:
+) -> tuple[list[dict[str, Any]], FittedArms]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
 
     Args:
@@ -78,7 +67,7 @@ def transfer_cell(
         config: what to make.
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
-        rankings: see `calibrate`.
+        rankings: see `fit_arms`.
         own_text: gives the model's own text, for calibrations that share it.
         stage: for progress.
 
@@ -86,7 +75,7 @@ def transfer_cell(
         A row a text (see `row_of`), and the calibration.
     """
     device = model.device
-    calibration = calibrate(
+    calibration = fit_arms(
         model,
         config,
         statistics=statistics.ids.to(device),
@@ -96,17 +85,52 @@ def transfer_cell(
         own=None if own_text is None else own_text(),
         stage=stage,
     )
-    rows = []
-    for kind, (windows, home) in texts.items():
-        scores, against = compare_arms(model, calibration, windows.ids.to(device), stage=stage)
-        rows.append(row_of(kind, home, config.budget, scores, against))
+    found = {
+        kind: compare_arms(model, calibration, windows.ids.to(device), stage=stage)
+        for kind, (windows, _) in texts.items()
+    }
+    precision = choose_precision(config.precision, device).name
+    advance = stage("the rate held")
+    install_for_budgets(model, calibration, statistics.ids.to(device))
+    try:
+        held = {
+            kind: score_held(model, windows.ids.to(device), precision) for kind, (windows, _) in texts.items()
+        }
+    finally:
+        remove_router(model)
+    advance(1.0)
+    rows = [
+        row_of(kind, home, config.budget, *found[kind], held=held[kind]) for kind, (_, home) in texts.items()
+    ]
     return rows, calibration
 
 
+def score_held(model: Any, ids: Int[Tensor, "N T"], precision: str) -> Score | None:
+    """Windows under a router that holds its rate (``serve: rate``); None where it cannot. It is then put back."""
+    router = get_router(model)
+    if router.config.serve_obstacle is not None:
+        return None
+    serve = router.config.serve
+    router.set_serve("rate")
+    try:
+        return score(model, ids, precision=precision)
+    finally:
+        router.set_serve(serve)
+
+
 def row_of(
-    kind: str, home: bool, budget: float, scores: Mapping[str, Score], against: Mapping[str, Matched | None]
+    kind: str,
+    home: bool,
+    budget: float,
+    scores: Mapping[str, Score],
+    against: Mapping[str, Matched | None],
+    *,
+    held: Score | None,
 ) -> dict[str, Any]:
-    """One text as plain data: what was asked and served, and every static arm with routing moved to its share."""
+    """One text as plain data: what was asked and served, and every static arm with routing moved to its share.
+
+    ``held`` is the router under ``serve: rate``, where it can hold one.
+    """
     routed = scores["routed"]
     arms = {
         name: arm_section(name, score, routed, against.get(name))
@@ -120,6 +144,7 @@ def row_of(
         "served": routed.skipped,
         "saved": routed.saved,
         "loss": routed.loss,
+        "held": held and {"served": held.skipped, "saved": held.saved, "loss": held.loss},
         "dense": scores["dense"].loss if "dense" in scores else None,
         "windows": len(routed.losses),
         "arms": arms,

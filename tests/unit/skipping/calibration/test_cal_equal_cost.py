@@ -7,11 +7,11 @@ import torch
 
 from layerroute.skipping import add_router, get_router
 from layerroute.skipping.calibration import (
-    Calibration,
+    FittedArms,
     Score,
     agrees,
-    calibrate,
     compare_arms,
+    fit_arms,
     installed,
     matched,
     result_sections,
@@ -42,7 +42,7 @@ def made(losses, saved):
 
 def sections(scores, against):
     asked = config()
-    empty = Calibration(
+    empty = FittedArms(
         config=asked, skip=asked.skip_config(7), policy=Policy(), static={}, rounds=[], chosen=0, arms={}
     )
     return result_sections(empty, scores, against)
@@ -88,7 +88,7 @@ def test_the_saved_share_is_that_of_the_layers_flops_and_not_of_the_sites(unit):
 def routed(request):
     model = tiny_model()
     chosen = config(granularity=request.param, budget=0.5)
-    return model, calibrate(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
+    return model, fit_arms(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
 
 
 @pytest.mark.parametrize("serve", ["threshold", "rate"])
@@ -125,6 +125,29 @@ def test_few_passes_are_enough(routed, monkeypatch):
         calls.clear()
         serve_at(model, IDS["heldout"], 0.95)
         assert len(calls) <= equal_cost.PASSES
+
+
+@pytest.mark.parametrize("serve", ["threshold", "rate"])
+def test_later_searches_know_what_earlier_ones_served(routed, serve, monkeypatch):
+    from layerroute.skipping.calibration import equal_cost
+
+    model, calibration = routed
+    calls = []
+    monkeypatch.setattr(equal_cost, "score", lambda *a, **k: calls.append(1) or score(*a, **k))
+    windows = len(IDS["heldout"])
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        get_router(model).set_serve(serve)
+        own = score(model, IDS["heldout"]).saved
+        shares = [own - 0.04, own - 0.03, own - 0.043, own - 0.035, own - 0.028]
+        for share in shares:
+            assert agrees(serve_at(model, IDS["heldout"], share), share)
+        alone = len(calls)
+        calls.clear()
+        others = {f"arm{at}": made([9.0] * windows, share) for at, share in enumerate(shares)}
+        found = match_all(model, IDS["heldout"], others)
+        assert len(calls) < alone / 2
+        for name, other in others.items():
+            assert found[name] is not None and agrees(found[name].served, other.saved)
 
 
 def test_static_arms_have_nothing_to_move(routed):

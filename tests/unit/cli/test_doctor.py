@@ -145,7 +145,10 @@ def test_sources_that_are_not_installed_are_told(
         monkeypatch.setattr(importlib.metadata, function, of)
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert "layerroute is not installed, it runs from its sources: what it needs was not checked" in report["advice"]
+    assert (
+        "layerroute is not installed, it runs from its sources: what it needs was not checked"
+        in report["advice"]
+    )
 
 
 def test_a_torch_that_cannot_be_imported_is_a_problem(

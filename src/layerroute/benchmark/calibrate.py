@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=("skipping", "hybrid"),
         default="skipping",
-        help="whose thresholds: layer skipping (default), or attention routing",
+        help="skipping (default): thresholds of layer skipping; hybrid: of attention routing",
     )
     for option, default, what in (
-        ("--decode-size", (4, 64), "rows and context (default: 4x64)"),
+        ("--decode-size", (4, 64), "rows and context in decoding (default: 4x64)"),
         ("--train-size", (1, 128), "default: 1x128"),
     ):
         parser.add_argument(option, type=rows_and_tokens, default=default, metavar="BxT", help=what)
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PHASES,
         default=list(PHASES),
         metavar="PHASE",
-        help="default: all three",
+        help="prefill, decode or train (default: all three)",
     )
 
 

@@ -60,14 +60,24 @@ def add_arguments(
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )
     parser.add_argument("--unit", choices=UNITS, default="block", help="what is skipped (default: block)")
-    parser.add_argument("--kv", choices=KV_MODES, default="project", help="default: project")
-    parser.add_argument("--skip-path", choices=SKIP_PATHS, default="identity", help="default: identity")
+    parser.add_argument(
+        "--kv",
+        choices=KV_MODES,
+        default="project",
+        help="keys and values of tokens that skip (default: project)",
+    )
+    parser.add_argument(
+        "--skip-path",
+        choices=SKIP_PATHS,
+        default="identity",
+        help="what a token takes that skips (default: identity)",
+    )
     add_machine(parser, "weights, tokens and decisions")
 
 
 def _prefill_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser, "4x512 1x2048")
-    parser.add_argument("--scoring", action="store_true", help="logits of all tokens, and no cache")
+    parser.add_argument("--scoring", action="store_true", help="time logits of all tokens, without a cache")
 
 
 def _decode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +89,9 @@ def _decode_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens decoded a call (default: %(default)s)",
     )
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic", help="default: dynamic")
+    parser.add_argument(
+        "--cache", choices=("dynamic", "static"), default="dynamic", help="kind of cache (default: dynamic)"
+    )
 
 
 def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:

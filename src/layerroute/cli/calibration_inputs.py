@@ -29,8 +29,8 @@ def add_input_arguments(
     parser.add_argument(
         "--unit",
         choices=("block", "attention", "mlp"),
-        help="what may be skipped of a layer: its MLP, its attention, or all of it (default: mlp; block for models "
-        "whose layers layerroute cannot take apart)",
+        help="the part of a layer that a token may skip: its MLP, its attention, or all of it (default: mlp; "
+        "block for models whose layers layerroute cannot take apart)",
     )
     parser.add_argument(
         "--layers",
@@ -38,14 +38,14 @@ def add_input_arguments(
         metavar="LIST",
         help="layers that may be skipped: 4-28 or 4,6,8 (default: 4 to the last but one)",
     )
-    add_number(parser, "--router-layer", 4, "layers that always run", least=0)
+    add_number(parser, "--router-layer", 4, "layers at the bottom that always run", least=0)
     add_number(parser, "--rank", 128, "rank of the skip paths")
-    add_number(parser, "--length", 256, "tokens of a window, one from each document", least=16, metavar="T")
-    add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
-    add_number(parser, "--tokens-selection", 2048, "tokens to choose layers of static pruning on")
-    parser.add_argument(
-        "--seed", type=int, default=42, help="of the places of windows and of random decisions"
+    add_number(
+        parser, "--length", 256, "tokens of a window; each document gives one window", least=16, metavar="T"
     )
+    add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
+    add_number(parser, "--tokens-selection", 2048, "tokens that choose the layers of static pruning")
+    parser.add_argument("--seed", type=int, default=42, help="seed of window positions and random decisions")
     add_threads(parser)
     add_device(parser)
     add_json(parser, "the record as JSON instead of the table")
@@ -54,20 +54,21 @@ def add_input_arguments(
 def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> None:
     """What is calibrated and how much text judges it, for `calibrate` and `transfer`."""
     add_number(parser, "--tokens-heldout", 16384, judged)
-    add_number(parser, "--tokens-search", 1536, "tokens for changes of one layer at a time")
+    add_number(parser, "--tokens-search", 1536, "tokens that test changes of one layer at a time")
     parser.add_argument(
         "--own-text",
         type=rate,
         default=0.25,
         metavar="SHARE",
-        help="share of what the fits see that the model writes itself, beside the text given: fits then know more than "
-        "the kinds of text that are given (default: %(default)s; 0 for none)",
+        help="share of the fitting text that the model writes itself, so that the fits know more kinds of text "
+        "than you give (default: %(default)s; 0: none)",
     )
     parser.add_argument(
         "--router",
         choices=("per_layer", "token"),
         default="per_layer",
-        help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
+        help="per_layer: each layer decides from its own input; token: one decision per token for all layers, "
+        "which is faster (default: %(default)s)",
     )
 
 

@@ -139,7 +139,7 @@ class SkipConfig:
             except ValueError:
                 valid = False
             if not valid:
-                raise UserError(f"skip.budgets: {name!r} is no budget, a number between 0 and 1")
+                raise UserError(f"skip.budgets: {name!r} is not a budget, a number between 0 and 1")
             if len(rates) != sites or not all(0.0 <= rate <= 1.0 for rate in rates):
                 raise UserError(
                     f"skip.budgets: budget {name} needs {sites} shares from 0 to 1, one a site of skip.layers"

@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in _read(folder / INDEX)["weight_map"].values()})
     except (KeyError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} is damaged: it is no index of shards") from error
+        raise UserError(f"{folder / INDEX} is damaged: it is not an index of shards") from error
     return [inside(folder, name) for name in names]
 
 
@@ -57,7 +57,7 @@ def header_shapes(files: list[Path]) -> Shapes:
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                for name in content.keys():  # noqa: SIM118 (it is no mapping)
+                for name in content.keys():  # noqa: SIM118 (it is not a mapping)
                     shapes[name] = tuple(content.get_slice(name).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"the weights in {file} cannot be loaded: {one_line(error)}") from error
@@ -120,7 +120,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not a JSON object") from error
     return content

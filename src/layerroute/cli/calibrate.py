@@ -105,11 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
         TABLE,
         calibrate,
         compare_arms,
+        journal_of,
         result_sections,
         save_calibration,
         score_budgets,
         verdict,
     )
+    from layerroute.skipping.devices import is_offloaded
 
     started = utc_now()
     field = arguments.text_field
@@ -141,16 +143,22 @@ def run(arguments: argparse.Namespace) -> int:
         config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
         seen, unseen = statistics.ids.to(model.device), heldout.ids.to(model.device)
+        controls = CONTROLS if arguments.controls else TABLE
+        journal = None
+        if is_offloaded(model):
+            stage("what an earlier call has found")
+            journal = journal_of(model, config, seen, selection.ids, unseen, also=controls)
         calibration = calibrate(
             model,
             config,
             statistics=seen,
             selection=selection.ids.to(model.device),
-            controls=CONTROLS if arguments.controls else TABLE,
+            controls=controls,
+            journal=journal,
             stage=stage,
         )
-        scores, against = compare_arms(model, calibration, unseen, stage=stage)
-        others = score_budgets(model, calibration, seen, unseen, stage=stage)
+        scores, against = compare_arms(model, calibration, unseen, journal=journal, stage=stage)
+        others = score_budgets(model, calibration, seen, unseen, journal=journal, stage=stage)
     if arguments.out is not None:
         notes = {"kinds": texts.describe()}
         save_calibration(model, calibration, seen, arguments.out, controls=arguments.controls, notes=notes)
@@ -174,6 +182,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.record is not None:
         save(arguments.record, record)
+    if journal is not None:
+        journal.discard()
     if arguments.json:
         print_json(record, indent=2)
         return 0

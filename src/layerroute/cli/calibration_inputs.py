@@ -15,6 +15,8 @@ from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from layerroute.skipping.calibration import CalibrationConfig, Windows
 
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
@@ -52,6 +54,13 @@ def add_input_arguments(
     add_number(parser, "--tokens-selection", 2048, "tokens to choose layers of static pruning on")
     parser.add_argument(
         "--seed", type=int, default=42, help="of the places of windows and of random decisions"
+    )
+    parser.add_argument(
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="read the weights of one layer at a time from the model's files, so that a model larger than the memory "
+        "can be calibrated; auto: where it does not fit (default: %(default)s)",
     )
     add_threads(parser)
     add_device(parser)
@@ -139,7 +148,9 @@ def open_base(
     device = choose_device(arguments.device)
     # On a CPU bf16 is no faster, and on many far slower.
     dtype = torch.float32 if device.type == "cpu" else "auto"
-    model, tokenizer = load_pretrained(arguments.model, dtype=dtype)
+    placed = _placed(arguments.model, arguments.stream, config, device)
+    model, tokenizer = load_pretrained(arguments.model, dtype=dtype, **placed)
+    model.requires_grad_(False)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     rows = embeddings.num_embeddings
@@ -148,7 +159,8 @@ def open_base(
             f"{arguments.model}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: they do "
             "not fit"
         )
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    if not placed:
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     stack = decoder_stack(model)[1]
     config = replace(config, sink_ids=special_tokens(tokenizer))
     if arguments.unit is None and family_of(model, stack) is None:
@@ -159,6 +171,45 @@ def open_base(
     for share in checked:
         check_budget(share, len(config.skip_config(len(stack)).layers or []))
     return model, tokenizer, config
+
+
+def _placed(name: str, stream: str, config: "CalibrationConfig", device: "torch.device") -> dict[str, Any]:
+    """How a model is loaded: none for all of it on its device, else a ``device_map``. Tells what memory it takes.
+
+    Raises:
+        UserError: not even one layer at a time fits, and nobody asked for it.
+    """
+    import torch
+
+    from layerroute.precision import choose_precision
+    from layerroute.skipping.calibration.memory import GIB, memory_free, memory_needed
+    from layerroute.skipping.pretrained import local_source, streamed_options
+    from layerroute.skipping.weights import empty_model
+
+    empty = empty_model(local_source(name))
+    dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
+    precision = choose_precision(config.precision, device).name
+    whole, streamed = (
+        memory_needed(empty, config, dtype=dtype, precision=precision, streamed=layers)
+        for layers in (False, True)
+    )
+    free = memory_free(device)
+    room = "" if free is None else f"; {free / GIB:.1f} GiB are free"
+    fits = free is None or whole.total <= free
+    if stream == "never" or (stream == "auto" and fits):
+        print(f"layerroute: calibration takes about {whole} of memory at most{room}", file=sys.stderr)
+        return {}
+    told = f"about {whole} of memory; layer by layer, about {streamed}{room}"
+    if stream == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1:
+        print(f"layerroute: {name} takes {told}; it is spread over the cards", file=sys.stderr)
+        return {"device_map": "auto"}
+    if stream == "auto" and free is not None and streamed.total > free:
+        raise UserError(
+            f"{name} takes {told}; fewer --tokens-statistics, --tokens-search and --tokens-heldout take less "
+            "(--stream always tries all the same)"
+        )
+    print(f"layerroute: {name} takes {told}; its layers are read from its files", file=sys.stderr)
+    return streamed_options(name, device)
 
 
 def _allocated(allocation: str) -> dict[str, Any]:

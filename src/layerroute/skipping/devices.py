@@ -1,6 +1,7 @@
 """Where a model's parts are and where they compute, when accelerate keeps weights elsewhere until they are needed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,34 @@ def value_of(module: nn.Module, name: str, value: Tensor) -> Tensor:
     raise UserError(
         f"the weights of {type(module).__name__} ({name}) are not in memory, so the base cannot be told from others"
     )
+
+
+def _offloading(module: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Parts whose weights are elsewhere until they are called, with the hooks that fetch them."""
+    return [
+        (part, hook) for part in module.modules() for hook in _hooks(part) if getattr(hook, "offload", False)
+    ]
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether any weights are elsewhere until they are needed (in host memory, or on a disk)."""
+    return bool(_offloading(module))
+
+
+@contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Weights of a module that are elsewhere, fetched once and kept for the length of the context."""
+    fetched: list[tuple[nn.Module, Any]] = []
+    try:
+        for part, hook in _offloading(module):
+            hook.pre_forward(part)
+            hook.offload = False  # its module's own calls neither fetch nor drop
+            fetched.append((part, hook))
+        yield
+    finally:
+        for part, hook in fetched:
+            hook.offload = True
+            hook.post_forward(part, None)
 
 
 def is_hooked(module: nn.Module) -> bool:

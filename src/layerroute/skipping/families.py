@@ -219,7 +219,9 @@ def decoder_stack(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
         (parent, child)
         for parent in model.modules()
         for child in parent.children()
-        if isinstance(child, nn.ModuleList) and len(child) == count and len({type(x) for x in child}) == 1
+        if isinstance(child, nn.ModuleList)
+        and len(child) == count
+        and len({type(x).__name__ for x in child}) == 1  # routed ones keep the name
     ]
     if count is None or len(found) != 1:
         raise UserError(

@@ -10,7 +10,12 @@ from layerroute.skipping.calibration.arms import (
 from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
-from layerroute.skipping.calibration.folders import arm_folder, cached_calibration, save_calibration
+from layerroute.skipping.calibration.folders import (
+    arm_folder,
+    cached_calibration,
+    journal_of,
+    save_calibration,
+)
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
@@ -34,6 +39,7 @@ __all__ = [
     "install",
     "install_for_budgets",
     "installed",
+    "journal_of",
     "matched",
     "paired_bootstrap",
     "result_sections",

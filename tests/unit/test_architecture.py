@@ -18,7 +18,16 @@ from layerroute.lab.question import questions
 SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
-LEAVES = {"argument_types", "errors", "integrity", "liveness", "precision", "provenance", "records"}
+LEAVES = {
+    "allocator",
+    "argument_types",
+    "errors",
+    "integrity",
+    "liveness",
+    "precision",
+    "provenance",
+    "records",
+}
 ROUTING = {"routing", "objectives", "ops"}
 MODELS = {"hybrid", "skipping", "export"}
 WORK = {"training", "evaluation", "benchmark"}
@@ -28,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "argument_types": set(),
     "errors": set(),
     "provenance": set(),
+    "allocator": set(),
     "precision": {"errors"},
     "registration": set(),
     "integrity": {"errors"},

@@ -1,14 +1,22 @@
-"""The pages that people read: every table has a head, and its rows are as wide as that."""
+"""The pages that people read: tables are tables, links lead somewhere, and the reference leaves nothing out."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
+
+from layerroute.cli.main import COMMANDS, command_parser
 
 ROOT = Path(__file__).parents[2]
+GENERATED = {"cli.md", "recipes.md", "records.md", "index.md", "contributing.md"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -41,3 +49,73 @@ def test_a_headless_table_and_an_uneven_row_are_seen() -> None:
     assert faults("| a | b |\n|---|---|\n| `x|y` | 2 |\n") == []
     assert faults("| a | b |\n| 1 | 2 |\n") == ["no head: | a | b |"]
     assert faults("| a | b |\n|---|---|\n| 1 | 2 | 3 |\n") == ["3 cells, not 2: | 1 | 2 | 3 |"]
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    broken = []
+    for target, _, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(#([^)\s]+))?\)", text):
+        if page.parent.name == "docs" and target in GENERATED:
+            continue
+        path = page.parent / target if target else page
+        known = anchors(path.read_text(encoding="utf-8")) if path.suffix == ".md" and path.is_file() else ()
+        if not path.exists() or (anchor and not anchor.startswith("layerroute.") and anchor not in known):
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
+
+
+def test_every_page_has_its_place_in_the_manual() -> None:
+    def named(node: object) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+        else:
+            for inner in node.values() if isinstance(node, dict) else node:
+                yield from named(inner)
+
+    nav = set(named(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert nav == {page.name for page in (ROOT / "docs").glob("*.md")} | GENERATED
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "hooks")
+    return {name: importlib.import_module(name) for name in ("docstrings", "generated")}
+
+
+def test_the_reference_has_every_option(hooks: dict[str, ModuleType]) -> None:
+    page = hooks["generated"].command_line()
+    assert [command for command in COMMANDS if f"## {command}\n" not in page] == []
+    options = {
+        option
+        for command in COMMANDS
+        for action in command_parser(command)[1]._actions
+        if action.help != argparse.SUPPRESS and action.dest != "help"
+        for option in action.option_strings
+    }
+    assert len(options) > 50
+    assert [option for option in options if not re.search(rf"`[^`]*{option}\b", page)] == []
+
+
+def test_every_key_of_a_recipe_has_a_meaning(hooks: dict[str, ModuleType]) -> None:
+    page = hooks["generated"].recipes()
+    keys = [line for line in page.splitlines() if re.match(r"\| `[\w.]+\.\w+` \|", line)]
+    assert len(keys) > 150
+    assert [line for line in keys if line.endswith("|  |")] == []
+    assert faults(page) == []
+
+
+def test_a_public_name_without_docstring_is_seen(
+    hooks: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "src").mkdir()
+    code = '"""A module."""\n\n__all__ = ["A", "said"]\n\ndef said():\n    """Say."""\n\nclass A:\n    """A."""\n\n'
+    (tmp_path / "src" / "example.py").write_text(f"{code}    def silent(self): ...\n")
+    monkeypatch.chdir(tmp_path)
+    assert hooks["docstrings"].undocumented("example") == ["example.A.silent"]

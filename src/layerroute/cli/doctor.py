@@ -17,7 +17,7 @@ from layerroute.cli.output import print_json
 from layerroute.data import DataConfig
 from layerroute.provenance import provenance
 
-_QUIET_EXTRAS = ("all", "dev")
+_QUIET_EXTRAS = ("all", "dev", "docs")
 _TRACKERS = ("tensorboard", "trackio", "wandb")
 _GIB = 2**30
 

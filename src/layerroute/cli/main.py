@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from layerroute import __version__
+from layerroute.allocator import keep_freed_memory
 from layerroute.cli.output import json_alone, never_fail_to_encode
 from layerroute.errors import UserError, nearest
 
@@ -75,6 +76,7 @@ _OF_THE_MACHINE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; ``argv`` defaults to the process's own arguments."""
     never_fail_to_encode()
+    keep_freed_memory()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -144,6 +146,14 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
+    module, parser = command_parser(name)
+    arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
+    with json_alone(getattr(arguments, "json", False)):
+        return int(module.run(arguments))
+
+
+def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """Import the module of one of :data:`COMMANDS` and make its parser. The manual's list of options reads it, too."""
     module_name, line = COMMANDS[name]
     module = importlib.import_module(module_name)
     parser = _Parser(
@@ -153,12 +163,10 @@ def _run(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
-    with json_alone(getattr(arguments, "json", False)):
-        return int(module.run(arguments))
+    return module, parser
 
 
-def _parse(parser: _Parser, module: ModuleType, words: list[str]) -> argparse.Namespace:
+def _parse(parser: argparse.ArgumentParser, module: ModuleType, words: list[str]) -> argparse.Namespace:
     overrides: dict[str, str] | None = None
     if getattr(module, "ACCEPTS_OVERRIDES", False):
         words, overrides = take_overrides(words)

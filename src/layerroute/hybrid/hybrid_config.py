@@ -30,7 +30,7 @@ _CACHE_KINDS = {"gdn": "linear_attention", "softmax": "full_attention", "routed"
 class HybridConfig(PreTrainedConfig):
     """A decoder in which each layer mixes tokens by Gated DeltaNet, by softmax attention, or by either, per token.
 
-    Args:
+    Attributes:
         vocab_size: entries of the vocabulary. Default 50,257 (GPT-2).
         hidden_size: D. Default 768.
         layer_pattern: one of ``gdn``, ``softmax``, ``routed`` for each layer, of any length. Default
@@ -66,7 +66,9 @@ class HybridConfig(PreTrainedConfig):
         rope_parameters: rotary embedding of softmax heads, in the form of transformers. Default base 10,000.
         use_rope: rotary embedding on softmax heads. Default True.
         rms_norm_eps: Default 1e-6.
+        use_cache: keep keys, values and states for generation. Default True.
         tie_word_embeddings: share embedding and output matrix. Default False.
+        pad_token_id, bos_token_id, eos_token_id: ids of the tokenizer's padding, begin and end tokens; a run sets them.
 
     Raises:
         UserError: for values that do not fit together; the message says what would.

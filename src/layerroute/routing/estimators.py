@@ -13,6 +13,7 @@ from torch import Tensor
 from layerroute.errors import UserError, nearest
 
 ESTIMATORS = ("gumbel_st", "sigmoid_st", "selected", "soft", "reinforce")
+"""Names that ``RoutingConfig.estimator`` takes."""
 
 
 class Estimate(NamedTuple):

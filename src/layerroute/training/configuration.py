@@ -19,6 +19,12 @@ class ScheduleConfig:
 
     Shares are of the run's own number of steps (0 = first step, 1 = last step), so that a shorter run
     goes through the whole schedule too.
+
+    Attributes:
+        start: value until ``begin``.
+        end: value from ``finish`` on.
+        begin: share of the run at which the value begins to move.
+        finish: share of the run at which it has arrived.
     """
 
     start: float
@@ -42,9 +48,13 @@ class ScheduleConfig:
 class RateScheduleConfig:
     """How the rate asked for (`model.routing.rate`) is approached.
 
-    With a `start` the rate asked for moves linearly from there to `model.routing.rate` between the shares `begin`
-    and `finish` of the run: a near-dense start (``start: 1.0``) lets the expensive path learn before it becomes
-    rare. Without one (default) it is `model.routing.rate` all the time.
+    A near-dense start (``start: 1.0``) lets the expensive path learn before it becomes rare.
+
+    Attributes:
+        start: rate at first; it then moves linearly to `model.routing.rate`. None: it is `model.routing.rate` all the
+            time.
+        begin: share of the run at which the rate begins to move.
+        finish: share of the run at which it has arrived.
     """
 
     start: float | None = None
@@ -103,6 +113,8 @@ class TrainConfig:
         warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls to 0.
         schedule: shape of the fall: ``linear`` (default) or ``cosine``.
         weight_decay: decoupled decay of matrices; norms, biases and decay parameters have none.
+        adam_beta1, adam_beta2: decay of AdamW's means of gradients and of their squares, per step.
+        adam_epsilon: added to the root of the second mean.
         max_gradient_norm: gradients are scaled down to this global L2 norm.
         device: ``auto`` is the GPU if there is one.
         precision: ``auto`` takes bfloat16 autocast where the machine has fast units for it, else float32.

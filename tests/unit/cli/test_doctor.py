@@ -65,7 +65,7 @@ def test_json_tells_of_this_very_installation(capsys: pytest.CaptureFixture[str]
     assert report["processes"]["gloo"] is torch.distributed.is_gloo_available()
     assert report["trackers"]["tensorboard"] == importlib.metadata.version("tensorboard")
     assert report["disk"]["here_free_gib"] > 0
-    assert set(report["extras"]) == set(PROJECT["optional-dependencies"]) - {"all", "dev"}
+    assert set(report["extras"]) == set(PROJECT["optional-dependencies"]) - {"all", "dev", "docs"}
 
 
 def test_text_has_a_line_for_each_matter(capsys: pytest.CaptureFixture[str]) -> None:

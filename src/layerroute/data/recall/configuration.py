@@ -19,8 +19,12 @@ def _require(condition: bool, message: str) -> None:
 class CurriculumConfig:
     """Begin with few pairs: with all of them at once even softmax attention stays at chance for a long time.
 
-    The largest number of pairs grows geometrically from ``start`` to the task's own while the run goes from its
-    beginning to the share ``finish``. Every second batch has that number, the others fewer, evenly from ``start`` on.
+    The largest number of pairs grows geometrically. Every second batch has that number, the others fewer, evenly from
+    ``start`` on.
+
+    Attributes:
+        start: pairs at the beginning of the run.
+        finish: share of the run at which the task's own number is reached.
     """
 
     start: int = 2

@@ -8,7 +8,7 @@ layers are skipped the outer two are empty.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from operator import methodcaller
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -31,11 +31,16 @@ CHUNK_TOKENS = 1024
 """Tokens that go through a layer at once."""
 
 
+class _Reached(Exception):
+    """A layer was reached whose input is all that is wanted: what comes after it need not be computed."""
+
+
 class _Recorder(nn.Module):
     """Stands in for a layer: keeps what the model calls it with, and computes nothing."""
 
-    def __init__(self, layer: nn.Module, replacement: Tensor | None = None) -> None:
+    def __init__(self, layer: nn.Module, replacement: Tensor | None = None, *, stop: bool = False) -> None:
         super().__init__()
+        self.stop = stop
         self.options: dict[str, Any] = {}
         self.hidden: Tensor | None = None
         self.replacement = replacement
@@ -46,6 +51,8 @@ class _Recorder(nn.Module):
         if args:
             raise UserError("layers that are called with positional options cannot be calibrated")
         self.hidden, self.options = hidden_states, options
+        if self.stop:
+            raise _Reached
         return hidden_states if self.replacement is None else self.replacement
 
 
@@ -118,12 +125,14 @@ class LayerStack:
         return held(self.layers[layer])
 
     @contextmanager
-    def _recording(self, replacement: Tensor | None = None) -> Iterator[list[_Recorder]]:
-        """The layers replaced by recorders, the last of which may put states in."""
+    def _recording(
+        self, replacement: Tensor | None = None, *, stop: bool = False
+    ) -> Iterator[list[_Recorder]]:
+        """The layers replaced by recorders; the last may put states in, the first may end the call."""
         kept = getattr(self.stack, self._name)
         last = len(self.layers) - 1
         recorders = [
-            _Recorder(layer, replacement if index == last else None)
+            _Recorder(layer, replacement if index == last else None, stop=stop and index == 0)
             for index, layer in enumerate(self.layers)
         ]
         setattr(self.stack, self._name, nn.ModuleList(recorders))
@@ -143,7 +152,8 @@ class LayerStack:
         """The input of the first layer."""
 
         def read(chunk: Tensor) -> Tensor:
-            with self._recording() as recorders:
+            # The head would cost a third of a small model.
+            with self._recording(stop=True) as recorders, suppress(_Reached):
                 self.model(input_ids=chunk, use_cache=False)
             assert recorders[0].hidden is not None
             return recorders[0].hidden

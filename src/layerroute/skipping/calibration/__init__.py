@@ -17,6 +17,7 @@ from layerroute.skipping.calibration.folders import (
     save_calibration,
 )
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
+from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 
@@ -26,6 +27,7 @@ __all__ = [
     "Calibration",
     "CalibrationConfig",
     "Difference",
+    "Journal",
     "Matched",
     "Score",
     "Windows",

@@ -17,6 +17,7 @@ from layerroute.skipping.fingerprint import base_of
 from layerroute.skipping.flops import skip_flops
 from layerroute.skipping.layerwise import layer_by_layer
 from layerroute.skipping.model import find_router, get_router
+from layerroute.skipping.skip_config import layer_and_unit
 
 DRAWS = 10_000
 
@@ -70,7 +71,7 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
         saved = saved_share(model, 1 - shares, ids.shape[1])
         of_layer: dict[int, list[float]] = {}
         for name, share in zip(get_router(model).sites, shares.tolist(), strict=True):
-            of_layer.setdefault(int(name.removeprefix("layer").split(".")[0]), []).append(share)
+            of_layer.setdefault(layer_and_unit(name)[0], []).append(share)
         by_layer = {layer: sum(own) / len(own) for layer, own in of_layer.items()}
     mean = sum(by_layer.values()) / len(by_layer) if by_layer else 0.0
     return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer, saved=saved)
@@ -92,8 +93,7 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
     flops = skip_flops(base.config, router.config, length)
-    layers = flops.layers * flops.layer.total
-    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / layers
+    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / flops.layers_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,7 +214,7 @@ class LayerStack:
         module, family = self.layers[layer], self.family
         assert family is not None
         read = family.attention_input(module, states)
-        attended, *_ = family.attention_of(module)(hidden_states=read, **self._options[layer])
+        attended = family.attend(module, read, self._options[layer])
         return states + family.attention_update(module, attended)
 
     def _mlp(self, layer: int, states: Tensor) -> Tensor:

@@ -1,5 +1,11 @@
 """layerroute: dynamic per-token layer routing for language models.
 
+    import layerroute
+
+    model, tokenizer = layerroute.load("smollm2-135m")
+    calibration = layerroute.calibrate(model, tokenizer, budget=0.25)
+    print(layerroute.generate(model, tokenizer, "The first steam engines").coloured)
+
 Importing this package is cheap: no torch, no transformers. The names below are imported when they are first used, and
 transformers learns of our models as soon as it is imported itself (:mod:`layerroute.registration`).
 """
@@ -7,50 +13,82 @@ transformers learns of our models as soon as it is imported itself (:mod:`layerr
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from layerroute.registration import register_models
 
 if TYPE_CHECKING:
-    from layerroute.data import DataConfig as DataConfig
-    from layerroute.data import prepare_data as prepare_data
+    from layerroute.api.calibration import Calibration as Calibration
+    from layerroute.api.calibration import calibrate as calibrate
+    from layerroute.api.loading import load as load
+    from layerroute.api.saving import export as export
+    from layerroute.api.saving import push_to_hub as push_to_hub
+    from layerroute.api.saving import save as save
+    from layerroute.api.using import compare as compare
+    from layerroute.api.using import decisions as decisions
+    from layerroute.api.using import evaluate as evaluate
+    from layerroute.api.using import generate as generate
     from layerroute.errors import UserError as UserError
     from layerroute.hybrid import HybridConfig as HybridConfig
     from layerroute.hybrid import HybridForCausalLM as HybridForCausalLM
-    from layerroute.hybrid import forward_flops as forward_flops
-    from layerroute.recipe import Recipe as Recipe
-    from layerroute.recipe import load_recipe as load_recipe
-    from layerroute.records import read_record as read_record
     from layerroute.routing import RouteDecision as RouteDecision
-    from layerroute.routing import RoutingConfig as RoutingConfig
+    from layerroute.skipping import SkipConfig as SkipConfig
+    from layerroute.skipping import add_router as add_router
+    from layerroute.skipping import remove_router as remove_router
+    from layerroute.skipping import router_disabled as router_disabled
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 EXPORTS = {
-    "DataConfig": "layerroute.data",
+    "Calibration": "layerroute.api.calibration",
     "HybridConfig": "layerroute.hybrid",
     "HybridForCausalLM": "layerroute.hybrid",
-    "Recipe": "layerroute.recipe",
     "RouteDecision": "layerroute.routing",
-    "RoutingConfig": "layerroute.routing",
+    "SkipConfig": "layerroute.skipping",
     "UserError": "layerroute.errors",
+    "add_router": "layerroute.skipping",
+    "calibrate": "layerroute.api.calibration",
+    "compare": "layerroute.api.using",
+    "decisions": "layerroute.api.using",
+    "evaluate": "layerroute.api.using",
+    "export": "layerroute.api.saving",
+    "generate": "layerroute.api.using",
+    "load": "layerroute.api.loading",
+    "push_to_hub": "layerroute.api.saving",
+    "remove_router": "layerroute.skipping",
+    "router_disabled": "layerroute.skipping",
+    "save": "layerroute.api.saving",
+}
+"""Public names, and the module that has each."""
+
+MOVED = {
+    "DataConfig": "layerroute.data",
+    "Recipe": "layerroute.recipe",
+    "RoutingConfig": "layerroute.routing",
     "forward_flops": "layerroute.hybrid",
     "load_recipe": "layerroute.recipe",
     "prepare_data": "layerroute.data",
     "read_record": "layerroute.records",
 }
-"""Public names, and the module that has each."""
+"""Names of 0.1 that are found in their modules alone from 0.3 on."""
 
 __all__ = ["EXPORTS", "__version__", *EXPORTS]  # noqa: PLE0604 - they are strings
 
 
-def __getattr__(name: str) -> Any:
-    module = EXPORTS.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or type checkers would take any name
+
+    def __getattr__(name: str) -> Any:
+        module = EXPORTS.get(name) or MOVED.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(module), name)
+        if name in MOVED:
+            old, new = f"layerroute.{name}", f"from {module} import {name}"
+            warnings.warn(f"{old} goes with version 0.3; write: {new}", DeprecationWarning, stacklevel=2)
+        else:
+            globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

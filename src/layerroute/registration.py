@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MODEL_PACKAGES = ("layerroute.hybrid", "layerroute.export")
+MODEL_PACKAGES = ("layerroute.hybrid", "layerroute.exporting")
 """Packages that register models with transformers when they are imported."""
 
 _PACKAGE = "transformers"

@@ -9,7 +9,7 @@ from layerroute.cli.main import main
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.precision import choose_precision
-from layerroute.skipping import executed, get_router, last_decision
+from layerroute.skipping import devices, executed, get_router, last_decision
 from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, memory, score
 from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
@@ -96,7 +96,7 @@ def test_a_model_that_does_not_fit_is_read_layer_by_layer(files, tmp_path, capsy
         return needed[-1]
 
     monkeypatch.setattr(memory, "memory_needed", noted)
-    monkeypatch.setattr(memory, "memory_free", lambda device: needed[-1].total)
+    monkeypatch.setattr(devices, "memory_free", lambda device: needed[-1].total)
     assert calibrate(files, *words) == 0
     streamed = capsys.readouterr()
     assert "its layers are read from its files" in streamed.err
@@ -106,7 +106,7 @@ def test_a_model_that_does_not_fit_is_read_layer_by_layer(files, tmp_path, capsy
     assert not list((tmp_path / "cache" / "unfinished").iterdir()), (
         "a calibration that is done needs no notes"
     )
-    monkeypatch.setattr(memory, "memory_free", lambda device: needed[-1].total - 1)
+    monkeypatch.setattr(devices, "memory_free", lambda device: needed[-1].total - 1)
     assert calibrate(files, *words) == 2
     told = capsys.readouterr().err.strip()
     assert "--stream always" in told and "\n" not in told

@@ -40,7 +40,7 @@ def test_text_comes_without_colours_from_a_pipe_and_figures_go_to_stderr(
 def test_colours_follow_the_share_of_softmax_sites(
     finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerroute.cli.output import route_colour
+    from layerroute.evaluation.token_routes import route_colour
 
     assert (route_colour(0.0), route_colour(1.0)) == ("#2f6fb7", "#e07b1a")
     monkeypatch.setenv("FORCE_COLOR", "1")

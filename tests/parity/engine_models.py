@@ -17,7 +17,7 @@ os.environ |= {
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerroute.export.exporting import export_router
+from layerroute.exporting.export import export_router
 from layerroute.skipping import SkipConfig, add_router, collect_decisions, get_router, save_router
 from tests.parity.skipping_models import DEFAULTS, VOCABULARY, plain, sharpen
 from tests.tiny_pretrained import write_documents, write_tokenizer

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import layerroute.export.exporting as exporting
+import layerroute.exporting.export as exporting
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import load_model
-from layerroute.export.configuration import VLLM_FAMILIES
-from layerroute.export.exporting import export_router, push
+from layerroute.exporting.configuration import VLLM_FAMILIES
+from layerroute.exporting.export import export_router, push
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import SkipConfig, add_router, get_router, last_decision, save_router
 from tests.parity.contracts import tokens

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import layerroute
-from layerroute import EXPORTS
+from layerroute import EXPORTS, MOVED
 
 
 def run(code: str, *, folder: Path | None = None) -> str:
@@ -38,6 +38,20 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
         if line.startswith("    from layerroute") and " as " in line
     }
     assert declared == EXPORTS
+    assert "if not TYPE_CHECKING" in source, "else a name that is not there would pass"
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_names_of_before_stay_one_release_with_a_warning(name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"write: from {MOVED[name]} import {name}$") as caught:
+        value = getattr(layerroute, name)
+    assert value.__name__ == name
+    assert caught[0].filename == __file__, "it must point at who used the name"
+    assert name not in layerroute.__all__
+
+
+def test_the_top_level_fits_on_one_screen() -> None:
+    assert len(EXPORTS) <= 24 and not EXPORTS.keys() & MOVED.keys()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -221,7 +221,7 @@ class Engines:
     def _fewer(self, plain: Path, layers: list[int], out: int) -> Path:
         from transformers import AutoModelForCausalLM
 
-        from layerroute.export.exporting import drop_layers
+        from layerroute.exporting.export import drop_layers
 
         folder = self.folder / f"fewer-{out}"
         if not folder.is_dir():

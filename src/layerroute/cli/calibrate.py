@@ -5,24 +5,20 @@ it on held-out text beside static pruning and random skipping with skip paths fi
 """
 
 import argparse
-from dataclasses import replace
 
 from layerroute.argument_types import add_number, rate, share
 from layerroute.cli.arguments import json_file
 from layerroute.cli.calibration_inputs import (
     add_input_arguments,
     add_router_arguments,
-    draw,
     open_base,
-    record_of,
+    router_settings_of,
+    settings_of,
 )
-from layerroute.cli.output import folder, print_json
+from layerroute.cli.output import command_line, folder, print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
-
-MOST, LEAST = 36864, 9216
-"""Tokens of statistics: as many as the text has, between these."""
 
 EPILOG = """\
 examples:
@@ -96,98 +92,43 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate; returns the exit code."""
     if arguments.controls and arguments.out is None:
         raise UserError("--controls needs --out: the folder to write them to")
+    from layerroute.api.calibration import calibrate
     from layerroute.benchmark.output import save
     from layerroute.cli.calibration_table import show_calibration
-    from layerroute.data.progress import stages
-    from layerroute.records import utc_now
-    from layerroute.skipping.calibration import (
-        CONTROLS,
-        TABLE,
-        calibrate,
-        compare_arms,
-        journal_of,
-        result_sections,
-        save_calibration,
-        score_budgets,
-        verdict,
-    )
-    from layerroute.skipping.devices import is_offloaded
+    from layerroute.skipping.calibration import CONTROLS, TABLE
 
-    started = utc_now()
     field = arguments.text_field
     kinds = parse_kinds(arguments.data, text_field=field)
-    heldout_kinds = arguments.heldout and parse_kinds(arguments.heldout, "--heldout", text_field=field)
+    heldout = arguments.heldout and parse_kinds(arguments.heldout, "--heldout", text_field=field)
     texts = Texts(kinds)
-    heldout_texts = Texts(heldout_kinds) if heldout_kinds else texts
-    model, tokenizer, config = open_base(
-        arguments,
+    heldout_texts = Texts(heldout) if heldout else None
+    model, tokenizer = open_base(arguments)
+    settings = settings_of(arguments) | router_settings_of(arguments)
+    calibration = calibrate(
+        model,
+        tokenizer,
+        data=texts,
+        heldout=heldout_texts,
         budget=arguments.budget,
-        checked=[arguments.budget, *arguments.also],
-        tokens_statistics=MOST,
-        allocation=arguments.allocation,
         also=arguments.also,
-        granularity=arguments.router,
-        own_text=arguments.own_text,
-        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
-        tokens_heldout=arguments.tokens_heldout,
+        router=settings.pop("granularity"),
+        controls=CONTROLS if arguments.controls else TABLE,
+        name=arguments.model,
+        allocation=arguments.allocation,
         min_share=arguments.min_share,
         rounds=arguments.rounds,
+        tokens_statistics=arguments.tokens_statistics,
+        **settings,
     )
-    with stages(True) as stage:
-        advance = stage("text")
-        selection = draw(texts, tokenizer, config, config.tokens_selection, 0)
-        heldout = draw(heldout_texts, tokenizer, config, config.tokens_heldout, 2)
-        # Last, since they may take all that is left.
-        least = None if arguments.tokens_statistics else LEAST
-        statistics = draw(texts, tokenizer, config, config.tokens_statistics, 1, least=least)
-        config = replace(config, tokens_statistics=statistics.tokens)
-        advance(1.0)
-        seen, unseen = statistics.ids.to(model.device), heldout.ids.to(model.device)
-        controls = CONTROLS if arguments.controls else TABLE
-        journal = None
-        if is_offloaded(model):
-            stage("what an earlier call has found")
-            journal = journal_of(model, config, seen, selection.ids, unseen, also=controls)
-        calibration = calibrate(
-            model,
-            config,
-            statistics=seen,
-            selection=selection.ids.to(model.device),
-            controls=controls,
-            journal=journal,
-            stage=stage,
-        )
-        scores, against = compare_arms(model, calibration, unseen, journal=journal, stage=stage)
-        others = score_budgets(model, calibration, seen, unseen, journal=journal, stage=stage)
+    record = calibration.record | {"command": command_line("calibrate")}
     if arguments.out is not None:
-        notes = {"kinds": texts.describe()}
-        save_calibration(model, calibration, seen, arguments.out, controls=arguments.controls, notes=notes)
-    unit = "" if config.unit == "block" else f"{config.unit}-"
-    record = record_of("calibration", arguments, started, config.to_dict(), texts)
-    record["run"] = f"calibrate-{unit}{round(100 * config.budget)}"
-    record["capability"] = "layer_skipping"
-    record["data"] |= {
-        "heldout_source": heldout_texts.name,
-        "heldout_fingerprint": heldout.fingerprint,
-        "windows": {
-            "statistics": len(statistics.ids),
-            "selection": len(selection.ids),
-            "heldout": len(heldout.ids),
-        },
-    }
-    record |= result_sections(calibration, scores, against)
-    record["budgets"] = {
-        f"{budget:g}": {"loss": one.loss, "skipped": one.skipped, "saved": one.saved}
-        for budget, one in others.items()
-    }
+        calibration.save(arguments.out, controls=arguments.controls)
     if arguments.record is not None:
         save(arguments.record, record)
-    if journal is not None:
-        journal.discard()
     if arguments.json:
         print_json(record, indent=2)
         return 0
-    show_calibration(record, verdict(record["arms"]))
+    show_calibration(record, calibration.verdict)
     if arguments.out is not None:
         print(f'The router is in {arguments.out}: layerroute generate {arguments.out} "..." --show-routes')
     return 0

@@ -3,9 +3,8 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import Any
 
 from layerroute.argument_types import add_number, rate
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
@@ -13,11 +12,6 @@ from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from layerroute.skipping.calibration import CalibrationConfig, Windows
 
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 
@@ -98,94 +92,39 @@ def parse_layers(text: str) -> list[int]:
     return sorted(found)
 
 
-def open_base(
-    arguments: argparse.Namespace,
-    *,
-    budget: float,
-    checked: Sequence[float],
-    tokens_statistics: int = 12288,
-    allocation: str | None = None,
-    **more: Any,
-) -> tuple[Any, Any, "CalibrationConfig"]:
-    """The model, on its device and in inference mode, its tokenizer, and the arguments as a configuration for it.
-
-    Args:
-        budget: of the configuration.
-        checked: the budgets that are to be held, all of them.
-        tokens_statistics: where none are asked for.
-        allocation: None goes by the unit.
-        more: further fields of the configuration.
+def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, on its device and in inference mode, and its tokenizer; tells what memory calibrating it takes.
 
     Raises:
-        UserError: there is no such model; its tokenizer has ids for which it has no embedding; it is to skip layers
-            that it does not have; a budget that no static subset of them can meet.
+        UserError: there is no such model, or not even one layer at a time fits.
     """
-    import torch
     from transformers.utils import logging
 
-    from layerroute.precision import choose_device
-    from layerroute.skipping.calibration import CalibrationConfig
-    from layerroute.skipping.calibration.transfer import check_budget
-    from layerroute.skipping.families import decoder_stack, family_of
-    from layerroute.skipping.pretrained import load_pretrained, special_tokens
+    from layerroute.api.loading import load
 
     use_threads(arguments)
     logging.disable_progress_bar()
-    unit = arguments.unit or "mlp"
-    config = CalibrationConfig(
-        unit=unit,
-        budget=budget,
-        layers=arguments.layers,
-        router_layer=arguments.router_layer,
-        rank=arguments.rank,
-        length=arguments.length,
-        tokens_selection=arguments.tokens_selection,
-        seed=arguments.seed,
-        tokens_statistics=arguments.tokens_statistics or tokens_statistics,
-        **_allocated(allocation or ("cost" if unit == "block" else "even")),
-        **more,
-    )
-    device = choose_device(arguments.device)
-    # On a CPU bf16 is no faster, and on many far slower.
-    dtype = torch.float32 if device.type == "cpu" else "auto"
-    placed = _placed(arguments.model, arguments.stream, config, device)
-    model, tokenizer = load_pretrained(arguments.model, dtype=dtype, **placed)
-    model.requires_grad_(False)
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, torch.nn.Embedding)
-    rows = embeddings.num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"{arguments.model}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: they do "
-            "not fit"
-        )
-    if not placed:
-        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    stack = decoder_stack(model)[1]
-    config = replace(config, sink_ids=special_tokens(tokenizer))
-    if arguments.unit is None and family_of(model, stack) is None:
-        print(
-            "layerroute: the layers of this model cannot be taken apart; whole layers skip", file=sys.stderr
-        )
-        config = replace(config, unit="block", **_allocated("cost"))
-    for share in checked:
-        check_budget(share, len(config.skip_config(len(stack)).layers or []))
-    return model, tokenizer, config
+    placed = _placed(arguments)
+    model, tokenizer = load(arguments.model, device=arguments.device, **placed)
+    return model.requires_grad_(False), tokenizer
 
 
-def _placed(name: str, stream: str, config: "CalibrationConfig", device: "torch.device") -> dict[str, Any]:
-    """How a model is loaded: none for all of it on its device, else a ``device_map``. Tells what memory it takes.
-
-    Raises:
-        UserError: not even one layer at a time fits, and nobody asked for it.
-    """
+def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the model is loaded: nothing for all of it on its device, else a ``device_map``."""
     import torch
 
-    from layerroute.precision import choose_precision
-    from layerroute.skipping.calibration.memory import GIB, memory_free, memory_needed
+    from layerroute.precision import choose_device, choose_precision
+    from layerroute.skipping.calibration.configuration import CalibrationConfig
+    from layerroute.skipping.calibration.configure import MOST
+    from layerroute.skipping.calibration.memory import GIB, memory_needed
+    from layerroute.skipping.devices import memory_free
     from layerroute.skipping.pretrained import local_source, streamed_options
     from layerroute.skipping.weights import empty_model
 
+    name, stream, device = arguments.model, arguments.stream, choose_device(arguments.device)
+    known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
+    given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
+    config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
     empty = empty_model(local_source(name))
     dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
     precision = choose_precision(config.precision, device).name
@@ -212,49 +151,27 @@ def _placed(name: str, stream: str, config: "CalibrationConfig", device: "torch.
     return streamed_options(name, device)
 
 
-def _allocated(allocation: str) -> dict[str, Any]:
-    """The method, and what goes with it: rates by cost were chosen with two refits."""
-    return {"allocation": allocation, "refits": 2 if allocation == "cost" else 1}
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the calibration's configuration that all three commands take; None goes by the model."""
+    names = ("unit", "layers", "router_layer", "rank", "length", "tokens_selection", "seed")
+    return {name: getattr(arguments, name) for name in names}
 
 
-def draw(
-    texts: Texts,
-    tokenizer: Any,
-    config: "CalibrationConfig",
-    tokens: int,
-    seed: int,
-    *,
-    least: int | None = None,
-) -> "Windows":
-    """The next windows of every kind, in their shares; where text runs short ``least`` tokens suffice."""
-    from layerroute.skipping.calibration import draw_windows
-
-    return draw_windows(
-        texts.documents,
-        tokenizer,
-        tokens=tokens,
-        length=config.length,
-        seed=config.seed + seed,
-        shares=texts.shares,
-        least=least,
-    )
+def router_settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Further ones of `add_router_arguments`."""
+    return {
+        "granularity": arguments.router,
+        "own_text": arguments.own_text,
+        "tokens_search": min(arguments.tokens_search, arguments.tokens_selection),
+        "tokens_heldout": arguments.tokens_heldout,
+    }
 
 
 def record_of(
     kind: str, arguments: argparse.Namespace, started: str, recipe: dict[str, Any], texts: Texts
 ) -> dict[str, Any]:
-    """What all their records begin with; ``kind`` is the command, but for that of `calibrate`."""
-    from layerroute.records import provenance, utc_now
+    """What the records of `headroom` and `transfer` begin with."""
+    from layerroute.api.calibration import head
 
-    command = "calibrate" if kind == "calibration" else kind
-    return {
-        "schema": 1,
-        "kind": kind,
-        "model": arguments.model,
-        "command": command_line(command),
-        "started": started,
-        "finished": utc_now(),
-        "recipe": recipe,
-        "data": {"source": texts.name, "fingerprint": texts.fingerprint, "kinds": texts.describe()},
-        **provenance(),
-    }
+    command = command_line(kind)
+    return head(kind, model=arguments.model, command=command, started=started, recipe=recipe, texts=texts)

@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         return evaluate_tasks(arguments)
     from layerroute.evaluation.loading import load_model
+    from layerroute.evaluation.measure import measure
 
     kinds = parse_kinds(arguments.data, text_field=arguments.text_field) if arguments.data else None
     texts = None if kinds is None else Texts(kinds)
@@ -105,22 +106,17 @@ def run(arguments: argparse.Namespace) -> int:
         loaded.switch_router_off()
     if arguments.execution is not None:
         loaded.execute(arguments.execution)
-    batches = _batches(arguments, loaded, texts)
-    measured, losses = {}, {}
-    for kind, (found, source) in batches.items():
-        measured[kind], losses[kind] = _measure(loaded, found, source, "" if kind == UNNAMED else f" {kind}")
+    result = measure(loaded, _batches(arguments, loaded, texts))
+    measured = result.kinds
     head = {
         "checkpoint": str(loaded.path),
         "precision": loaded.precision,
         "execution": loaded.execution,
         "serve": loaded.serve,
     }
-    if list(measured) == [UNNAMED]:
-        content = {**head, **measured[UNNAMED]}
-    else:
-        content = {**head, "kinds": measured, "mean": _mean(list(measured.values()))}
+    content = {**head, **result.to_dict()}
     if arguments.out is not None:
-        _write(arguments.out, content, losses)
+        _write(arguments.out, content, result.window_losses)
     if arguments.json:
         print_json(content)
         return 0
@@ -129,71 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{kind}:")
         _show(head, one)
     if "mean" in content:
-        _show_kinds(measured, content["mean"])
+        _show_kinds(measured, result.mean)
     return 0
-
-
-def _measure(
-    loaded: "LoadedModel", batches: list[Any], source: str, kind: str
-) -> tuple[dict[str, Any], list[float]]:
-    """What is told of one kind of text, and the loss of each window."""
-    from layerroute.data.progress import stages
-    from layerroute.evaluation.compute import count_executed, layers_run
-    from layerroute.evaluation.perplexity import evaluate
-
-    total, done = sum(len(batch["input_ids"]) for batch in batches), 0
-    with stages(True) as stage:
-        advance = stage(f"scoring{kind}")
-
-        def count(sequences: int) -> None:
-            nonlocal done
-            done += sequences
-            advance(done / total)
-
-        result = evaluate(loaded.model, batches, precision=loaded.in_precision, on_batch=count)
-    executed = count_executed(loaded.model, batches, precision=loaded.in_precision)
-    routing, layers = result.routing, layers_run(loaded.model, result.routing)
-    return {
-        "data": source,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "accuracy": result.accuracy,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "by_position": result.by_position,
-        "routing": None
-        if routing is None
-        else {
-            "sites": routing.sites,
-            "paths": routing.paths,
-            "rate": routing.rate,
-            "mean_rate": routing.mean_rate,
-            "skipped": None if layers is None else layers.skipped,
-            "entropy": routing.entropy,
-            "token_entropy": routing.token_entropy,
-            "causal": routing.causal,
-            "tokens": routing.tokens,
-        },
-        "layers": None if layers is None else layers.to_dict(),
-        "flops": executed.to_dict(),
-    }, result.window_losses
-
-
-def _mean(kinds: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Over kinds, each counted once however many tokens it has."""
-
-    def over(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if len(known) == len(values) else None
-
-    return {
-        "loss": over([one["loss"] for one in kinds]),
-        "accuracy": over([one["accuracy"] for one in kinds]),
-        **{
-            key: over([None if one["routing"] is None else one["routing"][key] for one in kinds])
-            for key in ("mean_rate", "skipped")
-        },
-    }
 
 
 def _show(head: dict[str, Any], one: dict[str, Any]) -> None:

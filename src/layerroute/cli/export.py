@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
     from layerroute.evaluation.loading import model_folder
-    from layerroute.export.exporting import export_router, push
+    from layerroute.exporting.export import export_router, push
 
     made = export_router(
         model_folder(Path(arguments.router)),

@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.style import Style
     from rich.text import Text
 
-    from layerroute.cli.output import route_colour
     from layerroute.evaluation.generation import Piece, generate, generate_losslessly
     from layerroute.evaluation.loading import load_model
+    from layerroute.evaluation.token_routes import route_colour
 
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve

@@ -8,7 +8,12 @@ import argparse
 from dataclasses import asdict
 
 from layerroute.argument_types import share
-from layerroute.cli.calibration_inputs import add_input_arguments, draw, open_base, record_of
+from layerroute.cli.calibration_inputs import (
+    add_input_arguments,
+    open_base,
+    record_of,
+    settings_of,
+)
 from layerroute.cli.output import print_json
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
@@ -32,14 +37,23 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.data.progress import stages
     from layerroute.lab.headroom import CAPTION, gaps, verdict
     from layerroute.records import utc_now
-    from layerroute.skipping.calibration.configuration import PRUNED
+    from layerroute.skipping.calibration.configuration import PRUNED, RANKED
+    from layerroute.skipping.calibration.configure import config_for, draw
     from layerroute.skipping.calibration.headroom import BUDGETS, headroom
 
     started = utc_now()
     texts = Texts(parse_kinds(arguments.data, text_field=arguments.text_field))
     search = min(1024, arguments.tokens_selection)
-    model, tokenizer, config = open_base(
-        arguments, budget=0.25, checked=arguments.budgets or (), tokens_search=search, own_text=0.0
+    model, tokenizer = open_base(arguments)
+    config = config_for(
+        model,
+        tokenizer,
+        budget=0.25,
+        checked=arguments.budgets or (),
+        tokens_statistics=arguments.tokens_statistics or RANKED,
+        tokens_search=search,
+        own_text=0.0,
+        **settings_of(arguments),
     )
     with stages(True) as stage:
         stage("text")

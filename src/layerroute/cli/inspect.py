@@ -42,10 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.text import Text
 
-    from layerroute.cli.output import route_colour
     from layerroute.data.windows import DocumentEncoder, utf8
     from layerroute.evaluation.loading import load_model
-    from layerroute.evaluation.token_routes import routes_of, sentence_routes, token_texts
+    from layerroute.evaluation.token_routes import route_colour, routes_of, sentence_routes, token_texts
 
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve

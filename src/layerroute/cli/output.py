@@ -130,12 +130,6 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     make_console().print(made)
 
 
-def route_colour(share: float) -> str:
-    """``#rrggbb`` between GDN blue (0: all cheap) and softmax orange (1: all expensive), as in the report."""
-    ends = zip((0x2F, 0x6F, 0xB7), (0xE0, 0x7B, 0x1A), strict=True)
-    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in ends)
-
-
 def write_text(text: str) -> None:
     """Text on stdout byte for byte, as UTF-8 whatever the locale says."""
     buffer = getattr(sys.stdout, "buffer", None)

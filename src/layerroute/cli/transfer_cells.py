@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from layerroute.benchmark.output import save
-from layerroute.cli.calibration_inputs import open_base
+from layerroute.cli.calibration_inputs import open_base, router_settings_of, settings_of
 from layerroute.data.progress import Stage, stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
 from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.configure import config_for
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import match_all
 from layerroute.skipping.calibration.own_text import sample_own_text
@@ -48,15 +49,15 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
         The recipe, and the cells.
     """
     budgets = list(arguments.budget or DEFAULT_BUDGETS)
-    model, tokenizer, config = open_base(
-        arguments,
+    model, tokenizer = open_base(arguments)
+    config = config_for(
+        model,
+        tokenizer,
         budget=budgets[0],
         checked=budgets,
-        tokens_statistics=18432,
-        granularity=arguments.router,
-        own_text=arguments.own_text,
-        tokens_search=min(arguments.tokens_search, arguments.tokens_selection),
-        tokens_heldout=arguments.tokens_heldout,
+        tokens_statistics=arguments.tokens_statistics or 18432,
+        **settings_of(arguments),
+        **router_settings_of(arguments),
     )
     held_out, selection, statistics = _pools(config, texts, tokenizer)
     cells: list[Cell] = []

@@ -1,4 +1,4 @@
-"""Progress of long work: one bar a stage with an ETA on a terminal, a plain line every 20 seconds elsewhere."""
+"""Progress of long work: one bar a stage with an ETA on a terminal or in a notebook, else a line every 20 seconds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Stage = Callable[[str], Advance]
 
 EVERY = 20.0
 """Seconds between two lines where stderr is no terminal."""
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @contextlib.contextmanager
@@ -28,38 +29,43 @@ def stages(enabled: bool, *, every: float | None = None) -> Iterator[Stage]:
     if not enabled:
         yield lambda title: lambda share: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from tqdm.auto import tqdm
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (sys.stderr.isatty() or _in_notebook()):
         with _plain_lines(EVERY if every is None else every) as plain:
             yield plain
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as progress:
-        running: list[tuple[str, int]] = []
+    bars: list[tqdm] = []
 
-        def stage(title: str) -> Advance:
-            if running:
-                progress.update(running[-1][1], total=1.0, completed=1.0)  # type: ignore[arg-type]
-            task = progress.add_task(title, total=None)
-            running.append((title, task))
+    def end() -> None:
+        if bars:
+            bars[-1].update(1.0 - bars[-1].n)
+            bars[-1].close()
 
-            def advance(share: float | None) -> None:
-                if share is not None:
-                    progress.update(task, total=1.0, completed=min(1.0, share))
+    def stage(title: str) -> Advance:
+        end()
+        bar = tqdm(total=1.0, desc=title, bar_format=_BAR)
+        bars.append(bar)
 
-            return advance
+        def advance(share: float | None) -> None:
+            if share is not None:
+                bar.update(min(1.0, share) - bar.n)
 
+        return advance
+
+    try:
         yield stage
-        if running:
-            progress.update(running[-1][1], total=1.0, completed=1.0)  # type: ignore[arg-type]
+    except BaseException:
+        if bars:
+            bars[-1].close()  # as far as it came
+        raise
+    end()
+
+
+def _in_notebook() -> bool:
+    """Whether bars are drawn by a notebook's kernel, whose stderr is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ class Texts:
     """Documents of one or several kinds, each handed out once: what is calibrated on is never measured on.
 
     Args:
-        kinds: by name, as :func:`parse_kinds` gives them; None: :func:`default_kinds`.
+        kinds: by name, as :func:`parse_kinds` gives them, or a source; None: :func:`default_kinds`.
 
     Attributes:
-        kinds: what was asked for.
+        kinds: what was asked for, of files.
         documents: by kind, an iterator over its texts.
         shares: by kind, their sum is 1.
         sources: by kind.
@@ -30,14 +30,18 @@ class Texts:
         UserError: files that are not there, or a kind without any text. Only the first document of each is read.
     """
 
-    def __init__(self, kinds: Mapping[str, KindConfig] | None = None) -> None:
+    def __init__(self, kinds: Mapping[str, KindConfig | Source] | None = None) -> None:
         kinds = default_kinds() if kinds is None else kinds
         if not kinds:
             raise UserError("there is no kind of text; give one with --data NAME=FILE")
-        self.kinds = dict(kinds)
-        total = math.fsum(kind.share for kind in kinds.values())
-        self.shares = {name: kind.share / total for name, kind in kinds.items()}
-        self.sources = kind_sources(kinds)
+        files = {name: kind for name, kind in kinds.items() if isinstance(kind, KindConfig)}
+        self.kinds = files
+        parts = {name: kind.share if isinstance(kind, KindConfig) else 1.0 for name, kind in kinds.items()}
+        self.shares = {name: part / math.fsum(parts.values()) for name, part in parts.items()}
+        found = kind_sources(files)
+        self.sources = {
+            name: kind if isinstance(kind, Source) else found[name] for name, kind in kinds.items()
+        }
         self.documents = {name: _opened(name, source) for name, source in self.sources.items()}
         told = {name: source.describe() for name, source in self.sources.items()}
         self.name = (

@@ -77,6 +77,23 @@ def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> LayersRun
     return LayersRun(total=total, by_layer=by_layer, skipped=1.0 - routing.cost_weighted_rate)
 
 
+def layers_by_token(model: nn.Module, choice: Sequence[Sequence[int]]) -> tuple[int | None, list[float]]:
+    """Layers of a model with a layer router, and how many of them each token ran.
+
+    Where attention and MLP of a layer are decided apart, each counts for half a layer. None and nothing where there is
+    no router, or it is switched off.
+
+    Args:
+        choice: of each token, 1 for each routed site that it ran and 0 for each that it skipped.
+    """
+    router = find_router(model)
+    if router is None or not router.enabled:
+        return None, []
+    config: Any = model.config
+    total = int(config.get_text_config().num_hidden_layers)
+    return total, [total - row.count(0) / len(router.config.units) for row in map(list, choice)]
+
+
 def count_executed(
     model: nn.Module,
     batches: Sequence[Batch],

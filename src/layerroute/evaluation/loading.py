@@ -14,7 +14,7 @@ from transformers.utils import logging
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
-from layerroute.export.configuration import MODEL_TYPE
+from layerroute.exporting.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
@@ -130,7 +130,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
     if budget is not None:
         raise UserError(f"{folder} has no layer router, so that there is no budget to choose; leave it out")
     check_intact(folder)
-    if _is_export(folder):
+    if model_type_of(folder) == MODEL_TYPE:
         return _load_export(folder, choose_device(device), precision)
     config = _read_config(folder)
     check_fits(config, folder)
@@ -210,13 +210,12 @@ def _load_router(
     )
 
 
-def _is_export(folder: Path) -> bool:
+def model_type_of(folder: Path) -> str | None:
+    """What the config.json of a folder says that it is; None if it says nothing."""
     try:
-        return bool(
-            json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
-        )
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+        return None
 
 
 def _load_export(folder: Path, target: torch.device, precision: Precision | None) -> LoadedModel:

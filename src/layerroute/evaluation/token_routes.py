@@ -33,6 +33,12 @@ class Span(NamedTuple):
     stop: int
 
 
+def route_colour(share: float) -> str:
+    """``#rrggbb`` between GDN blue (0: all cheap) and softmax orange (1: all expensive), as in the report."""
+    ends = zip((0x2F, 0x6F, 0xB7), (0xE0, 0x7B, 0x1A), strict=True)
+    return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in ends)
+
+
 def token_texts(tokenizer: Decoder, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself (a byte that is part of a longer character decodes to U+FFFD)."""
     return [str(tokenizer.decode([int(token)])) for token in ids]

@@ -33,7 +33,7 @@ _PAGED = "init_continuous_batching"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def add_router(model: Model, config: SkipConfig) -> Model:
+def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     """Let each token of a pretrained causal LM run or skip each decoder layer.
 
     The model is changed in place and keeps its class, its parameters and their names. ``generate``, ``pipeline``,
@@ -45,9 +45,15 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     ``torch.compile`` works with graph breaks (not with ``fullgraph=True``): decisions are data. Reentrant gradient
     checkpointing does not carry the router's gradient; transformers' default is the other one.
 
+    >>> model, tokenizer = layerroute.load("smollm2-135m")
+    >>> model = layerroute.add_router(model, layerroute.SkipConfig(unit="mlp"))
+    >>> type(model).__name__, model.layerroute.sites[0]
+    ('LlamaForCausalLM', 'layer4.mlp')
+
     Args:
         model: a transformers causal LM, or a PEFT model of one.
-        config: what may be skipped, and who decides.
+        config: what may be skipped, and who decides. Default: ``SkipConfig()``. A new router runs everything:
+            ``layerroute.calibrate`` or training teaches it to skip.
 
     Returns:
         The model.
@@ -61,7 +67,7 @@ def add_router(model: Model, config: SkipConfig) -> Model:
     base = base_of(model)
     stack, layers = decoder_stack(base)
     text = base.config.get_text_config()
-    config = config.resolve(len(layers))
+    config = (config or SkipConfig()).resolve(len(layers))
     family = family_of(base, layers)
     obstacle = None
     if family is None:
@@ -165,7 +171,16 @@ def find_router(model: nn.Module) -> LayerRouter | None:
 
 
 def remove_router(model: Model) -> Model:
-    """Take the router off; the model is what it was."""
+    """Take the router off; the model is what it was.
+
+    >>> model, tokenizer = layerroute.load("smollm2-135m")
+    >>> model = layerroute.remove_router(layerroute.add_router(model))
+    >>> hasattr(model, "layerroute")
+    False
+
+    Raises:
+        UserError: if there is none.
+    """
     router = get_router(model)
     base = base_of(model)
     for handle in router.handles:
@@ -183,6 +198,18 @@ def router_disabled(model: nn.Module) -> Iterator[None]:
     """Within the context the model computes bit for bit what it did before the router was added.
 
     A state of the model (like PEFT's ``disable_adapter``), not of a thread.
+
+    >>> model, tokenizer = layerroute.load("smollm2-135m")
+    >>> inputs = tokenizer("the router reads", return_tensors="pt")
+    >>> before = model(**inputs).logits
+    >>> model = layerroute.add_router(model)
+    >>> with layerroute.router_disabled(model):
+    ...     after = model(**inputs).logits
+    >>> bool((before == after).all())
+    True
+
+    Raises:
+        UserError: if the model has no router.
     """
     router = get_router(model)
     before, router.enabled = router.enabled, False

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from layerroute.errors import UserError
-from layerroute.export.configuration import check_section, vllm_obstacle
+from layerroute.exporting.configuration import check_section, vllm_obstacle
 from layerroute.skipping.skip_config import SkipConfig
 
 

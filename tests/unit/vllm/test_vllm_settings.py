@@ -7,7 +7,7 @@ import torch
 
 from layerroute.benchmark.engine import layers_out
 from layerroute.errors import UserError
-from layerroute.export.configuration import check_section
+from layerroute.exporting.configuration import check_section
 from layerroute.skipping import SkipConfig, get_router
 from layerroute.vllm.engine import _cut, _listen, check_folder, server_command
 from layerroute.vllm.settings import RoutedSettings, check

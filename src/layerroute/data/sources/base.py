@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Document(NamedTuple):
@@ -20,6 +20,7 @@ class Document(NamedTuple):
     position: float | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Yields the same documents in the same order as long as :meth:`fingerprint` is the same."""
 

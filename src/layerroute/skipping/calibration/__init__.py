@@ -7,7 +7,7 @@ from layerroute.skipping.calibration.arms import (
     installed,
     score_budgets,
 )
-from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, Calibration, calibrate
+from layerroute.skipping.calibration.calibrate import CONTROLS, TABLE, FittedArms, fit_arms
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_arms, matched, serve_at
 from layerroute.skipping.calibration.folders import (
@@ -15,6 +15,7 @@ from layerroute.skipping.calibration.folders import (
     cached_calibration,
     journal_of,
     save_calibration,
+    save_controls,
 )
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.journal import Journal
@@ -24,9 +25,9 @@ from layerroute.skipping.calibration.windows import Windows, draw_windows
 __all__ = [
     "CONTROLS",
     "TABLE",
-    "Calibration",
     "CalibrationConfig",
     "Difference",
+    "FittedArms",
     "Journal",
     "Matched",
     "Score",
@@ -34,10 +35,10 @@ __all__ = [
     "agrees",
     "arm_folder",
     "cached_calibration",
-    "calibrate",
     "compare_arms",
     "draw_windows",
     "evaluate_arms",
+    "fit_arms",
     "install",
     "install_for_budgets",
     "installed",
@@ -46,6 +47,7 @@ __all__ = [
     "paired_bootstrap",
     "result_sections",
     "save_calibration",
+    "save_controls",
     "saved_share",
     "score",
     "score_budgets",

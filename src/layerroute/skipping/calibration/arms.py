@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerroute.precision import autocast, choose_precision
 from layerroute.routing.held_out import calibrate_spreads, calibrate_thresholds
 from layerroute.routing.module import Routing
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy
 from layerroute.skipping.calibration.journal import Journal
@@ -117,7 +117,7 @@ def _set_site(routing: Routing, row: int, policy: Policy, layer: int, *, cut: bo
     linear.bias[row] = predictor.bias - (predictor.threshold if cut else 0.0)
 
 
-def install_for_budgets(model: Any, calibration: Calibration, statistics: Int[Tensor, "N T"]) -> Any:
+def install_for_budgets(model: Any, calibration: FittedArms, statistics: Int[Tensor, "N T"]) -> Any:
     """Add the routed arm's router, with a table of all its budgets; returns the model.
 
     Skip paths and predictors are those of the main budget; at the others the sites' rates are their own, and the
@@ -167,7 +167,7 @@ def installed(
 
 def evaluate_arms(
     model: Any,
-    calibration: Calibration,
+    calibration: FittedArms,
     heldout: Int[Tensor, "K T"],
     *,
     journal: Journal | None = None,
@@ -188,7 +188,7 @@ def evaluate_arms(
 
 def score_budgets(
     model: Any,
-    calibration: Calibration,
+    calibration: FittedArms,
     statistics: Int[Tensor, "N T"],
     heldout: Int[Tensor, "K T"],
     *,

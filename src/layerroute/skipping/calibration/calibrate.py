@@ -41,7 +41,7 @@ Stage = Callable[[str], Callable[[float], None]]
 
 
 @dataclass(kw_only=True)
-class Calibration:
+class FittedArms:
     """What came out.
 
     Attributes:
@@ -97,7 +97,7 @@ def applicable(controls: Sequence[str], unit: str) -> list[str]:
 
 
 @torch.inference_mode()
-def calibrate(
+def fit_arms(
     model: Any,
     config: CalibrationConfig,
     *,
@@ -108,7 +108,7 @@ def calibrate(
     own: Int[Tensor, "n T"] | None = None,
     journal: Journal | None = None,
     stage: Stage = silent,
-) -> Calibration:
+) -> FittedArms:
     """Fit a router and the static and random controls, all in the same way.
 
     Args:
@@ -174,7 +174,7 @@ def calibrate(
         )
     arms |= fit_chance(stack, statistics, wanted, config, layers=layers, sensitivity=sensitivity, clock=clock)
     clock.stop()
-    return Calibration(
+    return FittedArms(
         config=config,
         skip=skip,
         policy=found.policy,

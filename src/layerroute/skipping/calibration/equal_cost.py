@@ -16,7 +16,7 @@ from torch import Tensor
 from layerroute.precision import choose_precision
 from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.arms import evaluate_arms, installed
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.journal import Journal, kept
 from layerroute.skipping.model import get_router
@@ -131,7 +131,7 @@ def serve_at(
 
 def compare_arms(
     model: Any,
-    calibration: Calibration,
+    calibration: FittedArms,
     heldout: Int[Tensor, "K T"],
     *,
     journal: Journal | None = None,

@@ -14,10 +14,10 @@ from layerroute.integrity import Manifest
 from layerroute.skipping.calibration.arms import install, install_for_budgets
 from layerroute.skipping.calibration.calibrate import (
     CONTROLS,
-    Calibration,
+    FittedArms,
     Stage,
     applicable,
-    calibrate,
+    fit_arms,
     silent,
 )
 from layerroute.skipping.calibration.configuration import CalibrationConfig
@@ -29,7 +29,7 @@ from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
 METHOD = 5
-"""Counts changes of what ``calibrate`` does with the same settings: older calibrations in the cache are not used."""
+"""Counts changes of what calibration does with the same settings: older calibrations in the cache are not used."""
 
 
 def arm_folder(folder: Path, arm: str) -> Path:
@@ -39,7 +39,7 @@ def arm_folder(folder: Path, arm: str) -> Path:
 
 def save_calibration(
     model: Any,
-    calibration: Calibration,
+    calibration: FittedArms,
     statistics: Int[Tensor, "N T"],
     folder: Path,
     *,
@@ -54,15 +54,20 @@ def save_calibration(
         notes: kept in the folders.
     """
     notes = {"calibration": calibration.config.to_dict(), **(notes or {})}
+    install_for_budgets(model, calibration, statistics)
+    save_router(model, folder, notes={**notes, "arm": "routed"})
+    remove_router(model)
+    if controls:
+        save_controls(model, calibration, folder, notes=notes)
+
+
+def save_controls(model: Any, calibration: FittedArms, folder: Path, *, notes: dict[str, Any]) -> None:
+    """Write each control as a router folder in ``controls/``; the plain base is left as it is."""
     for name, policy in calibration.arms.items():
-        if name == "routed":
-            install_for_budgets(model, calibration, statistics)
-        elif controls:
+        if name != "routed":
             install(model, policy, calibration.skip)
-        else:
-            continue
-        save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
-        remove_router(model)
+            save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
+            remove_router(model)
 
 
 def cached_calibration(
@@ -79,12 +84,12 @@ def cached_calibration(
     same settings. One that is damaged is made anew; of several processes that need the same one, one makes it.
 
     Raises:
-        UserError: the cache cannot be written, or what ``calibrate`` raises.
+        UserError: the cache cannot be written, or what ``fit_arms`` raises.
     """
     name = _name_of(model, config, statistics, selection)
 
     def build(folder: Path) -> Manifest:
-        found = calibrate(
+        found = fit_arms(
             model, config, statistics=statistics, selection=selection, controls=CONTROLS, stage=stage
         )
         save_calibration(model, found, statistics, folder)

@@ -1,7 +1,6 @@
 """How much memory a calibration takes at its most, told before it starts."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,15 +80,3 @@ def memory_needed(
         heldout=int(config.tokens_heldout * size * byte + head),
         own_text=int(2 * keys + 12 * rows * vocabulary),
     )
-
-
-def memory_free(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    return None if found is None else int(found.split()[1]) * 1024

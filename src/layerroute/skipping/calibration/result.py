@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from layerroute.skipping.calibration.calibrate import Calibration
+from layerroute.skipping.calibration.calibrate import FittedArms
+from layerroute.skipping.calibration.configuration import PRUNED
 from layerroute.skipping.calibration.equal_cost import Matched
 from layerroute.skipping.calibration.heldout import Score, paired_bootstrap
 
@@ -26,7 +27,7 @@ CAPTION = (
 
 
 def result_sections(
-    calibration: Calibration, scores: dict[str, Score], against: Mapping[str, Matched | None] | None = None
+    calibration: FittedArms, scores: dict[str, Score], against: Mapping[str, Matched | None] | None = None
 ) -> dict[str, Any]:
     """``arms``, ``static``, ``sites``, ``rounds``, ``seconds``, ``documents`` of a record.
 
@@ -99,3 +100,88 @@ def verdict(arms: dict[str, Any]) -> str:
     told = f"At equal executed FLOPs per-token routing {'; '.join(parts)}." if parts else ""
     missing = f"No verdict against {'; '.join(none)}: routing does not reach that share." if none else ""
     return " ".join(filter(None, (told, missing)))
+
+
+HEADINGS = (
+    "",
+    "skipped",
+    "FLOPs saved",
+    "cross-entropy",
+    "above full",
+    "routed - this",
+    "95 % interval",
+    "as served",
+)
+
+
+def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of a calibration record as numbers, a row an arm; the routed arm's further budgets follow it.
+
+    Keys: ``arm``, ``skipped`` and ``saved`` (shares), ``loss`` and ``above_full`` (nats per token), ``difference``,
+    ``low`` and ``high`` (routed less this arm at equal executed FLOPs, with its 95 % interval) and ``as_served`` (at
+    unequal cost). What there is none of is None.
+    """
+    arms = record["arms"]
+    dense, found = arms["dense"]["loss"], []
+    nothing = dict.fromkeys(("difference", "low", "high", "as_served"))
+
+    def one(name: str, arm: Mapping[str, Any]) -> dict[str, Any]:
+        measured = {key: arm[key] for key in ("skipped", "saved", "loss")}
+        return {"arm": name, **measured, "above_full": arm["loss"] - dense, **nothing}
+
+    for name, arm in arms.items():
+        row = one(arm["title"], arm)
+        gap, unequal = arm["at_equal_cost"], arm["routed_minus_this"]
+        if gap is not None:
+            row |= {"difference": gap["mean"], "low": gap["low"], "high": gap["high"]}
+        if unequal is not None and name != "dense":
+            row["as_served"] = unequal["mean"]
+        found.append(row)
+        if name == "routed":
+            budgets = record.get("budgets", {}).items()
+            found += [one(f"  at budget {float(budget):.0%}", served) for budget, served in budgets]
+    return found
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One of ``rows`` as it is shown under ``HEADINGS``."""
+
+    def signed(value: float | None) -> str:
+        return "" if value is None else f"{value:+.4f}"
+
+    return [
+        row["arm"],
+        f"{row['skipped']:.1%}",
+        f"{row['saved']:.1%}",
+        f"{row['loss']:.4f}",
+        signed(row["above_full"]),
+        signed(row["difference"]),
+        "" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}",
+        signed(row["as_served"]),
+    ]
+
+
+def title(record: Mapping[str, Any]) -> str:
+    """What the table is about."""
+    unit = record["recipe"]["unit"]
+    tokens = record["documents"] * record["recipe"]["length"]
+    of = "" if unit == "block" else f" of {unit}"
+    return (
+        f"{record['model']}, budget {record['recipe']['budget']:.0%}{of}: held-out cross-entropy in nats per token "
+        f"({tokens:,} tokens of {record['documents']} documents of {record['data']['heldout_source']})"
+    )
+
+
+def facts(record: Mapping[str, Any]) -> list[str]:
+    """What static pruning takes out, and where the routed arm skips."""
+    found, unit = [], record["recipe"]["unit"]
+    for name, layers in record["static"].items():
+        method = name.removeprefix("block_")
+        of, what = (" of whole layers", "block") if method != name else ("", unit)
+        taken = ", ".join(map(str, layers))
+        found.append(f"static prune{of} by {method} takes out {PRUNED[what]} {taken}")
+    rates = {layer: f"{site['rate']:.0%}" for layer, site in record["sites"].items() if site["rate"] > 0}
+    by_layer = ", ".join(f"{layer}: {rate}" for layer, rate in rates.items())
+    same = len(set(rates.values())) == 1
+    told = f"{next(iter(rates.values()))} at every layer" if same else f"by layer: {by_layer}"
+    return [*found, f"routed, share of tokens that skip, {told}"]

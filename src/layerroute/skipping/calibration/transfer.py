@@ -10,10 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
-from layerroute.errors import UserError
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.arms import install_for_budgets
-from layerroute.skipping.calibration.calibrate import Calibration, Stage, calibrate, silent
+from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arms, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
@@ -26,20 +25,6 @@ STATIC = ("static_influence", "static_greedy", "static_block_influence", "static
 """The controls that every text is judged against."""
 
 _PARTS = ("skipping", "routing", "ops")
-
-
-def check_budget(budget: float, layers: int) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
-    if round(budget * layers) < 1:
-        raise UserError(
-            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
-            f"is {1 / layers:.1%}"
-        )
-    if round(budget * layers) >= layers:
-        raise UserError(
-            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
-            f"{1 - 1 / layers:.1%}"
-        )
 
 
 def pools_needed(config: CalibrationConfig, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
@@ -74,7 +59,7 @@ def transfer_cell(
     rankings: dict[str, Ranking] | None = None,
     own_text: Callable[[], Tensor] | None = None,
     stage: Stage = silent,
-) -> tuple[list[dict[str, Any]], Calibration]:
+) -> tuple[list[dict[str, Any]], FittedArms]:
     """Calibrate on some kinds, and judge every text at equal executed FLOPs.
 
     Args:
@@ -82,7 +67,7 @@ def transfer_cell(
         config: what to make.
         statistics, selection: windows of the kinds that are calibrated on.
         texts: by kind, held-out windows, and whether the kind is home.
-        rankings: see `calibrate`.
+        rankings: see `fit_arms`.
         own_text: gives the model's own text, for calibrations that share it.
         stage: for progress.
 
@@ -90,7 +75,7 @@ def transfer_cell(
         A row a text (see `row_of`), and the calibration.
     """
     device = model.device
-    calibration = calibrate(
+    calibration = fit_arms(
         model,
         config,
         statistics=statistics.ids.to(device),

@@ -11,9 +11,9 @@ from tests.unit.skipping.calibration.tiny_calibration import config, ids
 def test_a_calibration_is_made_once_and_anew_where_a_byte_of_it_differs(arm, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path))
     made = []
-    whole = folders.calibrate
+    whole = folders.fit_arms
     monkeypatch.setattr(
-        folders, "calibrate", lambda *args, **options: made.append(1) or whole(*args, **options)
+        folders, "fit_arms", lambda *args, **options: made.append(1) or whole(*args, **options)
     )
     model, asked = plain(), config()
 

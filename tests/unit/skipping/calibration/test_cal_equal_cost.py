@@ -7,11 +7,11 @@ import torch
 
 from layerroute.skipping import add_router, get_router
 from layerroute.skipping.calibration import (
-    Calibration,
+    FittedArms,
     Score,
     agrees,
-    calibrate,
     compare_arms,
+    fit_arms,
     installed,
     matched,
     result_sections,
@@ -42,7 +42,7 @@ def made(losses, saved):
 
 def sections(scores, against):
     asked = config()
-    empty = Calibration(
+    empty = FittedArms(
         config=asked, skip=asked.skip_config(7), policy=Policy(), static={}, rounds=[], chosen=0, arms={}
     )
     return result_sections(empty, scores, against)
@@ -86,7 +86,7 @@ def test_the_saved_share_is_that_of_the_layers_flops_and_not_of_the_sites(unit):
 def routed(request):
     model = tiny_model()
     chosen = config(granularity=request.param, budget=0.5)
-    return model, calibrate(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
+    return model, fit_arms(model, chosen, statistics=IDS["statistics"], selection=IDS["selection"])
 
 
 @pytest.mark.parametrize("serve", ["threshold", "rate"])

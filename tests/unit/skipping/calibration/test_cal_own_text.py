@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
-from layerroute.skipping.calibration import calibrate
+from layerroute.skipping.calibration import fit_arms
 from layerroute.skipping.calibration.own_text import sample_own_text, with_own_text
 from tests.parity.skipping_models import VOCABULARY, plain
 from tests.unit.skipping.calibration.tiny_calibration import LENGTH, config, ids
@@ -59,9 +59,9 @@ def test_it_is_spread_evenly_among_the_windows():
 def test_calibration_fits_to_both(model):
     own = sample_own_text(model, config(own_text=0.25), 6)
     both = with_own_text(ids(6), own)
-    named = calibrate(model, config(own_text=0.25), statistics=ids(6), selection=ids(2, seed=1), controls=())
-    mixed = calibrate(model, config(own_text=0.0), statistics=both, selection=ids(2, seed=1), controls=())
-    alone = calibrate(model, config(own_text=0.0), statistics=ids(6), selection=ids(2, seed=1), controls=())
+    named = fit_arms(model, config(own_text=0.25), statistics=ids(6), selection=ids(2, seed=1), controls=())
+    mixed = fit_arms(model, config(own_text=0.0), statistics=both, selection=ids(2, seed=1), controls=())
+    alone = fit_arms(model, config(own_text=0.0), statistics=ids(6), selection=ids(2, seed=1), controls=())
     for layer, site in named.policy.sites.items():
         assert torch.equal(site.skip.down, mixed.policy.sites[layer].skip.down)
         assert not torch.equal(site.skip.bias, alone.policy.sites[layer].skip.bias)

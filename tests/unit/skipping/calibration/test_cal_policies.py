@@ -8,8 +8,8 @@ import torch
 from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, executed, last_decision
 from layerroute.skipping.calibration import (
-    calibrate,
     evaluate_arms,
+    fit_arms,
     installed,
     paired_bootstrap,
 )
@@ -101,7 +101,7 @@ def outcome():
         model.model.layers[4].self_attn.o_proj.weight.zero_()
         model.model.layers[4].mlp.down_proj.weight.zero_()
     before = model(ids(2)).logits
-    calibration = calibrate(
+    calibration = fit_arms(
         model, config(budget=0.25, rounds=2, allocation="cost"), statistics=ids(24), selection=ids(8, seed=3)
     )
     assert torch.equal(model(ids(2)).logits, before)
@@ -124,10 +124,8 @@ def test_a_layer_that_does_nothing_is_the_one_that_goes(outcome):
 
 def test_no_layer_is_skipped_by_fewer_tokens_than_asked_at_any_budget():
     settings = {"budget": 0.3, "also": [0.45], "allocation": "cost"}
-    free = calibrate(plain(), config(**settings, min_share=0.0), statistics=ids(24), selection=ids(8, seed=3))
-    bound = calibrate(
-        plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3)
-    )
+    free = fit_arms(plain(), config(**settings, min_share=0.0), statistics=ids(24), selection=ids(8, seed=3))
+    bound = fit_arms(plain(), config(**settings, min_share=0.4), statistics=ids(24), selection=ids(8, seed=3))
 
     def small(found):
         rates = [found.policy.rates(), found.rates[0.45]]

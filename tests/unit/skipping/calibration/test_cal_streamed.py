@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerroute.skipping.calibration import Journal, calibrate, compare_arms, in_order, score, score_budgets
+from layerroute.skipping.calibration import Journal, compare_arms, fit_arms, in_order, score, score_budgets
 from layerroute.skipping.calibration import journal as journals
 from layerroute.skipping.calibration.folders import save_calibration
 from layerroute.skipping.calibration.memory import memory_needed
@@ -49,7 +49,7 @@ def streamed(folder):
 
 
 def made(model, asked, journal=None, stage=lambda name: lambda share: None):
-    found = calibrate(model, asked, statistics=STATISTICS, selection=SELECTION, journal=journal, stage=stage)
+    found = fit_arms(model, asked, statistics=STATISTICS, selection=SELECTION, journal=journal, stage=stage)
     scores, against = compare_arms(model, found, HELDOUT, journal=journal, stage=stage)
     return (
         found,
@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_computes_no_layer_again(folder, tmp_path, monkeypatc
     fit = in_order._fit_site
     monkeypatch.setattr(in_order, "_fit_site", lambda *args: fitted.append(args[6]) or fit(*args))
     for _ in range(2):
-        calibrate(
+        fit_arms(
             model, asked, statistics=STATISTICS, selection=SELECTION, controls=[], journal=Journal(tmp_path)
         )
     assert fitted == [2, 3, 4, 5]
@@ -178,7 +178,7 @@ def test_a_call_that_fails_ends_all(folder, error):
 def test_saved_routers_name_the_base_that_was_streamed(folder, tmp_path):
     model, asked = streamed(folder), config()
     assert fingerprint(model) == fingerprint(in_memory(folder))
-    found = calibrate(model, asked, statistics=STATISTICS, selection=SELECTION, controls=[])
+    found = fit_arms(model, asked, statistics=STATISTICS, selection=SELECTION, controls=[])
     save_calibration(model, found, STATISTICS, tmp_path / "streamed")
     save_calibration(in_memory(folder), found, STATISTICS, tmp_path / "memory")
     one, other = ((tmp_path / name / "router.safetensors").read_bytes() for name in ("streamed", "memory"))
@@ -198,14 +198,14 @@ def test_a_damaged_note_is_forgotten(tmp_path):
 MEASURE = """
 import json, resource, sys, torch
 from transformers import AutoModelForCausalLM
-from layerroute.skipping.calibration import CalibrationConfig, Journal, calibrate, compare_arms
+from layerroute.skipping.calibration import CalibrationConfig, Journal, compare_arms, fit_arms
 from layerroute.skipping.pretrained import streamed_options
 folder, work = sys.argv[1], sys.argv[2]
 options = streamed_options(folder, torch.device("cpu")) if work else {}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval().requires_grad_(False)
 config = CalibrationConfig(**json.loads(sys.argv[3]))
 ids = torch.randint(2, 60, (4, 32))
-found = calibrate(model, config, statistics=ids, selection=ids, journal=Journal(work) if work else None)
+found = fit_arms(model, config, statistics=ids, selection=ids, journal=Journal(work) if work else None)
 compare_arms(model, found, ids)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

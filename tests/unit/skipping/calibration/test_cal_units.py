@@ -10,8 +10,8 @@ from layerroute.skipping import executed, get_router, last_decision
 from layerroute.skipping.calibration import (
     CONTROLS,
     CalibrationConfig,
-    calibrate,
     evaluate_arms,
+    fit_arms,
     install,
     install_for_budgets,
     installed,
@@ -53,7 +53,7 @@ def test_a_family_that_is_not_described_is_refused_and_its_blocks_are_not(unit):
     tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "num_attention_heads": 4}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=61, max_position_embeddings=64, **tiny))
     with pytest.raises(UserError, match=f"unit {unit}: 'gpt_neox' is not a family .* only unit block"):
-        calibrate(model, config(unit=unit), statistics=ids(1), selection=ids(1))
+        fit_arms(model, config(unit=unit), statistics=ids(1), selection=ids(1))
     assert len(LayerStack(model, LENGTH).layers) == 7
 
 
@@ -164,7 +164,7 @@ def test_the_unit_that_does_nothing_is_the_one_that_goes(unit):
         model.get_submodule(f"model.layers.4.{OUTPUT[unit]}").weight.zero_()
     before = model(ids(2)).logits
     asked = config(unit=unit, budget=0.25, also=[0.5], allocation="cost")
-    found = calibrate(model, asked, statistics=ids(24), selection=ids(8, seed=3), controls=CONTROLS)
+    found = fit_arms(model, asked, statistics=ids(24), selection=ids(8, seed=3), controls=CONTROLS)
     assert torch.equal(model(ids(2)).logits, before)
     own = {name: layers for name, layers in found.static.items() if not name.startswith("block")}
     assert own == {"influence": (4,), "greedy": (4,)}

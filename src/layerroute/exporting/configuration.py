@@ -102,7 +102,7 @@ def routed_config_class(base_model_type: str) -> Any:
         name = f"Routed{base.__name__}"
         made = type(name, (base,), {"__init__": initialise, "model_type": MODEL_TYPE, "__module__": __name__})
         _CLASSES[base_model_type] = made
-        from layerroute.export.modeling import routed_model_class
+        from layerroute.exporting.modeling import routed_model_class
 
         AutoModelForCausalLM.register(made, routed_model_class(made, base), exist_ok=True)
     return _CLASSES[base_model_type]

@@ -12,8 +12,8 @@ from torch import nn
 
 import layerroute
 from layerroute.errors import UserError, nearest
-from layerroute.export.card import card
-from layerroute.export.configuration import (
+from layerroute.exporting.card import card
+from layerroute.exporting.configuration import (
     ENGINES,
     FORMAT,
     MODEL_TYPE,

@@ -1,8 +1,10 @@
 """Tiny random models of every family, with a router that matters."""
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from layerroute.errors import UserError
 from layerroute.skipping import LowRankSkip, SkipConfig, add_router, get_router
 
 VOCABULARY = 61
@@ -102,8 +104,12 @@ def plain(family: str = "llama", seed: int = 0, **changes) -> PreTrainedModel:
 
 def routed(family: str = "llama", seed: int = 0, model: dict | None = None, **skip) -> PreTrainedModel:
     """A routed model; ``skip`` are settings of SkipConfig."""
-    base = plain(family, seed, **(model or {}))
-    add_router(base, SkipConfig(**DEFAULTS | skip))
+    base, config = plain(family, seed, **(model or {})), SkipConfig(**DEFAULTS | skip)
+    if family in LINEAR and config.kv == "evict":
+        with pytest.raises(UserError, match=r"kv: evict: layers 3, 4, 6 of this model have linear attention"):
+            add_router(base, config)
+        pytest.skip("refused by name")
+    add_router(base, config)
     sharpen(base, seed)
     return base.eval()
 

@@ -105,7 +105,7 @@ def cached_calibration(
 
 
 def journal_of(
-    model: Any, config: CalibrationConfig, *tokens: Int[Tensor, "N T"], also: Any = None
+    model: Any, config: CalibrationConfig, *tokens: Int[Tensor, "_ T"], also: Any = None
 ) -> Journal:
     """The journal, in the cache folder, of a calibration with these weights, settings, tokens and ``also``."""
     return Journal(cache_folder() / "unfinished" / _name_of(model, config, *tokens, also=also))

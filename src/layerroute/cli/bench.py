@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,12 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     add_json(parser, "the record as JSON instead of the table")
     parser.add_argument(
-        "--out", type=json_file, metavar="FILE", help="also write the record to this .json file"
+        "--out", type=json_file, metavar="FILE", help="also write the record to this .json file, row by row"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the rows that --out holds already, if the same command measured them with this code on this machine",
     )
     parser.add_argument(
         "--figure",
@@ -91,6 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"bench {arguments.case} has no speed-up by share to draw; --figure is for {', '.join(DRAWN)}."
         )
+    if options.resume and options.out is None:
+        raise UserError("--resume goes on with the record of --out FILE; give it, too")
     from layerroute.benchmark.case import RedGate
     from layerroute.benchmark.output import print_table, save
 
@@ -165,6 +173,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _measure(name: str, case: "Case", options: argparse.Namespace, command: str) -> dict[str, Any]:
+    from layerroute.benchmark.output import save
     from layerroute.benchmark.runner import run_comparisons
     from layerroute.data.progress import stages
 
@@ -188,4 +197,16 @@ def _measure(name: str, case: "Case", options: argparse.Namespace, command: str)
             clock=options.clock,
             command=command,
             on_row=on_row,
+            kept=_kept(options.out, command) if options.resume else None,
+            on_record=partial(save, options.out) if options.out is not None else lambda record: None,
         )
+
+
+def _kept(path: Path, command: str) -> dict[str, Any]:
+    """Rows by title of the record at ``path``, as far as this command would measure the same."""
+    if not path.exists():
+        return {}
+    from layerroute.benchmark.runner import same_rows
+    from layerroute.records import provenance
+
+    return same_rows(_record(path), command, provenance())

@@ -205,7 +205,7 @@ def _batches(
 
     if texts is not None:
         return {
-            kind: (windows(documents, arguments.sequences), ", ".join(texts.kinds[kind].paths))
+            kind: (windows(documents, arguments.sequences), texts.kinds[kind].where)
             for kind, documents in texts.documents.items()
         }
     if not recipe:

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --lossless, tokens drafted at a time (default 4)",
     )
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="decode through torch.compile, which takes some seconds at first (layer skipping only)",
+    )
+    parser.add_argument(
         "--time",
         type=at_least(1),
         metavar="ROUNDS",
@@ -74,6 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--lossless is greedy and its text is full depth's: leave --temperature and --show-routes out"
         )
+    if arguments.lossless and arguments.compile:
+        raise UserError(
+            "--lossless verifies several tokens at a time, which is not compiled: leave --compile out"
+        )
     from rich.style import Style
     from rich.text import Text
 
@@ -84,6 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
+    if arguments.compile:
+        from layerroute.skipping import compile_decoding
+
+        compile_decoding(loaded.model)
+        print("[compiling: the first tokens take some seconds]", file=sys.stderr)
     console = make_console(soft_wrap=True)
 
     def show(piece: Piece) -> None:
@@ -130,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
             "tokens_per_second": result.tokens_per_second,
             "prompt_seconds": result.prompt_seconds,
             "seconds": result.seconds,
+            "compiled": arguments.compile,
             "timed": None if timed is None else timed.to_dict(),
             "lossless": None
             if result.lossless is None

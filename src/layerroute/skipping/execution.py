@@ -62,6 +62,8 @@ class LayerCall:
             hidden: (B, T, D) its input.
             options: the keyword arguments that the model gave it.
         """
+        if self.context.steps is not None:
+            return self.context.steps(self, layer, plain, hidden, options)
         if "block" in self.routes:
             return self._block(layer, plain, hidden, options)
         assert self.family is not None

@@ -274,9 +274,10 @@ def decoder_stack(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
         (parent, child)
         for parent in model.modules()
         for child in parent.children()
+        # By name: a layer that is routed has a class of its own under that of the others.
         if isinstance(child, nn.ModuleList)
         and len(child) == count
-        and len({type(x).__name__ for x in child}) == 1  # routed ones keep the name
+        and len({(type(x).__module__, type(x).__name__) for x in child}) == 1
     ]
     if count is None or len(found) != 1:
         raise UserError(

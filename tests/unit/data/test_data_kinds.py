@@ -136,6 +136,29 @@ def test_recipes_have_mixtures(tmp_path):
         DataConfig(source="kinds", kinds={"a=b": {"paths": [one]}})
 
 
+def test_a_kind_may_be_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    """Several tasks trained together: here one of files, and one that ``datasets`` streams."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    folder = tmp_path / "maths"
+    folder.mkdir()
+    rows = [json.dumps({"proof": f"step {number}"}) for number in range(6)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    one = write(tmp_path, "one", 4)
+    kinds = {"prose": {"paths": [one]}, "maths": {"dataset": str(folder), "text_field": "proof"}}
+    with pytest.raises(UserError, match=r"streams without an end; set data\.max_documents"):
+        DataConfig(source="kinds", kinds=kinds)
+    config = DataConfig(source="kinds", kinds=kinds, max_documents=8)
+    texts = [document.text for document in make_source(config).documents()]
+    assert {"step 0", "step 5"} <= set(texts) and len(texts) > 6
+    assert make_source(config).describe() == "prose (1): files one.jsonl; maths (1): hub maths:train"
+    assert config.kinds["maths"].where == str(folder)
+    for wrong in ({"paths": [one], "dataset": "owner/name"}, {}):
+        with pytest.raises(UserError, match="needs paths or a dataset, one of the two"):
+            KindConfig(**wrong)
+    with pytest.raises(UserError, match="'maths' and 'more' share a text"):
+        kind_sources({"maths": KindConfig(dataset="a/b"), "more": KindConfig(dataset="a/b")})
+
+
 def test_embedded_kinds_are_apart_and_the_same_each_time():
     kinds = default_kinds()
     assert list(kinds) == ["code", "docs", "reference"]

@@ -23,7 +23,8 @@ that, both must agree."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
-    skipping.add_arguments(parser, "1x512", (0.04, 0.08, 0.15, 0.3, 0.5, 0.7))
+    # --model has another meaning here.
+    skipping.add_arguments(parser, "1x512", (0.04, 0.08, 0.15, 0.3, 0.5, 0.7), ("--shape",))
     parser.add_argument(
         "--model",
         choices=("skipping", "hybrid"),

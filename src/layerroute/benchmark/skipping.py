@@ -28,8 +28,8 @@ from layerroute.benchmark.phases import (
     reading,
     scoring,
 )
+from layerroute.benchmark.shapes import SHAPES, shape
 from layerroute.benchmark.skipping_models import (
-    SHAPES,
     Models,
     build_models,
     draw,
@@ -47,14 +47,17 @@ _TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, sizes: str = "1x512", skip: tuple[float, ...] = (0.25, 0.5, 0.75)
+    parser: argparse.ArgumentParser,
+    sizes: str = "1x512",
+    skip: tuple[float, ...] = (0.25, 0.5, 0.75),
+    shape_options: tuple[str, ...] = ("--shape", "--model"),
 ) -> None:
     """Declare the options that all these cases have."""
     add_sizes(parser, sizes)
     add_shares(parser, "--skip", skip, share, "shares of the routed layers' tokens that skip")
     parser.add_argument(
-        "--shape",
-        choices=tuple(SHAPES),
+        *shape_options,
+        type=shape,
         default="smollm2-135m",
         metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import sys
+from dataclasses import fields
 from typing import Any
 
 from layerroute.argument_types import add_number, rate
@@ -9,6 +11,7 @@ from layerroute.cli.arguments import add_device, add_json, add_text_field, add_t
 from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
+from layerroute.errors import UserError
 
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 
@@ -46,6 +49,13 @@ def add_input_arguments(
     add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
     add_number(parser, "--tokens-selection", 2048, "tokens that choose the layers of static pruning")
     parser.add_argument("--seed", type=int, default=42, help="seed of window positions and random decisions")
+    parser.add_argument(
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="read one layer's weights at a time from the model's files, so that it may be larger than the memory; "
+        "auto: where it does not fit (default: %(default)s)",
+    )
     add_threads(parser)
     add_device(parser)
     add_json(parser, "the record as JSON instead of the table")
@@ -84,10 +94,10 @@ def parse_layers(text: str) -> list[int]:
 
 
 def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, on its device and in inference mode, and its tokenizer.
+    """The model, on its device and in inference mode, and its tokenizer; tells what memory calibrating it takes.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or not even one layer at a time fits.
     """
     from transformers.utils import logging
 
@@ -95,7 +105,51 @@ def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     use_threads(arguments)
     logging.disable_progress_bar()
-    return load(arguments.model, device=arguments.device)
+    placed = _placed(arguments)
+    model, tokenizer = load(arguments.model, device=arguments.device, **placed)
+    return model.requires_grad_(False), tokenizer
+
+
+def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the model is loaded: nothing for all of it on its device, else a ``device_map``."""
+    import torch
+
+    from layerroute.precision import choose_device, choose_precision
+    from layerroute.skipping.calibration.configuration import CalibrationConfig
+    from layerroute.skipping.calibration.configure import MOST
+    from layerroute.skipping.calibration.memory import GIB, memory_needed
+    from layerroute.skipping.devices import memory_free
+    from layerroute.skipping.pretrained import local_source, streamed_options
+    from layerroute.skipping.weights import empty_model
+
+    name, stream, device = arguments.model, arguments.stream, choose_device(arguments.device)
+    known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
+    given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
+    config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
+    empty = empty_model(local_source(name))
+    dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
+    precision = choose_precision(config.precision, device).name
+    whole, streamed = (
+        memory_needed(empty, config, dtype=dtype, precision=precision, streamed=layers)
+        for layers in (False, True)
+    )
+    free = memory_free(device)
+    room = "" if free is None else f"; {free / GIB:.1f} GiB are free"
+    fits = free is None or whole.total <= free
+    if stream == "never" or (stream == "auto" and fits):
+        print(f"layerroute: calibration takes about {whole} of memory at most{room}", file=sys.stderr)
+        return {}
+    told = f"about {whole} of memory; layer by layer, about {streamed}{room}"
+    if stream == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1:
+        print(f"layerroute: {name} takes {told}; it is spread over the cards", file=sys.stderr)
+        return {"device_map": "auto"}
+    if stream == "auto" and free is not None and streamed.total > free:
+        raise UserError(
+            f"{name} takes {told}; fewer --tokens-statistics, --tokens-search and --tokens-heldout take less "
+            "(--stream always tries all the same)"
+        )
+    print(f"layerroute: {name} takes {told}; its layers are read from its files", file=sys.stderr)
+    return streamed_options(name, device)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

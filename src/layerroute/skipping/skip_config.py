@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from layerroute.errors import UserError, check_keys, nearest
@@ -252,3 +253,10 @@ class SkipConfig:
 def _build(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     check_keys(values, (item.name for item in fields(cls)), where)
     return cls(**values)
+
+
+@cache
+def layer_and_unit(site: str) -> tuple[int, str]:
+    """Of a site's name, ``layer4.block``."""
+    layer, unit = site.removeprefix("layer").split(".")
+    return int(layer), unit

@@ -107,13 +107,22 @@ def check_weight_sizes(folder: Path) -> None:
 
 def _asked(folder: Path) -> int:
     """Parameters of the model that a configuration asks for."""
+    return sum(parameter.numel() for parameter in empty_model(folder).parameters())
+
+
+def empty_model(source: str | Path) -> Any:
+    """The model of a folder or a name on the hub without its weights, on the meta device.
+
+    Raises:
+        UserError: there is no configuration, or none that transformers can build.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever the libraries make of values that nobody foresaw
-        raise UserError(f"{folder / 'config.json'}: {type(error).__name__}: {one_line(error)}") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+        where = source / "config.json" if isinstance(source, Path) else source
+        raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

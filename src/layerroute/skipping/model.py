@@ -72,6 +72,13 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     obstacle = None
     if family is None:
         obstacle = _unknown_family(base, config)
+    elif config.kv == "evict":
+        linear = [index for index in config.layers or [] if family.is_linear(layers[index])]
+        if linear:
+            raise UserError(
+                f"skip.kv: evict: {'layer' if len(linear) == 1 else 'layers'} {', '.join(map(str, linear))} of this "
+                "model have linear attention, whose state cannot leave a token out; use kv: project"
+            )
     router = LayerRouter(
         config,
         text.hidden_size,

@@ -127,7 +127,10 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
     known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
     given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
     config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
-    empty = empty_model(local_source(name))
+    try:
+        empty = empty_model(local_source(name))
+    except UserError:  # loading it says what is wrong, or that it is a router
+        return {}
     dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
     precision = choose_precision(config.precision, device).name
     whole, streamed = (

@@ -95,7 +95,7 @@ def parse_layers(text: str) -> list[int]:
 
 
 def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, on its device and in inference mode, and its tokenizer; tells what memory calibrating it takes.
+    """The model, on its device and in inference mode, and its tokenizer; says so where it does not fit.
 
     Raises:
         UserError: there is no such model, or not even one layer at a time fits.
@@ -139,9 +139,7 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     free = memory_free(device)
     room = "" if free is None else f"; {free / GIB:.1f} GiB are free"
-    fits = free is None or whole.total <= free
-    if stream == "never" or (stream == "auto" and fits):
-        print(f"layerroute: calibration takes about {whole} of memory at most{room}", file=sys.stderr)
+    if stream == "never" or (stream == "auto" and (free is None or whole.total <= free)):
         return {}
     told = f"about {whole} of memory; layer by layer, about {streamed}{room}"
     if stream == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1:

@@ -121,6 +121,14 @@ def test_controls_start_from_the_same_calibration_and_skip_as_much(home, tmp_pat
     assert len(found) == 1, "all arms share one calibration"
 
 
+@pytest.mark.parametrize("start", ["{allocation: even}", "{allocation: cost}", "{arm: static_greedy}"])
+def test_a_base_in_half_precision_is_calibrated(home, tmp_path, monkeypatch, start):
+    """As on a GPU, where checkpoints keep their own precision."""
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
+    record = train(home, tmp_path / "run", "half", f"model: {{dtype: bfloat16}}\nstart: {start}")
+    assert record["routing"]["skipped"] == pytest.approx(0.4, abs=0.13)
+
+
 def test_static_layers_may_be_left_out_with_nothing_in_their_place(home, tmp_path, capsys, monkeypatch):
     """What any engine serves: the export is a plain model with fewer layers."""
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))

@@ -5,20 +5,22 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class Hardware(TypedDict):
-    """The machine. ``accelerator`` is None on a CPU run."""
+    """The machine. ``accelerator`` is None on a CPU run, and a ``driver`` is named with an NVIDIA GPU only."""
 
     cpu: str
     cores: int
     memory_gib: float
     accelerator: str | None
     platform: str
+    driver: NotRequired[str]
 
 
 class Provenance(TypedDict):
@@ -34,8 +36,9 @@ def provenance() -> Provenance:
     """Return the versions, the code's revision and the hardware, for a record.
 
     ``revision`` is the commit of the checkout that the package runs from, or of the version-control URL that it was
-    installed from, or None. ``dirty`` says whether sources or recipes differ from that commit. The accelerator is
-    named only if torch is imported already: this function never imports it.
+    installed from, or what the variable ``LAYERROUTE_REVISION`` says of a copy without history, or None. ``dirty``
+    says whether sources or recipes differ from that commit. The accelerator is named only if torch is imported
+    already: this function never imports it.
     """
     revision, dirty = _revision()
     return {"versions": _versions(), "revision": revision, "dirty": dirty, "hardware": _hardware()}
@@ -70,7 +73,8 @@ def _revision() -> tuple[str | None, bool | None]:
             importlib.metadata.distribution("layerroute").read_text("direct_url.json") or "{}"
         )
         return str(origin["vcs_info"]["commit_id"]), False
-    return None, None
+    told = os.environ.get("LAYERROUTE_REVISION")
+    return (told, False) if told else (None, None)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -85,13 +89,29 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _hardware() -> Hardware:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {
+    found: Hardware = {
         "cpu": _cpu_name(),
         "cores": cores,
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "accelerator": _accelerator(),
         "platform": platform.platform(),
     }
+    if found["accelerator"] is not None and (driver := _driver()) is not None:
+        found["driver"] = driver
+    return found
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver: the first number of this form in the kernel's own words."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"\b\d+\.\d+(\.\d+)?\b", text):
+            return found.group()
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.split()
+        return told[0] if told else None
+    return None
 
 
 def _cpu_name() -> str:

@@ -78,7 +78,10 @@ class Metrics(TypedDict):
 
 
 class Routing(TypedDict):
-    """Where tokens went. ``rate`` and ``entropy`` are by site; a rate is the share on the expensive path."""
+    """Where tokens went. ``rate`` and ``entropy`` are by site; a rate is the share on the expensive path.
+
+    ``asked_rate`` is what a budget asks of a learned router, ``trained_rate`` what training had at its end.
+    """
 
     sites: list[str]
     paths: list[str]
@@ -86,6 +89,8 @@ class Routing(TypedDict):
     rate: dict[str, float]
     entropy: dict[str, float]
     mean_rate: float
+    asked_rate: NotRequired[float | None]
+    trained_rate: NotRequired[float | None]
     balance_loss: NotRequired[float | None]
     tokens: int
     router: str

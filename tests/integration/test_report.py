@@ -95,7 +95,8 @@ def test_the_page_asks_the_network_for_nothing(study: Path) -> None:
         for name in ("href", "xlink:href", "action"):
             target = attributes.get(name)
             if target is not None:
-                assert target.startswith(("#", "figures/figure-", "paper.md", "data:image/png;base64,")), (
+                inline = "data:image/png;base64,", "data:text/csv;base64,"
+                assert target.startswith(("#", "figures/figure-", "paper.md", *inline)), (
                     tag,
                     target,
                 )
@@ -136,9 +137,18 @@ def test_every_table_is_sortable_by_its_values(study: Path) -> None:
 
 def test_the_head_answers_the_question(study: Path) -> None:
     text = " ".join(Page((study / "report" / "index.html").read_text(encoding="utf-8")).text.split())
-    head = text[: text.index("ResultsRouting")]
+    screen, head = (
+        text[: text.index("In full")],
+        text[text.index("The answer in full") : text.index("Table 1.")],
+    )
     for part in (
         "token by token and layer by layer",
+        "Is it faster?Not measured: dynamic executes as many FLOPs as baseline, but FLOPs are not time",
+        "Is it as good?Yes: dynamic has a lower validation loss than baseline at equal executed FLOPs",
+        "Can I trust it?Only in part: 2 of 7 controls missing; dynamic has 7.0% more parameters; 1 run not completed",
+    ):
+        assert part in screen, part
+    for part in (
         "dynamic ends with a lower validation loss than baseline",
         "42, 43 and 44",
         "Example CPU",

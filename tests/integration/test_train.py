@@ -101,6 +101,33 @@ def test_a_run_in_two_parts_is_the_run_in_one(
     )
 
 
+HELD = {
+    "controller": {"model": {"routing": {"budget": "controller", "rate": 0.25}}},
+    "loss": {"model": {"routing": {"rate": 0.25}}, "objective": {"budget_weight": 1.0}},
+    "quantile": {"model": {"routing": {"budget": "quantile", "rate": 0.25}}},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_the_rate_asked_for_is_served_and_setting_it_leaves_training_alone(name: str, tmp_path: Path) -> None:
+    """All with Gumbel noise, which training has and inference has not."""
+    folders = {0: tmp_path / "at_the_end", 5: tmp_path / "often"}
+    for every, folder in folders.items():
+        folder.mkdir()
+        train_settings = {"evaluate_every": every, "threshold_tokens": 512, "evaluation_sequences": 24}
+        assert train(write_recipe(folder, train=train_settings, **HELD[name]), folder / "run") == 0
+    routing = read_record(folders[0] / "run")["routing"]
+    assert routing["mean_rate"] == pytest.approx(0.25, abs=0.06)
+    assert routing["asked_rate"] == 0.25
+    trained = [
+        [point for point in curves(folder / "run") if point["split"] == "train"]
+        for folder in folders.values()
+    ]
+    assert trained[0] == trained[1]
+    rates = [value for key, value in trained[0][-1].items() if key.startswith("rate/")]
+    assert routing["trained_rate"] == pytest.approx(sum(rates) / 2)
+
+
 def test_a_run_goes_on_from_an_older_checkpoint_and_in_another_folder(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, train={"keep_checkpoints": 4})
     assert train(recipe, tmp_path / "straight") == 0

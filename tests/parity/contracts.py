@@ -40,17 +40,18 @@ def cached_logits(
 
 
 @torch.no_grad()
-def check_cached_equals_uncached(model: torch.nn.Module, ids: Tensor, cuts: Sequence[int]) -> None:
+def check_cached_equals_uncached(
+    model: torch.nn.Module, ids: Tensor, cuts: Sequence[int], tolerance: float = TOLERANCE
+) -> None:
     """Contract 2: any chunking of the sequence gives the same logits."""
-    assert_close(
-        cached_logits(model, ids, cuts), model(ids, use_cache=False).logits, f"cached at {tuple(cuts)}"
-    )
+    whole = model(ids, use_cache=False).logits
+    assert_close(cached_logits(model, ids, cuts), whole, f"cached at {tuple(cuts)}", tolerance)
 
 
 def left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """A batch of sequences of unequal length with padding (id 0) on the left, and its attention mask."""
     longest = max(row.numel() for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, longest - row.numel() :] = row
@@ -60,7 +61,7 @@ def left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def check_batched_equals_single(
-    model: torch.nn.Module, rows: Sequence[Tensor], cuts: Sequence[int] = ()
+    model: torch.nn.Module, rows: Sequence[Tensor], cuts: Sequence[int] = (), tolerance: float = TOLERANCE
 ) -> None:
     """Contract 2: a left-padded batch, whole or cached in chunks, gives each row what it gets alone."""
     ids, mask = left_padded(rows)
@@ -68,10 +69,9 @@ def check_batched_equals_single(
     chunked = cached_logits(model, ids, cuts, mask)
     for index, row in enumerate(rows):
         alone = model(row[None], use_cache=False).logits[0]
-        assert_close(whole[index, -row.numel() :], alone, f"row {index} of a padded batch")
-        assert_close(
-            chunked[index, -row.numel() :], alone, f"row {index} of a padded batch, cached at {tuple(cuts)}"
-        )
+        what = f"row {index} of a padded batch"
+        assert_close(whole[index, -row.numel() :], alone, what, tolerance)
+        assert_close(chunked[index, -row.numel() :], alone, f"{what}, cached at {tuple(cuts)}", tolerance)
 
 
 @torch.no_grad()

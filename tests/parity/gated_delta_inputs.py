@@ -105,11 +105,13 @@ def run_with_gradients(
     )
     output, final = run(rule, copy, **options)
     generator = torch.Generator().manual_seed(1)
-    loss = torch.zeros((), dtype=torch.float64, requires_grad=True)  # no token, no state: still a graph
+    loss = torch.zeros(
+        (), dtype=torch.float64, device=inputs.query.device, requires_grad=True
+    )  # a graph without a token, too
     for name, tensor in (("output", output), ("state", final)):
         weights = torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
         if name in through:
-            loss = loss + (tensor.double() * weights).sum()
+            loss = loss + (tensor.double() * weights.to(tensor.device)).sum()
     wanted = leaves if state is None else [*leaves, state]
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
     return dict(zip(NAMES, (output.detach(), final.detach(), *gradients), strict=False))

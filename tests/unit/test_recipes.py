@@ -109,6 +109,35 @@ def test_the_studies_of_text_hold_every_arm_of_a_claim_to_one_rule(name: str) ->
     )
 
 
+@pytest.mark.parametrize("name", ["context_4k", "context_8k", "context_16k", "tasks", "large"])
+def test_the_studies_of_length_tasks_and_size_are_fair_at_their_scale(name: str) -> None:
+    plan = Plan(load_study(f"attention_routing/full/{name}"))
+    recipes = {arm: plan.recipe(arm, 1, {}) for arm in plan.variants}
+    costs, parameters = {}, {}
+    for arm in ("dynamic", "static_flops", "baseline_matched"):
+        recipe = recipes[arm]
+        length = recipe.data.sequence_length
+        config = model_config(recipe.model, Vocabulary(size=GPT2, end_of_text=0))
+        costs[arm] = sparse_flops_per_token(config, length, 0.25)
+        parameters[arm] = figures_of(recipe.model, vocabulary_size=GPT2, context_length=length).total
+    assert costs["static_flops"] == pytest.approx(costs["dynamic"], rel=0.02)
+    assert parameters["baseline_matched"] == pytest.approx(parameters["dynamic"], rel=0.01)
+    assert recipes["dynamic"].model["routing"]["rate"] == 0.25
+    plain = {arm: resolved_recipe(recipe) for arm, recipe in recipes.items()}
+    for section in ("train", "data"):
+        own = [{**each[section], "learning_rate": None} for each in plain.values()]
+        assert all(each == own[0] for each in own), section
+    train, data = recipes["dynamic"].train, recipes["dynamic"].data
+    tokens = train.batch_size * data.sequence_length
+    assert tokens == (1 << 19 if name == "large" else 49152)
+    if name.startswith("context"):
+        assert data.sequence_length == 1024 * int(name.removeprefix("context_").removesuffix("k"))
+    if name == "large":
+        assert min(parameters.values()) > 1.2e9
+    if name == "tasks":
+        assert len(data.kinds) == 5 and all(kind.dataset for kind in data.kinds.values())
+
+
 @pytest.mark.parametrize("name", ["full/baseline", "full/dynamic", "full/dynamic_strong_balance"])
 def test_the_full_scale_is_that_of_the_original(name: str) -> None:
     recipe = load_recipe(f"attention_routing/{name}")

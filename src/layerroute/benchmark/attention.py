@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerroute.argument_types import rate
+from layerroute.argument_types import at_least, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import results
 from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_shares, add_sizes
@@ -171,7 +171,16 @@ def _prepare(
             yield from agree(f"{{}} of {name} and {FULL}", found, expected, _TOLERANCE[arguments.dtype])
 
     arms = {name: partial(results, way, problem.inputs, upstream) for name, way in compared.items()}
-    return Prepared(gate=gate, arms={FULL: partial(results, _full, problem.inputs, whole), **arms})
+    batch, time, heads, width = size
+    # Two products a query and key in the forward pass, five in the backward pass.
+    each = 4.0 * heads * width * (3.5 if backward else 1.0)
+    needed = each * float((problem.position + 1).sum())
+    return Prepared(
+        gate=gate,
+        arms={FULL: partial(results, _full, problem.inputs, whole), **arms},
+        needed={FULL: each * batch * time * (time + 1) / 2, **dict.fromkeys(arms, needed)},
+        dtype=DTYPES[arguments.dtype],
+    )
 
 
 def _attention_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +195,13 @@ def _attention(arguments: argparse.Namespace) -> list[Comparison]:
 def _peers_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments([0.25], parser)
     parser.add_argument(
-        "--flex", action="store_true", help="also FlexAttention, which torch.compile builds first"
+        "--flex", action="store_true", help="also time FlexAttention, which torch.compile builds first"
+    )
+    parser.add_argument(
+        "--eager-up-to",
+        type=at_least(0),
+        metavar="T",
+        help="leave out the eager one, which holds all scores, above this length (default: never)",
     )
 
 
@@ -199,8 +214,9 @@ def _peers(arguments: argparse.Namespace) -> list[Comparison]:
         found: dict[str, Attention] = {
             ROUTED: problem.routed,
             MASK: partial(problem.masked, eager=False),
-            EAGER: partial(problem.masked, eager=True),
         }
+        if arguments.eager_up_to is None or problem.inputs["query"].shape[2] <= arguments.eager_up_to:
+            found[EAGER] = partial(problem.masked, eager=True)
         return {**found, FLEX: problem.flex()} if arguments.flex else found
 
     return _rows(arguments, ["forward"], ways, missing="; ".join(missing))

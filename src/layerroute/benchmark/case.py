@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -92,12 +92,17 @@ class Prepared:
         arms: what is timed, by name.
         count: figures of the arms that are not times (parameters, FLOPs, memory); called once the gate is open.
         limit: the arm of which the others reach a share; None if there is none.
+        needed: by arm, the FLOPs that its result needs however they are computed; with them the record has the share
+            of the speed of a large matrix product that the arm reaches.
+        dtype: of that product.
     """
 
     gate: Callable[[], Iterator[Check] | Sequence[Check]]
     arms: Mapping[str, Arm]
     count: Callable[[], Facts] = dict
     limit: Limit | None = None
+    needed: Mapping[str, float] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     def checked(self, title: str) -> list[Check]:
         """Open the gate, or raise ``RedGate``."""

@@ -14,17 +14,21 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import Operator, outputs, results
-from layerroute.benchmark.options import add_passes, add_sizes
+from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_sizes
 from layerroute.ops.gated_delta import gated_delta_rule
+from layerroute.ops.gated_delta.fla import obstacle
+from layerroute.ops.gated_delta.flops import gated_delta_flops
+from layerroute.precision import choose_device
 
 DESCRIPTION = """\
 Time the gated delta rule forward, and forward + backward, against the chunked PyTorch function of transformers
-(qwen3_next) and, at short lengths, against the plain recurrence. Before that, outputs and gradients of all three must
-agree."""
+(qwen3_next), at short lengths against the plain recurrence and, on a GPU in bf16, against flash-linear-attention's
+kernels. Before that, outputs and gradients of all must agree."""
 
-OURS, THEIRS, RECURRENT = "layerroute", "transformers", "recurrent"
-_TOLERANCE = 2e-4  # fp32 round-off over thousands of tokens
+OURS, THEIRS, RECURRENT, FLA = "layerroute", "transformers", "recurrent", "flash-linear-attention"
+_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}  # round-off over thousands of tokens
 _COMPARED_TOKENS = 256  # gradients of the recurrence are compared over this many: it keeps a state a token
+_RECURRENT_TOKENS = 4096  # outputs of the recurrence are compared over this many: it takes a call a token
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="time the plain recurrence too, up to this length (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
+    add_machine(parser, "the random inputs")
 
 
 def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
     """One row for each size and pass."""
+    device = choose_device(arguments.device)
     return [
         Comparison(
             title=f"{'x'.join(map(str, size))} {name}",
-            labels={**dict(zip(("batch", "time", "heads", "head_dim"), size, strict=True)), "pass": name},
+            labels={
+                **dict(zip(("batch", "time", "heads", "head_dim"), size, strict=True)),
+                "pass": name,
+                "dtype": arguments.dtype,
+            },
             baseline=THEIRS,
             tokens=size[0] * size[1],
-            device=torch.device("cpu"),
-            prepare=partial(_prepare, size, name, arguments.seed, size[1] <= arguments.recurrent_up_to),
+            device=device,
+            prepare=partial(_prepare, arguments, size, name, device),
         )
         for size in arguments.sizes
         for name in arguments.passes
@@ -60,18 +69,25 @@ def comparisons(arguments: argparse.Namespace) -> Sequence[Comparison]:
 CASES = {"gated-delta": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
 
 
-def _prepare(size: tuple[int, int, int, int], which: str, seed: int, recurrent: bool) -> Prepared:
-    inputs, upstream = _inputs(size, seed)
-    rules: dict[str, Operator] = {
-        OURS: partial(_ours, backend="chunked"),
-        THEIRS: lambda *tensors: torch_chunk_gated_delta_rule(*tensors, use_qk_l2norm_in_kernel=True)[0],
-    }
-    if recurrent:
+def _prepare(
+    arguments: argparse.Namespace, size: tuple[int, int, int, int], which: str, device: torch.device
+) -> Prepared:
+    batch, time, heads, width = size
+    inputs, upstream = _inputs(size, arguments.seed, DTYPES[arguments.dtype], device)
+    rules: dict[str, Operator] = {OURS: partial(_ours, backend="chunked"), THEIRS: _theirs}
+    if obstacle(inputs["query"], inputs["value"]) is None:
+        rules[FLA] = partial(_ours, backend="fla")
+    compared = dict(rules)
+    if time <= arguments.recurrent_up_to:
         rules[RECURRENT] = partial(_ours, backend="reference")
     backward = None if which == "forward" else upstream
+    needed = batch * gated_delta_flops(time, heads=heads, key_dim=width, value_dim=width)
     return Prepared(
-        gate=partial(_gate, rules[OURS], rules[THEIRS], inputs, upstream),
+        gate=partial(_gate, compared, inputs, upstream, _TOLERANCE[arguments.dtype]),
         arms={name: partial(results, rule, inputs, backward) for name, rule in rules.items()},
+        # A product has two more in its backward pass.
+        needed=dict.fromkeys(compared, needed * (1 if backward is None else 3)),
+        dtype=DTYPES[arguments.dtype],
     )
 
 
@@ -79,7 +95,14 @@ def _ours(*tensors: Tensor, backend: Any) -> Tensor:
     return gated_delta_rule(*tensors, normalize_qk=True, backend=backend)[0]
 
 
-def _inputs(size: tuple[int, int, int, int], seed: int) -> tuple[dict[str, Tensor], Tensor]:
+def _theirs(*tensors: Tensor) -> Tensor:
+    with _quiet_transformers():
+        return torch_chunk_gated_delta_rule(*tensors, use_qk_l2norm_in_kernel=True)[0]
+
+
+def _inputs(
+    size: tuple[int, int, int, int], seed: int, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
     """Inputs of a fresh Gated DeltaNet's magnitude, and a gradient of the output."""
     batch, time, heads, width = size
     generator = torch.Generator().manual_seed(seed)
@@ -89,9 +112,10 @@ def _inputs(size: tuple[int, int, int, int], seed: int) -> tuple[dict[str, Tenso
 
     query, key, value, upstream = (normal(batch, time, heads, width) for _ in range(4))
     made = {"query": query, "key": key, "value": value}
+    made = {name: tensor.to(dtype) for name, tensor in made.items()}
     made["log_decay"] = -0.1 * F.softplus(normal(batch, time, heads))
     made["beta"] = torch.sigmoid(normal(batch, time, heads))
-    return {name: tensor.requires_grad_() for name, tensor in made.items()}, upstream
+    return {name: x.to(device).requires_grad_() for name, x in made.items()}, upstream.to(device, dtype)
 
 
 @contextmanager
@@ -105,22 +129,24 @@ def _quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(before)
 
 
-def _gate(ours: Operator, theirs: Operator, inputs: dict[str, Tensor], upstream: Tensor) -> Iterator[Check]:
+def _gate(
+    compared: dict[str, Operator], inputs: dict[str, Tensor], upstream: Tensor, tolerance: float
+) -> Iterator[Check]:
     plain = partial(_ours, backend="reference")
-    with _quiet_transformers():
-        witness = results(theirs, inputs, upstream)
-    yield from agree(f"{{}} of {OURS} and {THEIRS}", results(ours, inputs, upstream), witness, _TOLERANCE)
+    witness = results(compared[THEIRS], inputs, upstream)
     leaves = {name: one[:, :_COMPARED_TOKENS].detach().requires_grad_() for name, one in inputs.items()}
     start = upstream[:, :_COMPARED_TOKENS]
-    yield from agree(
-        f"{{}} of {OURS} and {RECURRENT}",
-        results(ours, leaves, start),
-        results(plain, leaves, start),
-        _TOLERANCE,
-    )
-    yield Check.compare(
-        f"outputs of {OURS} and {RECURRENT} at full length",
-        outputs(ours, inputs),
-        outputs(plain, inputs),
-        _TOLERANCE,
-    )
+    recurrent = results(plain, leaves, start)
+    some = {name: one[:, :_RECURRENT_TOKENS] for name, one in inputs.items()}
+    long = outputs(plain, some)
+    for name in (OURS, FLA):
+        if name not in compared:
+            continue
+        rule = compared[name]
+        yield from agree(f"{{}} of {name} and {THEIRS}", results(rule, inputs, upstream), witness, tolerance)
+        yield from agree(
+            f"{{}} of {name} and {RECURRENT}", results(rule, leaves, start), recurrent, tolerance
+        )
+        yield Check.compare(
+            f"outputs of {name} and {RECURRENT} at length", outputs(rule, some), long, tolerance
+        )

@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from layerroute.benchmark.phases import (
     decoding,
     gradients,
     reading,
+    scoring,
 )
 from layerroute.benchmark.skipping_models import draw
 from layerroute.errors import UserError
@@ -34,9 +35,13 @@ from layerroute.routing import executed, forced, table
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model
 (hidden 768, 12 heads, layers gdn routed routed softmax; weights at random): both paths of every token computed (masked)
-against chosen paths only (sparse), by forced random decisions. Before that, logits and cached tensors must agree."""
+against chosen paths only (sparse), by forced random decisions. Before that, logits and cached tensors must agree.
+--peers times two models without routing beside it, of as many layers: all softmax, which then is what the others are
+held against, and three Gated DeltaNet layers to one softmax layer."""
 
 NEW_TOKENS = 4
+ALL_SOFTMAX = "all softmax"
+PEERS = {ALL_SOFTMAX: ["softmax"] * 4, "3:1": ["gdn", "gdn", "gdn", "softmax"]}
 _VOCABULARY = 1024
 _TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 _TRAIN_TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
@@ -46,8 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     add_sizes(parser, "1x16384")
     add_shares(parser, "--rates", [0.25], rate, "of tokens on softmax")
-    parser.add_argument("--context", choices=CHOICES["context"], default="full_context")
-    parser.add_argument("--hidden-size", type=int, default=768, help="a multiple of 64 (default: 768)")
+    parser.add_argument(
+        "--context",
+        choices=CHOICES["context"],
+        default="full_context",
+        help="what each path sees (default: full_context)",
+    )
+    parser.add_argument("--hidden-size", type=int, default=768, help="width, a multiple of 64 (default: 768)")
+    parser.add_argument("--peers", action="store_true", help="also time two models without routing")
     add_machine(parser, "weights, tokens and decisions")
 
 
@@ -66,10 +77,18 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
                 "hidden_size": arguments.hidden_size,
                 "dtype": arguments.dtype,
             },
-            baseline=MASKED,
+            baseline=ALL_SOFTMAX if arguments.peers else MASKED,
             tokens=rows * tokens,
             device=choose_device(arguments.device),
-            prepare=partial(prepare, arguments, "prefill", rows, tokens, 1.0 - softmax),
+            prepare=partial(
+                prepare,
+                arguments,
+                "prefill",
+                rows,
+                tokens,
+                1.0 - softmax,
+                peers=PEERS if arguments.peers else {},
+            ),
         )
         for rows, tokens in arguments.sizes
         for softmax in arguments.rates
@@ -79,22 +98,38 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
 CASES = {"hybrid": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
 
 
-def prepare(arguments: argparse.Namespace, phase: str, rows: int, tokens: int, skipped: float) -> Prepared:
-    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN."""
+def prepare(
+    arguments: argparse.Namespace,
+    phase: str,
+    rows: int,
+    tokens: int,
+    skipped: float,
+    peers: Mapping[str, list[str]] | None = None,
+) -> Prepared:
+    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN.
+
+    ``peers`` are layer patterns of models that read the same prompts.
+    """
     device, training = choose_device(arguments.device), phase == "train"
     new = NEW_TOKENS if phase == "decode" else 0
-    torch.manual_seed(arguments.seed)
-    config = HybridConfig(
-        vocab_size=_VOCABULARY,
-        hidden_size=arguments.hidden_size,
-        num_attention_heads=arguments.hidden_size // 64,
-        context=arguments.context,
-        routing={"estimator": "selected"} if training else {},
-    )
-    model: Any = HybridForCausalLM(config).train(training)
-    model.to(device=device, dtype=DTYPES[arguments.dtype])
+
+    def build(pattern: list[str] | None = None) -> Any:
+        torch.manual_seed(arguments.seed)
+        config = HybridConfig(
+            vocab_size=_VOCABULARY,
+            hidden_size=arguments.hidden_size,
+            num_attention_heads=arguments.hidden_size // 64,
+            layer_pattern=pattern,
+            context=arguments.context,
+            routing={"estimator": "selected"} if training else {},
+        )
+        made: Any = HybridForCausalLM(config).train(training)
+        return made.to(device=device, dtype=DTYPES[arguments.dtype])
+
+    model = build()
     ids = torch.randint(_VOCABULARY, (rows, tokens + new)).to(device)
-    sites = tuple(config.sites)
+    others = {name: build(pattern) for name, pattern in (peers or {}).items()}
+    sites = tuple(model.config.sites)
     chooser = table(draw(rows, tokens + new, len(sites), skipped, arguments.seed), sites)
     works: dict[str, Work] = {
         "prefill": partial(reading, ids),
@@ -108,10 +143,16 @@ def prepare(arguments: argparse.Namespace, phase: str, rows: int, tokens: int, s
             yield
 
     arms = {one: Way(model, partial(under, one)).at(works[phase]) for one in (MASKED, SPARSE)}
+    arms |= {name: Way(other).at(works[phase]) for name, other in others.items()}
     tolerance = (_TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
 
     def gate() -> Iterator[Check]:
         masked, sparse = arms[MASKED](), arms[SPARSE]()
         yield from agree("{} of sparse and masked", sparse, masked, tolerance)
+        for name, other in others.items():  # nothing computes the same: what it reads is what it scores
+            scored = scoring(ids, other)()["logits"][:, -1:]
+            yield Check.compare(
+                f"last logits of {name}, cached or not", arms[name]()["logits"], scored, tolerance
+            )
 
     return Prepared(gate=gate, arms=arms, count=lambda: count_all(arms, rows * tokens, device))

@@ -102,6 +102,7 @@ def _losses(row: dict[str, Any]) -> list[str]:
 
 # Fact of an arm, its heading, and what it is divided by
 _FACTS = (
+    ("share_of_peak", "% of peak", 1e-2),
     ("skipped", "% skipped", 1e-2),
     ("acceptance", "% accepted", 1e-2),
     ("executed_flops_per_token", "MFLOP/tok", 1e6),

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from layerroute.benchmark.case import Check, Comparison, Facts, Prepared
-from layerroute.benchmark.timing import Timings, measure
+from layerroute.benchmark.timing import Timings, measure, peak_flops
 from layerroute.records import provenance, utc_now
 
 Record = dict[str, Any]
@@ -30,6 +30,8 @@ def run_comparisons(
     clock: str = "wall",
     command: str,
     on_row: Callable[[Comparison, str], None] = lambda comparison, stage: None,
+    kept: Mapping[str, Record] | None = None,
+    on_record: Callable[[Record], None] = lambda record: None,
 ) -> Record:
     """Gate and time every comparison.
 
@@ -40,6 +42,8 @@ def run_comparisons(
         clock: a key of ``CLOCKS``.
         command: the command line, for the record.
         on_row: told of each row's stages: ``prepare``, ``gate``, ``time``, ``done``.
+        kept: rows by title that were measured before: they are not measured again.
+        on_record: given the record after each row but the last; its ``finished`` is None as long as rows are missing.
 
     Returns:
         The record. ``load`` holds the 1, 5 and 15 minute load averages of the machine ``before`` and ``after`` (null
@@ -47,47 +51,70 @@ def run_comparisons(
         ``title``, its labels, ``tokens``, ``baseline``, ``gate`` (a list of ``what``, ``deviation`` and ``tolerance``)
         and ``arms``. An arm has ``seconds`` (median, quartiles, extremes of a call), ``tokens_per_second`` (at the
         median), ``speedup`` over the baseline (the same statistics, over the rounds' pairs), ``calls`` per number, and
-        its facts; where the row has a structural limit, also ``share_of_limit``.
+        its facts; where the row has a structural limit, also ``share_of_limit``; where the FLOPs needed are known,
+        ``share_of_peak``, and the row ``peak_flops_per_second``.
 
     Raises:
         RedGate: arms that should be equal are not; it names the largest deviation.
     """
-    load = {"before": _load()}
-    started = utc_now()
-    rows = []
-    for comparison in comparisons:
-        on_row(comparison, "prepare")
-        prepared = comparison.prepare()
-        on_row(comparison, "gate")
-        checks = prepared.checked(comparison.title)
-        counted = prepared.count()
-        on_row(comparison, "time")
-        device = comparison.device
-        timings = measure(
-            prepared.arms,
-            repeats=repeats,
-            synchronize=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
-            clock=CLOCKS[clock],
-            pace=CLOCKS["wall"],
-        )
-        rows.append(_row(comparison, prepared, checks, timings, counted))
-        on_row(comparison, "done")
-    load["after"] = _load()
-    return {
+    kept = kept or {}
+    record: Record = {
         "schema": 1,
         "kind": "benchmark",
         "case": case,
         "command": command,
-        "started": started,
-        "finished": utc_now(),
+        "started": utc_now(),
+        "finished": None,
         "repeats": repeats,
         "clock": clock,
         "device": str(comparisons[0].device),
         "threads": torch.get_num_threads(),
-        "load": load,
+        "load": {"before": _load()},
         **provenance(),
-        "rows": rows,
+        "rows": [],
     }
+    for comparison in comparisons:
+        row = kept.get(comparison.title) or _measure(comparison, repeats, clock, on_row)
+        record["rows"].append(row)
+        on_row(comparison, "done")
+        if len(record["rows"]) < len(comparisons):
+            on_record(record)
+    record["load"]["after"] = _load()
+    record["finished"] = utc_now()
+    return record
+
+
+def same_rows(record: Record, command: str, source: Mapping[str, Any]) -> dict[str, Record]:
+    """Rows by title of an earlier record that this command would measure again alike.
+
+    Args:
+        record: of a run that may have been cut off.
+        command: must be the record's.
+        source: of the code and machine now, as ``provenance`` tells it: clean, and the same.
+    """
+    keys = ("versions", "revision", "dirty", "hardware")
+    same = record["command"] == command and all(record[key] == source[key] for key in keys)
+    return {row["title"]: row for row in record["rows"]} if same and not source["dirty"] else {}
+
+
+def _measure(
+    comparison: Comparison, repeats: int, clock: str, on_row: Callable[[Comparison, str], None]
+) -> Record:
+    on_row(comparison, "prepare")
+    prepared = comparison.prepare()
+    on_row(comparison, "gate")
+    checks = prepared.checked(comparison.title)
+    counted = prepared.count()
+    on_row(comparison, "time")
+    device = comparison.device
+    timings = measure(
+        prepared.arms,
+        repeats=repeats,
+        synchronize=partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None,
+        clock=CLOCKS[clock],
+        pace=CLOCKS["wall"],
+    )
+    return _row(comparison, prepared, checks, timings, counted)
 
 
 def _row(
@@ -111,6 +138,10 @@ def _row(
             for name in prepared.arms
         },
     }
+    if prepared.needed:
+        row["peak_flops_per_second"] = peak = peak_flops(comparison.device, prepared.dtype)
+        for name, needed in prepared.needed.items():
+            row["arms"][name]["share_of_peak"] = needed / timings.spread(name).median / peak
     if limit is not None:
         whole = limit.whole or baseline
         for name, arm in row["arms"].items():

@@ -6,6 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
+
+import torch
 
 Arm = Callable[[], object]
 _WARM = 2.0  # seconds of untimed work after which an arm is warm
@@ -113,3 +116,13 @@ def measure(
         if enabled:
             gc.enable()
     return Timings(seconds=seconds, calls=calls)
+
+
+@cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a large square matrix product, the best of five; once a process."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    found = measure({"product": lambda: left @ left}, repeats=5, synchronize=wait)
+    return 2 * size**3 / min(found.seconds["product"])

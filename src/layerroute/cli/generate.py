@@ -31,17 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0 (default): always the most likely token",
+        help="0 (default): take the most likely token; above 0: draw",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw only among the K most likely tokens")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
     parser.add_argument(
         "--show-routes", action="store_true", help="colour each token by the path that it took"
     )
     parser.add_argument(
         "--lossless",
         action="store_true",
-        help="draft by the routed path, verify at full depth: full depth's own greedy text (layer skipping only)",
+        help="give exactly the greedy text of full depth: the routed path drafts, full depth verifies (layer "
+        "skipping only)",
     )
     parser.add_argument(
         "--draft-tokens",
@@ -51,10 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --lossless, tokens drafted at a time (default 4)",
     )
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="decode through torch.compile, which takes some seconds at first (layer skipping only)",
+    )
+    parser.add_argument(
         "--time",
         type=at_least(1),
         metavar="ROUNDS",
-        help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
+        help="then time greedy decoding, routed and at full depth in turn, for so many rounds (layer skipping only)",
     )
     add_budget(parser)
     add_serve(parser)
@@ -74,6 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--lossless is greedy and its text is full depth's: leave --temperature and --show-routes out"
         )
+    if arguments.lossless and arguments.compile:
+        raise UserError(
+            "--lossless verifies several tokens at a time, which is not compiled: leave --compile out"
+        )
     from rich.style import Style
     from rich.text import Text
 
@@ -84,6 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
+    if arguments.compile:
+        from layerroute.skipping import compile_decoding
+
+        compile_decoding(loaded.model)
+        print("[compiling: the first tokens take some seconds]", file=sys.stderr)
     console = make_console(soft_wrap=True)
 
     def show(piece: Piece) -> None:
@@ -130,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
             "tokens_per_second": result.tokens_per_second,
             "prompt_seconds": result.prompt_seconds,
             "seconds": result.seconds,
+            "compiled": arguments.compile,
             "timed": None if timed is None else timed.to_dict(),
             "lossless": None
             if result.lossless is None

@@ -58,7 +58,7 @@ def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, roun
 
     from layerroute.benchmark.timing import measure
     from layerroute.evaluation.generation import prompt_ids
-    from layerroute.skipping import executed, get_router, router_disabled
+    from layerroute.skipping import compilation_disabled, executed, get_router, router_disabled
 
     model: Any = loaded.model
     get_router(model)  # or there is nothing to time
@@ -80,7 +80,7 @@ def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, roun
         with router_disabled(model):
             routed()
 
-    with executed(model, "masked"):
+    with executed(model, "masked"), compilation_disabled(model):
         reference = routed()
     if routed() != reference:
         raise UserError("masked and served execution give other tokens for this prompt: nothing is timed")

@@ -43,9 +43,9 @@ class DataConfig:
             Hugging Face dataset, streamed), ``installed-packages``, ``recall`` (generated; see ``recall``), ``kinds``
             (a mixture; see ``kinds``), or one kind of the embedded mixture: ``python-code``, ``python-docs`` (of
             modules that are not in ``python-code``), ``python-reference``.
-        kinds: of the source ``kinds``: by name, ``paths`` and ``share``. Documents come in turn, so that each kind has
-            its share of the characters, until the first kind runs out. Empty: the embedded mixture (code, docs,
-            reference).
+        kinds: of the source ``kinds``: by name, ``paths`` or ``dataset``, and ``share``. Documents come in turn, so
+            that each kind has its share of the characters, until the first kind runs out. Empty: the embedded mixture
+            (code, docs, reference).
         recall: the task of the source ``recall``. Loss and accuracy are then those of the answers alone.
         paths: files, folders and globs for ``files``; relative ones start at the working directory.
         validation_paths: files, folders and globs of the validation documents. Every other document then
@@ -106,7 +106,7 @@ class DataConfig:
     def _check_source(self) -> None:
         if self.source not in SOURCES:
             raise UserError(
-                f"data.source is {self.source!r}, which is no source.{nearest(str(self.source), SOURCES)}"
+                f"data.source is {self.source!r}, which is not a source.{nearest(str(self.source), SOURCES)}"
             )
         for name in ("paths", "validation_paths", "packages"):
             value = getattr(self, name)
@@ -129,9 +129,10 @@ class DataConfig:
             if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
         check_kinds(self.kinds)
-        if self.source == "hub" and self.max_documents is None and self.max_characters is None:
+        streams = self.source == "hub" or any(kind.dataset for kind in self.kinds.values())
+        if streams and self.max_documents is None and self.max_characters is None:
             raise UserError(
-                "data.source 'hub' streams without an end; set data.max_documents or data.max_characters"
+                "a dataset of the hub streams without an end; set data.max_documents or data.max_characters"
             )
         for name in ("text_field", "split", "tokenizer"):
             if not getattr(self, name):

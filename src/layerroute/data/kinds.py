@@ -33,28 +33,42 @@ DEFAULT_HELP = (
 
 @dataclass(kw_only=True, frozen=True)
 class KindConfig:
-    """One kind of text.
+    """One kind of text, from files or from a dataset of the hub.
 
     Attributes:
         paths: files, folders and globs; or one of ``python-stdlib``, ``python-code``, ``python-docs`` and
             ``python-reference``, the text that is on every machine.
+        dataset, subset, split, revision: in place of ``paths``: name of a hub dataset, and which part of it.
         share: its part of the tokens that are drawn, in proportion to the others'. Default 1: equal shares.
         text_field: key or column of the text in records. Default ``text``.
 
     Raises:
-        UserError: no path, or a share that is not above 0.
+        UserError: neither paths nor a dataset, or both, or a share that is not above 0.
     """
 
     paths: list[str] = field(default_factory=list)
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
     share: float = 1.0
     text_field: str = "text"
 
     def __post_init__(self) -> None:
         paths: object = self.paths
-        if not (isinstance(paths, list) and paths and all(isinstance(path, str) and path for path in paths)):
+        if not (isinstance(paths, list) and all(isinstance(path, str) and path for path in paths)):
             raise UserError(f"a kind of text needs paths, a list of non-empty strings; got {self.paths!r}")
+        if bool(paths) == bool(self.dataset):
+            raise UserError(
+                f"a kind of text needs paths or a dataset, one of the two; got {self.paths!r} and {self.dataset!r}"
+            )
         if not (math.isfinite(self.share) and self.share > 0):
             raise UserError(f"the share of a kind of text must be above 0, got {self.share}")
+
+    @property
+    def where(self) -> str:
+        """Its files, or its dataset, as they were given."""
+        return self.dataset or ", ".join(self.paths)
 
 
 def default_kinds() -> dict[str, KindConfig]:
@@ -70,7 +84,7 @@ def check_kinds(kinds: Mapping[str, KindConfig]) -> None:
     """Raise :class:`UserError` for a name that is no word."""
     for name in kinds:
         if not _NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no name for a kind of text; use letters, digits, '_' and '-'")
+            raise UserError(f"{name!r} is not a name for a kind of text; use letters, digits, '_' and '-'")
 
 
 def parse_kinds(
@@ -81,7 +95,7 @@ def parse_kinds(
     A word whose whole text is an existing file is a path, even with a ``=`` in it.
 
     Raises:
-        UserError: a kind that is named twice or has no path, or a share that is no number above 0.
+        UserError: a kind that is named twice or has no path, or a share that is not a number above 0.
     """
     if words is None:
         return default_kinds()
@@ -116,5 +130,5 @@ def _share(word: str, text: str, option: str) -> float:
     except ValueError:
         share = math.nan
     if not (math.isfinite(share) and share > 0):
-        raise UserError(f"{option} {word}: {text!r} is no share; write NAME:2=FILE for two parts")
+        raise UserError(f"{option} {word}: {text!r} is not a share; write NAME:2=FILE for two parts")
     return share

@@ -10,7 +10,7 @@ from layerroute.lab.agreement import agreement_table
 from layerroute.lab.arms import Arm, alike_besides, arm_named, group_arms
 from layerroute.lab.controls import ControlCheck, check_controls
 from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, equal_cost, equal_cost_table
-from layerroute.lab.fairness import choose_subject, data_identity, no_verdict, unequal
+from layerroute.lab.fairness import choose_subject, data_identity, no_verdict, served_apart, unequal
 from layerroute.lab.format import listing, plural, plus_minus
 from layerroute.lab.pairs import Pair, judge
 from layerroute.lab.question import Outcome, Question, question_of, questions
@@ -304,6 +304,7 @@ class Comparison:
         if not self.same_data:
             found.append("The runs saw different data or tokenizers.")
         not_causal = [arm.label for arm in self.arms if not arm.causal]
+        found += [text for arm in self.arms if (text := served_apart(arm))]
         if not_causal:
             found.append(f"Decisions of {listing(not_causal)} are not causal: they may see later tokens.")
         return found

@@ -1,10 +1,11 @@
 """When two arms may be held against each other: equal cost, and equal treatment. No verdict where either is lacking."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from layerroute.lab.arms import Arm, arm_named
-from layerroute.lab.format import count, learning_rate, listing, percent, signed_percent
+from layerroute.lab.format import count, learning_rate, listing, path_name, percent, signed_percent
 from layerroute.lab.runs import Run
 
 SAME_COST = 0.005
@@ -114,6 +115,25 @@ def unequal(subject: Arm, rival: Arm) -> list[str]:
     return phrases + no_verdict(subject, rival)
 
 
+def served_apart(arm: Arm) -> str:
+    """A sentence where a learned router serves another rate than it trained at, and than was asked for; else empty."""
+    trained, asked = arm.by_seed("routing", "trained_rate"), arm.mean("routing", "asked_rate")
+    apart = {
+        seed: rate
+        for seed, rate in arm.by_seed("routing", "mean_rate").items()
+        if abs(rate - trained.get(seed, rate)) > RATE_TOLERANCE
+        and (asked is None or abs(rate - asked) > RATE_TOLERANCE)
+    }
+    if not arm.kind.learned or not apart:
+        return ""
+    told = "; `routing.budget` holds a rate" if asked is None else f", with {percent(asked)} asked for"
+    return (
+        f"{arm.label} serves another rate than it was trained at, as inference has no noise: "
+        f"{path_name(arm.paths[1])} takes {percent(fmean(apart.values()))} of the validation tokens and took "
+        f"{percent(fmean(trained[seed] for seed in apart))} at the end of training{told}."
+    )
+
+
 def choose_subject(
     routed: Sequence[Arm], arms: Sequence[Arm], wanted: str | None
 ) -> tuple[Arm | None, tuple[str, ...]]:
@@ -129,7 +149,7 @@ def choose_subject(
         wanted: label of the arm that was asked for, if any.
 
     Raises:
-        UserError: ``wanted`` is no routed arm.
+        UserError: ``wanted`` is not a routed arm.
     """
 
     def rank(arm: Arm) -> tuple[bool, int, int, int, str]:

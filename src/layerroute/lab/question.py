@@ -211,7 +211,8 @@ class Question:
         at_cost: how an answer names what the controls are equal in.
         needed: kinds of controls without which nothing is said for routing; all of ``controls`` by default.
         asked: whether these arms can answer it. A question with it is asked beside that of the capability.
-        answer: a sentence, for questions that are asked beside.
+        answer: a sentence, for questions that are asked beside; ``brief``: a clause of it for the first screen.
+        whole: the arm that gives nothing up, if there is one: the first screen tells what the subject loses against it.
         tables: all tables by short name; None where there is nothing to show.
         facts, arm_facts: further keys of the JSON, about all and about one arm.
         remarks: further caveats.
@@ -237,6 +238,8 @@ class Question:
     opening: Callable[[Arm], str] = lambda subject: ""
     asked: Callable[[Sequence[Arm]], bool] | None = None
     answer: Callable[["Comparison"], str] = lambda comparison: ""
+    brief: Callable[["Comparison"], str] = lambda comparison: ""
+    whole: Callable[["Comparison"], Arm | None] = lambda comparison: None
     tables: Callable[["Comparison"], Mapping[str, Table | None]] | None = None
     facts: Callable[["Comparison"], Mapping[str, Any]] = lambda comparison: {}
     arm_facts: Callable[["Comparison", Arm], Mapping[str, Any]] = lambda comparison, arm: {}

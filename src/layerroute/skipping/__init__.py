@@ -1,6 +1,7 @@
 """Layer skipping: a router added to a pretrained causal LM, so that each token runs or skips each decoder layer."""
 
 from layerroute.routing.handle import collect_decisions, executed, forced, last_decision
+from layerroute.skipping.compiled import compilation_disabled, compile_decoding
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, skip_flops
 from layerroute.skipping.lossless import LosslessGeneration, generate_lossless
@@ -30,6 +31,8 @@ __all__ = [
     "SkipProfitability",
     "add_router",
     "collect_decisions",
+    "compilation_disabled",
+    "compile_decoding",
     "executed",
     "find_router",
     "forced",

@@ -1,6 +1,6 @@
 """What all routed layers need to know of one forward call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,7 @@ class CallContext:
         decisions: one a router that has decided.
         routes: by layer index and unit.
         served: what holds the rate in this call, once a router has asked.
+        steps: carries out its layers compiled (``compiled.CompiledSteps``), or None.
     """
 
     valid: Bool[Tensor, "B T"]
@@ -62,6 +63,7 @@ class CallContext:
     decisions: list[RouteDecision] = field(default_factory=list)
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
     served: Served | None = None
+    steps: Callable[..., Tensor] | None = None
     _mask_on_host: Tensor | None = field(default=None, repr=False)
 
     @classmethod
@@ -108,7 +110,7 @@ class CallContext:
             position_ids=position_ids,
             explicit_mask=explicit or paged,
             full_layers_only=paged
-            or bool(inputs.get("output_attentions"))
+            or bool(inputs.get("output_attentions") or inputs.get("output_router_logits"))
             or (explicit and not _is_plain(given)),
             paged=paged,
             cache=cache,

@@ -65,6 +65,13 @@ def begin_call(
         context = CallContext.of(inputs)
         if context.paged and router.enabled and router.paged_obstacle is not None:
             raise UserError(router.paged_obstacle)
+        if (
+            router.enabled
+            and router.steps is not None
+            and not stack.training
+            and router.steps.applies(context)
+        ):
+            context.steps = router.steps
     CURRENT.set(Frame(stack, router, family, context, CURRENT.get(), router.enabled))
 
 
@@ -112,8 +119,8 @@ def enter_layer(
     if index in router.deciders:
         decide = router.decide if frame.routed else router.watch
         decide(index, args[0], context, kwargs.get("past_key_values"))
-    routes = context.routes.get(index)
-    if routes is None or all(route.mode == DENSE for route in routes.values()):
+    routes = context.routes.get(index, {})
+    if context.steps is None and all(route.mode == DENSE for route in routes.values()):
         return None
     call = LayerCall(
         family=frame.family,

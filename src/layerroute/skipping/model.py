@@ -78,6 +78,13 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     obstacle = None
     if family is None:
         obstacle = _unknown_family(base, config)
+    elif config.kv == "evict":
+        linear = [index for index in config.layers or [] if family.is_linear(layers[index])]
+        if linear:
+            raise UserError(
+                f"skip.kv: evict: {'layer' if len(linear) == 1 else 'layers'} {', '.join(map(str, linear))} of this "
+                "model have linear attention, whose state cannot leave a token out; use kv: project"
+            )
     router = LayerRouter(
         config,
         text.hidden_size,
@@ -121,13 +128,18 @@ def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layer
         stack.register_forward_pre_hook(partial(begin_call, router, family, layers), with_kwargs=True),
         stack.register_forward_hook(end_call, with_kwargs=True, always_call=True),
     ]
-    for index in {*router.deciders, *(router.config.layers or [])}:
-        hook = partial(enter_layer, index)
-        handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-    for index in router.config.layers or []:
-        with _without_device_hook(layers[index]):
-            layers[index].__class__ = routed_class(type(layers[index]))
     router.handles = handles
+    for index in sorted({*router.deciders, *(router.config.layers or [])}):
+        route_layer(router, index, layers[index])
+
+
+def route_layer(router: LayerRouter, index: int, layer: nn.Module) -> None:
+    """Have the router decide before a layer, and the layer carry out its route; once done, nothing more is."""
+    if isinstance(layer, RoutedLayer):
+        return
+    router.handles.append(layer.register_forward_pre_hook(partial(enter_layer, index), with_kwargs=True))
+    with _without_device_hook(layer):
+        layer.__class__ = routed_class(type(layer))
 
 
 @contextmanager

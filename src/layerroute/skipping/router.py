@@ -1,8 +1,9 @@
 """The module that a routed model carries: routers, skip paths and how the model is to be run."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache as memoize
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
-from layerroute.skipping.skip_config import PATHS, SkipConfig
+from layerroute.skipping.skip_config import PATHS, SkipConfig, layer_and_unit
 from layerroute.skipping.skip_paths import LowRankSkip
 
 
@@ -44,6 +45,7 @@ class LayerRouter(RoutingHandle):
         budgets: rates and thresholds by budget, for a configuration with ``budgets``; else None.
         handles: of the hooks that the router put into the model.
         seen: what the base was like when the router was added to it.
+        steps: of ``compile_decoding``; None: layers are carried out as they are.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class LayerRouter(RoutingHandle):
         self.execution = config.execution
         self.handles: list[RemovableHandle] = []
         self.seen: BaseSeen | None = None
+        self.steps: Any = None
 
     @property
     def paged_obstacle(self) -> str | None:
@@ -342,8 +345,10 @@ class LayerRouter(RoutingHandle):
             here = torch.cat([chosen, context.valid.unsqueeze(-1)], dim=-1).flatten(0, 1).T
             on_host = context.to_host(here)  # the call's one synchronisation, for a router that decides once
             *counts, total = on_host.sum(dim=1).tolist()
+            # Compiled steps know no gathering; a layer's weights are read for one row as for all.
+            least = math.inf if context.steps is not None else threshold
             modes = [
-                self._mode(name, count, total, threshold, gated)
+                self._mode(name, count, total, least, gated)
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
@@ -351,9 +356,7 @@ class LayerRouter(RoutingHandle):
                     on_host[:-1], counts, [mode == SPARSE for mode in modes], context.time, here.device
                 )
         return {
-            _layer_and_unit(name): SiteRoute(
-                mode=mode, decision=decision, site=site, gated=gated, index=index
-            )
+            layer_and_unit(name): SiteRoute(mode=mode, decision=decision, site=site, gated=gated, index=index)
             for site, (name, mode, index) in enumerate(zip(decision.sites, modes, indices, strict=True))
         }
 
@@ -381,12 +384,6 @@ def _in_mode(routing: Routing, frozen: bool) -> Iterator[None]:
         yield
     finally:
         routing.training, routing.cutting = before, cutting
-
-
-@memoize
-def _layer_and_unit(site: str) -> tuple[int, str]:
-    layer, unit = site.removeprefix("layer").split(".")
-    return int(layer), unit
 
 
 def _key(site: str) -> str:

@@ -82,7 +82,7 @@ def _check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UserError(
-                f"train.report_to: {name!r} is no tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
+                f"train.report_to: {name!r} is not a tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
             )
         if name == "tensorboard":
             require(name, extra="track")

@@ -18,8 +18,6 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import FlopsReport, HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
-from layerroute.routing import routings_of
-from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.training.memory import estimate_memory
 from layerroute.training.objective import HybridLoss, RoutedLoss
 from layerroute.training.saving import save_model
@@ -132,13 +130,12 @@ class HybridTrainee(Trainee):
         """The model's own cross-entropy, and the terms of the recipe."""
         return HybridLoss(self.recipe.objective)
 
-    def before_evaluation(self) -> None:
-        """Set the quantile budget's thresholds on held-out text: their running mean lags a rate that is annealed."""
-        modules = [m for m in routings_of(self.model) if m.config.budget == "quantile"]
-        tokens = self.recipe.train.threshold_tokens
-        if modules and tokens:
-            held_out = self.held_out(tokens)
-            calibrate_thresholds(modules, lambda: held_out.run(self.model, self.in_precision))
+    @property
+    def asked_rate(self) -> float | None:
+        """See ``Trainee``. The balance loss asks for none: the original serves what argmax makes of it."""
+        routing = self.config.routing_config
+        asked = routing.budget != "none" or self.recipe.objective.budget_weight > 0
+        return routing.rate if asked and routing.control is None else None
 
     def save(self, path: Path) -> None:
         """Weights, configuration and tokenizer."""

@@ -1,5 +1,6 @@
 """Temperature, rate and thresholds of a model's routing modules while it trains, whatever the model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from layerroute.routing import RouteDecision, Schedule, find_handle, routings_of
+from layerroute.routing.module import Routing
 from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
 
 
@@ -52,8 +54,33 @@ class RoutingCallback(TrainerCallback):
         self.temperature = temperature.start
         self.rate = 0.0
         self._counts: dict[str, Tensor] = {}
+        self._aside: list[Tensor] | None = None
+
+    def lay_aside(self) -> None:
+        """Keep the thresholds that training goes by, as others are to be served: the next step has its own again."""
+        self._put_back()
+        self._aside = [module.thresholds.value.clone() for module in self._trained_by_value]
+
+    def _put_back(self) -> None:
+        for module, value in zip(self._trained_by_value, self._aside or (), strict=self._aside is not None):
+            module.thresholds.value.copy_(value)
+        self._aside = None
+
+    @property
+    def _trained_by_value(self) -> list[Routing]:
+        return [module for module in self.modules if module.config.budget != "quantile"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint's weights do not say, as plain numbers."""
+        return {"thresholds": None if self._aside is None else [value.tolist() for value in self._aside]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        aside = state["thresholds"]
+        self._aside = None if aside is None else [torch.tensor(value) for value in aside]
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
+        self._put_back()
         self._counts.clear()
         self.done = progress(state.global_step, state.max_steps)
         self.temperature = self.temperature_schedule.value(self.done)
@@ -73,3 +100,11 @@ class RoutingCallback(TrainerCallback):
             if all(site in self._counts for site in module.sites):
                 counts = torch.stack([self._counts[site] for site in module.sites])
                 module.thresholds.update(counts, module.rate)
+
+
+def trained_rate(log_history: Sequence[Mapping[str, float]]) -> float | None:
+    """The rate of training itself, noise and all: mean over sites and the last tenth of the curve; None without."""
+    points = [point for point in log_history if "lm_loss" in point]
+    last = points[-max(1, len(points) // 10) :]
+    rates = [value for point in last for name, value in point.items() if name.startswith("rate/")]
+    return sum(rates) / len(rates) if rates else None

@@ -37,6 +37,7 @@ from layerroute.training.parallel import (
     refuse_deepspeed,
 )
 from layerroute.training.progress import ProgressCallback
+from layerroute.training.routing_schedule import trained_rate
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord
 from layerroute.training.saving import quiet_transformers, recover_model
@@ -227,7 +228,12 @@ class _Run:
                     "window_losses": [round(loss, 6) for loss in evaluation.window_losses],
                     "by_position": evaluation.by_position,
                 },
-                "routing": None if routing is None else self.trainee.routing_section(routing),
+                "routing": None
+                if routing is None
+                else {
+                    **self.trainee.routing_section(routing),
+                    "trained_rate": trained_rate(state.log_history),
+                },
                 "flops": self.trainee.flops_section(routing, executed),
                 "timing": {
                     "train_seconds": trainer.meter.seconds,

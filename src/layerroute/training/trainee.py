@@ -1,8 +1,9 @@
 """What a run trains: the one seam between the training loop and the capabilities."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,9 @@ from layerroute.data.recall.prepared import RecallData
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import Recipe
+from layerroute.routing import routings_of
+from layerroute.routing.held_out import calibrate_thresholds
+from layerroute.routing.module import Routing
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.routing_schedule import RoutingCallback
@@ -104,9 +108,11 @@ class Trainee(ABC):
         sequences, size = train.evaluation_sequences, train.evaluation_batch_size
         return validation_batches(self.data, sequences=sequences, batch_size=size, boundaries=self.boundaries)
 
-    def held_out(self, tokens: int) -> ThresholdWindows:
-        """So many tokens on which thresholds are set."""
-        return ThresholdWindows.of(self.data, self.recipe.train, tokens, self.boundaries)
+    @cached_property
+    def threshold_text(self) -> ThresholdWindows:
+        """The held-out text on which thresholds are set."""
+        train = self.recipe.train
+        return ThresholdWindows.of(self.data, train, train.threshold_tokens or 1, self.boundaries)
 
     def in_precision(self) -> AbstractContextManager[object]:
         """The autocast context of the run."""
@@ -132,9 +138,23 @@ class Trainee(ABC):
         """Put back what ``write_weights`` wrote."""
         raise NotImplementedError
 
+    @property
+    @abstractmethod
+    def asked_rate(self) -> float | None:
+        """The rate that a learned router is asked for; None without one, or where it may take what it likes."""
+
     def before_evaluation(self) -> None:
-        """Called before every evaluation."""
-        return
+        """Set the thresholds in inference mode, so that the rate asked for is the rate served.
+
+        Training has noise, and a rate of its own on the way there: what it made of thresholds serves another rate.
+        """
+        routings = [routing for routing in routings_of(self.model) if routing.router is not None]
+        if routings and self.recipe.train.threshold_tokens and self.asked_rate is not None:
+            self.set_thresholds(routings, partial(self.threshold_text.run, self.model, self.in_precision))
+
+    def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
+        """Set those of ``routings``, which are all that learn, by what ``forward`` shows them."""
+        calibrate_thresholds(routings, forward)
 
     @abstractmethod
     def save(self, path: Path) -> None:
@@ -150,7 +170,7 @@ class Trainee(ABC):
 
     def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
         """The record's ``routing``: where tokens went at the last evaluation, and how it was decided."""
-        return {**statistics.record(), **self.decided_by(statistics)}
+        return {**statistics.record(), "asked_rate": self.asked_rate, **self.decided_by(statistics)}
 
     @abstractmethod
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:

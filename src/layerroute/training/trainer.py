@@ -204,6 +204,7 @@ class RoutedTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Cross-entropy, perplexity, accuracy and routing on the fixed validation batches."""
+        self.routing.lay_aside()
         self.trainee.before_evaluation()
         result = evaluate(self.model, self.validation, precision=self.autocast_smart_context_manager)
         self.evaluation = result
@@ -341,6 +342,7 @@ class RoutedTrainer(Trainer):
             "step": self.state.global_step,
             "meter": meter,
             "loss": self.loss.state_dict(),
+            "routing": self.routing.state_dict(),
         }
         publish(written, folder, state=state, keep=self.train_config.keep_checkpoints)
 
@@ -362,3 +364,5 @@ class RoutedTrainer(Trainer):
                 state = json.loads((Path(checkpoint) / STATE_NAME).read_text(encoding="utf-8"))
                 self.meter.load_state_dict(state["meter"], self.args.device, share=int(is_main()))
                 self.loss.load_state_dict(state["loss"])
+                if "routing" in state:  # older checkpoints have none
+                    self.routing.load_state_dict(state["routing"])

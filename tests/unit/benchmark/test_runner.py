@@ -16,7 +16,7 @@ from rich.console import Console
 from layerroute.benchmark.case import Check, Comparison, Prepared, RedGate
 from layerroute.benchmark.cases import CASES, load_case
 from layerroute.benchmark.output import print_table, save
-from layerroute.benchmark.runner import run_comparisons
+from layerroute.benchmark.runner import run_comparisons, same_rows
 from layerroute.errors import UserError
 
 GREEN = Check(what="outputs", deviation=1e-7, tolerance=1e-5)
@@ -92,6 +92,41 @@ def test_the_record_holds_what_was_measured_and_where(tmp_path: Path) -> None:
     save(path, record)
     assert json.loads(path.read_text()) == record
     assert [entry.name for entry in path.parent.iterdir()] == ["demo.json"]
+
+
+def test_a_record_that_is_cut_off_holds_its_rows_and_is_gone_on_with() -> None:
+    held: list[dict] = []
+    rows = [comparison([GREEN], []), comparison([RED], [], "two")]
+    command = "layerroute bench demo"
+    with pytest.raises(RedGate):
+        run_comparisons("demo", rows, repeats=3, command=command, on_record=lambda one: held.append(one))
+    (record,) = held
+    assert [row["title"] for row in record["rows"]] == ["one"] and record["finished"] is None
+    source = {key: record[key] for key in ("versions", "revision", "hardware")} | {"dirty": False}
+    record["dirty"] = False
+    kept = same_rows(record, command, source)
+    assert set(kept) == {"one"}
+    for other in ({"revision": "another"}, {"hardware": {}}, {"dirty": True}):
+        assert same_rows(record, command, source | other) == {}
+    assert same_rows(record | {"dirty": True}, command, source | {"dirty": True}) == {}
+    assert same_rows(record, f"{command} --repeats 9", source) == {}
+    events: list[str] = []
+    whole = run_comparisons(
+        "demo", [comparison([GREEN], events)], repeats=3, command=command, kept={"one": record["rows"][0]}
+    )
+    assert events == [] and whole["rows"] == record["rows"] and whole["finished"] is not None
+
+
+def test_the_share_of_the_peak_is_of_a_product_of_this_device() -> None:
+    slow = lambda: time.sleep(0.03)  # noqa: E731
+    arms = {"old": slow, "new": slow}
+    needs = Prepared(gate=lambda: [GREEN], arms=arms, needed={"new": 3e6})
+    (row,) = run(replace(comparison([GREEN], []), prepare=lambda: needs))["rows"]
+    new = row["arms"]["new"]
+    assert new["share_of_peak"] == pytest.approx(
+        3e6 / new["seconds"]["median"] / row["peak_flops_per_second"]
+    )
+    assert row["peak_flops_per_second"] > 1e8 and "share_of_peak" not in row["arms"]["old"]
 
 
 def test_cpu_seconds_do_not_count_waiting() -> None:

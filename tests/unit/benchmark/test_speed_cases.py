@@ -51,6 +51,11 @@ def test_peers_names_what_is_missing(tmp_path: Path) -> None:
     (row,) = record_of(tmp_path, "peers", "--sizes", "1x50x2x16")["rows"]
     assert set(row["arms"]) == {"full causal", "routed", "fused, dense mask", "eager, dense mask"}
     assert len(row["gate"]) == 3 and "FlexAttention was not asked for" in row["missing"]
+    # Each needs the scores of a quarter of the queries, or of all.
+    shares = {name: arm["share_of_peak"] * arm["seconds"]["median"] for name, arm in row["arms"].items()}
+    assert shares["routed"] < shares["full causal"] / 2
+    (row,) = record_of(tmp_path, "peers", "--sizes", "1x50x2x16", "--eager-up-to", "49")["rows"]
+    assert "eager, dense mask" not in row["arms"]
 
 
 def test_training_steps_are_compared_by_gradients_of_router_and_layers(tmp_path: Path) -> None:
@@ -108,6 +113,14 @@ def test_hybrid_counts_what_sparse_leaves_out(tmp_path: Path, context: str) -> N
     assert sparse["executed_flops_per_token"] < masked["executed_flops_per_token"]
     assert masked["kv_bytes"] == sparse["kv_bytes"] > 0
     assert any(check["what"].startswith("cached tensor") for check in row["gate"])
+
+
+def test_hybrid_is_held_against_models_without_routing(tmp_path: Path) -> None:
+    (row,) = record_of(tmp_path, "hybrid", "--sizes", "1x40", "--hidden-size", "64", "--peers")["rows"]
+    assert row["baseline"] == "all softmax" and set(row["arms"]) == {"masked", "sparse", "all softmax", "3:1"}
+    kept = {name: arm["kv_bytes"] for name, arm in row["arms"].items()}
+    assert kept["all softmax"] == 4 * kept["3:1"] > kept["masked"]
+    assert sum("cached or not" in check["what"] for check in row["gate"]) == 2
 
 
 @pytest.mark.parametrize(("model", "section"), [("skipping", "skip"), ("hybrid", "model")])

@@ -52,9 +52,9 @@ def test_a_file_whose_name_holds_the_sign_is_a_path(tmp_path, monkeypatch):
         (["a.txt", "text=b"], "names the kind 'text' twice"),
         (["prose="], "has no file"),
         (["prose=,"], "has no file"),
-        (["prose:x=a"], "'x' is no share"),
-        (["prose:0=a"], "'0' is no share"),
-        (["prose:nan=a"], "'nan' is no share"),
+        (["prose:x=a"], "'x' is not a share"),
+        (["prose:0=a"], "'0' is not a share"),
+        (["prose:nan=a"], "'nan' is not a share"),
     ],
 )
 def test_wrong_words_are_told(words, said):
@@ -93,7 +93,7 @@ def test_kinds_without_text_and_texts_of_two_kinds_are_told_at_once(tmp_path):
         Texts(parse_kinds([f"a={one}", f"b={one}"]))
     with pytest.raises(UserError, match="'a' and 'b' share a text"):
         Texts(parse_kinds(["a=python-docs", "b=python-docs"]))
-    with pytest.raises(UserError, match="is no name for a kind"):
+    with pytest.raises(UserError, match="is not a name for a kind"):
         kind_sources({"a b": KindConfig(paths=[one])})
     (tmp_path / "blank.jsonl").write_text("\n")
     with pytest.raises(UserError, match=r"kind 'b': blank\.jsonl"):
@@ -132,8 +132,31 @@ def test_recipes_have_mixtures(tmp_path):
     assert make_source(config).describe() == "a (1): files one.jsonl; b (2): files two.jsonl"
     with pytest.raises(UserError, match=r"set data\.source to 'kinds'"):
         DataConfig(kinds=kinds)
-    with pytest.raises(UserError, match="is no name for a kind"):
+    with pytest.raises(UserError, match="is not a name for a kind"):
         DataConfig(source="kinds", kinds={"a=b": {"paths": [one]}})
+
+
+def test_a_kind_may_be_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    """Several tasks trained together: here one of files, and one that ``datasets`` streams."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    folder = tmp_path / "maths"
+    folder.mkdir()
+    rows = [json.dumps({"proof": f"step {number}"}) for number in range(6)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    one = write(tmp_path, "one", 4)
+    kinds = {"prose": {"paths": [one]}, "maths": {"dataset": str(folder), "text_field": "proof"}}
+    with pytest.raises(UserError, match=r"streams without an end; set data\.max_documents"):
+        DataConfig(source="kinds", kinds=kinds)
+    config = DataConfig(source="kinds", kinds=kinds, max_documents=8)
+    texts = [document.text for document in make_source(config).documents()]
+    assert {"step 0", "step 5"} <= set(texts) and len(texts) > 6
+    assert make_source(config).describe() == "prose (1): files one.jsonl; maths (1): hub maths:train"
+    assert config.kinds["maths"].where == str(folder)
+    for wrong in ({"paths": [one], "dataset": "owner/name"}, {}):
+        with pytest.raises(UserError, match="needs paths or a dataset, one of the two"):
+            KindConfig(**wrong)
+    with pytest.raises(UserError, match="'maths' and 'more' share a text"):
+        kind_sources({"maths": KindConfig(dataset="a/b"), "more": KindConfig(dataset="a/b")})
 
 
 def test_embedded_kinds_are_apart_and_the_same_each_time():

@@ -181,6 +181,31 @@ def test_json_holds_numbers() -> None:
     assert "all-GDN" in content["controls_missing"]
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "told"),
+    [
+        (
+            0.51,
+            None,
+            "softmax takes 82.0% of the validation tokens and took 51.0% at the end of training; `routing.bu",
+        ),
+        (0.51, 0.5, "at the end of training, with 50.0% asked for"),
+        (0.51, 0.82, None),
+        (0.81, None, None),
+        (None, None, None),
+    ],
+)
+def test_the_verdict_warns_of_a_router_that_serves_another_rate_than_it_trained_at(
+    trained, asked, told
+) -> None:
+    dynamic = runs("dynamic", *SEEDS, rates=sites(0.80, 0.84))
+    for run in dynamic:
+        run.record["routing"] |= {"trained_rate": trained, "asked_rate": asked}
+    found = compare_runs([*runs("baseline", *SEEDS), *dynamic])
+    assert ("dynamic serves another rate" in found.verdict) == (told is not None)
+    assert told is None or told in found.verdict
+
+
 def test_not_causal_is_said_everywhere() -> None:
     dynamic = runs("dynamic", rates=sites(0.5))
     dynamic[0].record["routing"]["causal"] = False

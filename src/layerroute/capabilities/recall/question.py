@@ -98,6 +98,21 @@ def recall_sentence(comparison: Comparison) -> str:
     return f"{text} Not held against {listing(missing, 'or')}: no such arm." if missing else text
 
 
+def recall_brief(comparison: Comparison) -> str:
+    """What can be told of the subject's recall, in a clause; empty where it has no pair."""
+    own = [pair for pair in recall_pairs(comparison.arms) if pair.subject is comparison.subject]
+    better = [pair.rival.label for pair in own if pair.outcome is Outcome.WINS]
+    worse = [pair.rival.label for pair in own if pair.outcome is Outcome.LOSES]
+    certain = [f"more than {listing(better)}"] * bool(better) + [f"less than {listing(worse)}"] * bool(worse)
+    if not own:
+        return ""
+    return (
+        f"it recalls {listing(certain)}"
+        if certain
+        else f"in recall it cannot be told from any of {len(own)} arms"
+    )
+
+
 def recall_table(arms: Sequence[Arm]) -> Table | None:
     """Answers recalled by arm, at the length of training and at the longest measured; None without recall data."""
     known = [arm for arm in arms if recall_by_seed(arm)]
@@ -175,6 +190,7 @@ QUESTION = Question(
     correction="all",
     asked=lambda arms: any(map(recall_by_seed, arms)),
     answer=recall_sentence,
+    brief=recall_brief,
     tables=_tables,
     phrases={
         Outcome.WINS: "recalls more than {second} ({amount})",

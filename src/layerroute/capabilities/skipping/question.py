@@ -83,6 +83,7 @@ QUESTION = Question(
         Outcome.UNEQUAL_COST: "no verdict: {unlike}",
     },
     opening=_opening,
+    whole=tables.full_depth,
     tables=_tables,
     arm_facts=_arm_facts,
     terminal=(

@@ -9,6 +9,7 @@ from pathlib import Path
 from layerroute.data.kinds import EMBEDDED, KindConfig, check_kinds
 from layerroute.data.sources.base import Document, Source
 from layerroute.data.sources.files import FilesSource
+from layerroute.data.sources.hub import HubSource
 from layerroute.data.sources.python_code import standard_library
 from layerroute.data.sources.python_text import library_code, library_documentation, reference_texts
 from layerroute.errors import UserError
@@ -38,12 +39,20 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     owners: dict[str, str] = {}
     for name, kind in kinds.items():
-        word = kind.paths[0]
-        if len(kind.paths) == 1 and word in EMBEDDED and not Path(word).exists():
-            source = embedded_source(word)
+        source: Source
+        if kind.dataset is not None:
+            source = HubSource(
+                kind.dataset,
+                subset=kind.subset,
+                split=kind.split,
+                revision=kind.revision,
+                text_field=kind.text_field,
+            )
+        elif len(kind.paths) == 1 and kind.where in EMBEDDED and not Path(kind.where).exists():
+            source = embedded_source(kind.where)
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
-        for path in getattr(source, "real_paths", [word]):
+        for path in getattr(source, "real_paths", [source.describe()]):
             if owners.setdefault(path, name) != name:
                 raise UserError(
                     f"the kinds {owners[path]!r} and {name!r} share a text ({Path(path).name}); one text has one kind"

@@ -12,7 +12,8 @@ from layerroute.lab.compare import Comparison, compare
 from layerroute.lab.fairness import machine
 from layerroute.lab.format import listing, number, plural
 from layerroute.lab.report.figures import FigureEntry, View, build_figures, files_of
-from layerroute.lab.report.html import Paper, environment, inline_svg, tokens_view
+from layerroute.lab.report.first_screen import first_screen
+from layerroute.lab.report.html import Paper, data_link, environment, inline_svg, tokens_view
 from layerroute.lab.report.page import Page, all_figures, page_of
 from layerroute.lab.report.speed import read_speed_records
 from layerroute.lab.report.style import LineStyle, arm_styles
@@ -117,11 +118,13 @@ def report_context(view: View, page: Page, figures: dict[str, FigureEntry], fold
         "mark": Markup(MARK),
         "comparison": comparison,
         "page": page,
+        "screen": first_screen(comparison, view.bench),
         "words": page.words(comparison, kinds),
         "facts": facts(comparison),
         "warnings": _warnings(comparison),
         "tables": tables,
         "figures": figures,
+        "data": {f.name: data_link(folder / f"{f.name}.csv") for f in figures.values() if not f.absent},
         "svg": {f.name: inline_svg(folder / f"{f.name}.svg") for f in figures.values() if not f.absent},
         "tokens": tokens,
         "paper": Paper(tables, figures, FIGURES),

@@ -1,5 +1,6 @@
 """The page: one HTML file with everything in it, that works from disk and asks the network for nothing."""
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,11 @@ def inline_svg(path: Path) -> Markup:
     return Markup(
         f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view_box} aria-hidden="true" focusable="false">{rest}'
     )
+
+
+def data_link(path: Path) -> str:
+    """A file as part of the page: a link that saves it, wherever the page is."""
+    return f"data:text/csv;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 class Markdown(str):

@@ -144,6 +144,21 @@ def speed_data(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
+def speed_at(records: Sequence[Mapping[str, Any]], rate: float) -> list[tuple[str, float, float]]:
+    """In words how fast routed execution ran in each panel at the share nearest to a rate, with the quartiles."""
+    data, found = speed_data(records), []
+    for panel in _all_panels(records):
+        share = 100 * (rate if panel.share == "rate" else 1 - rate)
+        rows = data[(data["panel"] == panel.title) & data["arm"].isin(("sparse", "routed"))]
+        if rows.empty:
+            continue
+        row = rows.loc[(rows["share_percent"] - share).abs().idxmin()]
+        low, high = float(row["speedup_q1"]), float(row["speedup_q3"])
+        text = f"{row['speedup_median']:.2f}× ({low:.2f} to {high:.2f}) in {panel.title.replace(chr(10), ' of ')}"
+        found.append((f"{text} at {row['share_percent']:.0f}% {panel.meaning.split(' (')[0]}", low, high))
+    return found
+
+
 def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
     """Records that ``layerroute bench --out`` wrote.
 
@@ -157,7 +172,9 @@ def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the benchmark record {path}: {error}") from None
         if not isinstance(content, dict) or content.get("kind") != "benchmark":
-            raise UserError(f"{path} is no benchmark record: give files that `layerroute bench --out` wrote")
+            raise UserError(
+                f"{path} is not a benchmark record: give files that `layerroute bench --out` wrote"
+            )
         records.append(content)
     if records:
         _all_panels(records)

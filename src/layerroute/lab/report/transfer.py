@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from layerroute.lab.report.figures import FigureEntry
-from layerroute.lab.report.html import environment, inline_svg
+from layerroute.lab.report.html import data_link, environment, inline_svg
 from layerroute.lab.report.plots import bars
 from layerroute.lab.report.style import GDN, INK, SOFTMAX, figure_style, save_figure
 from layerroute.lab.transfer import points_of, summary, titles, transfer_table
@@ -40,6 +40,7 @@ def write_transfer(record: Mapping[str, Any], folder: Path) -> list[Path]:
             sentences=summary(record),
             table=transfer_table(record),
             svg=inline_svg(folder / f"{FIGURE}.svg"),
+            data=data_link(folder / f"{FIGURE}.csv"),
             facts=_facts(record),
         )
     )

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import Moments, damped, reduced_rank
 
 _FLOOR = 1e-8
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class SkipMap:
     """h + (h - mean) A B + bias, for tokens that skip. fp32."""
@@ -37,6 +39,7 @@ class SkipMap:
         )
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Linear prediction of a token's log-influence; the token runs where it is above ``threshold``.

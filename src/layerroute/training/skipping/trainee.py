@@ -1,6 +1,6 @@
 """Layer skipping as what a run trains: router, skip paths and adapter of a pretrained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.routing.held_out import calibrate_thresholds
+from layerroute.routing.module import Routing
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, path_costs, skip_flops
 from layerroute.skipping.model import get_router
@@ -117,7 +118,6 @@ class SkippingTrainee(Trainee):
             raise UserError(
                 "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
             )
-        self.threshold_text = self.held_out(self.recipe.train.threshold_tokens or 1)
         length = self.recipe.data.sequence_length
         self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
 
@@ -137,18 +137,23 @@ class SkippingTrainee(Trainee):
         """See ``Trainee``."""
         restore_router(model, folder)
 
-    def before_evaluation(self) -> None:
-        """Set the thresholds on held-out text in inference mode, for each budget."""
+    @property
+    def asked_rate(self) -> float | None:
+        """See ``Trainee``. Without ``train.threshold_tokens`` only what holds a budget asks for one."""
+        routing, objective = self.skip.routing, self.objective
+        held = objective.budget_weight or objective.lagrangian_step or routing.budget != "none"
+        asked = routing.control is None and (held or self.recipe.train.threshold_tokens)
+        return routing.rate if asked else None
+
+    def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
+        """See ``Trainee``; for each budget."""
         router = get_router(self.model)
-        if not self.recipe.train.threshold_tokens or not any(r.router for r in router.all_routings()):
-            return
-        forward = partial(self.threshold_text.run, self.model, self.in_precision)
         before = None if router.budgets is None else router.budgets.current
         router.set_rate(router.config.routing.rate)
         for budget in [None] if router.budgets is None else router.budgets.known:
             if budget is not None:
                 router.set_budget(budget)
-            calibrate_thresholds(router.all_routings(), forward, scope=self.start.threshold_scope)
+            calibrate_thresholds(routings, forward, scope=self.start.threshold_scope)
             router.store_thresholds()
         if before is not None:
             budgets = router.budgets

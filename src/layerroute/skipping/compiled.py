@@ -1,0 +1,246 @@
+"""Decoding through ``torch.compile``: a layer that runs is one compiled call, a layer that is skipped a smaller one.
+
+Where one token a row is read against a static cache, shapes never change. The functions here are compiled once for all
+layers of a kind, whose weights are inputs: that takes seconds where a whole model takes minutes. Which of them is
+called is decided in Python, after one read of the decisions (with ``per_layer`` one a layer). A layer that is skipped
+writes its keys and values at once.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache as memoize
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
+
+from layerroute.errors import UserError
+from layerroute.skipping.context import CallContext
+from layerroute.skipping.devices import is_hooked
+from layerroute.skipping.execution import LayerCall
+from layerroute.skipping.families import Family, decoder_stack
+from layerroute.skipping.fingerprint import base_of
+from layerroute.skipping.model import get_router, route_layer
+from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.routes import DENSE, SKIPPED
+from layerroute.skipping.skip_paths import LowRankSkip
+
+_logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+
+CACHE_LENGTH = 512
+"""Tokens that the cache of ``generate`` has room for at least, so that calls share it and what was compiled for it."""
+_MOST_GRAPHS = 64  # kinds of layers x batches x lengths of caches; beyond that torch runs uncompiled
+
+
+class _One:
+    """The cache as one layer sees it, whatever index it asks for: the index would make a graph of its own."""
+
+    def __init__(self, layer: StaticLayer) -> None:
+        self.layer = layer
+
+    def update(self, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.layer.update(key, value)
+
+
+# What is compiled. Modules and caches come as arguments, so that all layers share a graph.
+
+
+def _run(
+    forward: Callable[..., Any], layer: nn.Module, hidden: Tensor, held: StaticLayer, options: dict[str, Any]
+) -> Tensor:
+    out = forward(layer, hidden, past_key_values=_One(held), **options)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _attend(
+    family: Family, layer: nn.Module, hidden: Tensor, held: StaticLayer, options: dict[str, Any]
+) -> Tensor:
+    states = family.attention_input(layer, hidden)
+    attended, *_ = family.attention_of(layer)(hidden_states=states, past_key_values=_One(held), **options)
+    return hidden + family.attention_update(layer, attended)
+
+
+def _feed(family: Family, layer: nn.Module, hidden: Tensor) -> Tensor:
+    return hidden + family.mlp_update(layer, hidden)
+
+
+def _skip(
+    family: Family,
+    layer: nn.Module,
+    path: LowRankSkip | None,
+    hidden: Tensor,
+    held: StaticLayer | None,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """What a layer gives those who skip it; with ``held``, it keeps their keys and values."""
+    if held is not None:
+        key, value, _ = family.keys_values(layer, family.attention_input(layer, hidden), cos, sin)
+        held.update(key.transpose(1, 2), value.transpose(1, 2))
+    return hidden if path is None else hidden + path(hidden)
+
+
+@memoize
+def _compiled(function: Callable[..., Any], backend: str, sliding: bool) -> Callable[..., Any]:
+    # A cache with a sliding window counts its tokens in a plain number, which must not be built into a graph.
+    dynamic = None if sliding else False
+    return torch.compile(function, dynamic=dynamic, backend=backend)
+
+
+class CompiledSteps:
+    """Attached to a router by ``compile_decoding``: carries out layers in calls of one token a row."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self._warned = False
+
+    def applies(self, context: CallContext) -> bool:
+        """Whether a call is one that was compiled for.
+
+        Raises:
+            UserError: if the static cache is full.
+        """
+        cache = context.cache
+        if context.time != 1 or cache is None or torch.is_grad_enabled() or context.full_layers_only:
+            return False
+        layers = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
+        if not isinstance(cache, StaticCache) or len(layers) < len(cache.layers):
+            if not self._warned:
+                self._warned = True
+                _logger.warning(
+                    "this model decodes uncompiled: its cache is a %s, and compiled decoding needs a StaticCache of "
+                    "keys and values alone",
+                    type(cache).__name__,
+                )
+            return False
+        lengths = [layer.max_cache_len for layer in layers if not layer.is_sliding]
+        if context.keys > min(lengths, default=context.keys):
+            raise UserError(
+                f"the static cache is full: it has room for {min(lengths)} tokens and this call needs {context.keys}; "
+                "make a longer StaticCache, or raise max_cache_len of generate"
+            )
+        return all(layer.is_initialized for layer in layers)
+
+    def __call__(
+        self,
+        call: LayerCall,
+        layer: nn.Module,
+        plain: Callable[..., Any],
+        hidden: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """See ``LayerCall.__call__``."""
+        family, routes = call.family, call.routes
+        assert family is not None
+        rest = dict(options)
+        held = rest.pop("past_key_values").layers[family.attention_of(layer).layer_idx]
+        compiled = partial(_compiled, backend=self.backend, sliding=held.is_sliding)
+
+        def unit(
+            name: str, hidden: Tensor, run: Callable[[Tensor], Tensor], *, writes: bool = True
+        ) -> Tensor:
+            route = routes.get(name)
+            if route is None or route.mode == DENSE:
+                return run(hidden)
+            alone, path, skipped = route.mode == SKIPPED, call.skip_path(name), hidden
+            if path is not None or (alone and writes):
+                to = held if alone and writes else None
+                skipped = compiled(_skip)(family, layer, path, hidden, to, *options["position_embeddings"])
+            return skipped if alone else route.combine(hidden, run(hidden), skipped)
+
+        forward = plain.__func__  # type: ignore[attr-defined]
+        if "block" in routes or all(route.mode == DENSE for route in routes.values()):
+            return unit("block", hidden, lambda x: compiled(_run)(forward, layer, x, held, rest))
+        hidden = unit("attention", hidden, lambda x: compiled(_attend)(family, layer, x, held, rest))
+        return unit("mlp", hidden, lambda x: compiled(_feed)(family, layer, x), writes=False)
+
+
+def check_compiler(device: torch.device) -> None:
+    """See that ``torch.compile`` finds what it needs for a device.
+
+    Raises:
+        UserError: if not.
+    """
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise UserError(
+                "torch.compile needs a C++ compiler and finds none: install g++ (or name one in CXX), or leave "
+                "compilation out"
+            ) from None
+    elif device.type == "cuda" and not torch.utils._triton.has_triton():
+        raise UserError("torch.compile needs Triton on a GPU and finds none: pip install triton")
+
+
+def obstacle(router: LayerRouter, base: nn.Module) -> str | None:
+    """Why a routed model cannot decode compiled, or None."""
+    config = router.config
+    if router.sparse_obstacle is not None:
+        return router.sparse_obstacle
+    if config.kv == "evict":
+        return "kv: evict keeps other keys in each layer, which a static cache cannot hold; use kv: project"
+    if is_hooked(base):
+        return "some of its weights are moved by accelerate while it computes (device_map, offloading)"
+    if not getattr(getattr(base, "hf_quantizer", None), "is_compileable", True):
+        return "the library that quantised its weights does not compile"
+    return None
+
+
+def compile_decoding(model: Model, *, cache_length: int = CACHE_LENGTH, backend: str = "inductor") -> Model:
+    """Have a routed model decode through ``torch.compile`` from now on; ``generate`` then uses a static cache.
+
+    Prompts are read as before. Calls of one token a row against a ``StaticCache``, without gradients, take compiled
+    layers; all others, and a router that is switched off, do not. ``remove_router`` ends it.
+
+    Args:
+        model: with a layer router.
+        cache_length: tokens that the cache of ``generate`` has room for at least; longer calls get a longer one, for
+            which is compiled anew.
+        backend: of ``torch.compile``.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: without a router or a compiler, or if the router or the model cannot be compiled; it names why.
+    """
+    router, base = get_router(model), base_of(model)
+    reason = obstacle(router, base)
+    if reason is not None:
+        raise UserError(f"this model cannot decode compiled: {reason}")
+    if backend == "inductor":
+        check_compiler(next(base.parameters()).device)
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
+    for index, layer in enumerate(decoder_stack(base)[1]):
+        route_layer(router, index, layer)
+    router.steps = CompiledSteps(backend)
+    settings = getattr(base, "generation_config", None)
+    if settings is not None:
+        settings.cache_implementation = "static"
+        settings.max_cache_len = cache_length
+        settings.disable_compile = (
+            True  # transformers' own, of the whole model, which decisions would break up
+        )
+    return model
+
+
+@contextmanager
+def compilation_disabled(model: nn.Module) -> Iterator[None]:
+    """Within the context a model of ``compile_decoding`` decodes uncompiled, against the same static caches."""
+    router = get_router(model)
+    before, router.steps = router.steps, None
+    try:
+        yield
+    finally:
+        router.steps = before

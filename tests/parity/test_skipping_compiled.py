@@ -1,0 +1,175 @@
+"""Compiled decoding equals uncompiled: over families, units, routers, batches, padding and ways to generate."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import StaticCache
+
+from layerroute.errors import UserError
+from layerroute.skipping import compile_decoding
+from tests.parity.skipping_models import routed
+
+# What is compiled is seen by dynamo alone (backend "eager") but in one case: the code of inductor takes a minute.
+PRELUDE = """
+import torch
+from torch._dynamo.utils import counters
+from transformers import StaticCache
+from layerroute.errors import UserError
+from layerroute.routing import RoutingConfig
+from layerroute.skipping import *
+from layerroute.skipping import compiled
+from tests.parity.contracts import assert_close, tokens
+from tests.parity.skipping_models import VOCABULARY, random_choice, routed
+
+runs = []
+def spy(name):
+    function = getattr(compiled, name)
+    def called(*args):
+        runs.append(name)
+        return function(*args)
+    setattr(compiled, name, called)
+
+def make(family="llama", backend="eager", **skip):
+    return compile_decoding(routed(family, **skip), backend=backend)
+
+@torch.no_grad()
+def stepwise(model, ids, mask, first=8, room=16):
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    parts = [model(ids[:, :first], attention_mask=mask[:, :first], past_key_values=cache)]
+    for t in range(first, ids.shape[1]):
+        parts.append(model(ids[:, t : t + 1], attention_mask=mask[:, : t + 1], past_key_values=cache))
+    return torch.cat([part.logits for part in parts], dim=1), cache
+
+def padded(rows=2, time=14, pad=3):
+    ids, mask = tokens(rows, time, VOCABULARY), torch.ones(rows, time, dtype=torch.long)
+    mask[-1, :pad] = 0
+    return ids, mask
+
+def check(model, what, rows=2):
+    ids, mask = padded(rows)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, use_cache=False).logits
+    with collect_decisions(model) as found:
+        logits, cache = stepwise(model, ids, mask)
+    with compilation_disabled(model), collect_decisions(model) as reference:
+        same, plain_cache = stepwise(model, ids, mask)
+    real = mask.bool()
+    assert_close(logits[real], expected[real], what + ": cached and uncached")
+    assert_close(logits[real], same[real], what + ": compiled and not")
+    assert all(torch.equal(a.choice, b.choice) for a, b in zip(found, reference, strict=True)), what
+    for mine, theirs in zip(cache.layers, plain_cache.layers, strict=True):
+        assert_close(mine.keys, theirs.keys, what + ": keys")
+        assert_close(mine.values, theirs.values, what + ": values")
+    return found
+"""
+CASES = {
+    "families": """
+for family in ("phi3", "gemma3_text", "granite"):
+    check(make(family), family)
+""",
+    "what is routed": """
+spy("_skip"), spy("_run")
+for skip in ({"unit": "attention+mlp"}, {"granularity": "sequence", "prefix_tokens": 4},
+             {"granularity": "per_layer", "serve": "rate"}, {"unit": "mlp", "skip_path": "identity", "sink_tokens": 9}):
+    found = check(make(**skip), str(skip))
+    choice = torch.cat([one.choice for one in found[1:]], dim=1)
+    assert 0 < choice.float().mean() < 1
+assert "_skip" in runs and "_run" in runs
+""",
+    "one graph a kind of layer": """
+# By position and layer: all skip, none does, rows differ. Forced, so that a layer is seen in every way.
+model = make(skip_path="identity", sink_tokens=0)
+for rate in (0.0, 0.5, 1.0):
+    with forced(model, random_choice(2, 14, 4, rate)):
+        check(model, f"forced at {rate}")
+assert counters["stats"]["unique_graphs"] == 2, counters["stats"]
+spy("_run")
+model = make(skip_path="identity", sink_tokens=0)
+ids, mask = padded(1, 9, 0)
+with forced(model, torch.zeros(1, 9, 4, dtype=torch.long)):
+    stepwise(model, ids, mask)
+assert len(runs) == 3, "layers that all rows skip must not run"
+""",
+    "generate": """
+model = make()
+ids, mask = padded(2, 8, 2)
+ids[1, :2] = 0
+more = {"attention_mask": mask, "max_new_tokens": 6, "pad_token_id": 0}
+for way in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": True, "top_k": 5}):
+    outputs = []
+    for compiling in (True, False):
+        torch.manual_seed(3)
+        if compiling:
+            outputs.append(model.generate(ids, **more, **way))
+        else:
+            with compilation_disabled(model):
+                outputs.append(model.generate(ids, **more, **way, cache_implementation="dynamic"))
+    assert torch.equal(*outputs), way
+assert counters["stats"]["unique_graphs"] > 0
+before = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
+with router_disabled(model):
+    off = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
+remove_router(model)
+plain = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
+assert torch.equal(off, plain) and not torch.equal(off, before)
+""",
+    "a full cache": """
+model = make()
+ids, mask = padded(1, 12, 0)
+try:
+    stepwise(model, ids, mask, room=10)
+except UserError as error:
+    assert "full: it has room for 10 tokens and this call needs 11" in str(error), error
+else:
+    raise AssertionError("nothing was said")
+""",
+    "inductor": """
+check(make(backend="inductor"), "inductor")
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_decoding(case: str) -> None:
+    """In a process of its own: torch.compile cannot trace the run-time type checks of the tests."""
+    environment = os.environ | {"LAYERROUTE_NO_TYPECHECK": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PRELUDE + CASES[case]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("skip", "family", "said"),
+    [
+        ({"kv": "evict"}, "llama", "kv: evict"),
+        ({}, "gpt2", "not a family that layerroute knows"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_by_name(skip: dict, family: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"cannot decode compiled.*{said}"):
+        compile_decoding(routed(family, **skip), backend="eager")
+
+
+def test_no_compiler_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler and finds none: install g"):
+        compile_decoding(routed("llama"))
+
+
+def test_another_cache_is_decoded_uncompiled_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = compile_decoding(routed("llama"), backend="eager")
+    ids = torch.arange(1, 9).view(1, 8)
+    with torch.no_grad():
+        past = model(ids[:, :6]).past_key_values
+        for step in (6, 7):
+            model(ids[:, step : step + 1], past_key_values=past)
+        assert caplog.text.count("its cache is a DynamicCache") == 1
+        cache = StaticCache(config=model.config, max_cache_len=8)
+        model(ids[:, :1], past_key_values=cache)  # a first token fills the cache as any prompt does
+    assert cache.get_seq_length() == 1

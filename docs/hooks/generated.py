@@ -43,7 +43,10 @@ def python() -> str:
     parts = ["# Python", "These names are public. Others may change without notice.", "## layerroute"]
     parts += [f"::: layerroute.{name}" for name in EXPORTS]
     for package in PACKAGES:
-        parts += [f"## {package}", f"::: {package}"]
+        parts += [
+            f"## {package}",
+            f"::: {package}\n    options: {{show_root_heading: false, show_root_toc_entry: false}}",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,7 +74,7 @@ def parser_parts(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if parser.description:
         yield fenced(parser.description) if "\n  " in parser.description else parser.description
-    yield fenced(parser.format_usage().removeprefix("usage: ").replace("\n       ", "\n"))
+    yield fenced(re.sub(r"\n +", "\n    ", parser.format_usage().removeprefix("usage: ")))
     rows = [
         option_row(parser, action)
         for action in parser._actions

@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+from layerroute.allocator import give_freed_memory_back
 from layerroute.argument_types import add_number, rate
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
 from layerroute.cli.output import command_line
@@ -149,6 +150,7 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
             "(--stream always tries all the same)"
         )
     print(f"layerroute: {name} takes {told}; its layers are read from its files", file=sys.stderr)
+    give_freed_memory_back()
     return streamed_options(name, device)
 
 

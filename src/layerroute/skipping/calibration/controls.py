@@ -43,7 +43,8 @@ class Ranking:
     ) -> "Ranking":
         """Run the full model on some of the statistics windows; ``final`` gets the output of its last layer."""
         layers = config.skip_config(len(stack.layers)).layers or []
-        search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
+        few = selection[: max(1, config.tokens_search // config.length)]
+        search = Search.of(stack, few, advance=clock(f"full model ({stack.unit})"))
         part = statistics[: max(1, config.tokens_ranking // config.length)]
         start = calibrate_in_order(
             stack,

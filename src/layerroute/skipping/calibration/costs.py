@@ -31,10 +31,10 @@ class Search:
     final: Float[Tensor, "N T D"]
 
     @staticmethod
-    def of(stack: LayerStack, ids: Int[Tensor, "N T"]) -> "Search":
+    def of(stack: LayerStack, ids: Int[Tensor, "N T"], *, advance: Advance | None = None) -> "Search":
         """Run the full model."""
         embedded = stack.embed(ids)
-        last = replay(stack, Policy(), embedded, ids)
+        last = replay(stack, Policy(), embedded, ids, advance=advance)
         reference = stack.probabilities(last, ids)
         entropy = stack.cross_entropies(last, ids, reference)
         return Search(ids=ids, embedded=embedded, reference=reference, entropy=entropy, final=last)

@@ -197,6 +197,7 @@ def test_a_damaged_note_is_forgotten(tmp_path):
 
 MEASURE = """
 import json, resource, sys, torch
+from pathlib import Path
 from transformers import AutoModelForCausalLM
 from layerroute.skipping.calibration import CalibrationConfig, Journal, compare_arms, fit_arms
 from layerroute.skipping.pretrained import streamed_options
@@ -205,7 +206,7 @@ options = streamed_options(folder, torch.device("cpu")) if work else {}
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval().requires_grad_(False)
 config = CalibrationConfig(**json.loads(sys.argv[3]))
 ids = torch.randint(2, 60, (4, 32))
-found = fit_arms(model, config, statistics=ids, selection=ids, journal=Journal(work) if work else None)
+found = fit_arms(model, config, statistics=ids, selection=ids, journal=Journal(Path(work)) if work else None)
 compare_arms(model, found, ids)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

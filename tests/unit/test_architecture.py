@@ -27,6 +27,7 @@ LEAVES = {
     "precision",
     "provenance",
     "records",
+    "registration",
 }
 ROUTING = {"routing", "objectives", "ops"}
 MODELS = {"hybrid", "skipping", "exporting"}

@@ -100,7 +100,8 @@ def save_router(
         if changed:
             raise UserError(
                 f"the base's own weights have changed since the router was added ({', '.join(changed[:3])}), so that "
-                f"{name!r} is no longer its base; save the model (save_pretrained) and name that: base='…'"
+                f"{name!r} is no longer its base; model.save_pretrained(folder) writes base and router, within "
+                "router_disabled(model) the base alone, to be named here: base='…'"
             )
     description: dict[str, Any] = {
         "format": 1 if rows is None and _is_plain_lora(model, adapters) else 2,

@@ -162,7 +162,9 @@ def _result(record: dict[str, Any]) -> str:
     if record.get("kind") == "benchmark":
         return "; ".join(f"{row['title']}: {_arms(row)}" for row in record["rows"])
     if record.get("kind") == "transfer":
-        return f"{len(record['rows'])} comparisons"
+        from layerroute.lab.transfer import summary
+
+        return " ".join(summary(record))
     if "passed" in record:
         return f"{record['passed']} passed, {record['failed']} failed, {record['skipped']} skipped"
     metrics, timing = record.get("metrics") or {}, record.get("timing") or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ class Place:
 
     def packed(self, name: str) -> Path | None:
         """A folder of the pack, None if it has none of this name."""
-        found = None if self.pack is None else self.pack.resolve() / name
+        found = None if self.pack is None else self.pack / name
         return found if found is not None and found.is_dir() else None
 
 
@@ -56,11 +57,11 @@ class Step:
 
     @property
     def shown(self) -> str:
-        """The command as one would type it, without this machine's folders."""
+        """The command as one would type it."""
         words = list(self.command)
         if words[1:3] == ["-m", "layerroute"]:
             words = words[2:]
-        return shlex.join(str(word).replace(f"{ROOT}/", "") for word in words)
+        return shlex.join(words)
 
 
 def layerroute(*words: str, name: str, **options: Any) -> Step:
@@ -251,10 +252,11 @@ def _recipe_file(place: Place, arm: str) -> Path:
 
 def _recipe(place: Place, arm: str, base: str, common: dict[str, Any], changes: dict[str, Any]) -> None:
     """Write an arm's recipe over a shipped one."""
-    content: dict[str, Any] = {"base": str(ROOT / "recipes" / base)}
+    content: dict[str, Any] = {}
     for section in (*common, *changes):
         content[section] = {**common.get(section, {}), **changes.get(section, {})}
     file = _recipe_file(place, arm)
+    content["base"] = os.path.relpath(ROOT / "recipes" / base, file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, yaml.safe_dump(content))
 

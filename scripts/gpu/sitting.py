@@ -198,7 +198,8 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true")
     arguments = parser.parse_args()
     started = clock()
-    place = Place(out=arguments.out.resolve(), pack=arguments.pack, rehearse=arguments.rehearse)
+    # As given: records hold the commands, and folders of this machine have no place in them.
+    place = Place(out=arguments.out, pack=arguments.pack, rehearse=arguments.rehearse)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cut_off)
     try:

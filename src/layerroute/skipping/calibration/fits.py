@@ -109,7 +109,7 @@ class PredictorFit:
     def __call__(self, score: Float[Tensor, "N"]) -> Predictor:
         """The prediction of a score; its threshold is to be set."""
         centred = score.double() - score.double().mean()
-        cross = (self.features.T @ centred.float()).double() / len(score)
+        cross = (self.features.float().T @ centred.float()).double() / len(score)
         weight = torch.cholesky_solve(cross.unsqueeze(1), self.factor)[:, 0]
         variance = centred.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
         left = variance - 2 * cross @ weight + weight @ self.covariance @ weight

@@ -114,18 +114,18 @@ def kernels(place: Place) -> list[Step]:
     return [
         bench("attention", "attention", real=attention, tiny="--sizes 1x96x2x16 --rates 0.25"),
         bench(
+            "gated-delta",
+            "gated-delta",
+            real="--sizes 1x1024x16x128 1x4096x16x128 1x16384x16x128 1x65536x16x128",
+            tiny="--sizes 1x96x2x16",
+        ),
+        bench(
             "peers",
             "peers",
             "--eager-up-to",
             "4096",
             real=f"{attention} --flex",  # on a CPU it would take a C++ compiler a minute
             tiny="--sizes 1x96x2x16 --rates 0.25",
-        ),
-        bench(
-            "gated-delta",
-            "gated-delta",
-            real="--sizes 1x1024x16x128 1x4096x16x128 1x16384x16x128 1x65536x16x128",
-            tiny="--sizes 1x96x2x16",
         ),
     ]
 

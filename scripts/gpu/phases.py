@@ -95,6 +95,11 @@ class _Bench:
         return layerroute("bench", case, *given, name=name, environment=environment or {})
 
 
+def _uncompiled(place: Place) -> dict[str, str]:
+    """A rehearsal does without torch's compiler, which takes minutes: the same code runs uncompiled."""
+    return {"TORCH_COMPILE_DISABLE": "1"} if place.rehearse else {}
+
+
 def tests(place: Place) -> list[Step]:
     """Parity and contracts on the device."""
     results = place.out / "tests" / "tests.jsonl"
@@ -122,9 +127,10 @@ def kernels(place: Place) -> list[Step]:
         bench(
             "peers",
             "peers",
+            "--flex",
             "--eager-up-to",
             "4096",
-            real=f"{attention} --flex",  # on a CPU it would take a C++ compiler a minute
+            real=attention,
             tiny="--sizes 1x96x2x16 --rates 0.25",
         ),
     ]
@@ -140,8 +146,7 @@ def inference(place: Place) -> list[Step]:
     }
     prefill = {"real": f"--sizes 1x2048 {shares}", "tiny": "--shape tiny --sizes 1x48 --skip 0.5"}
     large, small = "llama-3-8b", "smollm2-135m"
-    # A rehearsal does without the compiler alone: what is compiled takes the same way uncompiled.
-    uncompiled = {"TORCH_COMPILE_DISABLE": "1"} if place.rehearse else {}
+    uncompiled = _uncompiled(place)
     steps = [
         bench("decode-8b-compiled", "decode", "--compile", **_shaped(decode, large), environment=uncompiled),
         bench("decode-8b", "decode", **_shaped(decode, large)),

@@ -4,8 +4,8 @@ Eager arms decode on a dynamic cache. The compiled plain model is what transform
 cache: the whole model in one graph, with CUDA graphs on a GPU. The compiled routed one is that of ``compile_decoding``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from transformers import CompileConfig
 from layerroute.benchmark.case import Check, Facts, Prepared, agree
 from layerroute.benchmark.phases import MASKED, SPARSE, Way, count_all, decoding
 from layerroute.benchmark.skipping_models import Models
-from layerroute.skipping import compilation_disabled, compile_decoding, executed, forced
+from layerroute.skipping import compilation_disabled, compile_decoding, executed, forced, get_router
+from layerroute.skipping.compiled import choose_way
 
 PLAIN, PLAIN_COMPILED = "dense", "dense compiled"
 ROUTED, ROUTED_COMPILED = "sparse", "sparse compiled"
@@ -55,16 +56,15 @@ def prepare_compiled(
     Raises:
         UserError: if there is no compiler, or the routed model cannot be compiled.
     """
-    routed = compile_decoding(models.routed)
+    routed = compile_decoding(models.routed, way="read")
 
     @contextmanager
-    def under(execution: str, *more: Callable[[Any], AbstractContextManager[Any]]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for enter in (partial(forced, choice=choice), partial(executed, execution=execution), *more):
-                stack.enter_context(enter(routed))
+    def under(execution: str, *, uncompiled: bool = False) -> Iterator[None]:
+        off = compilation_disabled(routed) if uncompiled else nullcontext()
+        with forced(routed, choice), executed(routed, execution), off:
             yield
 
-    eager = partial(under, SPARSE, compilation_disabled)
+    eager = partial(under, SPARSE, uncompiled=True)
     dynamic = partial(decoding, ids, new)
     static = partial(decoding, ids, new, static=True)
     arms = {
@@ -76,10 +76,11 @@ def prepare_compiled(
 
     def gate() -> Iterator[Check]:
         """Compiled equals uncompiled and masked: logits, tokens, and what the cache holds."""
+        choose_way(routed, arms[ROUTED_COMPILED])
         results = {name: call() for name, call in arms.items()}
         plain, compiled = results[PLAIN], results[PLAIN_COMPILED]
         yield from _same("plain, compiled and eager", compiled, plain, tolerance)
-        masked = Way(routed, partial(under, MASKED, compilation_disabled)).at(dynamic)()
+        masked = Way(routed, partial(under, MASKED, uncompiled=True)).at(dynamic)()
         yield from _same("routed, compiled and masked", results[ROUTED_COMPILED], masked, tolerance)
         yield from _same("routed, eager and masked", results[ROUTED], masked, tolerance)
         same = Way(routed, eager).at(static)()
@@ -90,6 +91,9 @@ def prepare_compiled(
         found = count_all(arms, ids.shape[0] * new, ids.device)
         for name in (PLAIN_COMPILED, ROUTED_COMPILED):
             del found[name]["executed_flops_per_token"]
+        steps = get_router(routed).steps
+        seconds = {f"seconds_{way}": taken for way, taken in steps.seconds.items()}
+        found[ROUTED_COMPILED] |= {"way": steps.way, **seconds}
         return found
 
     return Prepared(gate=gate, arms=arms, count=count)

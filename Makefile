@@ -27,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo demo-skip test vllm check docs docs-serve format bench constraints clean
+.PHONY: help install demo demo-skip test walk vllm check docs docs-serve format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,9 @@ demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes
 
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+walk: $(STAMP) ## run every shipped recipe and study for two steps on tiny text, and make its report
+	$(BIN)/python -m pytest -n $(JOBS) -m walk tests/integration/test_walk_recipes.py
 
 # vLLM pins another transformers, so that it has an environment of its own.
 VENV_VLLM ?= .venv-vllm

@@ -10,10 +10,11 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from docstrings import markdown
+from docstrings import PACKAGES, markdown
 from griffe import Docstring, DocstringSectionKind
 from mkdocs.structure.files import File, Files
 
+from layerroute import EXPORTS
 from layerroute.cli.main import COMMANDS, command_parser
 from layerroute.recipe.conversion import describe, fields_of, required_of, show
 from layerroute.recipe.sections import CAPABILITIES, import_class
@@ -22,7 +23,7 @@ from layerroute.records import RecordSchema
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages to those in ``docs/``."""
-    pages = {"cli.md": command_line, "recipes.md": recipes, "records.md": records}
+    pages = {"api.md": python, "cli.md": command_line, "recipes.md": recipes, "records.md": records}
     for name, make in pages.items():
         files.append(File.generated(config, name, content=make()))
     return files
@@ -32,6 +33,21 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+# --- Python
+
+
+def python() -> str:
+    """The names of the top level one by one, then the packages below it."""
+    parts = ["# Python", "These names are public. Others may change without notice.", "## layerroute"]
+    parts += [f"::: layerroute.{name}" for name in EXPORTS]
+    for package in PACKAGES:
+        parts += [
+            f"## {package}",
+            f"::: {package}\n    options: {{show_root_heading: false, show_root_toc_entry: false}}",
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 # --- the command line
@@ -58,7 +74,7 @@ def parser_parts(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if parser.description:
         yield fenced(parser.description) if "\n  " in parser.description else parser.description
-    yield fenced(parser.format_usage().removeprefix("usage: ").replace("\n       ", "\n"))
+    yield fenced(re.sub(r"\n +", "\n    ", parser.format_usage().removeprefix("usage: ")))
     rows = [
         option_row(parser, action)
         for action in parser._actions
@@ -77,14 +93,12 @@ def parser_parts(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]
 def bench_cases() -> Iterator[str]:
     """The cases of ``layerroute bench``, each of which has options of its own."""
     from layerroute.benchmark.cases import CASES, load_case
+    from layerroute.cli.bench import case_parser
 
     for name in CASES:
-        case = argparse.ArgumentParser(prog=f"layerroute bench {name}")
-        loaded = load_case(name)
-        case.description = loaded.description
-        loaded.add_arguments(case)
         yield f"### bench {name}"
-        yield from parser_parts(case, "####")
+        arguments = argparse.Namespace(case=name, parser_class=argparse.ArgumentParser)
+        yield from parser_parts(case_parser(load_case(name), arguments), "####")
 
 
 def fenced(text: str) -> str:

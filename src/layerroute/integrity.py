@@ -165,7 +165,7 @@ def compare(path: Path, name: str, listed: Mapping[str, Any]) -> None:
     """Hold one file against its entry ``{bytes, sha256}``. Raises DamagedError where they differ."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # to read a pipe is to wait for ever
-        raise DamagedError(f"{name} is no regular file")
+        raise DamagedError(f"{name} is not a regular file")
     if status.st_size != listed["bytes"]:
         raise DamagedError(f"{name} has {status.st_size} bytes instead of {listed['bytes']}")
     if file_sha256(path) != listed["sha256"]:
@@ -176,7 +176,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest and compare its bytes with the only ones that its content could have been written as.
 
     Raises:
-        DamagedError: they differ, or it is no manifest. OSError where it cannot be read.
+        DamagedError: they differ, or it is not a manifest. OSError where it cannot be read.
     """
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise DamagedError(f"{path.name} is too large to be one")

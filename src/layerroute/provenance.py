@@ -55,6 +55,8 @@ def _versions() -> dict[str, str]:
         "datasets",
         "tokenizers",
         "numpy",
+        "triton",
+        "flash-linear-attention",
     ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)

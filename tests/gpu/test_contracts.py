@@ -12,11 +12,11 @@ from layerroute.routing import RoutingConfig, collect_decisions, executed, force
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
 from layerroute.skipping import router_disabled
 from tests.gpu.devices import DEVICE, DTYPES, HEADS, TIME, TOLERANCE, WIDTH
-from tests.parity import contracts, skipping_models, test_hybrid
+from tests.parity import contracts, hybrid_models, skipping_models
 from tests.parity.contracts import cached_logits, tokens
+from tests.parity.hybrid_models import VOCABULARY
 
 pytestmark = pytest.mark.gpu
-VOCABULARY = 61
 HYBRID = {
     "hybrid": {},
     "hybrid_own_context": {"context": "own_context"},
@@ -37,7 +37,7 @@ def build(name: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     """A small model with large weights, on the device."""
     if name in HYBRID:
         sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "initializer_range": WIDTH**-0.5}
-        model: Any = test_hybrid.build(**sizes, **HYBRID[name], **more)
+        model: Any = hybrid_models.build(**sizes, **HYBRID[name], **more)
     else:
         sizes = {"hidden_size": WIDTH, "num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS}
         if "routing" in more:

@@ -9,8 +9,8 @@ from layerroute.cli.main import main
 from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.precision import choose_precision
-from layerroute.skipping import executed, get_router, last_decision
-from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, score
+from layerroute.skipping import devices, executed, get_router, last_decision
+from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, memory, score
 from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
 
@@ -79,6 +79,37 @@ def check_commands_on_router_folder(files, out, record, capsys):
     generated = json.loads(capsys.readouterr().out)
     assert generated["routing"]["sites"] == evaluated["routing"]["sites"]
     assert len(generated["routing"]["choice"]) == len(generated["tokens"]) - 1
+
+
+def test_a_model_that_does_not_fit_is_read_layer_by_layer(files, tmp_path, capsys, monkeypatch):
+    """Of the bytes that layer by layer takes, and of fewer."""
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
+    words = ["--budget", "0.4", "--json"]
+    assert calibrate(files, *words) == 0
+    whole = capsys.readouterr()
+    assert "of memory at most" in whole.err
+    needed = []
+    estimate = memory.memory_needed
+
+    def noted(*args, **options):
+        needed.append(estimate(*args, **options))
+        return needed[-1]
+
+    monkeypatch.setattr(memory, "memory_needed", noted)
+    monkeypatch.setattr(devices, "memory_free", lambda device: needed[-1].total)
+    assert calibrate(files, *words) == 0
+    streamed = capsys.readouterr()
+    assert "its layers are read from its files" in streamed.err
+    one, other = (json.loads(printed.out) for printed in (whole, streamed))
+    for part in ("arms", "static", "sites", "rounds"):
+        assert one[part] == other[part]
+    assert not list((tmp_path / "cache" / "unfinished").iterdir()), (
+        "a calibration that is done needs no notes"
+    )
+    monkeypatch.setattr(devices, "memory_free", lambda device: needed[-1].total - 1)
+    assert calibrate(files, *words) == 2
+    told = capsys.readouterr().err.strip()
+    assert "--stream always" in told and "\n" not in told
 
 
 @pytest.mark.parametrize("unit", ["attention", "mlp"])

@@ -229,7 +229,7 @@ def test_the_command_prints_and_writes_scores(
     [
         ("", "is empty"),
         ("not json\n", "task.jsonl:1 is not valid JSON"),
-        ('{"text": "x"}\n', "is no task: its lines have text"),
+        ('{"text": "x"}\n', "is not a task: its lines have text"),
         (
             '{"context": "a", "target": "b"}\n{"context": "a"}\n',
             "task.jsonl:2 has no target; each line must have context, target",

@@ -121,6 +121,27 @@ def test_controls_start_from_the_same_calibration_and_skip_as_much(home, tmp_pat
     assert len(found) == 1, "all arms share one calibration"
 
 
+@pytest.mark.parametrize("start", ["{allocation: even}", "{allocation: cost}", "{arm: static_greedy}"])
+def test_a_base_in_half_precision_is_calibrated(home, tmp_path, monkeypatch, start):
+    """As on a GPU, where checkpoints keep their own precision."""
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
+    record = train(home, tmp_path / "run", "half", f"model: {{dtype: bfloat16}}\nstart: {start}")
+    assert record["routing"]["skipped"] == pytest.approx(0.4, abs=0.13)
+
+
+def test_static_layers_may_be_left_out_with_nothing_in_their_place(home, tmp_path, capsys, monkeypatch):
+    """What any engine serves: the export is a plain model with fewer layers."""
+    monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
+    plain = "skip: {skip_path: identity, sink_tokens: 0, sink_ids: []}\n"
+    record = train(home, tmp_path / "run", "plain", f"{plain}start: {{arm: static_greedy}}")
+    assert record["parameters"]["by_part"]["skip paths"] == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "hf", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 5)
+    assert main(["train", recipe(home, "routed", plain), "--out", str(tmp_path / "routed")]) == 2
+    assert "'identity' cannot be calibrated" in capsys.readouterr().err
+
+
 PARTS = {"attention": ("keys", "queries", "scores"), "mlp": ("mlp",)}
 
 

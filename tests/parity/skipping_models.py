@@ -1,8 +1,10 @@
 """Tiny random models of every family, with a router that matters."""
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from layerroute.errors import UserError
 from layerroute.skipping import LowRankSkip, SkipConfig, add_router, get_router
 
 VOCABULARY = 61
@@ -22,11 +24,23 @@ _SHARED = {
     "tie_word_embeddings": False,
 }
 _MIXED = ["full_attention", "sliding_attention"] * 3 + ["full_attention"]
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
 FAMILIES: dict[str, dict] = {
     "llama": {},
     "mistral": {"sliding_window": 6, "head_dim": 8},
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "layer_types": _MIXED},
     "qwen3": {"head_dim": 16},
+    "qwen3_moe": _EXPERTS | {"head_dim": 16},
+    "qwen3_next": _EXPERTS
+    | {
+        "head_dim": 16,
+        "shared_expert_intermediate_size": 24,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2 + ["linear_attention"],
+    },
     "gemma": {"head_dim": 16, "num_key_value_heads": 1},
     "gemma2": {"head_dim": 8, "sliding_window": 6, "layer_types": _MIXED, "query_pre_attn_scalar": 8},
     "gemma3_text": {"head_dim": 8, "sliding_window": 6, "layer_types": _MIXED, "query_pre_attn_scalar": 8},
@@ -35,6 +49,8 @@ FAMILIES: dict[str, dict] = {
     "smollm3": {"no_rope_layers": [1, 1, 0, 1, 0, 1, 1]},
     "granite": {"residual_multiplier": 0.7, "attention_multiplier": 0.4},
 }
+LINEAR = ("qwen3_next",)
+"""Of these some layers have linear attention, which refuses ``kv: evict``."""
 _STATE_SPACE = {"state_size": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 OTHERS: dict[str, dict] = {
     "gpt2": {"n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
@@ -48,6 +64,19 @@ OTHERS: dict[str, dict] = {
         "num_local_experts": 2,
         "block_size": 8,
         "layer_types": ["linear_attention", "full_attention"] * 3 + ["linear_attention"],
+    },
+    "kimi_linear": {
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 24,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2 + ["linear_attention"],
     },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 3 + ["conv"], "block_auto_adjust_ff_dim": False},
     "recurrent_gemma": {
@@ -88,8 +117,12 @@ def plain(family: str = "llama", seed: int = 0, **changes) -> PreTrainedModel:
 
 def routed(family: str = "llama", seed: int = 0, model: dict | None = None, **skip) -> PreTrainedModel:
     """A routed model; ``skip`` are settings of SkipConfig."""
-    base = plain(family, seed, **(model or {}))
-    add_router(base, SkipConfig(**DEFAULTS | skip))
+    base, config = plain(family, seed, **(model or {})), SkipConfig(**DEFAULTS | skip)
+    if family in LINEAR and config.kv == "evict":
+        with pytest.raises(UserError, match=r"kv: evict: layers 3, 4, 6 of this model have linear attention"):
+            add_router(base, config)
+        pytest.skip("refused by name")
+    add_router(base, config)
     sharpen(base, seed)
     return base.eval()
 

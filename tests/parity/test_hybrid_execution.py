@@ -14,7 +14,7 @@ from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import executed, forced, table
 from tests.parity import contracts
-from tests.parity.test_hybrid import VOCABULARY, build
+from tests.parity.hybrid_models import VOCABULARY, build
 
 MODES = {
     "full_context": {},

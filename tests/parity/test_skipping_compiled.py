@@ -67,7 +67,7 @@ def check(model, what, rows=2):
 """
 CASES = {
     "families": """
-for family in ("phi3", "gemma2", "gemma3_text", "granite"):
+for family in ("phi3", "gemma2", "gemma3_text", "granite", "qwen3_moe"):
     check(make(family), family)
 """,
     "what is routed": """
@@ -157,6 +157,8 @@ def test_compiled_decoding(case: str) -> None:
     [
         ({"kv": "evict"}, "llama", "kv: evict"),
         ({}, "gpt2", "not a family that layerroute knows"),
+        ({}, "qwen3_next", "linear attention"),
+        ({"model": {"attn_implementation": "flex_attention"}}, "llama", "attn_implementation='sdpa'"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(skip: dict, family: str, said: str) -> None:

@@ -22,7 +22,7 @@ from layerroute.skipping import (
 from layerroute.skipping.router import LayerRouter
 from tests.parity.contracts import assert_close, cached_logits, left_padded, tokens
 from tests.parity.far_device import Far, counted_waits
-from tests.parity.skipping_models import FAMILIES, VOCABULARY, random_choice, routed
+from tests.parity.skipping_models import FAMILIES, LINEAR, VOCABULARY, random_choice, routed
 
 
 class Seen:
@@ -69,7 +69,8 @@ def test_modules_see_exactly_the_tokens_that_run(family, kv):
     assert run[1] == 0 and run[2] == total and 0 < run[0] < total
     mixed = counts[2]
     for name in ("mlp", "mlp.down_proj", "self_attn.o_proj"):
-        assert mixed[name] == run[0], name
+        if name in mixed or "mlp.experts" not in mixed:
+            assert mixed[name] == run[0], name
     keys = run[0] if kv == "evict" else ids.numel()
     fused = "self_attn.qkv_proj" in mixed
     assert mixed["self_attn.qkv_proj" if fused else "self_attn.k_proj"] == keys
@@ -365,7 +366,8 @@ def test_any_family_batch_and_cache_gives_what_masked_execution_gives(data):
     family = data.draw(st.sampled_from(list(FAMILIES)))
     unit = data.draw(st.sampled_from(["block", "attention", "mlp", "attention+mlp"]))
     static = data.draw(st.booleans())
-    kv = "project" if static or unit == "mlp" else data.draw(st.sampled_from(["project", "evict"]))
+    evicts = not static and unit != "mlp" and family not in LINEAR
+    kv = data.draw(st.sampled_from(["project", "evict"])) if evicts else "project"
     model = routed(family, unit=unit, kv=kv)
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
     ids, mask = left_padded([tokens(1, n, VOCABULARY, seed=n)[0] for n in lengths])

@@ -11,6 +11,10 @@ if sys.argv[1] == "kept":
     from layerroute.allocator import keep_freed_memory
     if not keep_freed_memory():
         print("no glibc"); raise SystemExit
+elif sys.argv[1] == "given back":
+    from layerroute.allocator import give_freed_memory_back, keep_freed_memory
+    keep_freed_memory()
+    give_freed_memory_back()
 elif sys.argv[1] == "command":
     from layerroute.cli.main import main
     main([])
@@ -40,6 +44,13 @@ def test_a_large_array_costs_new_pages_the_first_time_only():
     if faults("as it is") < 1000:
         pytest.skip("this C library keeps freed memory as it is, or pages are large")
     assert faults("kept") < 100
+
+
+def test_streamed_weights_are_given_back():
+    usual = faults("as it is")
+    if usual < 1000:
+        pytest.skip("this C library keeps freed memory as it is, or pages are large")
+    assert faults("given back") > usual / 2
 
 
 def test_every_command_keeps_it():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import itertools
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +15,12 @@ from types import ModuleType
 import pytest
 import yaml
 
-from layerroute.cli.main import COMMANDS, command_parser
+from layerroute.cli.bench import case_parser
+from layerroute.cli.main import COMMANDS, command_parser, take_overrides
+from layerroute.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {"cli.md", "recipes.md", "records.md", "index.md", "contributing.md"}
+GENERATED = {"api.md", "cli.md", "recipes.md", "records.md", "index.md", "contributing.md"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -101,6 +105,7 @@ def test_the_reference_has_every_option(hooks: dict[str, ModuleType]) -> None:
     }
     assert len(options) > 50
     assert [option for option in options if not re.search(rf"`[^`]*{option}\b", page)] == []
+    assert [line for line in page.splitlines() if line.endswith("|  |")] == []
 
 
 def test_every_key_of_a_recipe_has_a_meaning(hooks: dict[str, ModuleType]) -> None:
@@ -119,3 +124,57 @@ def test_a_public_name_without_docstring_is_seen(
     (tmp_path / "src" / "example.py").write_text(f"{code}    def silent(self): ...\n")
     monkeypatch.chdir(tmp_path)
     assert hooks["docstrings"].undocumented("example") == ["example.A.silent"]
+
+
+def commands(text: str) -> list[str]:
+    """The commands of layerroute in blocks of code, without what is only hinted at."""
+    blocks = re.findall(r"^```(?:bash|text)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [match[1] for line in lines if (match := re.search(r"(?:^|\s|/)(layerroute [a-z].*)", line))]
+    return [line for line in found if not re.search(r"\.\.\.|…|^layerroute: |\[-h\]", line)]
+
+
+def complaint(line: str) -> str | None:
+    """What the parser says against a command; None where it is one."""
+    name, *words = shlex.split(line, comments=True)[1:]
+    words = words[: words.index("&&")] if "&&" in words else words
+    try:
+        module, parser = command_parser(name)
+        if getattr(module, "ACCEPTS_OVERRIDES", False):
+            words, _ = take_overrides(words)
+        arguments, unknown = parser.parse_known_args(words)
+        if name == "bench" and arguments.case != "figure":
+            from layerroute.benchmark.cases import load_case
+
+            case_parser(load_case(arguments.case), arguments).parse_args(arguments.options)
+    except (UserError, KeyError) as error:
+        return f"{line}: {error}"
+    recipes = [word for word in words if word.startswith("recipes/") and "$" not in word]
+    missing = [word for word in recipes if not (ROOT / word).exists()]
+    return f"{line}: {unknown or missing}" if unknown or missing else None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_that_are_shown_are_commands(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [told for line in commands(page.read_text(encoding="utf-8")) if (told := complaint(line))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_names_that_are_imported_exist(page: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layerroute"):
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def test_a_command_that_is_none_is_seen() -> None:
+    text = "```\nlayerroute evaluate CKPT --no-such 1\nlayerroute train recipes/none.yaml --train.max_steps 2\n```\n"
+    told = [complaint(line) for line in commands(text)]
+    assert [bool(one) for one in told] == [True, True]
+    assert complaint("layerroute evaluate CKPT --json  # all of it") is None

@@ -19,15 +19,18 @@ from layerroute.skipping.calibration import (
     TABLE,
     CalibrationConfig,
     FittedArms,
+    Journal,
     compare_arms,
     fit_arms,
     install_for_budgets,
+    journal_of,
     result,
     result_sections,
     save_controls,
     score_budgets,
 )
 from layerroute.skipping.calibration.configure import LEAST, MOST, config_for, draw
+from layerroute.skipping.devices import is_offloaded
 from layerroute.skipping.model import find_router, remove_router
 from layerroute.skipping.storage import load_router, save_router
 
@@ -216,18 +219,24 @@ def calibrate(
         config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
         seen, judged = statistics.ids.to(model.device), unseen.ids.to(model.device)
+        journal = Journal()
+        if is_offloaded(model):  # it takes long
+            stage("what an earlier call has found")
+            journal = journal_of(model, config, seen, selection.ids, judged, also=list(controls))
         fitted = fit_arms(
             model,
             config,
             statistics=seen,
             selection=selection.ids.to(model.device),
             controls=controls,
+            journal=journal,
             stage=stage,
         )
-        scores, against = compare_arms(model, fitted, judged, stage=stage)
-        others = score_budgets(model, fitted, seen, judged, stage=stage)
+        scores, against = compare_arms(model, fitted, judged, journal=journal, stage=stage)
+        others = score_budgets(model, fitted, seen, judged, journal=journal, stage=stage)
         stage("router")
         install_for_budgets(model, fitted, seen)
+        journal.discard()
     unit = "" if config.unit == "block" else f"{config.unit}-"
     record = head(
         "calibration",

@@ -195,13 +195,13 @@ def _attention(arguments: argparse.Namespace) -> list[Comparison]:
 def _peers_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments([0.25], parser)
     parser.add_argument(
-        "--flex", action="store_true", help="also FlexAttention, which torch.compile builds first"
+        "--flex", action="store_true", help="also time FlexAttention, which torch.compile builds first"
     )
     parser.add_argument(
         "--eager-up-to",
         type=at_least(0),
         metavar="T",
-        help="leave the one that is written out, which holds all scores, away above this length (default: never)",
+        help="leave out the eager one, which holds all scores, above this length (default: never)",
     )
 
 

@@ -23,15 +23,16 @@ that, both must agree."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
-    skipping.add_arguments(parser, "1x512", (0.04, 0.08, 0.15, 0.3, 0.5, 0.7))
+    # --model has another meaning here.
+    skipping.add_arguments(parser, "1x512", (0.04, 0.08, 0.15, 0.3, 0.5, 0.7), ("--shape",))
     parser.add_argument(
         "--model",
         choices=("skipping", "hybrid"),
         default="skipping",
-        help="whose thresholds: layer skipping (default), or attention routing",
+        help="skipping (default): thresholds of layer skipping; hybrid: of attention routing",
     )
     for option, default, what in (
-        ("--decode-size", (4, 64), "rows and context (default: 4x64)"),
+        ("--decode-size", (4, 64), "rows and context in decoding (default: 4x64)"),
         ("--train-size", (1, 128), "default: 1x128"),
     ):
         parser.add_argument(option, type=rows_and_tokens, default=default, metavar="BxT", help=what)
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=PHASES,
         default=list(PHASES),
         metavar="PHASE",
-        help="default: all three",
+        help="prefill, decode or train (default: all three)",
     )
 
 

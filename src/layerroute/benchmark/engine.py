@@ -27,9 +27,9 @@ _TOLERANCE = 1e-4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The case's own options."""
     parser.add_argument(
-        "--export", type=Path, required=True, metavar="DIR", help="of `layerroute export --to vllm`"
+        "--export", type=Path, required=True, metavar="DIR", help="folder of `layerroute export --to vllm`"
     )
-    parser.add_argument("--static", type=Path, metavar="DIR", help="a static export to be timed, too")
+    parser.add_argument("--static", type=Path, metavar="DIR", help="also time this static export")
     parser.add_argument(
         "--skip",
         type=float,
@@ -38,27 +38,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve the router so that this share of the text skips at each site (default: its own thresholds)",
     )
     parser.add_argument(
-        "--batches", type=int, nargs="*", default=[1, 8, 32], metavar="B", help="requests in decode"
+        "--batches",
+        type=int,
+        nargs="*",
+        default=[1, 8, 32],
+        metavar="B",
+        help="requests at once in decoding (default: 1 8 32)",
     )
     parser.add_argument(
-        "--new", type=int, default=64, metavar="N", help="tokens to decode a request (default: 64)"
+        "--new", type=int, default=64, metavar="N", help="tokens to decode for each request (default: 64)"
     )
-    parser.add_argument("--prompt", type=int, default=16, metavar="T", help="tokens of a prompt in decode")
-    parser.add_argument("--prefill", type=int, nargs="*", default=[2048], metavar="T", help="prompts to read")
     parser.add_argument(
-        "--stream", type=int, default=0, metavar="N", help="requests of a stream with arrivals"
+        "--prompt", type=int, default=16, metavar="T", help="tokens of a prompt in decoding (default: 16)"
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--prefill",
+        type=int,
+        nargs="*",
+        default=[2048],
+        metavar="T",
+        help="tokens of the prompts to read (default: 2048)",
+    )
+    parser.add_argument(
+        "--stream",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also time a stream of N requests that arrive one by one (default: 0)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32"
+    )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="time plain models compiled, too: their best setting where it is",
+        help="also time the plain models compiled, which is often their best setting",
     )
     parser.add_argument(
         "--busy",
         choices=("refuse", "mark"),
         default="refuse",
-        help="what to do on a machine that others use: nothing, or measure and say so in the record",
+        help="on a machine that others use: refuse to measure, or measure and mark the record (default: refuse)",
     )
 
 

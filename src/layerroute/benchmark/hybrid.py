@@ -51,9 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     add_sizes(parser, "1x16384")
     add_shares(parser, "--rates", [0.25], rate, "of tokens on softmax")
-    parser.add_argument("--context", choices=CHOICES["context"], default="full_context")
-    parser.add_argument("--hidden-size", type=int, default=768, help="a multiple of 64 (default: 768)")
-    parser.add_argument("--peers", action="store_true", help="also two models without routing")
+    parser.add_argument(
+        "--context",
+        choices=CHOICES["context"],
+        default="full_context",
+        help="what each path sees (default: full_context)",
+    )
+    parser.add_argument("--hidden-size", type=int, default=768, help="width, a multiple of 64 (default: 768)")
+    parser.add_argument("--peers", action="store_true", help="also time two models without routing")
     add_machine(parser, "weights, tokens and decisions")
 
 

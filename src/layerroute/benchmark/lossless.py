@@ -24,12 +24,12 @@ was accepted, over all prompts."""
 
 FULL, LOSSLESS = "full depth", "lossless"
 _NUMBERS = (
-    ("--prompts", 50, 1, "prompts compared (default: %(default)s)"),
-    ("--first", 0, 0, "documents left out before (default: %(default)s)"),
-    ("--prompt-tokens", 48, 1, "default: %(default)s"),
-    ("--new-tokens", 32, 1, "default: %(default)s"),
-    ("--draft-tokens", 4, 1, "default: %(default)s"),
-    ("--timed", 2, 1, "prompts that are timed (default: %(default)s)"),
+    ("--prompts", 50, 1, "prompts to compare (default: %(default)s)"),
+    ("--first", 0, 0, "documents to leave out at the beginning (default: %(default)s)"),
+    ("--prompt-tokens", 48, 1, "tokens of a prompt (default: %(default)s)"),
+    ("--new-tokens", 32, 1, "tokens to add (default: %(default)s)"),
+    ("--draft-tokens", 4, 1, "tokens drafted at a time (default: %(default)s)"),
+    ("--timed", 2, 1, "prompts to time (default: %(default)s)"),
 )
 
 

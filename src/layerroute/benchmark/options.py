@@ -62,5 +62,7 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser, seed_of: str) -> None:
     """``--dtype``, ``--device`` and ``--seed``."""
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0, help=f"of {seed_of} (default: 0)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
+    )
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of {seed_of} (default: 0)")

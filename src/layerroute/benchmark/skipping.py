@@ -30,8 +30,8 @@ from layerroute.benchmark.phases import (
     scoring,
 )
 from layerroute.benchmark.runner import is_busy
+from layerroute.benchmark.shapes import SHAPES, shape
 from layerroute.benchmark.skipping_models import (
-    SHAPES,
     Models,
     build_models,
     draw,
@@ -49,27 +49,40 @@ _TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, sizes: str = "1x512", skip: tuple[float, ...] = (0.25, 0.5, 0.75)
+    parser: argparse.ArgumentParser,
+    sizes: str = "1x512",
+    skip: tuple[float, ...] = (0.25, 0.5, 0.75),
+    shape_options: tuple[str, ...] = ("--shape", "--model"),
 ) -> None:
     """Declare the options that all these cases have."""
     add_sizes(parser, sizes)
     add_shares(parser, "--skip", skip, share, "shares of the routed layers' tokens that skip")
     parser.add_argument(
-        "--shape",
-        choices=tuple(SHAPES),
+        *shape_options,
+        type=shape,
         default="smollm2-135m",
         metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )
     parser.add_argument("--unit", choices=UNITS, default="block", help="what is skipped (default: block)")
-    parser.add_argument("--kv", choices=KV_MODES, default="project", help="default: project")
-    parser.add_argument("--skip-path", choices=SKIP_PATHS, default="identity", help="default: identity")
+    parser.add_argument(
+        "--kv",
+        choices=KV_MODES,
+        default="project",
+        help="keys and values of tokens that skip (default: project)",
+    )
+    parser.add_argument(
+        "--skip-path",
+        choices=SKIP_PATHS,
+        default="identity",
+        help="what a token takes that skips (default: identity)",
+    )
     add_machine(parser, "weights, tokens and decisions")
 
 
 def _prefill_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser, "4x512 1x2048")
-    parser.add_argument("--scoring", action="store_true", help="logits of all tokens, and no cache")
+    parser.add_argument("--scoring", action="store_true", help="time logits of all tokens, without a cache")
 
 
 def _decode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +94,9 @@ def _decode_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens decoded a call (default: %(default)s)",
     )
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic", help="default: dynamic")
+    parser.add_argument(
+        "--cache", choices=("dynamic", "static"), default="dynamic", help="kind of cache (default: dynamic)"
+    )
     parser.add_argument(
         "--compile",
         action="store_true",

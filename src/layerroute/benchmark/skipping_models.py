@@ -2,29 +2,15 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from layerroute.benchmark.shapes import random_model
 from layerroute.skipping import SkipConfig, add_router, get_router
 from layerroute.skipping.families import decoder_stack
-
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "tie_word_embeddings"),
-)
-SHAPES: dict[str, dict[str, Any]] = {
-    name: dict(zip(_SIZES, sizes, strict=True))
-    for name, sizes in {
-        "smollm2-135m": (49152, 576, 1536, 30, 9, 3, True),
-        "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, False),
-        "tiny": (128, 32, 64, 8, 4, 2, True),
-    }.items()
-}
-"""Llamas by name: speed does not depend on the values of weights, so that they are drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +43,8 @@ class Models:
 
 def build_models(shape: str, skip: SkipConfig, dtype: torch.dtype, device: torch.device, seed: int) -> Models:
     """Draw a model's weights and add a router to its double."""
-    config = AutoConfig.for_model("llama", max_position_embeddings=32768, **SHAPES[shape])
     torch.manual_seed(seed)
-    with torch.device(device):
-        plain = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    plain = random_model(shape, dtype, device)
     routed = add_router(double(plain), skip).eval()
     get_router(routed).to(device)
     return Models(plain=plain, routed=routed)

@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--static",
         default="attention_routing/baseline",
         metavar="RECIPE",
-        help="the model held against (default: %(default)s)",
+        help="the static model (default: %(default)s)",
     )
     parser.add_argument(
         "--routed",
         nargs="+",
         default=[_ROUTED],
         metavar="RECIPE",
-        help=f"the models compared with it (default: {_ROUTED})",
+        help=f"the routed models (default: {_ROUTED})",
     )
     for option, metavar, what in (
         ("--batch-size", "N", "sequences a step (default: the recipe's)"),

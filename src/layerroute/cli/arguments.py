@@ -37,7 +37,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--serve",
         choices=("threshold", "rate"),
-        help="threshold: saved thresholds decide, and the rate is what they give on this text; rate: hold each "
+        help="threshold: use the saved thresholds, so that the rate depends on the text; rate: hold each "
         "sequence at the rate asked for (default: as the model's configuration says)",
     )
 

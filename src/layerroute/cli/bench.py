@@ -62,37 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.case == "figure":
         return _draw(arguments)
     case = load_case(arguments.case)
-    parser = _parser(arguments, case.description)
-    case.add_arguments(parser)
-    parser.add_argument(
-        "--repeats",
-        type=at_least(3),
-        default=7,
-        help="rounds of paired measurement, at least 3 (default: %(default)s)",
-    )
-    add_threads(parser)
-    parser.add_argument(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="wall (default), or cpu: CPU seconds of all threads, for a machine that others use too",
-    )
-    add_json(parser, "the record as JSON instead of the table")
-    parser.add_argument(
-        "--out", type=json_file, metavar="FILE", help="also write the record to this .json file, row by row"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep the rows that --out holds already, if the same command measured them with this code on this machine",
-    )
-    parser.add_argument(
-        "--figure",
-        type=figure_file,
-        metavar="FILE",
-        help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
-    )
-    options = parser.parse_args(arguments.options)
+    options = case_parser(case, arguments).parse_args(arguments.options)
     if options.figure is not None and arguments.case not in DRAWN:
         raise UserError(
             f"bench {arguments.case} has no speed-up by share to draw; --figure is for {', '.join(DRAWN)}."
@@ -125,6 +95,41 @@ def _run(arguments: argparse.Namespace) -> int:
     print_table(record, make_console())
     print("\n".join(lines), end="\n" if lines else "")
     return 0
+
+
+def case_parser(case: "Case", arguments: argparse.Namespace) -> argparse.ArgumentParser:
+    """What follows a case: its own options, and those that all cases share."""
+    parser = _parser(arguments, case.description)
+    case.add_arguments(parser)
+    parser.add_argument(
+        "--repeats",
+        type=at_least(3),
+        default=7,
+        help="rounds of paired measurement, at least 3 (default: %(default)s)",
+    )
+    add_threads(parser)
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="wall: wall time (default); cpu: CPU seconds of all threads, for a machine that others also use",
+    )
+    add_json(parser, "the record as JSON instead of the table")
+    parser.add_argument(
+        "--out", type=json_file, metavar="FILE", help="also write the record to this .json file, row by row"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the rows that --out holds already, if the same command measured them with this code on this machine",
+    )
+    parser.add_argument(
+        "--figure",
+        type=figure_file,
+        metavar="FILE",
+        help="draw speed-up against the share left out, with the ideal line, to this .png, .svg or .pdf",
+    )
+    return parser
 
 
 def _parser(arguments: argparse.Namespace, description: str) -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=share,
         required=True,
         metavar="SHARE",
-        help="share of routed compute to skip, between 0 and 1: of --unit in --layers",
+        help="share of routed compute to skip, between 0 and 1; routed compute is --unit in --layers",
     )
     parser.add_argument(
         "--also",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SHARE",
-        help="further budgets that the same router is to serve, by thresholds alone",
+        help="further budgets for the same router; only its thresholds differ",
     )
     parser.add_argument(
         "--heldout",
@@ -58,25 +58,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allocation",
         choices=("even", "cost"),
-        help="the same share of the tokens skips at every layer, which holds on other text; or each layer's share "
-        "follows what skipping costs on the text at hand (default: even for parts of layers, cost for whole layers)",
+        help="even: the same share of the tokens skips at every layer, which holds on other text; cost: each layer's "
+        "share follows what skipping costs on this text (default: even for parts of layers, cost for whole layers)",
     )
     parser.add_argument(
         "--min-share",
         type=rate,
         default=0.1,
         metavar="SHARE",
-        help="of --allocation cost: a layer is skipped by none or by at least this share of the tokens (default: "
+        help="with --allocation cost: the least share of the tokens that skip a layer, if any do (default: "
         "%(default)s)",
     )
     add_number(
         parser,
         "--rounds",
         1,
-        "of --allocation cost: share the budget out anew under the routing found, N - 1 times",
+        "with --allocation cost: share out the budget N times, each time under the routing found before",
     )
     parser.add_argument(
-        "--out", type=folder, metavar="DIR", help="folder for the router (default: none is written)"
+        "--out", type=folder, metavar="DIR", help="folder for the router (default: write none)"
     )
     parser.add_argument(
         "--controls",

@@ -2,13 +2,17 @@
 
 import argparse
 import re
+import sys
+from dataclasses import fields
 from typing import Any
 
+from layerroute.allocator import give_freed_memory_back
 from layerroute.argument_types import add_number, rate
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
 from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
+from layerroute.errors import UserError
 
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 
@@ -29,8 +33,8 @@ def add_input_arguments(
     parser.add_argument(
         "--unit",
         choices=("block", "attention", "mlp"),
-        help="what may be skipped of a layer: its MLP, its attention, or all of it (default: mlp; block for models "
-        "whose layers layerroute cannot take apart)",
+        help="the part of a layer that a token may skip: its MLP, its attention, or all of it (default: mlp; "
+        "block for models whose layers layerroute cannot take apart)",
     )
     parser.add_argument(
         "--layers",
@@ -38,13 +42,20 @@ def add_input_arguments(
         metavar="LIST",
         help="layers that may be skipped: 4-28 or 4,6,8 (default: 4 to the last but one)",
     )
-    add_number(parser, "--router-layer", 4, "layers that always run", least=0)
+    add_number(parser, "--router-layer", 4, "layers at the bottom that always run", least=0)
     add_number(parser, "--rank", 128, "rank of the skip paths")
-    add_number(parser, "--length", 256, "tokens of a window, one from each document", least=16, metavar="T")
+    add_number(
+        parser, "--length", 256, "tokens of a window; each document gives one window", least=16, metavar="T"
+    )
     add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
-    add_number(parser, "--tokens-selection", 2048, "tokens to choose layers of static pruning on")
+    add_number(parser, "--tokens-selection", 2048, "tokens that choose the layers of static pruning")
+    parser.add_argument("--seed", type=int, default=42, help="seed of window positions and random decisions")
     parser.add_argument(
-        "--seed", type=int, default=42, help="of the places of windows and of random decisions"
+        "--stream",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="read one layer's weights at a time from the model's files, so that it may be larger than the memory; "
+        "auto: where it does not fit (default: %(default)s)",
     )
     add_threads(parser)
     add_device(parser)
@@ -54,20 +65,21 @@ def add_input_arguments(
 def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> None:
     """What is calibrated and how much text judges it, for `calibrate` and `transfer`."""
     add_number(parser, "--tokens-heldout", 16384, judged)
-    add_number(parser, "--tokens-search", 1536, "tokens for changes of one layer at a time")
+    add_number(parser, "--tokens-search", 1536, "tokens that test changes of one layer at a time")
     parser.add_argument(
         "--own-text",
         type=rate,
         default=0.25,
         metavar="SHARE",
-        help="share of what the fits see that the model writes itself, beside the text given: fits then know more than "
-        "the kinds of text that are given (default: %(default)s; 0 for none)",
+        help="share of the fitting text that the model writes itself, so that the fits know more kinds of text "
+        "than you give (default: %(default)s; 0: none)",
     )
     parser.add_argument(
         "--router",
         choices=("per_layer", "token"),
         default="per_layer",
-        help="each layer's own input decides, or one decision a token for all layers (default: %(default)s)",
+        help="per_layer: each layer decides from its own input; token: one decision per token for all layers, "
+        "which is faster (default: %(default)s)",
     )
 
 
@@ -83,10 +95,10 @@ def parse_layers(text: str) -> list[int]:
 
 
 def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, on its device and in inference mode, and its tokenizer.
+    """The model, on its device and in inference mode, and its tokenizer; tells what memory calibrating it takes.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or not even one layer at a time fits.
     """
     from transformers.utils import logging
 
@@ -94,7 +106,52 @@ def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     use_threads(arguments)
     logging.disable_progress_bar()
-    return load(arguments.model, device=arguments.device)
+    placed = _placed(arguments)
+    model, tokenizer = load(arguments.model, device=arguments.device, **placed)
+    return model.requires_grad_(False), tokenizer
+
+
+def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the model is loaded: nothing for all of it on its device, else a ``device_map``."""
+    import torch
+
+    from layerroute.precision import choose_device, choose_precision
+    from layerroute.skipping.calibration.configuration import CalibrationConfig
+    from layerroute.skipping.calibration.configure import MOST
+    from layerroute.skipping.calibration.memory import GIB, memory_needed
+    from layerroute.skipping.devices import memory_free
+    from layerroute.skipping.pretrained import local_source, streamed_options
+    from layerroute.skipping.weights import empty_model
+
+    name, stream, device = arguments.model, arguments.stream, choose_device(arguments.device)
+    known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
+    given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
+    config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
+    empty = empty_model(local_source(name))
+    dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
+    precision = choose_precision(config.precision, device).name
+    whole, streamed = (
+        memory_needed(empty, config, dtype=dtype, precision=precision, streamed=layers)
+        for layers in (False, True)
+    )
+    free = memory_free(device)
+    room = "" if free is None else f"; {free / GIB:.1f} GiB are free"
+    fits = free is None or whole.total <= free
+    if stream == "never" or (stream == "auto" and fits):
+        print(f"layerroute: calibration takes about {whole} of memory at most{room}", file=sys.stderr)
+        return {}
+    told = f"about {whole} of memory; layer by layer, about {streamed}{room}"
+    if stream == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1:
+        print(f"layerroute: {name} takes {told}; it is spread over the cards", file=sys.stderr)
+        return {"device_map": "auto"}
+    if stream == "auto" and free is not None and streamed.total > free:
+        raise UserError(
+            f"{name} takes {told}; fewer --tokens-statistics, --tokens-search and --tokens-heldout take less "
+            "(--stream always tries all the same)"
+        )
+    print(f"layerroute: {name} takes {told}; its layers are read from its files", file=sys.stderr)
+    give_freed_memory_back()
+    return streamed_options(name, device)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="ARM",
-        help="arm that the others are held against (default: 'baseline', or a static arm of equal cost, or any static "
-        "arm; of layer-skipping runs: none, and the routed arm is held against all others)",
+        help="arm that the others are compared with (default: 'baseline', or a static arm of equal cost, or any static "
+        "arm; for layer skipping none: the routed arm is compared with all others)",
     )
     parser.add_argument(
         "--subject",

@@ -48,7 +48,7 @@ def examine() -> dict[str, Any]:
     """
     problems: list[str] = []
     advice: list[str] = []
-    versions, extras = _requirements(problems)
+    versions, extras = _requirements(problems, advice)
     for name, extra in extras.items():
         if extra["missing"]:
             advice.append(f"{name}: {', '.join(extra['missing'])} not installed; {extra['install']}")
@@ -75,10 +75,13 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _requirements(problems: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
+def _requirements(problems: list[str], advice: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
     """Hold what is installed against what the package declares; return versions and the state of each extra."""
     versions: dict[str, str] = {}
     extras: dict[str, Any] = {}
+    if _version("layerroute") is None:
+        advice.append("layerroute is not installed, it runs from its sources: what it needs was not checked")
+        return versions, extras
     for name in ("", *(importlib.metadata.metadata("layerroute").get_all("Provides-Extra") or [])):
         missing = []
         for requirement in _declared(name):

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     for given in arguments.texts:
         name, sign, file = given.partition("=")
         if not (name and sign and file):
-            raise UserError(f"{given!r} is no text: write NAME=FILE, such as prose=valid.jsonl")
+            raise UserError(f"{given!r} does not name a text: write NAME=FILE, such as prose=valid.jsonl")
         texts.setdefault(name, []).append(file)
     from layerroute.evaluation.domains import window_rates
     from layerroute.evaluation.loading import load_model

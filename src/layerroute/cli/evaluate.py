@@ -47,32 +47,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sequences",
         type=at_least(1),
         metavar="N",
-        help="windows to score, of each kind (default: as in training, or all)",
+        help="windows of each kind to score (default: as in training, or all)",
     )
     add_tasks(
         parser,
-        "score tasks of lm-evaluation-harness: names that it knows, JSON Lines files (context, target; question, "
+        "score tasks of lm-evaluation-harness: names of its tasks, JSON Lines files (context, target; question, "
         "choices, gold; prompt, answer), a list of tasks with their shots (evaluation/original), or recall in plain "
         "text (recall:needle,pairs=4,filler=40; also mqar, copying, induction)",
     )
     parser.add_argument(
         "--full-depth",
         action="store_true",
-        help="switch a layer router off: what the model scores when every token runs every layer",
+        help="switch the layer router off, so that every token runs every layer",
     )
     add_budget(parser)
     add_serve(parser)
     parser.add_argument(
         "--execution",
         choices=("auto", "sparse", "masked"),
-        help="how routed layers are computed: sparse computes the chosen path alone, masked all of them, auto what "
-        "pays (default: as the model's configuration says)",
+        help="sparse computes only the chosen path, masked computes all paths, auto takes what pays "
+        "(default: as the model's configuration says)",
     )
     parser.add_argument(
         "--out",
         type=folder,
         metavar="DIR",
-        help="write results.json, and as CSV the samples of each task, or the loss of each window",
+        help="write results.json, and a CSV of the samples of each task or of the loss of each window",
     )
     parser.add_argument(
         "--engine",

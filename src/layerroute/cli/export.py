@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the weights (default: that of the base); routers stay in float32",
     )
-    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the hub, too")
+    parser.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the hub")
     parser.add_argument("--public", action="store_true", help="with --push: let everybody see it")
     add_json(parser, "what was written as JSON")
 

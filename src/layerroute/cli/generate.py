@@ -31,17 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="T",
-        help="0 (default): always the most likely token",
+        help="0 (default): take the most likely token; above 0: draw",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw only among the K most likely tokens")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
     parser.add_argument(
         "--show-routes", action="store_true", help="colour each token by the path that it took"
     )
     parser.add_argument(
         "--lossless",
         action="store_true",
-        help="draft by the routed path, verify at full depth: full depth's own greedy text (layer skipping only)",
+        help="give exactly the greedy text of full depth: the routed path drafts, full depth verifies (layer "
+        "skipping only)",
     )
     parser.add_argument(
         "--draft-tokens",
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time",
         type=at_least(1),
         metavar="ROUNDS",
-        help="then time greedy continuations of so many rounds, routed and at full depth in turn (layer skipping only)",
+        help="then time greedy decoding, routed and at full depth in turn, for so many rounds (layer skipping only)",
     )
     add_budget(parser)
     add_serve(parser)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from layerroute.cli.arguments import add_budget, add_serve, add_text_field
+from layerroute.cli.arguments import add_budget, add_device, add_serve, add_text_field
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
@@ -19,17 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_text_field(parser)
     parser.add_argument(
-        "--out", type=folder, default="inspection", metavar="DIR", help="default: ./inspection"
+        "--out",
+        type=folder,
+        default="inspection",
+        metavar="DIR",
+        help="folder for the page and the picture (default: ./inspection)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=1024, metavar="N", help="read no further (default 1024)"
+        "--max-tokens", type=int, default=1024, metavar="N", help="read at most so many tokens (default 1024)"
     )
     add_budget(parser)
     add_serve(parser)
     parser.add_argument(
         "--json", action="store_true", help="print tokens, choices and probabilities as JSON instead"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=folder, help="folder of the report (default: DIR/report)"
     )
-    parser.add_argument("--baseline", metavar="ARM", help="arm that the others are held against")
+    parser.add_argument("--baseline", metavar="ARM", help="arm that the others are compared with")
     parser.add_argument("--subject", metavar="ARM", help="routed arm that the question is about")
     parser.add_argument(
         "--allow-different-data",

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="start anew whatever an earlier run left in the folder, which is renamed to DIR.earlier-N",
+        help="start again from the beginning; an earlier run in the folder is renamed to DIR.earlier-N",
     )
 
 

@@ -106,7 +106,7 @@ class DataConfig:
     def _check_source(self) -> None:
         if self.source not in SOURCES:
             raise UserError(
-                f"data.source is {self.source!r}, which is no source.{nearest(str(self.source), SOURCES)}"
+                f"data.source is {self.source!r}, which is not a source.{nearest(str(self.source), SOURCES)}"
             )
         for name in ("paths", "validation_paths", "packages"):
             value = getattr(self, name)

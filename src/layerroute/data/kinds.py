@@ -84,7 +84,7 @@ def check_kinds(kinds: Mapping[str, KindConfig]) -> None:
     """Raise :class:`UserError` for a name that is no word."""
     for name in kinds:
         if not _NAME.fullmatch(name):
-            raise UserError(f"{name!r} is no name for a kind of text; use letters, digits, '_' and '-'")
+            raise UserError(f"{name!r} is not a name for a kind of text; use letters, digits, '_' and '-'")
 
 
 def parse_kinds(
@@ -95,7 +95,7 @@ def parse_kinds(
     A word whose whole text is an existing file is a path, even with a ``=`` in it.
 
     Raises:
-        UserError: a kind that is named twice or has no path, or a share that is no number above 0.
+        UserError: a kind that is named twice or has no path, or a share that is not a number above 0.
     """
     if words is None:
         return default_kinds()
@@ -130,5 +130,5 @@ def _share(word: str, text: str, option: str) -> float:
     except ValueError:
         share = math.nan
     if not (math.isfinite(share) and share > 0):
-        raise UserError(f"{option} {word}: {text!r} is no share; write NAME:2=FILE for two parts")
+        raise UserError(f"{option} {word}: {text!r} is not a share; write NAME:2=FILE for two parts")
     return share

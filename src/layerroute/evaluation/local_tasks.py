@@ -190,7 +190,7 @@ def _task(name: str, records: Sequence[Record], path: Path) -> Any:
     form = next((form for form in _FORMS if set(form.keys) <= set(first)), None)
     if form is None:
         raise UserError(
-            f"{path} is no task: its lines have {', '.join(sorted(first))}; they must have {_KEYS}"
+            f"{path} is not a task: its lines have {', '.join(sorted(first))}; they must have {_KEYS}"
         )
     rows = []
     for where, record in records:

@@ -89,7 +89,7 @@ def make_tasks(tasks: Sequence[str]) -> list[Any]:
     No two have the same name: scores are kept by it. Files of the same name are told apart by their folders.
 
     Raises:
-        UserError: a file that is no task; one task twice.
+        UserError: a file that is not a task; one task twice.
     """
     from layerroute.evaluation.local_tasks import distinct_names, local_task, task_of_rows
 

@@ -170,10 +170,10 @@ def equal_cost_table(found: Sequence[EqualCost]) -> Table | None:
         ],
         found,
         notes=[
-            f"“Neither” read off: {SAME_COST_TEXT}. Else the cost is that of one of the two, and the other is read off "
-            "between its arms of next lower and next higher cost, by linear interpolation of its loss on every window; "
-            "the interval is that of the interpolated losses. Losses are convex in compute, so that reading off "
-            "routing is to its disadvantage, reading off the control to its advantage: what the line alone may "
-            "have decided is marked “as read”. Nothing is extrapolated. Paired, and intervals, as in table 2."
+            f"“Neither” read off: {SAME_COST_TEXT}. Elsewhere one arm gives the cost, and the other is read off there: "
+            "its loss on every window lies on the straight line between its arms of next lower and next higher cost. "
+            "The interval is that of these losses. Loss is convex in compute. So the line makes the arm that is read "
+            "off look worse than it is. “As read” marks what the line alone may have decided. Nothing is "
+            "extrapolated. Pairs and intervals are as in table 2."
         ],
     )

@@ -149,7 +149,7 @@ def choose_subject(
         wanted: label of the arm that was asked for, if any.
 
     Raises:
-        UserError: ``wanted`` is no routed arm.
+        UserError: ``wanted`` is not a routed arm.
     """
 
     def rank(arm: Arm) -> tuple[bool, int, int, int, str]:

@@ -123,7 +123,7 @@ class Pair:
             "place": "below" if found.mean < 0 else "above" if found.mean > 0 else "from",
             "seen": f" Their losses differ by {mean}.",
             "alone": " There is one seed, too." if seeds == 1 else "",
-            "few": f" Two seeds leave one degree of freedom; {ENOUGH_SEEDS} or more are wanted."
+            "few": f" Two seeds leave one degree of freedom; use {ENOUGH_SEEDS} or more."
             if seeds < ENOUGH_SEEDS
             else "",
         }

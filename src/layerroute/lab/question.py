@@ -47,24 +47,23 @@ SENTENCES: Mapping[Outcome, str] = {
     Outcome.WINS: "{first} ends with a {better} {metric} than {second} ({interval}).{few}",
     Outcome.LOSES: "{first} ends with a {worse} {metric} than {second} ({interval}).{few}",
     Outcome.NO_DIFFERENCE: (
-        "No difference within noise between {first} and {second} in {metric} ({interval}); a true difference below "
+        "No difference within noise between {first} and {second} in {metric} ({interval}). A true difference below "
         "about {detectable} would probably have gone unseen.{few}"
     ),
     Outcome.NOT_CORRECTED: (
-        "{first} and {second} differ by {interval}, which is within noise once the number of comparisons is allowed "
-        "for.{few}"
+        "{first} and {second} differ by {interval}. With so many comparisons, this is within noise.{few}"
     ),
     Outcome.ONE_SEED: (
-        "With one seed ({seed}) nobody can tell whether {first} or {second} is better: {first} ended {size} {place} "
+        "With one seed ({seed}) nobody can tell whether {first} or {second} is better. {first} ended {size} {place} "
         "{second} in {metric}, and that may be chance. At least {enough} seeds are needed."
     ),
     Outcome.UNPAIRED: (
-        "{first} and {second} have no completed seed in common, so they cannot be compared pair by pair: run both with "
+        "{first} and {second} have no completed seed in common, so they cannot be compared pair by pair. Run both with "
         "the same seeds."
     ),
     Outcome.OTHER_DATA: (
-        "{first} and {second} saw different data or tokenizers, so their losses cannot be compared, whatever the "
-        "tables show."
+        "{first} and {second} saw different data or tokenizers. Their losses cannot be compared, whatever the tables "
+        "show."
     ),
     Outcome.UNALIKE: _NO_VERDICT,
     Outcome.UNEQUAL_COST: _NO_VERDICT,

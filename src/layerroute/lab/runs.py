@@ -1,5 +1,7 @@
 """Runs as their records tell them, and where to find them."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -7,14 +9,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from layerroute.errors import UserError, nearest
 from layerroute.integrity import inside
 from layerroute.records import RECORD_NAME, Record, aside_name, is_aside, read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COMPLETED = "completed"
 _NOT_SEARCHED = {"checkpoints", "best", "last", "tensorboard", "report", "search"}
@@ -95,6 +99,8 @@ class Run:
         Raises:
             UserError: if another line is not a JSON object with ``step`` and ``split``.
         """
+        import pandas as pd  # half of what it takes to load this module, and few who do draw curves
+
         file = self._beside("curves")
         if file is None:
             return pd.DataFrame(columns=["step", "split"])
@@ -120,6 +126,8 @@ class Run:
 
     def curve(self, split: str, key: str) -> pd.Series:
         """One curve by step, without the steps that lack it; empty if there is none."""
+        import pandas as pd
+
         frame = self.curves
         if key not in frame.columns:
             return pd.Series(dtype=float, name=key)

@@ -12,14 +12,13 @@ than the exact one over seeds alone.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -205,6 +204,8 @@ def effect_in_errors(freedom: float, power: float = POWER, level: float = LEVEL)
     The power of the t test is its normal power averaged over the sampling distribution of the standard deviation
     (scipy's noncentral t fails at the few degrees of freedom that seeds leave).
     """
+    from scipy import optimize  # slow to load, and one seed needs none of it
+
     critical = float(special.stdtrit(freedom, 0.5 + level / 2))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     needed = critical * np.sqrt(2 * special.gammaincinv(freedom / 2, quantiles) / freedom)
@@ -225,6 +226,8 @@ def bootstrap(
 ) -> Floats:
     """Low and high end of the percentile bootstrap interval, (2, ...).
 
+    What ``scipy.stats.bootstrap`` gives, which takes longer to import than most reports to compute.
+
     Args:
         samples: (..., units); the units are drawn for all of them alike.
         statistic: of as many samples and an ``axis``; a NaN is a draw that says nothing.
@@ -233,25 +236,13 @@ def bootstrap(
     if samples[0].shape[-1] < 2:
         alone = statistic(*samples, axis=-1)
         return np.stack([alone, alone])
-    from scipy import stats  # takes most of a second to load, which few need
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", stats.DegenerateDataWarning
-        )  # said of draws that are NaN, which are left out
-        found = stats.bootstrap(
-            samples,
-            statistic,
-            n_resamples=draws,
-            batch=_BATCH,
-            vectorized=True,
-            paired=True,
-            axis=-1,
-            method="percentile",
-            random_state=np.random.default_rng(0) if generator is None else generator,
-        )
+    generator, units = generator or np.random.default_rng(0), samples[0].shape[-1]
+    found = []
+    for begin in range(0, draws, _BATCH):
+        drawn = generator.integers(0, units, (min(_BATCH, draws - begin), units))
+        found.append(statistic(*(sample[..., drawn] for sample in samples), axis=-1))
     low_and_high: Floats = np.nanquantile(
-        found.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2], axis=-1
+        np.concatenate(found, axis=-1), [(1 - level) / 2, (1 + level) / 2], axis=-1
     )
     return low_and_high
 

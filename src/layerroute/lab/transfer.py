@@ -10,11 +10,11 @@ from layerroute.lab.table import Table, cells, figures, interval, words
 GREEDY = ("static_block_greedy", "static_greedy")
 """The controls that are told beside the best one, of whole layers and of the unit."""
 NOTES = (
-    "Routed − best static: cross-entropy in nats per token at equal executed FLOPs, less that of the static arm which "
-    "routing has the least lead over on this text. All thresholds of the router are moved "
-    "by one offset, until it saves what the static arm saves on this very text, within half a point; where that is out "
-    "of its reach for an arm, that arm might be the best one, and there is no verdict unless routing loses to another. "
-    "Routed − greedy: of the two greedy arms that with the lesser lead. "
+    "Routed − best static: cross-entropy in nats per token at equal executed FLOPs, less that of the static arm that "
+    "routing leads by least on this text. One offset moves all thresholds of the router, until it saves what the "
+    "static arm saves on this very text, within half a point. Where it cannot, that arm might be the best one, and "
+    "there is no verdict unless routing loses to another. Routed − greedy: the same for the greedy arm that it leads "
+    "by least. "
     "Intervals: 95 %, paired bootstrap over windows, one window a document.",
     "Away: the kind was left out of calibration. Home: held-out text of kinds that were calibrated on. Asked and "
     "served: share of routed sites skipped, as the router serves without moving. Rate held: the share under "
@@ -111,6 +111,33 @@ def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"mean {signed(mean)} nats, least lead on {worst} ({signed(gaps[worst]['mean'])}), worst window "
         f"{signed(gaps[window]['worst'], 2)} ({window}).{without}"
     )
+
+
+def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The three questions at the head of the page, and a sentence for each; ``summary`` has the rest."""
+    rows = record["rows"]
+    gaps = [(row["kind"], gap) for row in rows if (gap := gap_of(row, reference_of(row))) is not None]
+    good, doubts = "Not measured: no text has a verdict at equal FLOPs.", []
+    if gaps:
+        said = [said_of(gap) for _, gap in gaps]
+        worst, least = max(gaps, key=lambda one: one[1]["mean"])
+        good = (
+            f"Against the best static arm at equal FLOPs it wins on {said.count('wins')}, cannot be told on "
+            f"{said.count('cannot be told')} and loses on {said.count('loses')} of {len(said)} texts (worst: {worst}, "
+            f"{signed(least['mean'])} nats)."
+        )
+    if len(rows) > len(gaps):
+        doubts.append(f"{len(rows) - len(gaps)} of {len(rows)} texts have no verdict")
+    doubts.append("each router is one calibration with one seed")
+    if any(row.get("windows") for row in rows):
+        doubts.append(f"intervals are over {min(row['windows'] for row in rows)} windows a text")
+    if record.get("dirty"):
+        doubts.append("code with uncommitted changes")
+    return [
+        ("Is it faster?", "Not measured: `layerroute bench` and `layerroute generate --time` measure it."),
+        ("Is it as good?", good),
+        ("Can I trust it?", f"Only in part: {'; '.join(doubts)}."),
+    ]
 
 
 def points_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:

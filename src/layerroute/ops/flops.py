@@ -5,18 +5,21 @@ import sys
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 
-# torch hands a formula the shapes of all arguments and of the result.
+# torch hands a formula the shapes of all arguments and of the result. Its own formulas of attention refuse grouped
+# queries in older versions: a product over the full T x S square costs 2 T S a dimension, whoever shares the keys.
 def _attention(query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+    batch, heads, time, width = query_shape
+    return int(2 * batch * heads * time * key_shape[2] * (width + value_shape[3]))
 
 
 def _attention_backward(
-    upstream_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any
+    _upstream_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **__: Any
 ) -> int:
-    return int(sdpa_backward_flop_count(upstream_shape, query_shape, key_shape, value_shape))
+    batch, heads, time, width = query_shape
+    return int(2 * batch * heads * time * key_shape[2] * (3 * width + 2 * value_shape[3]))
 
 
 def _product(_into: Any, left_shape: Any, right_shape: Any, *_: Any, **__: Any) -> int:
@@ -29,16 +32,16 @@ def _four_bits(left_shape: Any, _packed: Any, weight_shape: Any, *_: Any, **__: 
 
 
 def flop_counter() -> FlopCounterMode:
-    """A ``FlopCounterMode`` that also sees what torch's own counts as nothing.
+    """A ``FlopCounterMode`` that also sees what torch's own counts as nothing, or cannot count.
 
-    These are the CPU's fused attention and its backward, counted like torch's other attention kernels over the full
-    T x S square whatever the mask, the in-place batched product, and products with weights of four bits.
+    These are fused attention and its backward, counted over the full T x S square whatever the mask, the in-place
+    batched product, and products with weights of four bits.
     """
-    formulas: dict[Any, Any] = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-        torch.ops.aten.baddbmm_: _product,
-    }
+    aten = torch.ops.aten
+    formulas: dict[Any, Any] = {aten.baddbmm_: _product}
+    for name in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"):
+        formulas[getattr(aten, f"_scaled_dot_product_{name}")] = _attention
+        formulas[getattr(aten, f"_scaled_dot_product_{name}_backward")] = _attention_backward
     if "bitsandbytes" in sys.modules:
         formulas |= {
             getattr(torch.ops.bitsandbytes, name): _four_bits

@@ -73,7 +73,7 @@ def find_recipe(path: str | os.PathLike[str], *, shipped: bool = True) -> Path:
     """
     text = os.fspath(path)
     if not text or "\0" in text:
-        raise UserError(f"{text!r} is no path of a recipe.")
+        raise UserError(f"{text!r} is not a path of a recipe.")
     try:
         candidates = [Path(text), Path(f"{text}{SUFFIX}")]
         if shipped and not Path(text).is_absolute():

@@ -80,7 +80,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
     Raises:
-        UserError: the file cannot be read, is no text, no YAML, or no mapping; the message names the file, and the
+        UserError: the file cannot be read, is not text, not YAML, or not a mapping; the message names the file, and the
             line where there is one.
     """
     try:

@@ -177,7 +177,7 @@ def _bias(value: Any, vocabulary: int) -> dict[int, float]:
     found = {}
     for key, bias in value.items():
         if not str(key).isdecimal() or int(key) >= vocabulary:
-            raise Refused(f"logit_bias: {key!r} is no token id of this model (0 to {vocabulary - 1})")
+            raise Refused(f"logit_bias: {key!r} is not a token id of this model (0 to {vocabulary - 1})")
         found[int(key)] = _number({"logit_bias": bias}, "logit_bias", -100.0, 100.0) or 0.0
     return found
 
@@ -205,7 +205,7 @@ def _check_text(name: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise Refused(f"{name}: it holds half of a surrogate pair, which is no text") from None
+            raise Refused(f"{name}: it holds half of a surrogate pair, which is not text") from None
     elif isinstance(value, Mapping):
         for key, one in value.items():
             _check_text(name, key)

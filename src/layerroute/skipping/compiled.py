@@ -25,7 +25,7 @@ from layerroute.errors import UserError, nearest
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
-from layerroute.skipping.families import Family, decoder_stack
+from layerroute.skipping.families import FAMILIES, Family, decoder_stack
 from layerroute.skipping.fingerprint import base_of
 from layerroute.skipping.model import get_router, route_layer
 from layerroute.skipping.router import LayerRouter
@@ -62,7 +62,8 @@ def _attend(
     attention, batch = family.attention_of(layer), hidden.shape[0]
     states = family.attention_input(layer, hidden)
     key, value, raw = family.keys_values(layer, states, cos, sin)
-    query = family.queries(layer, states, cos, sin, raw)
+    raw = None if raw is None else raw[:, 0]
+    query, gate = family.queries(layer, states[:, 0], cos[:, 0], sin[:, 0], raw)
     keys, values = held.update(key.transpose(1, 2), value.transpose(1, 2))
     grouped = query.view(batch, keys.shape[1], -1, query.shape[-1])
     cap = None if family.softcap is None else getattr(attention, family.softcap)
@@ -72,7 +73,8 @@ def _attend(
         scores = (scores / cap).tanh() * cap
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     out = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
-    return hidden + family.attention_update(layer, attention.o_proj(out.reshape(batch, 1, -1)))
+    attended = family.attention_output(layer, out.reshape(batch, -1, value.shape[-1]), gate)
+    return hidden + family.attention_update(layer, attended.unsqueeze(1))
 
 
 def _feed(family: Family, layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -223,6 +225,8 @@ def obstacle(router: LayerRouter, base: Any) -> str | None:
     config = router.config
     if router.sparse_obstacle is not None:
         return router.sparse_obstacle
+    if FAMILIES[base.config.get_text_config().model_type].linear is not None:
+        return "some of its layers have linear attention, whose state is no static cache of keys and values"
     if config.kv == "evict":
         return "kv: evict keeps other keys in each layer, which a static cache cannot hold; use kv: project"
     attention = base.config._attn_implementation

@@ -110,7 +110,7 @@ class CallContext:
             position_ids=position_ids,
             explicit_mask=explicit or paged,
             full_layers_only=paged
-            or bool(inputs.get("output_attentions"))
+            or bool(inputs.get("output_attentions") or inputs.get("output_router_logits"))
             or (explicit and not _is_plain(given)),
             paged=paged,
             cache=cache,

@@ -113,7 +113,7 @@ class LayerCall:
         if route is not None and self.evict:
             options = self._expect_eviction(layer, route, options)
         states = self.family.attention_input(layer, hidden)
-        attended, *_ = self.family.attention_of(layer)(hidden_states=states, **options)
+        attended = self.family.attend(layer, states, options)
         ran = hidden + self.family.attention_update(layer, attended)
         if route is None or route.mode == DENSE:
             return ran
@@ -156,6 +156,10 @@ class LayerCall:
         index, family = route.index, self.family
         assert index is not None and family is not None
         gathered = hidden.flatten(0, 1).index_select(0, index.flat)
+        if family.is_linear(layer):
+            attended = family.attend(layer, family.attention_input(layer, hidden), options)
+            of_those = attended.flatten(0, 1).index_select(0, index.flat)
+            return gathered, family.attention_update(layer, of_those)
         cos, sin = options["position_embeddings"]
         # Rows share their rotary embedding where the model made it for one of them.
         at = index.time if cos.shape[0] == 1 else index.flat
@@ -175,8 +179,9 @@ class LayerCall:
             if raw is not None:
                 raw = raw.flatten(0, 1).index_select(0, index.flat)
         attention = family.attention_of(layer)
+        queries, gate = family.queries(layer, states, own[0], own[1], raw)
         attended = attend_spans(
-            family.queries(layer, states, own[0], own[1], raw),
+            queries,
             keys,
             values,
             sight.spans,
@@ -186,7 +191,7 @@ class LayerCall:
             softcap=None if family.softcap is None else getattr(attention, family.softcap),
             dropout=attention.attention_dropout if layer.training else 0.0,
         )
-        update = family.attention_update(layer, attention.o_proj(attended.flatten(1)))
+        update = family.attention_update(layer, family.attention_output(layer, attended, gate))
         return gathered, update
 
     def _projected(
@@ -229,10 +234,13 @@ class LayerCall:
         return key, value, raw, sight
 
     def _write_keys(self, layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> None:
-        """Keys and values of a call in which nobody runs here: for later tokens, if there can be any."""
+        """Keys and values (or the state) of a call in which nobody runs here: for later tokens, if there can be any."""
         assert self.family is not None
         cache: Cache | None = options.get("past_key_values")
         if cache is None:
+            return
+        if self.family.is_linear(layer):
+            self.family.attend(layer, self.family.attention_input(layer, hidden), options)
             return
         index = self.family.attention_of(layer).layer_idx
         if self.evict:

@@ -2,6 +2,11 @@
 
 A decoder layer is a residual attention block followed by a residual MLP block. A description says what the modules of
 both are called and the few twists that families have. Masked execution of whole blocks needs no description.
+
+Some layers have linear attention in the place of attention. Its recurrent state is of *all* tokens before, those that
+skip the layer among them, just as later tokens see the keys of those: so it is computed for all tokens in sparse
+execution too, and what a skipping token saves there is the MLP. In the MLP itself there may be experts: which ones a
+token takes does not depend on who else is there.
 """
 
 from collections.abc import Callable
@@ -43,6 +48,10 @@ def _by_layer(attention: nn.Module) -> bool:
     return bool(attention.use_rope)
 
 
+_OF_ATTENTION = {"position_embeddings", "position_ids", "past_key_values"}
+"""Options of a layer that linear attention has no use for, or has under another name."""
+
+
 # Functions of the module, not lambdas: a routed model is pickled with its family.
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -59,6 +68,8 @@ class Family:
         softcap: the attention's attribute that caps scores, or None.
         residual_scale: the layer's attribute that scales what attention and MLP add, or None.
         rotary: False for a layer without rotary embedding.
+        linear: the mixer of layers with linear attention, which have no ``attention``; None if there are none.
+        gated: the query projection also gives a gate of each head's output.
     """
 
     attention: str = "self_attn"
@@ -75,8 +86,14 @@ class Family:
     softcap: str | None = None
     residual_scale: str | None = None
     rotary: Callable[[nn.Module], bool] = _always
+    linear: str | None = None
+    gated: bool = False
 
-    def modules(self) -> tuple[str, ...]:
+    def is_linear(self, layer: nn.Module) -> bool:
+        """Whether a layer has linear attention."""
+        return self.linear is not None and hasattr(layer, self.linear)
+
+    def modules(self, layer: nn.Module) -> tuple[str, ...]:
         """Dotted names that a layer of this family must have."""
         projections = ("qkv_proj",) if self.fused_qkv else ("q_proj", "k_proj", "v_proj")
         inner = (*projections, "o_proj", *(("q_norm", "k_norm") if self.qk_norm else ()))
@@ -89,11 +106,29 @@ class Family:
             self.attention_dropout,
             self.mlp_dropout,
         )
-        return (*(f"{self.attention}.{name}" for name in inner), *(name for name in own if name))
+        mixer = () if self.is_linear(layer) else tuple(f"{self.attention}.{name}" for name in inner)
+        return (*mixer, *(name for name in own if name))
 
     def attention_of(self, layer: nn.Module) -> Any:
         """The layer's attention module."""
         return getattr(layer, self.attention)
+
+    def attend(self, layer: nn.Module, states: Float[Tensor, "B T D"], options: dict[str, Any]) -> Tensor:
+        """The output of the attention module, or of what stands in its place, for all tokens; it fills the cache.
+
+        Args:
+            states: see ``attention_input``.
+            options: the keyword arguments that the model gave the layer.
+        """
+        if not self.is_linear(layer):
+            attended, *_ = self.attention_of(layer)(hidden_states=states, **options)
+            return attended
+        assert self.linear is not None
+        given = {name: value for name, value in options.items() if name not in _OF_ATTENTION}
+        out: Tensor = getattr(layer, self.linear)(
+            states, cache_params=options.get("past_key_values"), **given
+        )
+        return out
 
     def key_modules(self, layer: nn.Module) -> list[nn.Module]:
         """What keys and values are made with, from the layer's input."""
@@ -136,16 +171,32 @@ class Family:
         cos: Tensor,
         sin: Tensor,
         raw: Tensor | None = None,
-    ) -> Float[Tensor, "N H K"]:
-        """Queries (rotated) of gathered tokens; ``raw`` if ``keys_values`` gave them."""
-        attention = self.attention_of(layer)
+    ) -> tuple[Float[Tensor, "N H K"], Float[Tensor, "N I"] | None]:
+        """Queries (rotated) of gathered tokens, and the gates of a ``gated`` output.
+
+        ``raw`` is what the projection gives, if ``keys_values`` gave it.
+        """
+        attention, gate = self.attention_of(layer), None
         query = attention.q_proj(states) if raw is None else raw
+        if self.gated:
+            query, gate = (
+                half.flatten(-2)
+                for half in query.unflatten(-1, (-1, 2 * attention.head_dim)).chunk(2, dim=-1)
+            )
         if self.qk_norm == "flat":
             query = attention.q_norm(query)
         query = query.unflatten(-1, (-1, attention.head_dim))
         if self.qk_norm == "head":
             query = attention.q_norm(query)
-        return rotate(query, cos, sin) if self.rotary(attention) else query
+        return (rotate(query, cos, sin) if self.rotary(attention) else query), gate
+
+    def attention_output(
+        self, layer: nn.Module, attended: Float[Tensor, "N H V"], gate: Tensor | None
+    ) -> Float[Tensor, "N D"]:
+        """The output of the attention module, from what its heads read."""
+        heads = attended.flatten(1)
+        out: Tensor = self.attention_of(layer).o_proj(heads if gate is None else heads * gate.sigmoid())
+        return out
 
     def attention_update(self, layer: nn.Module, attended: Tensor) -> Tensor:
         """What the attention block adds to the residual stream, from the output of the attention module."""
@@ -154,7 +205,9 @@ class Family:
     def mlp_update(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """What the MLP block adds to the residual stream."""
         states = hidden if self.mlp_norm is None else getattr(layer, self.mlp_norm)(hidden)
-        return self._update(layer, getattr(layer, self.mlp)(states), self.mlp_post_norm, self.mlp_dropout)
+        # Experts take a batch of sequences, also where tokens have been gathered from several.
+        update = getattr(layer, self.mlp)(states if states.ndim == 3 else states.unsqueeze(0)).view_as(states)
+        return self._update(layer, update, self.mlp_post_norm, self.mlp_dropout)
 
     def _update(self, layer: nn.Module, update: Tensor, norm: str | None, dropout: str | None) -> Tensor:
         if norm is not None:
@@ -179,6 +232,8 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(window=_configured_window),
     "qwen2": _LLAMA,
     "qwen3": Family(qk_norm="head"),
+    "qwen3_moe": Family(qk_norm="head"),
+    "qwen3_next": Family(qk_norm="head", linear="linear_attn", gated=True),
     "gemma": _LLAMA,
     "gemma2": _GEMMA2,
     "gemma3_text": Family(
@@ -240,9 +295,10 @@ def family_of(model: Any, layers: nn.ModuleList) -> Family | None:
     config = model.config.get_text_config()
     if getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True):
         return None
-    for name in family.modules():
-        try:
-            layers[0].get_submodule(name)
-        except AttributeError:
-            return None
+    for layer in layers:
+        for name in family.modules(layer):
+            try:
+                layer.get_submodule(name)
+            except AttributeError:
+                return None
     return family

@@ -6,12 +6,16 @@ Adapters are not counted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from layerroute.ops.routed_attention import share_of_keys
 from layerroute.routing.routers import router_flops
-from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.families import FAMILIES
+from layerroute.skipping.skip_config import SkipConfig, layer_and_unit
+
+_CHUNK = 64
+"""Tokens that transformers' Gated DeltaNet takes at once."""
 
 NOMINAL_CONTEXT = 1024
 """Context length at which the relative costs of decisions are taken."""
@@ -48,17 +52,53 @@ class LayerFlops:
         return {"block": self.total, "attention": self.attention, "mlp": self.mlp}[unit]
 
 
-def layer_flops(config: Any, context_length: int) -> LayerFlops:
-    """For a transformers configuration (its text part) of a family with gated MLPs."""
+def layer_flops(config: Any, context_length: int, layer: int = 0) -> LayerFlops:
+    """Of one layer, for a transformers configuration (its text part) of a described family.
+
+    A layer with linear attention computes it for all tokens, skipping or not, and all of it counts as ``keys``.
+    """
     size, heads = config.hidden_size, config.num_attention_heads
+    mlp = _mlp_flops(config, layer)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] == "linear_attention":
+        return LayerFlops(keys=_linear_flops(config, context_length), queries=0.0, scores=0.0, mlp=mlp)
     width = getattr(config, "head_dim", None) or size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
+    family = FAMILIES.get(config.model_type)
+    gates = 1.0 if family is not None and family.gated else 0.0
     return LayerFlops(
         keys=4.0 * size * groups * width,
-        queries=4.0 * size * heads * width,
+        queries=(4.0 + 2.0 * gates) * size * heads * width,
         scores=4.0 * context_length * heads * width,
-        mlp=6.0 * size * config.intermediate_size,
+        mlp=mlp,
     )
+
+
+def _mlp_flops(config: Any, layer: int) -> float:
+    """A gated MLP; of a layer with experts those that one token takes, what chooses them, and the shared one."""
+    size, experts = config.hidden_size, getattr(config, "num_experts", None) or 0
+    dense = getattr(config, "mlp_only_layers", None) or []
+    sparse = experts and layer not in dense and (layer + 1) % getattr(config, "decoder_sparse_step", 1) == 0
+    if not sparse:
+        return 6.0 * size * config.intermediate_size
+    taken = 6.0 * size * config.num_experts_per_tok * config.moe_intermediate_size
+    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
+    return taken + 2.0 * size * experts + (6.0 * size * shared + 2.0 * size if shared else 0.0)
+
+
+def _linear_flops(config: Any, context_length: int) -> float:
+    """Gated DeltaNet as transformers computes it without kernels; its triangular solves are left out."""
+    heads, key, value = (
+        config.linear_num_value_heads,
+        config.linear_key_head_dim,
+        config.linear_value_head_dim,
+    )
+    keys, values = config.linear_num_key_heads * key, heads * value
+    projections = 2.0 * config.hidden_size * (2 * keys + 3 * values + 2 * heads)
+    convolution = 2.0 * config.linear_conv_kernel_dim * (2 * keys + values)
+    chunks = -(-context_length // _CHUNK)
+    rule = heads * (_CHUNK * (4.0 * key + 2.0 * value) + 6.0 * key * value)
+    return projections + convolution + rule * chunks * _CHUNK / context_length
 
 
 def skip_path_flops(skip: SkipConfig, hidden_size: int) -> float:
@@ -68,11 +108,14 @@ def skip_path_flops(skip: SkipConfig, hidden_size: int) -> float:
 
 def path_costs(config: Any, skip: SkipConfig, context_length: int = NOMINAL_CONTEXT) -> list[list[float]]:
     """(sites, 2) forward FLOPs of one token that skips, and of one that runs, at each site."""
-    layer = layer_flops(config, context_length)
-    keys = layer.keys if skip.kv == "project" else 0.0
     path = skip_path_flops(skip, config.hidden_size)
-    by_unit = {unit: [path + (0.0 if unit == "mlp" else keys), layer.of_unit(unit)] for unit in skip.units}
-    return [list(by_unit[site.split(".")[1]]) for site in skip.sites()]
+    costs = []
+    for site in skip.sites():
+        index, unit = layer_and_unit(site)
+        layer = layer_flops(config, context_length, index)
+        written = 0.0 if unit == "mlp" or skip.kv == "evict" else layer.keys
+        costs.append([path + written, layer.of_unit(unit)])
+    return costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +124,7 @@ class SkipFlops:
 
     Attributes:
         context_length: T.
-        layer: one decoder layer, by part.
-        layers: number of decoder layers.
+        layers: the decoder layers, by part.
         output: the output layer.
         router: all routers.
         skip_path: one skip path.
@@ -90,17 +132,21 @@ class SkipFlops:
     """
 
     context_length: int
-    layer: LayerFlops
-    layers: int
+    layers: tuple[LayerFlops, ...]
     output: float
     router: float
     skip_path: float
     config: SkipConfig = field(repr=False)
 
     @property
+    def layers_per_token(self) -> float:
+        """All decoder layers before the router was added."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
     def base_per_token(self) -> float:
         """The model before the router was added."""
-        return self.layers * self.layer.total + self.output
+        return self.layers_per_token + self.output
 
     @property
     def forward_per_token(self) -> float:
@@ -114,21 +160,22 @@ class SkipFlops:
         """
         sites = self.config.sites()
         rates = dict(rate) if isinstance(rate, Mapping) else dict(zip(sites, rate, strict=True))
-        saved = sum(self.saved(site.split(".")[1], rates[site]) for site in sites)
+        saved = sum(self.saved(site, rates[site]) for site in sites)
         return self.base_per_token + self.router - saved
 
-    def saved(self, unit: str, rate: float) -> float:
+    def saved(self, site: str, rate: float) -> float:
         """What one site saves against the whole unit."""
         if rate >= 1.0:
             return 0.0
-        saved = 0.0
+        index, unit = layer_and_unit(site)
+        layer, saved = self.layers[index], 0.0
         if unit in ("block", "attention"):
             # With `project` every token writes keys, but where nobody runs nobody reads them.
             written = rate if self.config.kv == "evict" or rate == 0.0 else 1.0
-            saved += (1 - written) * self.layer.keys + (1 - rate) * self.layer.queries
-            saved += self.layer.scores * (1 - rate * self._share_of_keys(rate))
+            saved += (1 - written) * layer.keys + (1 - rate) * layer.queries
+            saved += layer.scores * (1 - rate * self._share_of_keys(rate))
         if unit in ("block", "mlp"):
-            saved += (1 - rate) * self.layer.mlp
+            saved += (1 - rate) * layer.mlp
         return saved - self.skip_path
 
     def _share_of_keys(self, rate: float) -> float:
@@ -143,7 +190,10 @@ class SkipFlops:
             "forward_per_token": self.forward_per_token,
             "base_per_token": self.base_per_token,
             "by_part": {
-                **{f"layer {name}": self.layers * value for name, value in asdict(self.layer).items()},
+                **{
+                    f"layer {part.name}": sum(getattr(layer, part.name) for layer in self.layers)
+                    for part in fields(LayerFlops)
+                },
                 "output": self.output,
                 "router": self.router,
                 "skip paths": self.skip_path * len(self.config.sites()),
@@ -152,8 +202,9 @@ class SkipFlops:
 
 
 def saved_by_skipping(config: Any, skip: SkipConfig, context_length: int) -> float:
-    """Forward FLOPs per token that a site saves which no token runs, its skip path paid for (see `skip_flops`)."""
-    return skip_flops(config, skip, context_length).saved(skip.units[0], 0.0)
+    """Forward FLOPs per token that a site saves, on average, which no token runs, its skip path paid for."""
+    flops, sites = skip_flops(config, skip, context_length), skip.sites()
+    return sum(flops.saved(site, 0.0) for site in sites) / len(sites)
 
 
 def routers_flops(skip: SkipConfig, hidden_size: int) -> float:
@@ -176,8 +227,7 @@ def skip_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:
     text = config.get_text_config()
     return SkipFlops(
         context_length=context_length,
-        layer=layer_flops(text, context_length),
-        layers=text.num_hidden_layers,
+        layers=tuple(layer_flops(text, context_length, index) for index in range(text.num_hidden_layers)),
         output=2.0 * text.hidden_size * text.vocab_size,
         router=routers_flops(skip, text.hidden_size),
         skip_path=skip_path_flops(skip, text.hidden_size),

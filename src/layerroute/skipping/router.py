@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache as memoize
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
-from layerroute.skipping.skip_config import PATHS, SkipConfig
+from layerroute.skipping.skip_config import PATHS, SkipConfig, layer_and_unit
 from layerroute.skipping.skip_paths import LowRankSkip
 
 
@@ -359,9 +358,7 @@ class LayerRouter(RoutingHandle):
                     on_host[:-1], counts, [mode == SPARSE for mode in modes], context.time, here.device
                 )
         return {
-            _layer_and_unit(name): SiteRoute(
-                mode=mode, decision=decision, site=site, gated=gated, index=index
-            )
+            layer_and_unit(name): SiteRoute(mode=mode, decision=decision, site=site, gated=gated, index=index)
             for site, (name, mode, index) in enumerate(zip(decision.sites, modes, indices, strict=True))
         }
 
@@ -389,12 +386,6 @@ def _in_mode(routing: Routing, frozen: bool) -> Iterator[None]:
         yield
     finally:
         routing.training, routing.cutting = before, cutting
-
-
-@memoize
-def _layer_and_unit(site: str) -> tuple[int, str]:
-    layer, unit = site.removeprefix("layer").split(".")
-    return int(layer), unit
 
 
 def _key(site: str) -> str:

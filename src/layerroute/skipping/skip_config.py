@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from layerroute.errors import UserError, check_keys, nearest
@@ -139,7 +140,7 @@ class SkipConfig:
             except ValueError:
                 valid = False
             if not valid:
-                raise UserError(f"skip.budgets: {name!r} is no budget, a number between 0 and 1")
+                raise UserError(f"skip.budgets: {name!r} is not a budget, a number between 0 and 1")
             if len(rates) != sites or not all(0.0 <= rate <= 1.0 for rate in rates):
                 raise UserError(
                     f"skip.budgets: budget {name} needs {sites} shares from 0 to 1, one a site of skip.layers"
@@ -252,3 +253,10 @@ class SkipConfig:
 def _build(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     check_keys(values, (item.name for item in fields(cls)), where)
     return cls(**values)
+
+
+@cache
+def layer_and_unit(site: str) -> tuple[int, str]:
+    """Of a site's name, ``layer4.block``."""
+    layer, unit = site.removeprefix("layer").split(".")
+    return int(layer), unit

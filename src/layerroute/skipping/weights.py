@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted({str(name) for name in _read(folder / INDEX)["weight_map"].values()})
     except (KeyError, AttributeError) as error:
-        raise UserError(f"{folder / INDEX} is damaged: it is no index of shards") from error
+        raise UserError(f"{folder / INDEX} is damaged: it is not an index of shards") from error
     return [inside(folder, name) for name in names]
 
 
@@ -57,7 +57,7 @@ def header_shapes(files: list[Path]) -> Shapes:
     for file in files:
         try:
             with safe_open(file, framework="pt") as content:
-                for name in content.keys():  # noqa: SIM118 (it is no mapping)
+                for name in content.keys():  # noqa: SIM118 (it is not a mapping)
                     shapes[name] = tuple(content.get_slice(name).get_shape())
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"the weights in {file} cannot be loaded: {one_line(error)}") from error
@@ -107,20 +107,29 @@ def check_weight_sizes(folder: Path) -> None:
 
 def _asked(folder: Path) -> int:
     """Parameters of the model that a configuration asks for."""
+    return sum(parameter.numel() for parameter in empty_model(folder).parameters())
+
+
+def empty_model(source: str | Path) -> Any:
+    """The model of a folder or a name on the hub without its weights, on the meta device.
+
+    Raises:
+        UserError: there is no configuration, or none that transformers can build.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever the libraries make of values that nobody foresaw
-        raise UserError(f"{folder / 'config.json'}: {type(error).__name__}: {one_line(error)}") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+        where = source / "config.json" if isinstance(source, Path) else source
+        raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not a JSON object") from error
     return content

@@ -348,7 +348,7 @@ def _lock_and_options(url: str) -> tuple[contextlib.AbstractContextManager[Any],
         parsed = make_url(url)
     except ArgumentError:
         raise UserError(
-            f"--storage: {url!r} is no URL of a database; write sqlite:///FILE or postgresql://USER@HOST/NAME"
+            f"--storage: {url!r} is not a URL of a database; write sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from None
     if parsed.get_backend_name() != "sqlite":
         return contextlib.nullcontext(), {"pool_pre_ping": True}

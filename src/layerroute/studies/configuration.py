@@ -201,7 +201,9 @@ def load_study(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None
     file = find_recipe(path)
     tree = yaml_reader.read_mapping(file)
     if "arms" not in tree:
-        raise UserError(f"{file} is no study: it has no 'arms'. A recipe is trained by `layerroute train`.")
+        raise UserError(
+            f"{file} is not a study: it has no 'arms'. A recipe is trained by `layerroute train`."
+        )
     tree = {"name": file.stem, **tree}
     if overrides:
         tree["overrides"] = {**(tree.get("overrides") or {}), **overrides}

@@ -14,6 +14,12 @@ from layerroute.training.configuration import TrainConfig
 PROJECT = "layerroute"
 """In trackers, unless they are told otherwise."""
 
+# The older of the versions that we run with knows the former name alone.
+_CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 _NEVER = 10**9  # steps: the Trainer still evaluates and saves at the last one
 
 
@@ -46,7 +52,7 @@ def training_arguments(
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size // parts,
         gradient_accumulation_steps=config.gradient_accumulation,
-        activation_checkpointing=config.gradient_checkpointing,
+        **{_CHECKPOINTING: config.gradient_checkpointing},
         optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -82,7 +88,7 @@ def _check_trackers(names: list[str]) -> None:
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UserError(
-                f"train.report_to: {name!r} is no tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
+                f"train.report_to: {name!r} is not a tracker.{nearest(name, INTEGRATION_TO_CALLBACK)}"
             )
         if name == "tensorboard":
             require(name, extra="track")

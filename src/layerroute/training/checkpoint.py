@@ -62,7 +62,7 @@ def _check_index(checkpoint: Path, index: Path) -> None:
         for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values():
             inside(checkpoint, name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{index.name} is no index of shards within its folder") from error
+        raise DamagedError(f"{index.name} is not an index of shards within its folder") from error
 
 
 def publish(written: Path, folder: Path, *, state: dict[str, Any], keep: int) -> Path:
@@ -94,7 +94,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint so that it is no checkpoint any more, for whoever wants to look at it."""
+    """Rename a damaged checkpoint so that it is not a checkpoint any more, for whoever wants to look at it."""
     aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(checkpoint, aside)
@@ -135,14 +135,14 @@ def check_resumable(checkpoint: Path, fingerprint: str) -> dict[str, Any]:
     """The state stored in ``checkpoint``, after checking that it is intact and of the same recipe.
 
     Raises:
-        UserError: if it is no checkpoint, not complete, damaged, or of another recipe.
+        UserError: if it is not a checkpoint, not complete, damaged, or of another recipe.
     """
     if not checkpoint.is_dir():
         raise UserError(f"--resume: there is no checkpoint folder {checkpoint}")
     missing = missing_files(checkpoint)
     if missing:
         raise UserError(
-            f"--resume: {checkpoint} is no resumable checkpoint: it has no {', '.join(missing)}; "
+            f"--resume: {checkpoint} is not a resumable checkpoint: it has no {', '.join(missing)}; "
             "give a folder checkpoints/checkpoint-N of a run"
         )
     try:

@@ -157,7 +157,7 @@ def check_table(path: Path) -> None:
         with path.open("rb") as file:
             table = _TableReader(file).load()
         if not isinstance(table, Metadata):
-            raise UserError("it is no table of contents")
+            raise UserError("it is not a table of contents")
         for stored in (table.storage_data or {}).values():
             inside(path.parent, stored.relative_path)
     except Exception as error:

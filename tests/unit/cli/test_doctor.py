@@ -135,6 +135,22 @@ def test_a_missing_extra_is_advice_and_a_missing_or_old_need_is_a_problem(
     assert capsys.readouterr().out.count("PROBLEM ") == 2
 
 
+def test_sources_that_are_not_installed_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    for function in ("version", "metadata", "requires"):
+        monkeypatch.setattr(importlib.metadata, function, of)
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (
+        "layerroute is not installed, it runs from its sources: what it needs was not checked"
+        in report["advice"]
+    )
+
+
 def test_a_torch_that_cannot_be_imported_is_a_problem(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

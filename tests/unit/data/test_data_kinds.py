@@ -52,9 +52,9 @@ def test_a_file_whose_name_holds_the_sign_is_a_path(tmp_path, monkeypatch):
         (["a.txt", "text=b"], "names the kind 'text' twice"),
         (["prose="], "has no file"),
         (["prose=,"], "has no file"),
-        (["prose:x=a"], "'x' is no share"),
-        (["prose:0=a"], "'0' is no share"),
-        (["prose:nan=a"], "'nan' is no share"),
+        (["prose:x=a"], "'x' is not a share"),
+        (["prose:0=a"], "'0' is not a share"),
+        (["prose:nan=a"], "'nan' is not a share"),
     ],
 )
 def test_wrong_words_are_told(words, said):
@@ -93,7 +93,7 @@ def test_kinds_without_text_and_texts_of_two_kinds_are_told_at_once(tmp_path):
         Texts(parse_kinds([f"a={one}", f"b={one}"]))
     with pytest.raises(UserError, match="'a' and 'b' share a text"):
         Texts(parse_kinds(["a=python-docs", "b=python-docs"]))
-    with pytest.raises(UserError, match="is no name for a kind"):
+    with pytest.raises(UserError, match="is not a name for a kind"):
         kind_sources({"a b": KindConfig(paths=[one])})
     (tmp_path / "blank.jsonl").write_text("\n")
     with pytest.raises(UserError, match=r"kind 'b': blank\.jsonl"):
@@ -132,7 +132,7 @@ def test_recipes_have_mixtures(tmp_path):
     assert make_source(config).describe() == "a (1): files one.jsonl; b (2): files two.jsonl"
     with pytest.raises(UserError, match=r"set data\.source to 'kinds'"):
         DataConfig(kinds=kinds)
-    with pytest.raises(UserError, match="is no name for a kind"):
+    with pytest.raises(UserError, match="is not a name for a kind"):
         DataConfig(source="kinds", kinds={"a=b": {"paths": [one]}})
 
 

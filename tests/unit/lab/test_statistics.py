@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from layerroute.lab.statistics import (
+    bootstrap,
     by_seed,
     holm,
     minimal_detectable_effect,
@@ -21,6 +22,24 @@ def test_interval_is_student_t() -> None:
         high - found.mean
     )
     assert found.n == 3
+
+
+@pytest.mark.parametrize("shape", [(30,), (3, 30), (1,)])
+def test_the_bootstrap_is_that_of_scipy(shape: tuple[int, ...]) -> None:
+    ours, theirs = np.random.default_rng(1).random((2, *shape))
+
+    def ratio(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+        return one.mean(axis=axis) / other.mean(axis=axis)
+
+    found = bootstrap(ours, theirs, statistic=ratio, draws=700)
+    if shape[-1] == 1:
+        assert found.tolist() == [ratio(ours, theirs, -1)] * 2
+        return
+    drawn = stats.bootstrap(
+        (ours, theirs), ratio, n_resamples=700, batch=256, vectorized=True, paired=True, axis=-1,
+        method="percentile", random_state=np.random.default_rng(0),
+    ).bootstrap_distribution  # fmt: skip
+    np.testing.assert_allclose(found, np.quantile(drawn, [0.025, 0.975], axis=-1), rtol=1e-14)
 
 
 def test_one_value_has_no_interval() -> None:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from layerroute.lab.equal_cost import said_of
-from layerroute.lab.transfer import gap_of, greedy_of, points_of, reference_of, summary, transfer_table
+from layerroute.lab.transfer import (
+    first_screen,
+    gap_of,
+    greedy_of,
+    points_of,
+    reference_of,
+    summary,
+    transfer_table,
+)
 
 
 def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
@@ -89,3 +97,22 @@ def test_home_is_a_point_of_the_line_of_the_kind_that_was_left_out():
         ("prose", True),
     ]
     assert points[2]["mean"] is None
+
+
+def test_the_first_screen_says_what_was_not_measured():
+    faster, good, trusted = (sentence for _, sentence in first_screen(RECORD))
+    assert faster.startswith("Not measured")
+    assert "wins on 1, cannot be told on 1 and loses on 1 of 3 texts (worst: code, +0.050 nats)" in good
+    assert (
+        trusted == "Only in part: 1 of 4 texts have no verdict; each router is one calibration with one seed."
+    )
+    assert dict(first_screen({"rows": [row("maths", None)]}))["Is it as good?"].startswith(
+        "Not measured: no text"
+    )
+    budgets = {"rows": [row("code", (0.05, 0.01, 0.09, 0.8), budget=budget) for budget in (0.12, 0.25)]}
+    assert "loses on 2 of 2 texts" in dict(first_screen(budgets))["Is it as good?"]
+    whole = {"rows": [{**row("code", (0.05, 0.01, 0.09, 0.8)), "windows": 32}], "dirty": True}
+    assert (
+        "over 32 windows a text; code with uncommitted changes"
+        in dict(first_screen(whole))["Can I trust it?"]
+    )

@@ -258,7 +258,7 @@ def test_a_driver_that_is_not_installed_is_named(make_session: MakeSession, tmp_
 def test_a_storage_that_is_none_is_told(make_session: MakeSession, tmp_path: Path) -> None:
     plan = make_session().plan
     for url, words in (
-        ("nonsense", "is no URL of a database"),
+        ("nonsense", "is not a URL of a database"),
         ("sqlite:///:memory:", "in memory"),
         ("postgresql://nobody:secret@127.0.0.1:9/none", "cannot open"),
     ):

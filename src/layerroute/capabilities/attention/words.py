@@ -175,13 +175,12 @@ def _credit(comparison: Comparison, pair: Pair) -> list[str]:
         paragraphs.append(
             f"{pair.subject.label} also ends below {listing(beaten)}, which "
             f"{'sends' if len(beaten) == 1 else 'send'} as many tokens to softmax attention without looking "
-            "at them: here it matters which tokens go there."
+            "at them. So here it matters which tokens go there."
         )
     if level:
         paragraphs.append(
-            "Against routing without looking at the token, at the same rate, it is not shown to be better: "
-            f"{listing(level)}. A mixture of both attentions, and not the choice by token, may explain the "
-            "result."
+            "Against routing that does not look at the token, at the same rate, it is not shown to be better: "
+            f"{listing(level)}. So the mixture of both attentions may explain the result, and not the choice by token."
         )
     return paragraphs
 
@@ -203,12 +202,12 @@ def _balance(subject: Arm) -> tuple[str, Sequence[str]]:
     paragraphs = [f"{with_weight}, routing collapsed at {listing([site.site for site in collapsed])}."]
     if any(site.undecided for site in collapsed):
         paragraphs.append(
-            "The router is undecided there: its probabilities stay near one half for nearly every token "
+            "The router is undecided there. Its probabilities stay near one half for nearly every token "
             f"(entropy {number(max(site.doubt.mean for site in collapsed if site.doubt is not None))} of at "
-            f"most {number(math.log(2))} nats), and the hard choice at inference turns a slight common "
+            f"most {number(math.log(2))} nats). The hard choice at inference turns a slight common "
             "preference into one path for all. With noise, as in training, such a router still splits its "
-            "tokens, and the balance loss, which is 1 as soon as the mean probabilities are even, does not "
-            "see the collapse."
+            "tokens. The balance loss is 1 as soon as the mean probabilities are even, so it does not see the "
+            "collapse."
         )
     tries = ["a slower annealing of the temperature", "a budget held by a threshold instead of a loss"]
     if not weight or weight < 0.05:

@@ -100,7 +100,7 @@ def main_table(comparison: Comparison) -> Table:
         comparison.completed,
         more=unfinished_rows(comparison.arms, len(fields)),
         notes=[
-            "Skipped: share of the routed compute not spent, from hard decisions in inference mode on the "
+            "Skipped: the share of routed compute that was not spent, from hard decisions in inference mode on the "
             "validation text. FLOPs: executed per token, counted by PyTorch, against the plain model.",
             *unlike_notes(comparison.arms, comparison.yardstick),
         ],
@@ -142,11 +142,11 @@ def differences_table(comparison: Comparison) -> Table:
         ],
         comparison.pairs,
         notes=[
-            "Negative: the first has the lower loss. Paired: the same windows of text, the same seeds; the interval is "
-            "over both (a bootstrap over windows alone where there is one seed). Detectable: the smallest true "
+            "Negative: the first has the lower loss. Both see the same windows of text with the same seeds, and the "
+            "interval is over both (over windows alone where there is one seed). Detectable: the smallest true "
             "difference that would have been found with 80% power. Skip, FLOPs (executed, of the plain model's) and "
-            f"time (against {name}'s) are the other arm's. A verdict only where both were treated alike and cost the "
-            f"same: {SAME_COST_TEXT}.",
+            f"time (against {name}'s) belong to the other arm. There is a verdict only where both were treated alike "
+            f"and cost the same: {SAME_COST_TEXT}.",
             time_note(comparison),
         ],
     )

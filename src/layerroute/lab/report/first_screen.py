@@ -19,7 +19,7 @@ _SHORT: Mapping[Outcome, str] = {
         "No difference from {second} is seen in {metric} ({amount}); one below about {least} would go unseen"
     ),
     Outcome.NOT_CORRECTED: (
-        "No difference from {second} is left in {metric} ({amount}) once the number of comparisons is allowed for"
+        "No difference from {second} is left in {metric} ({amount}), corrected for the number of comparisons"
     ),
     Outcome.ONE_SEED: "Cannot be told: with one seed, {first} ends {size} {place} {second} in {metric}",
     Outcome.UNPAIRED: "Not measured: {first} and {second} have no completed seed in common",

@@ -1,19 +1,23 @@
 """The page: one HTML file with everything in it, that works from disk and asks the network for nothing."""
 
+from __future__ import annotations
+
 import base64
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from layerroute.lab.format import path_name
-from layerroute.lab.report.figures import FigureEntry
 from layerroute.lab.report.style import PAGE_COLOURS
 from layerroute.lab.runs import TokenRoutes
 from layerroute.lab.table import Table, escape_text
+
+if TYPE_CHECKING:
+    from layerroute.lab.report.figures import FigureEntry
 
 _ID = re.compile(r'(?<=[\s"])id="([^"]+)"')
 _REFERENCE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')

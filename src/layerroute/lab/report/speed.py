@@ -172,7 +172,9 @@ def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the benchmark record {path}: {error}") from None
         if not isinstance(content, dict) or content.get("kind") != "benchmark":
-            raise UserError(f"{path} is no benchmark record: give files that `layerroute bench --out` wrote")
+            raise UserError(
+                f"{path} is not a benchmark record: give files that `layerroute bench --out` wrote"
+            )
         records.append(content)
     if records:
         _all_panels(records)

@@ -11,7 +11,7 @@ from layerroute.lab.report.figures import FigureEntry
 from layerroute.lab.report.html import data_link, environment, inline_svg
 from layerroute.lab.report.plots import bars
 from layerroute.lab.report.style import GDN, INK, SOFTMAX, figure_style, save_figure
-from layerroute.lab.transfer import points_of, summary, titles, transfer_table
+from layerroute.lab.transfer import first_screen, points_of, summary, titles, transfer_table
 
 PAGE, FIGURE = "transfer.html", "transfer"
 
@@ -37,6 +37,7 @@ def write_transfer(record: Mapping[str, Any], folder: Path) -> list[Path]:
         .render(
             title="Does routing hold away from home?",
             figure=FigureEntry(name=FIGURE, title=title, caption=caption),
+            screen=first_screen(record),
             sentences=summary(record),
             table=transfer_table(record),
             svg=inline_svg(folder / f"{FIGURE}.svg"),

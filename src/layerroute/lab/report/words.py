@@ -168,7 +168,7 @@ def limitations(
         )
         studied = any(str(run.value("command")).startswith("layerroute study") for run in comparison.runs)
         search = (
-            "trials by which a study chose them (its folder search/) are no part of these records"
+            "the trials by which a study chose them (its folder search/) are not in these records"
             if studied
             else "the records show no search over a common grid"
         )

@@ -13,10 +13,12 @@ from layerroute.skipping.calibration.equal_cost import Matched, agrees, compare_
 from layerroute.skipping.calibration.folders import (
     arm_folder,
     cached_calibration,
+    journal_of,
     save_calibration,
     save_controls,
 )
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
+from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.result import result_sections, verdict
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 
@@ -26,6 +28,7 @@ __all__ = [
     "CalibrationConfig",
     "Difference",
     "FittedArms",
+    "Journal",
     "Matched",
     "Score",
     "Windows",
@@ -39,6 +42,7 @@ __all__ = [
     "install",
     "install_for_budgets",
     "installed",
+    "journal_of",
     "matched",
     "paired_bootstrap",
     "result_sections",

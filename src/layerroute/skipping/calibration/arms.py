@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.in_order import Policy
+from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
+from layerroute.skipping.layerwise import layer_by_layer
 from layerroute.skipping.model import add_router, get_router, remove_router
 from layerroute.skipping.skip_config import SkipConfig
 
@@ -131,10 +134,12 @@ def install_for_budgets(model: Any, calibration: FittedArms, statistics: Int[Ten
     precision = choose_precision(calibration.config.precision, model.device).name
     step = max(1, CHUNK_TOKENS // statistics.shape[1])
 
+    def read(part: Int[Tensor, "n T"]) -> None:
+        with autocast(precision, part.device):
+            model(input_ids=part, use_cache=False, logits_to_keep=1)
+
     def forward(windows: Int[Tensor, "N T"] = statistics) -> None:
-        for part in windows.split(step):
-            with autocast(precision, part.device):
-                model(input_ids=part, use_cache=False, logits_to_keep=1)
+        layer_by_layer(model, read, windows.split(step))
 
     if not calibration.rates:
         few = max(1, SPREAD_TOKENS // statistics.shape[1])
@@ -161,16 +166,22 @@ def installed(
 
 
 def evaluate_arms(
-    model: Any, calibration: FittedArms, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
+    model: Any,
+    calibration: FittedArms,
+    heldout: Int[Tensor, "K T"],
+    *,
+    journal: Journal | None = None,
+    stage: Stage = silent,
 ) -> dict[str, Score]:
     """Every arm, as a router of the model itself, on held-out windows; ``dense`` is the model alone."""
-    advance = stage("held-out text")
+    advance, journal = stage("held-out text"), journal or Journal()
     precision = choose_precision(calibration.config.precision, model.device).name
-    scores = {"dense": score(model, heldout, precision=precision)}
+    judge = partial(journal.once, lambda: score(model, heldout, precision=precision))
+    scores = {"dense": judge()}
     total = len(calibration.arms) + 1
     for name, policy in calibration.arms.items():
         with installed(model, policy, calibration.skip):
-            scores[name] = score(model, heldout, precision=precision)
+            scores[name] = judge()
         advance(len(scores) / total)
     return scores
 
@@ -181,19 +192,20 @@ def score_budgets(
     statistics: Int[Tensor, "N T"],
     heldout: Int[Tensor, "K T"],
     *,
+    journal: Journal | None = None,
     stage: Stage = silent,
 ) -> dict[float, Score]:
     """The routed arm on held-out windows at each of its further budgets, as its folder serves them."""
     if not calibration.config.also:
         return {}
-    advance = stage("further budgets")
+    advance, journal = stage("further budgets"), journal or Journal()
     precision = choose_precision(calibration.config.precision, model.device).name
     scores: dict[float, Score] = {}
     install_for_budgets(model, calibration, statistics)
     try:
         for budget in calibration.config.also:
             get_router(model).set_budget(budget)
-            scores[budget] = score(model, heldout, precision=precision)
+            scores[budget] = journal.once(lambda: score(model, heldout, precision=precision))
             advance(len(scores) / len(calibration.config.also))
     finally:
         remove_router(model)

@@ -14,6 +14,7 @@ from layerroute.skipping.calibration.by_cost import Allocated, allocate_by_cost,
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_static
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.own_text import sample_own_text, with_own_text
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.flops import saved_by_skipping
@@ -105,6 +106,7 @@ def fit_arms(
     controls: Sequence[str] = TABLE,
     rankings: dict[str, Ranking] | None = None,
     own: Int[Tensor, "n T"] | None = None,
+    journal: Journal | None = None,
     stage: Stage = silent,
 ) -> FittedArms:
     """Fit a router and the static and random controls, all in the same way.
@@ -118,6 +120,8 @@ def fit_arms(
         rankings: by unit, what earlier calls with the same windows made for other budgets; what is new is added. Not
             used where the predictors need sensitivities too.
         own: what `sample_own_text` gave for this model before. Default: sampled here, as ``config.own_text`` asks.
+        journal: keeps what has been found, and the states in files that are mapped into memory: a call with the same
+            arguments and a journal of the same folder goes on where this one was cut off.
         stage: for progress.
 
     Returns:
@@ -128,14 +132,16 @@ def fit_arms(
     """
     clock = _Clock(stage)
     precision = choose_precision(config.precision, model.device).name
-    stack = LayerStack(model, config.length, precision, config.unit)
+    journal = journal or Journal()
+    stack = LayerStack(model, config.length, precision, config.unit, scratch=journal.folder, journal=journal)
     skip = config.skip_config(len(stack.layers))
     layers = skip.layers or []
     wanted = applicable(controls, config.unit)
     count = max(1, round(config.budget * len(layers)))
 
     if own is None and config.own_text:
-        own = sample_own_text(model, config, len(statistics), advance=clock("the model's own text"))
+        advance = clock("the model's own text")
+        own = journal.once(lambda: sample_own_text(model, config, len(statistics), advance=advance))
     if own is not None and len(own):
         statistics = with_own_text(statistics, own)
     final: list[Tensor] = []
@@ -156,7 +162,7 @@ def fit_arms(
         policy = calibrate_in_order(
             stack, statistics, even, config, fit_all=bool(config.also), advance=advance
         )
-        loss = selection_loss(stack, policy, selection)
+        loss = journal.once(lambda: selection_loss(stack, policy, selection))
         also = {budget: dict.fromkeys(layers, budget) for budget in config.also}
         found = Allocated(policy=policy, rounds=[{"rates": even, "loss": loss}], chosen=0, also=also)
 

@@ -43,7 +43,8 @@ class Ranking:
     ) -> "Ranking":
         """Run the full model on some of the statistics windows; ``final`` gets the output of its last layer."""
         layers = config.skip_config(len(stack.layers)).layers or []
-        search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
+        few = selection[: max(1, config.tokens_search // config.length)]
+        search = Search.of(stack, few, advance=clock(f"full model ({stack.unit})"))
         part = statistics[: max(1, config.tokens_ranking // config.length)]
         start = calibrate_in_order(
             stack,
@@ -75,9 +76,7 @@ class Ranking:
         clock: Clock,
     ) -> "Ranking":
         """The same of whole layers."""
-        own = self.stack
-        whole = LayerStack(own.model, own.length, own.precision, "block")
-        return Ranking.of(whole, statistics, selection, config, clock=clock)
+        return Ranking.of(self.stack.of_unit("block"), statistics, selection, config, clock=clock)
 
 
 def fit_static(
@@ -172,16 +171,18 @@ def greedy_static(
     inputs: list[Tensor] = []
     replay(stack, Policy(), search.embedded, search.ids, keep=inputs)
     counted = ~start.sinks(search.ids)
-    calls = 0
+    notes = stack.journal.step()
+    known: dict[tuple[int, ...], float] = notes.recall() or {}
 
     def divergence(removed: tuple[int, ...]) -> float:
-        nonlocal calls
-        calls += 1
-        advance(1 - 1 / (1 + calls / (3 * count)))
-        first = min(removed)  # below it the model is the full one
-        policy = start.with_rates(dict.fromkeys(removed, 1.0))
-        features = None if start.router_layer is None else inputs[start.router_layer]
-        final = replay(stack, policy, inputs[first], search.ids, first=first, features=features)
-        return float(search.divergence(stack, final)[counted].mean())
+        if removed not in known:
+            first = min(removed)  # below it the model is the full one
+            policy = start.with_rates(dict.fromkeys(removed, 1.0))
+            features = None if start.router_layer is None else inputs[start.router_layer]
+            final = replay(stack, policy, inputs[first], search.ids, first=first, features=features)
+            known[removed] = float(search.divergence(stack, final)[counted].mean())
+            notes.note(known)
+        advance(1 - 1 / (1 + len(known) / (3 * count)))
+        return known[removed]
 
     return greedy_layers(divergence, {layer: cost.total for layer, cost in costs.items()}, count)

@@ -31,10 +31,10 @@ class Search:
     final: Float[Tensor, "N T D"]
 
     @staticmethod
-    def of(stack: LayerStack, ids: Int[Tensor, "N T"]) -> "Search":
+    def of(stack: LayerStack, ids: Int[Tensor, "N T"], *, advance: Advance | None = None) -> "Search":
         """Run the full model."""
         embedded = stack.embed(ids)
-        last = replay(stack, Policy(), embedded, ids)
+        last = replay(stack, Policy(), embedded, ids, advance=advance)
         reference = stack.probabilities(last, ids)
         entropy = stack.cross_entropies(last, ids, reference)
         return Search(ids=ids, embedded=embedded, reference=reference, entropy=entropy, final=last)
@@ -77,27 +77,44 @@ def measure_costs(
     Returns:
         The costs by layer, and the mean divergence under the policy itself.
     """
-    inputs: list[Tensor] = []
-    final = replay(stack, policy, search.embedded, search.ids, keep=inputs)
-    base = search.divergence(stack, final)
-    features = None if policy.router_layer is None else inputs[policy.router_layer]
     counted = ~policy.sinks(search.ids)
-    found: dict[int, LayerCosts] = {}
-    for done, layer in enumerate(policy.sites):
-        states, skips = step(stack, policy, layer, inputs[layer], features, search.ids, flip=True)
-        last = replay(stack, policy, states, search.ids, first=layer + 1, features=features)
-        reversed_ = search.divergence(stack, last)
-        cost = torch.where(skips, base - reversed_, reversed_ - base)
-        given = stack.before(layer, inputs[layer])
-        measured = influence(given, stack.through(layer, given), policy.sites[layer].skip)[counted]
-        predictor = policy.sites[layer].predictor
-        if policy.chooser == "oracle" or predictor is None:
-            score = measured
-        else:
-            score = predictor(inputs[layer] if features is None else features)[counted]
-        found[layer] = LayerCosts(cost=cost[counted], score=score, influence=measured)
+    notes = stack.journal.step()
+    # At layer `next`: the states under the policy, and by layer those with that layer's choices reversed.
+    now = notes.recall() or {
+        "next": 0,
+        "states": search.embedded,
+        "features": None,
+        "reversed": {},
+        "seen": {},
+    }
+    states, features, reversed_, seen = now["states"], now["features"], now["reversed"], now["seen"]
+    depth = len(stack.layers)
+    for layer in range(now["next"], depth):
+        if layer == policy.router_layer:
+            features = states
+        with stack.weights(layer):
+            for changed in reversed_:
+                reversed_[changed] = step(stack, policy, layer, reversed_[changed], features, search.ids)[0]
+            if layer in policy.sites:
+                reversed_[layer], skips = step(stack, policy, layer, states, features, search.ids, flip=True)
+                given = stack.before(layer, states)
+                own = influence(given, stack.through(layer, given), policy.sites[layer].skip)[counted]
+                predictor = None if policy.chooser == "oracle" else policy.sites[layer].predictor
+                read = states if features is None else features
+                seen[layer] = (skips, own, own if predictor is None else predictor(read)[counted])
+            states = step(stack, policy, layer, states, features, search.ids)[0]
+        notes.note(
+            {"next": layer + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen}
+        )
         if advance is not None:
-            advance((done + 1) / len(policy.sites))
+            advance(((layer + 1) / depth) ** 2)
+    base = search.divergence(stack, states)
+    found: dict[int, LayerCosts] = {}
+    for layer in policy.sites:
+        skips, own, score = seen[layer]
+        changed_by = search.divergence(stack, reversed_.pop(layer)) - base
+        cost = torch.where(skips, -changed_by, changed_by)
+        found[layer] = LayerCosts(cost=cost[counted], score=score, influence=own)
     return found, float(base[counted].mean())
 
 

@@ -18,6 +18,7 @@ from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.arms import evaluate_arms, installed
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
+from layerroute.skipping.calibration.journal import Journal, kept
 from layerroute.skipping.model import get_router
 
 TOLERANCE = 0.005
@@ -129,7 +130,12 @@ def serve_at(
 
 
 def compare_arms(
-    model: Any, calibration: FittedArms, heldout: Int[Tensor, "K T"], *, stage: Stage = silent
+    model: Any,
+    calibration: FittedArms,
+    heldout: Int[Tensor, "K T"],
+    *,
+    journal: Journal | None = None,
+    stage: Stage = silent,
 ) -> tuple[dict[str, Score], dict[str, Matched | None]]:
     """Every arm on held-out windows, and the routed arm against each control at the control's cost.
 
@@ -137,13 +143,18 @@ def compare_arms(
         Scores as served (``dense`` is the model alone), and by control what `matched` says of the routed arm moved to
         its share.
     """
-    scores = evaluate_arms(model, calibration, heldout, stage=stage)
+    scores = evaluate_arms(model, calibration, heldout, journal=journal, stage=stage)
     advance = stage("equal cost")
     precision = choose_precision(calibration.config.precision, model.device).name
     others = [name for name in scores if name not in ("dense", "routed")]
     with installed(model, calibration.arms["routed"], calibration.skip):
         against = match_all(
-            model, heldout, {name: scores[name] for name in others}, precision=precision, advance=advance
+            model,
+            heldout,
+            {name: scores[name] for name in others},
+            precision=precision,
+            journal=journal,
+            advance=advance,
         )
     return scores, against
 
@@ -154,13 +165,16 @@ def match_all(
     others: dict[str, Score],
     *,
     precision: str = "fp32",
+    journal: Journal | None = None,
     advance: Any = lambda share: None,
 ) -> dict[str, Matched | None]:
     """The routed model against each of several arms, each at that arm's share; each search knows the passes before."""
-    passes: list[_Pass] = []
+    notes = (journal or Journal()).step()
+    passes: list[_Pass] = notes.recall() or []
     found: dict[str, Matched | None] = {}
     for name, other in others.items():
         found[name] = matched(serve_at(model, ids, other.saved, precision=precision, known=passes), other)
+        notes.note(passes)
         advance(len(found) / len(others))
     return found
 
@@ -202,6 +216,7 @@ def _movable(routings: list[Routing]) -> Iterator[list[Tensor]]:
             routing.seen = None
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
     """What was served at an offset, with the margins (tokens, R) that each routing saw."""

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import Moments, damped, reduced_rank
 
 _FLOOR = 1e-8
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class SkipMap:
     """h + (h - mean) A B + bias, for tokens that skip. fp32."""
@@ -37,6 +39,7 @@ class SkipMap:
         )
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Linear prediction of a token's log-influence; the token runs where it is above ``threshold``.
@@ -106,7 +109,7 @@ class PredictorFit:
     def __call__(self, score: Float[Tensor, "N"]) -> Predictor:
         """The prediction of a score; its threshold is to be set."""
         centred = score.double() - score.double().mean()
-        cross = (self.features.T @ centred.float()).double() / len(score)
+        cross = (self.features.float().T @ centred.float()).double() / len(score)
         weight = torch.cholesky_solve(cross.unsqueeze(1), self.factor)[:, 0]
         variance = centred.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
         left = variance - 2 * cross @ weight + weight @ self.covariance @ weight

@@ -21,6 +21,7 @@ from layerroute.skipping.calibration.calibrate import (
     silent,
 )
 from layerroute.skipping.calibration.configuration import CalibrationConfig
+from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import remove_router
 from layerroute.skipping.pretrained import cache_folder
@@ -85,14 +86,7 @@ def cached_calibration(
     Raises:
         UserError: the cache cannot be written, or what ``fit_arms`` raises.
     """
-    key = {
-        "layerroute": layerroute.__version__,
-        "method": METHOD,
-        "config": config.to_dict(),
-        "base": fingerprint(model),
-        "tokens": [_digest(statistics), _digest(selection)],
-    }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    name = _name_of(model, config, statistics, selection)
 
     def build(folder: Path) -> Manifest:
         found = fit_arms(
@@ -108,6 +102,25 @@ def cached_calibration(
     ]
     open_or_build(folder, tuple(needed), build, what="calibration")
     return folder
+
+
+def journal_of(
+    model: Any, config: CalibrationConfig, *tokens: Int[Tensor, "_ T"], also: Any = None
+) -> Journal:
+    """The journal, in the cache folder, of a calibration with these weights, settings, tokens and ``also``."""
+    return Journal(cache_folder() / "unfinished" / _name_of(model, config, *tokens, also=also))
+
+
+def _name_of(model: Any, config: CalibrationConfig, *tokens: Tensor, also: Any = None) -> str:
+    key = {
+        "layerroute": layerroute.__version__,
+        "method": METHOD,
+        "config": config.to_dict(),
+        "base": fingerprint(model),
+        "tokens": [_digest(ids) for ids in tokens],
+        **({} if also is None else {"also": also}),
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _digest(ids: Tensor) -> str:

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from layerroute.precision import autocast
 from layerroute.routing import last_decision
+from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.fingerprint import base_of
 from layerroute.skipping.flops import skip_flops
+from layerroute.skipping.layerwise import layer_by_layer
 from layerroute.skipping.model import find_router, get_router
+from layerroute.skipping.skip_config import layer_and_unit
 
 DRAWS = 10_000
 
 
+@kept
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One arm on held-out windows, in inference mode.
@@ -47,18 +51,19 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
     """Cross-entropy of windows under the model as it stands, with its router if it has one."""
     routed = find_router(model) is not None
     step = max(1, CHUNK_TOKENS // ids.shape[1])
-    losses: list[Tensor] = []
-    skipped: Tensor | None = None
-    for first in range(0, len(ids), step):
-        part = ids[first : first + step]
+
+    def read(part: Int[Tensor, "n T"]) -> tuple[Tensor, Tensor | None]:
         with autocast(precision, part.device):
             logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
         target = part[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        losses.append(loss.view_as(target).mean(dim=1))
-        if routed:
-            count = last_decision(model).counts()[:, 0]
-            skipped = count if skipped is None else skipped + count
+        counts = last_decision(model).counts()[:, 0] if routed else None
+        return loss.view_as(target).mean(dim=1), counts
+
+    found = layer_by_layer(model, read, ids.split(step))
+    losses = [loss for loss, _ in found]
+    counts = [count for _, count in found if count is not None]
+    skipped = torch.stack(counts).sum(dim=0) if counts else None
     by_layer: dict[int, float] = {}
     saved = 0.0
     if skipped is not None:
@@ -66,7 +71,7 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
         saved = saved_share(model, 1 - shares, ids.shape[1])
         of_layer: dict[int, list[float]] = {}
         for name, share in zip(get_router(model).sites, shares.tolist(), strict=True):
-            of_layer.setdefault(int(name.removeprefix("layer").split(".")[0]), []).append(share)
+            of_layer.setdefault(layer_and_unit(name)[0], []).append(share)
         by_layer = {layer: sum(own) / len(own) for layer, own in of_layer.items()}
     mean = sum(by_layer.values()) / len(by_layer) if by_layer else 0.0
     return Score(losses=torch.cat(losses), skipped=mean, skipped_by_layer=by_layer, saved=saved)
@@ -88,8 +93,7 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
     flops = skip_flops(base.config, router.config, length)
-    layers = flops.layers * flops.layer.total
-    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / layers
+    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / flops.layers_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

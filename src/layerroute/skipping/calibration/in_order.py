@@ -17,6 +17,7 @@ from layerroute.skipping.calibration.fits import (
     influence,
     lowest,
 )
+from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import LayerStack
 
@@ -24,6 +25,7 @@ CHOOSERS = ("predicted", "oracle", "random", "periodic")
 Advance = Callable[[float], None]
 
 
+@kept
 @dataclass(kw_only=True)
 class Site:
     """A layer's unit that may be skipped, as calibrated.
@@ -146,43 +148,56 @@ def calibrate_in_order(
         seed=config.seed,
     )
     sinks = policy.sinks(ids).flatten()
-    states = stack.embed(ids)
-    dense, features = states, states
     last = max(layer for layer, rate in rates.items() if rate > 0 or fit_all)
-    for layer in range(last + 1):
+    notes = stack.journal.step()
+    # At layer `next`: what comes in, what the full model has there, and what a token router has read.
+    now = notes.recall() or {
+        "next": 0,
+        "sites": {},
+        "states": stack.embed(ids),
+        "dense": None,
+        "features": None,
+    }
+    states, dense, features, policy.sites = now["states"], now["dense"], now["features"], now["sites"]
+    if config.target == "dense" and dense is None:
+        dense = states
+    for layer in range(now["next"], last + 1):
         if layer == shared:
             features = states
-        given = stack.before(layer, states)
-        ran = reached = stack.through(layer, given)
-        if config.target == "dense" and dense is not states:
-            reached = stack.through(layer, stack.before(layer, dense))
-        out, rate = ran, rates.get(layer, 0.0)
-        if layer in rates and (rate > 0 or fit_all):
-            read = features if shared is not None else states
-            wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
-            if weights is not None and sensitivity is not None:
-                own, common = weights[layer]
-                wanted = replace(wanted, relative=1.0, own=own, offset=common * sensitivity.flatten())
-            site, skip = _fit_site(
-                given,
-                reached if config.target == "dense" else ran,
-                read,
-                ids,
-                sinks,
-                rate,
-                layer,
-                policy,
-                config,
-                wanted,
-            )
-            policy.sites[layer] = site
-            if rate > 0:
-                out = torch.where(skip.view(ids.shape).unsqueeze(-1), site.skip(given), ran)
-        states = stack.after(layer, out)
-        if config.target == "dense":
-            dense = states if reached is out else stack.after(layer, reached)
+        with stack.weights(layer):
+            given = stack.before(layer, states)
+            ran = reached = stack.through(layer, given)
+            if dense is not None and dense is not states:
+                reached = stack.through(layer, stack.before(layer, dense))
+            out, rate = ran, rates.get(layer, 0.0)
+            if layer in rates and (rate > 0 or fit_all):
+                read = states if shared is None else features
+                assert read is not None
+                wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
+                if weights is not None and sensitivity is not None:
+                    own, common = weights[layer]
+                    wanted = replace(wanted, relative=1.0, own=own, offset=common * sensitivity.flatten())
+                site, skip = _fit_site(given, reached, read, ids, sinks, rate, layer, policy, config, wanted)
+                policy.sites[layer] = site
+                if rate > 0:
+                    out = skipped_by(stack, skip.view(ids.shape), site.skip, given, ran)
+            states = stack.after(layer, out)
+            if dense is not None:
+                dense = states if reached is out else stack.after(layer, reached)
+        now = {
+            "next": layer + 1,
+            "sites": policy.sites,
+            "states": states,
+            "dense": dense,
+            "features": features,
+        }
+        if layer < last:
+            notes.note(now)
         if advance is not None:
             advance((layer + 1) / (last + 1))
+    if final is None:
+        now = {"next": last + 1, "sites": policy.sites, "states": None, "dense": None, "features": None}
+    notes.note(now, done=True)
     if final is not None:
         for layer in range(last + 1, len(stack.layers)):
             states = stack.run(layer, states)
@@ -193,6 +208,19 @@ def calibrate_in_order(
             policy.sites[layer] = Site(rate=0.0, skip=empty)
     policy.sites = dict(sorted(policy.sites.items()))
     return policy
+
+
+def skipped_by(
+    stack: LayerStack,
+    skips: Bool[Tensor, "N T"],
+    skip: SkipMap,
+    given: Float[Tensor, "N T D"],
+    ran: Float[Tensor, "N T D"],
+) -> Float[Tensor, "N T D"]:
+    """The output of a unit that some tokens skip."""
+    return stack.by_chunk(
+        lambda who, before, after: torch.where(who.unsqueeze(-1), skip(before), after), skips, given, ran
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +294,7 @@ def replay(
     first: int = 0,
     features: Float[Tensor, "N T D"] | None = None,
     keep: list[Float[Tensor, "N T D"]] | None = None,
+    advance: Advance | None = None,
 ) -> Float[Tensor, "N T D"]:
     """Run the layers from ``first`` on under a policy.
 
@@ -273,6 +302,7 @@ def replay(
         states: input of layer ``first``.
         features: what a token router reads, needed if it has been read below ``first``.
         keep: every layer's input is appended to it.
+        advance: told the share done.
 
     Returns:
         The output of the last layer.
@@ -283,6 +313,8 @@ def replay(
         if layer == policy.router_layer:
             features = states
         states = step(stack, policy, layer, states, features, ids)[0]
+        if advance is not None:
+            advance((layer + 1) / len(stack.layers))
     return states
 
 
@@ -303,12 +335,13 @@ def step(
     if site is None or (site.rate <= 0.0 and not flip):
         return stack.run(layer, states), everyone
     sinks = policy.sinks(ids)
-    given = stack.before(layer, states)
-    if site.rate >= 1.0 and not flip and not policy.sink_tokens and not policy.sink_ids:
-        return stack.after(layer, site.skip(given)), ~everyone
-    ran = stack.through(layer, given)
-    read = states if policy.router_layer is None else features
-    assert read is not None
-    skips = policy.skips(layer, read, lambda: influence(given, ran, site.skip), ids)
-    taken = (~skips & ~sinks) if flip else skips
-    return stack.after(layer, torch.where(taken.unsqueeze(-1), site.skip(given), ran)), skips
+    with stack.weights(layer):
+        given = stack.before(layer, states)
+        if site.rate >= 1.0 and not flip and not policy.sink_tokens and not policy.sink_ids:
+            return stack.after(layer, stack.by_chunk(site.skip, given)), ~everyone
+        ran = stack.through(layer, given)
+        read = states if policy.router_layer is None else features
+        assert read is not None
+        skips = policy.skips(layer, read, lambda: influence(given, ran, site.skip), ids)
+        taken = (~skips & ~sinks) if flip else skips
+        return stack.after(layer, skipped_by(stack, taken, site.skip, given, ran)), skips

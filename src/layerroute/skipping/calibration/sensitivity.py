@@ -40,15 +40,13 @@ def probe(
         full: output of the full model's last layer for them.
         advance: told the share done.
     """
+    disturbed = replay(stack, policy, stack.embed(ids), ids, advance=advance)
     parts = []
     for chunk in stack.chunks(len(ids)):
         part = ids[chunk]
         reference = stack.probabilities(full[chunk], part)
         entropy = stack.cross_entropies(full[chunk], part, reference)
-        disturbed = replay(stack, policy, stack.embed(part), part)
-        parts.append(stack.cross_entropies(disturbed, part, reference) - entropy)
-        if advance is not None:
-            advance(chunk.stop / len(ids))
+        parts.append(stack.cross_entropies(disturbed[chunk], part, reference) - entropy)
     return torch.cat(parts).clamp_min(FLOOR).log()
 
 

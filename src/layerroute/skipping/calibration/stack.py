@@ -1,21 +1,29 @@
 """A causal LM opened at its layers: states of many windows go through one layer at a time.
 
 All of calibration works layer by layer, so that memory holds the states of one layer and not those of all, and a
-change at a layer costs only the layers above it. A layer is three parts one after the other: what comes ``before`` the
-unit that may be skipped, the unit, and what comes ``after``. Where whole layers are skipped the outer two are empty.
+change at a layer costs only the layers above it. Of a model that is larger than the memory the weights of one layer at
+a time are fetched; of one spread over several cards each layer computes on its own card. A layer is three parts one
+after the other: what comes ``before`` the unit that may be skipped, the unit, and what comes ``after``. Where whole
+layers are skipped the outer two are empty.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from operator import methodcaller
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from layerroute.errors import UserError
 from layerroute.precision import autocast
+from layerroute.skipping.calibration.journal import Journal
+from layerroute.skipping.devices import execution_device, held
 from layerroute.skipping.families import FAMILIES, decoder_stack, family_of
 from layerroute.skipping.model import find_router
 
@@ -56,9 +64,12 @@ class LayerStack:
         length: tokens of a window.
         precision: ``bf16`` (layers and head under autocast; states stay in the model's dtype) or ``fp32``.
         unit: what may be skipped: ``block``, ``attention`` or ``mlp``.
+        scratch: folder for states, in files that are mapped into memory. Default: they are in memory.
+        journal: keeps what long steps have found.
 
     Attributes:
         layers: the decoder layers.
+        home: device of all states between layers.
         hidden_size: D.
 
     Raises:
@@ -66,7 +77,16 @@ class LayerStack:
             skipped and its family has no description that names them.
     """
 
-    def __init__(self, model: Any, length: int, precision: str = "fp32", unit: str = "block") -> None:
+    def __init__(
+        self,
+        model: Any,
+        length: int,
+        precision: str = "fp32",
+        unit: str = "block",
+        *,
+        scratch: Path | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         if find_router(model) is not None:
             raise UserError(
                 "the model has a router already; calibrate the plain model (remove_router takes it off)"
@@ -74,6 +94,9 @@ class LayerStack:
         self.model, self.length, self.precision = model.eval(), length, precision
         self.stack, layers = decoder_stack(model)
         self.layers = list(layers)
+        self.home = execution_device(model.get_input_embeddings())
+        self.scratch = scratch if self.home.type == "cpu" else None
+        self.journal = journal or Journal()
         self.unit, self.family = unit, family_of(model, layers)
         if unit != "block" and self.family is None:
             kind = model.config.get_text_config().model_type
@@ -84,8 +107,22 @@ class LayerStack:
         self._name = next(name for name, child in self.stack.named_children() if child is layers)
         self.hidden_size: int = model.config.get_text_config().hidden_size
         with torch.inference_mode(), self._recording() as recorders:
-            model(input_ids=torch.zeros(1, length, dtype=torch.long, device=model.device), use_cache=False)
-        self._options = [recorder.options for recorder in recorders]
+            model(input_ids=torch.zeros(1, length, dtype=torch.long, device=self.home), use_cache=False)
+        self.devices = [execution_device(layer) for layer in self.layers]
+        self._options: list[dict[str, Any]] = [
+            tree_map_only(Tensor, methodcaller("to", device), recorder.options)
+            for recorder, device in zip(recorders, self.devices, strict=True)
+        ]
+
+    def of_unit(self, unit: str) -> "LayerStack":
+        """The same model opened at another unit."""
+        return LayerStack(
+            self.model, self.length, self.precision, unit, scratch=self.scratch, journal=self.journal
+        )
+
+    def weights(self, layer: int) -> AbstractContextManager[None]:
+        """Keep a layer's weights where it computes for the length of a context, in which it is called several times."""
+        return held(self.layers[layer])
 
     @contextmanager
     def _recording(
@@ -113,14 +150,15 @@ class LayerStack:
     @torch.inference_mode()
     def embed(self, ids: Int[Tensor, "N T"]) -> Float[Tensor, "N T D"]:
         """The input of the first layer."""
-        parts = []
-        for chunk in self.chunks(len(ids)):
+
+        def read(chunk: Tensor) -> Tensor:
             # The head would cost a third of a small model.
             with self._recording(stop=True) as recorders, suppress(_Reached):
-                self.model(input_ids=ids[chunk], use_cache=False)
+                self.model(input_ids=chunk, use_cache=False)
             assert recorders[0].hidden is not None
-            parts.append(recorders[0].hidden)
-        return torch.cat(parts)
+            return recorders[0].hidden
+
+        return self.by_chunk(read, ids)
 
     @torch.inference_mode()
     def run(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
@@ -142,11 +180,31 @@ class LayerStack:
 
     @torch.inference_mode()
     def _in_chunks(self, part: Callable[[int, Tensor], Tensor], layer: int, states: Tensor) -> Tensor:
-        done = []
-        for chunk in self.chunks(len(states)):
-            with autocast(self.precision, states.device):
-                done.append(part(layer, states[chunk]))
-        return torch.cat(done)
+        def compute(chunk: Tensor) -> Tensor:
+            with autocast(self.precision, self.devices[layer]):
+                return part(layer, chunk.to(self.devices[layer]))
+
+        with self.weights(layer):
+            return self.by_chunk(compute, states)
+
+    def by_chunk(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """A function of windows, of a few windows at a time."""
+        out: Tensor | None = None
+        for chunk in self.chunks(len(tensors[0])):
+            part = function(*(tensor[chunk] for tensor in tensors))
+            if out is None:
+                out = self._room((len(tensors[0]), *part.shape[1:]), part.dtype)
+            out[chunk] = part
+        assert out is not None
+        return out
+
+    def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if self.scratch is None:
+            return torch.empty(shape, dtype=dtype, device=self.home)
+        with NamedTemporaryFile(dir=self.scratch) as file:  # the name goes at once, the file with the tensor
+            return torch.from_file(file.name, shared=True, size=torch.Size(shape).numel(), dtype=dtype).view(
+                shape
+            )
 
     def _layer(self, layer: int, states: Tensor) -> Tensor:
         out = self.layers[layer](states, **self._options[layer])
@@ -156,7 +214,7 @@ class LayerStack:
         module, family = self.layers[layer], self.family
         assert family is not None
         read = family.attention_input(module, states)
-        attended, *_ = family.attention_of(module)(hidden_states=read, **self._options[layer])
+        attended = family.attend(module, read, self._options[layer])
         return states + family.attention_update(module, attended)
 
     def _mlp(self, layer: int, states: Tensor) -> Tensor:

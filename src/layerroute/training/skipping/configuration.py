@@ -42,7 +42,8 @@ class StartConfig:
     Attributes:
         method: ``calibrated`` (default: fitted without gradients on training text, once for all arms, and cached) or
             ``fresh`` (new weights, by the `skip` section).
-        arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike.
+        arm: which arm of the calibration: ``routed`` or one of its controls, all with skip paths fitted alike. With
+            ``skip.skip_path: identity`` the static ones leave their layers out, with nothing in their place.
         folder: of a calibration that `layerroute calibrate --controls --out` made; default: made when first needed.
         tokens_statistics, tokens_selection, tokens_search: of the calibration.
         own_text: share of what the fits see that the model writes itself (see ``CalibrationConfig``).

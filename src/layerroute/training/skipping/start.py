@@ -21,6 +21,9 @@ from layerroute.skipping.storage import load_router
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.skipping.configuration import AdaptConfig, PretrainedConfig, StartConfig
 
+LEAVES_OUT = ("static_greedy", "static_influence")
+"""Arms that may leave layers out with nothing in their place: a plain smaller model, which any engine opens."""
+
 _ORDER_SEED, _ORDER_EPOCH = 0, 1_000_000  # an order of the windows that no run takes them in
 
 
@@ -100,6 +103,9 @@ def start_router(
             f"{skip.unit}"
         )
     router.config.profitability = skip.profitability
+    if skip.skip_path == "identity":
+        router.config.skip_path = "identity"
+        router.skip_paths.clear()
     own, asked = router.config.routing, skip.routing
     if own.control is None:
         own.estimator, own.budget, own.exploration = asked.estimator, asked.budget, asked.exploration
@@ -119,7 +125,7 @@ def calibration_config(
     for key, value, made in (
         ("unit", skip.unit, UNITS),
         ("granularity", skip.granularity, ("token", "per_layer")),
-        ("skip_path", skip.skip_path, ("low_rank",)),
+        ("skip_path", skip.skip_path, ("low_rank", "identity") if start.arm in LEAVES_OUT else ("low_rank",)),
         ("kv", skip.kv, ("project",)),
         ("routing.control", skip.routing.control, (None,)),
     ):

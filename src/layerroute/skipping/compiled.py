@@ -4,6 +4,8 @@ Where one token a row is read against a static cache, shapes never change. The f
 layers of a kind, whose weights are inputs: that takes seconds where a whole model takes minutes. Which of them is
 called is decided in Python, after one read of the decisions (with ``per_layer`` one a layer). A layer that is skipped
 writes its keys and values at once.
+
+Which way pays is measured at start: this one, masked execution, which reads nothing, or no compilation at all.
 """
 
 import logging
@@ -216,8 +218,11 @@ def check_compiler(device: torch.device) -> None:
                 "torch.compile needs a C++ compiler and finds none: install g++ (or name one in CXX), or leave "
                 "compilation out"
             ) from None
-    elif device.type == "cuda" and not torch.utils._triton.has_triton():
-        raise UserError("torch.compile needs Triton on a GPU and finds none: pip install triton")
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError("torch.compile needs Triton on a GPU and finds none: pip install triton")
 
 
 def obstacle(router: LayerRouter, base: Any) -> str | None:

@@ -69,7 +69,7 @@ CASES: list[tuple[str, str]] = [
     (f"{TRANSFER} --data a=a.jsonl b=b.jsonl --serve rate", "--serve is for a ROUTER folder"),
     ("transfer one --data a=a.jsonl --length 32", "has no static arms to compare with"),
     ("study study.yaml --out s --workers 0", "--workers"),
-    ("study study.yaml --out s --storage nonsense", "no URL of a database"),
+    ("study study.yaml --out s --storage nonsense", "not a URL of a database"),
     ("study study.yaml --out s --train.max_stepz 3", "Did you mean 'max_steps'?"),
     *((f"{command} runs/c", "there is no run at") for command in ("compare", "report")),
     *((f"{command} runs", "--allow-different-data") for command in ("compare", "report")),

@@ -27,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo demo-skip test walk vllm check docs docs-serve format bench constraints clean
+.PHONY: help install demo demo-skip test walk vllm check dist docs docs-serve format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -79,6 +79,15 @@ $(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
 
 vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin, and run its tests
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/parity/test_engine.py tests/unit/vllm
+
+dist: $(STAMP) ## build wheel and sdist, install the wheel in an empty environment, ask its doctor
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -e; \
+	$(PYTHON) -m venv "$$folder"; \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check $(TORCH); \
+	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt dist/*.whl; \
+	cd "$$folder" && bin/layerroute doctor
 
 check: $(STAMP) ## lint, formatting, types, shipped recipes
 	$(BIN)/ruff check .

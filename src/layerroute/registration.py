@@ -18,12 +18,22 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+MODEL_TYPE = "layerroute"
+"""Of pretrained models with a router inside, in their config.json, and ``SECTION``, which says what router."""
+SECTION = "layerroute"
+FORMAT = 1
+
 MODEL_PACKAGES = ("layerroute.hybrid", "layerroute.exporting")
 """Packages that register models with transformers when they are imported."""
 
 _PACKAGE = "transformers"
 _AWAITED = "transformers.models.auto.configuration_auto"
 """Every Auto class needs it, so nobody can ask for a model type before it is there."""
+
+
+def architecture(base_model_type: str) -> str:
+    """The name under which vLLM finds our class: ``RoutedLlamaForCausalLM``."""
+    return f"Routed{base_model_type.replace('_', ' ').title().replace(' ', '')}ForCausalLM"
 
 
 def register_models() -> None:

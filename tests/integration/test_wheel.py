@@ -12,8 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.stand_in import write_stand_in
+
 ROOT = Path(__file__).resolve().parents[2]
-WHAT_IS_BUILT = ("src", "recipes", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md")
+WHAT_IS_BUILT = (
+    "src",
+    "recipes",
+    "pyproject.toml",
+    "setup.py",
+    "MANIFEST.in",
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+)
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +72,26 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
     assert Path(out.strip()).is_relative_to(installed.parent)
     assert run(installed / "layerroute", "--help", cwd=tmp_path).startswith("usage: layerroute")
     assert run(installed / "layerroute", "--version", cwd=tmp_path).startswith("layerroute ")
+
+
+def test_its_doctor_and_its_top_level_work(installed: Path, tmp_path: Path) -> None:
+    assert "layerroute" in run(installed / "layerroute", "doctor", cwd=tmp_path)
+    (tmp_path / "router").mkdir()
+    model = write_stand_in(tmp_path)
+    code = (
+        "import layerroute\n"
+        f"model, tokenizer = layerroute.load({str(model)!r})\n"
+        "made = layerroute.calibrate(\n"
+        "    model, tokenizer, data='python-docs', tokens=512, length=64, rank=4, own_text=0, progress=False,\n"
+        "    controls=['random'],\n"
+        ")\n"
+        "print(made.save('router'), made.verdict)\n"
+    )
+    assert "random" in run(installed / "python", "-c", code, cwd=tmp_path)
+    made = run(
+        installed / "layerroute", "generate", "router", "the router", "--max-new-tokens", "3", cwd=tmp_path
+    )
+    assert made.startswith("the router")
 
 
 def test_shipped_recipes_are_found_by_name(installed: Path, tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 import layerroute
 from layerroute import EXPORTS, MOVED
+
+KINDS_OF_CHANGE = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+"""Of Keep a Changelog."""
 
 
 def run(code: str, *, folder: Path | None = None) -> str:
@@ -52,6 +57,20 @@ def test_names_of_before_stay_one_release_with_a_warning(name: str) -> None:
 
 def test_the_top_level_fits_on_one_screen() -> None:
     assert len(EXPORTS) <= 24 and not EXPORTS.keys() & MOVED.keys()
+
+
+def test_changelog_and_citation_are_of_this_version() -> None:
+    root = Path(layerroute.__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("not a checkout")
+    changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(\S+)\] - (\d{4}-\d{2}-\d{2}|unreleased)$", changelog, flags=re.MULTILINE)
+    assert len(versions) == len(re.findall(r"^## ", changelog, flags=re.MULTILINE))
+    assert versions[0][0] == layerroute.__version__
+    assert set(re.findall(r"^### (\w+)", changelog, flags=re.MULTILINE)) <= KINDS_OF_CHANGE
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == layerroute.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

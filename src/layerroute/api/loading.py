@@ -8,10 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import load_model, model_type_of
-from layerroute.exporting.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig
 from layerroute.precision import Device, choose_device
 from layerroute.records import RECORD_NAME
+from layerroute.registration import MODEL_TYPE
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained
 from layerroute.skipping.storage import DESCRIPTION
 

@@ -91,7 +91,9 @@ def layers_by_token(model: nn.Module, choice: Sequence[Sequence[int]]) -> tuple[
         return None, []
     config: Any = model.config
     total = int(config.get_text_config().num_hidden_layers)
-    return total, [total - row.count(0) / len(router.config.units) for row in map(list, choice)]
+    units = len(router.config.units)
+    run = [total - list(row).count(0) / units for row in choice]
+    return total, [round(layers) if units == 1 else layers for layers in run]
 
 
 def count_executed(

@@ -14,11 +14,11 @@ from transformers.utils import logging
 from layerroute.data.tokenizer import TOKENIZER_FILE, transformers_tokenizer
 from layerroute.errors import UserError, nearest, one_line
 from layerroute.evaluation.weights import check_fits
-from layerroute.exporting.configuration import MODEL_TYPE
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.integrity import check_intact
 from layerroute.precision import Device, Precision, autocast, choose_device, choose_precision
 from layerroute.records import RECORD_NAME, read_record
+from layerroute.registration import MODEL_TYPE
 from layerroute.routing import RoutingHandle, find_handle, set_serve
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.skipping import find_router

@@ -9,21 +9,13 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from layerroute.errors import UserError
+from layerroute.registration import FORMAT, MODEL_TYPE, SECTION
 
-MODEL_TYPE = "layerroute"
-FORMAT = 1
-SECTION = "layerroute"
 KEYS = {"format", "version", "base_model_type", "base", "skip"}
 
 ENGINES = ("vllm", "hf")
 VLLM_FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "mistral": "Mistral"}
 """Families that the vLLM plugin serves, and the stem of vLLM's class."""
-
-
-def architecture(base_model_type: str) -> str:
-    """The name under which vLLM finds our class: ``RoutedLlamaForCausalLM``."""
-    stem = VLLM_FAMILIES.get(base_model_type, base_model_type.replace("_", " ").title().replace(" ", ""))
-    return f"Routed{stem}ForCausalLM"
 
 
 def vllm_obstacle(skip: Any, base_model_type: str, config: Any) -> str | None:
@@ -60,7 +52,7 @@ def check_section(section: Any, where: str) -> dict[str, Any]:
             f"{where} is of export format {section.get('format')!r}; this version of layerroute reads {FORMAT}"
         )
     if unknown := sorted(section.keys() ^ KEYS):
-        raise UserError(f"{where}: {SECTION}.{unknown[0]} is missing or not known; export the router anew")
+        raise UserError(f"{where}: {SECTION}.{unknown[0]} is missing or not known; export the router again")
     return section
 
 

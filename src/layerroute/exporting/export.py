@@ -10,21 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-import layerroute
 from layerroute.errors import UserError, nearest
 from layerroute.exporting.card import card
-from layerroute.exporting.configuration import (
-    ENGINES,
-    FORMAT,
-    MODEL_TYPE,
-    SECTION,
-    architecture,
-    vllm_obstacle,
-)
+from layerroute.exporting.configuration import ENGINES, vllm_obstacle
 from layerroute.skipping import get_router, load_routed, read_router, remove_router
 from layerroute.skipping.adapters import merge_adapters
 from layerroute.skipping.model import decoder_stack
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.whole import save_whole
 
 DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -106,10 +99,11 @@ def export_router(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".exporting-") as work:
         built = Path(work) / "model"
-        model.save_pretrained(built)
-        tokenizer.save_pretrained(built)
         if left_out is None:
-            _own_config(built, own, family, description.base)
+            save_whole(model, built, base=description.base)
+        else:
+            model.save_pretrained(built)
+        tokenizer.save_pretrained(built)
         layers = (before, int(model.config.num_hidden_layers))
         size = sum(path.stat().st_size for path in built.glob("*.safetensors"))
         text = card(
@@ -133,27 +127,6 @@ def export_router(
         layers=layers,
         bytes=sum(path.stat().st_size for path in out.iterdir()),
     )
-
-
-def _own_config(folder: Path, router: LayerRouter, family: str, base: str) -> None:
-    """Make the saved base's config.json ours."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    skip = {**router.config.to_dict(), "execution": router.execution}
-    if router.budgets is not None:
-        skip["routing"]["rate"] = 1.0 - router.budgets.current
-    config |= {
-        "architectures": [architecture(family)],
-        "model_type": MODEL_TYPE,
-        SECTION: {
-            "format": FORMAT,
-            "version": layerroute.__version__,
-            "base_model_type": family,
-            "base": base,
-            "skip": skip,
-        },
-    }
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def constant_layers(router: LayerRouter) -> list[int] | None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from layerroute.errors import UserError
 from layerroute.routing.handle import find_handle
@@ -23,12 +24,13 @@ from layerroute.skipping.layer import (
 )
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.whole import save_whole
 
 _logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerroute"
 """Name of the router in the model's module tree."""
-_PAGED = "init_continuous_batching"
+_SAVE, _OPEN, _PAGED = "save_pretrained", "from_pretrained", "init_continuous_batching"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,6 +43,10 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     router is ``model.layerroute``: its parameters are new and in fp32. PEFT freezes it with the rest of the base
     (``set_router_trainable`` opens it again), and must not adapt it: name ``target_modules``, or exclude
     ``.*layerroute.*`` with ``target_modules="all-linear"``.
+
+    ``model.save_pretrained`` writes base and router as one model, which ``AutoModelForCausalLM.from_pretrained`` opens
+    after ``import layerroute``; ``layerroute.save`` writes the router alone. ``save_pretrained`` of a PEFT model writes
+    its adapters and no router: there it is ``layerroute.save``, too.
 
     ``torch.compile`` works with graph breaks (not with ``fullgraph=True``): decisions are data. Reentrant gradient
     checkpointing does not carry the router's gradient; transformers' default is the other one.
@@ -98,6 +104,9 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     router.train(model.training)
     _install(router, family, stack, layers)
     base.add_module(ATTRIBUTE, router)
+    if hasattr(base, _SAVE):
+        setattr(base, _SAVE, partial(save_whole, base))
+        setattr(base, _OPEN, AutoModelForCausalLM.from_pretrained)  # its class would open the base alone
     if router.paged_obstacle is not None and hasattr(base, _PAGED):
         # Requests of its thread fail one by one, and silently; so it does not begin.
         setattr(base, _PAGED, partial(_refuse, router.paged_obstacle))
@@ -203,7 +212,8 @@ def remove_router(model: Model) -> Model:
     for handle in router.handles:
         handle.remove()
     delattr(base, ATTRIBUTE)
-    vars(base).pop(_PAGED, None)
+    for name in (_SAVE, _OPEN, _PAGED):
+        vars(base).pop(name, None)
     for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
         with _without_device_hook(layer):
             layer.__class__ = plain_class(type(layer))

@@ -100,7 +100,8 @@ def save_router(
         if changed:
             raise UserError(
                 f"the base's own weights have changed since the router was added ({', '.join(changed[:3])}), so that "
-                f"{name!r} is no longer its base; save the model (save_pretrained) and name that: base='…'"
+                f"{name!r} is no longer its base; model.save_pretrained(folder) writes base and router, within "
+                "router_disabled(model) the base alone, to be named here: base='…'"
             )
     description: dict[str, Any] = {
         "format": 1 if rows is None and _is_plain_lora(model, adapters) else 2,
@@ -197,7 +198,7 @@ def read_router(folder: str | Path) -> RouterDescription:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is damaged: {type(error).__name__} {error}; make the router folder anew"
+            f"{path} is damaged: {type(error).__name__} {error}; make the router folder again"
         ) from error
     needed = [
         folder / WEIGHTS,
@@ -304,7 +305,7 @@ def load_router(
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder anew") from error
+        raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder again") from error
     add_router(model, description.config)
     router = get_router(model)
     fresh = router.state_dict()
@@ -315,7 +316,7 @@ def load_router(
     if expected != {name: tuple(value.shape) for name, value in weights.items()}:
         remove_router(model)
         raise UserError(
-            f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder anew"
+            f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder again"
         )
     router.load_state_dict(weights)
     if router.budgets is not None:

@@ -6,7 +6,8 @@ def register() -> None:
     import vllm.model_executor.models.config as configured
     from vllm import ModelRegistry
 
-    from layerroute.exporting.configuration import VLLM_FAMILIES, architecture
+    from layerroute.exporting.configuration import VLLM_FAMILIES
+    from layerroute.registration import architecture
     from layerroute.vllm.settings import RoutedSettings
 
     known = ModelRegistry.get_supported_archs()

@@ -1,0 +1,78 @@
+"""``model.save_pretrained`` of a routed model: base and router in one folder, which ``from_pretrained`` opens again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+import layerroute
+from layerroute.errors import UserError
+from layerroute.registration import FORMAT, MODEL_TYPE, SECTION, architecture
+from layerroute.routing.handle import get_handle
+
+_INSTEAD = "layerroute.save(model, folder) writes the router and adapters, layerroute.export a whole model"
+
+
+def save_whole(model: Any, folder: str | Path, *, base: str | None = None, **options: Any) -> None:
+    """Write a routed model as transformers writes a plain one.
+
+    After ``import layerroute``, ``AutoModelForCausalLM.from_pretrained(folder)`` gives the routed model, in inference
+    mode. Its ``config.json`` says ``model_type: layerroute``, so that nothing which does not know routing opens it as
+    the plain model by mistake. While the router is switched off (``router_disabled``) the plain base is written.
+
+    Args:
+        model: of transformers, with a router in it; ``save_pretrained`` of the model calls this.
+        base: the name of the base that is noted. Default: what it was loaded by.
+        options: of ``save_pretrained``.
+
+    Raises:
+        UserError: the base is quantised, has adapters of PEFT inside, or is a model that transformers does not make
+            from a ``config.json``.
+    """
+    router: Any = get_handle(model)
+    save = type(model).save_pretrained
+    if getattr(model, "_hf_peft_config_loaded", False):
+        save(model, folder, **options)  # adapters alone, as transformers has it
+        return
+    if not router.enabled:
+        weights = options.pop("state_dict", None) or model.state_dict()
+        plain = {name: value for name, value in weights.items() if not name.startswith(f"{SECTION}.")}
+        save(model, folder, state_dict=plain, **options)
+        return
+    config = model.config
+    if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
+        raise UserError(f"the model has adapters inside, which save_pretrained would mix with it; {_INSTEAD}")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"the base has quantised weights, with which no routed model is opened; {_INSTEAD}")
+    if config.get_text_config() is not config or type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(f"{type(model).__name__} is not opened by AutoModelForCausalLM alone; {_INSTEAD}")
+    if options.pop("push_to_hub", False):
+        raise UserError("a routed model is saved first and pushed then: model.push_to_hub(name) does both")
+    save(model, folder, **options)
+    file = Path(folder) / "config.json"
+    if options.get("is_main_process", True):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(
+            json.dumps(content | _changes(model, router, base), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def _changes(model: Any, router: Any, base: str | None) -> dict[str, Any]:
+    """What a base's config.json says otherwise when it is ours."""
+    skip = {**router.config.to_dict(), "execution": router.execution}
+    if router.budgets is not None:
+        skip["routing"]["rate"] = 1.0 - router.budgets.current
+    family = str(model.config.get_text_config().model_type)
+    noted = getattr(model.config, SECTION, None)
+    return {
+        "architectures": [architecture(family)],
+        "model_type": MODEL_TYPE,
+        SECTION: {
+            "format": FORMAT,
+            "version": layerroute.__version__,
+            "base_model_type": family,
+            "base": base or (noted or {}).get("base") or str(model.config._name_or_path),
+            "skip": skip,
+        },
+    }

@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 OUT_OF_DOCS = re.compile(r"\]\(\.\./([^)#\s]+)")
 OF_THE_ROOT = re.compile(r"\]\((?![a-z]+:|#)(docs/)?")
 SHOWN = {".json", ".png", ".svg", ".csv", ".html"}
@@ -17,7 +17,7 @@ SHOWN = {".json", ".png", ".svg", ".csv", ".html"}
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add README and CONTRIBUTING as pages, and a copy of every file that a page links to."""
+    """Add README, CHANGELOG and CONTRIBUTING as pages, and a copy of every file that a page links to."""
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         content = OF_THE_ROOT.sub(lambda found: "](" if found[1] else "](../", text)

@@ -398,7 +398,7 @@ def test_fresh_starts_anew_and_keeps_the_earlier_run(home, tmp_path, capsys):
     capsys.readouterr()
     resume = ["--resume", str(out / "checkpoints" / "checkpoint-4")]
     assert main(["train", recipe(home, "token"), "--out", str(out), "--fresh", *resume]) == 2
-    assert "--fresh starts anew" in capsys.readouterr().err
+    assert "--fresh starts again" in capsys.readouterr().err
 
 
 def test_four_bits_without_bitsandbytes_is_told(home, tmp_path, capsys, monkeypatch):

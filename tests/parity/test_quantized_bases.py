@@ -17,6 +17,7 @@ from layerroute.skipping import (
     save_router,
 )
 from tests.parity.contracts import (
+    TOLERANCE,
     assert_close,
     check_batched_equals_single,
     check_cached_equals_uncached,
@@ -72,6 +73,8 @@ def logits(model, ids, execution):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantized_base_keeps_the_contracts(load, family, form, unit, tmp_path):
     base, ids = load(family, **FORMS[form]), tokens(2, 14, VOCABULARY)
+    # Eight bits round what goes into a layer: round-off before it can move that by a step of 1 in 127.
+    tolerance = 2e-2 if form == "int8" else TOLERANCE
     assert base.model.layers[2].self_attn.o_proj.weight.dtype in (torch.uint8, torch.int8)
     with torch.no_grad():
         before = base(ids, use_cache=False).logits
@@ -83,13 +86,12 @@ def test_a_quantized_base_keeps_the_contracts(load, family, form, unit, tmp_path
     with forced(model, random_choice(2, 14, len(get_router(model).sites))):
         masked = logits(model, ids, "masked")
         assert (masked - before).abs().max() > 0.1, "routing must matter"
-        assert_close(logits(model, ids, "sparse"), masked, "sparse")
+        assert_close(logits(model, ids, "sparse"), masked, "sparse", tolerance)
     for execution in ("sparse", "masked"):
         with executed(model, execution):
-            check_cached_equals_uncached(model, ids, [5, 6, 7, 12])
-            check_batched_equals_single(
-                model, [tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 13)], [2, 11]
-            )
+            rows = [tokens(1, n, VOCABULARY, seed=n)[0] for n in (4, 13)]
+            check_cached_equals_uncached(model, ids, [5, 6, 7, 12], tolerance)
+            check_batched_equals_single(model, rows, [2, 11], tolerance)
     expected = logits(model, ids, "auto")
     save_router(model, tmp_path / "router")
     again = load_router(remove_router(model), tmp_path / "router")

@@ -20,7 +20,7 @@ from layerroute.cli.main import COMMANDS, command_parser, take_overrides
 from layerroute.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-GENERATED = {"api.md", "cli.md", "recipes.md", "records.md", "index.md", "contributing.md"}
+GENERATED = {"api.md", "cli.md", "recipes.md", "records.md", "index.md", "changelog.md", "contributing.md"}
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 

@@ -51,7 +51,7 @@ def test_every_damage_is_told(folder: Path, name: str) -> None:
 def test_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits_for_it(folder: Path) -> None:
     (folder / "a.bin").unlink()
     os.mkfifo(folder / "a.bin")
-    with pytest.raises(DamagedError, match="no regular file"):
+    with pytest.raises(DamagedError, match="not a regular file"):
         verify(folder)
 
 

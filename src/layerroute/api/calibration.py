@@ -1,6 +1,7 @@
 """``layerroute.calibrate``: a routed model from a pretrained one, with what it is worth."""
 
 import html
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from layerroute.skipping.calibration import (
     score_budgets,
 )
 from layerroute.skipping.calibration.configure import LEAST, MOST, config_for, draw
+from layerroute.skipping.calibration.memory import memory_told
 from layerroute.skipping.devices import is_offloaded
 from layerroute.skipping.model import find_router, remove_router
 from layerroute.skipping.storage import load_router, save_router
@@ -219,6 +221,8 @@ def calibrate(
         config = replace(config, tokens_statistics=statistics.tokens)
         advance(1.0)
         seen, judged = statistics.ids.to(model.device), unseen.ids.to(model.device)
+        if progress:
+            print(f"layerroute: {memory_told(model, config)}", file=sys.stderr)
         journal = Journal()
         if is_offloaded(model):  # it takes long
             stage("what an earlier call has found")

@@ -95,7 +95,7 @@ def parse_layers(text: str) -> list[int]:
 
 
 def open_base(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, on its device and in inference mode, and its tokenizer; tells what memory calibrating it takes.
+    """The model, on its device and in inference mode, and its tokenizer; says so where it does not fit.
 
     Raises:
         UserError: there is no such model, or not even one layer at a time fits.
@@ -127,7 +127,10 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
     known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
     given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
     config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
-    empty = empty_model(local_source(name))
+    try:
+        empty = empty_model(local_source(name))
+    except UserError:  # loading it says what is wrong, or that it is a router
+        return {}
     dtype = torch.float32 if device.type == "cpu" else (empty.config.dtype or torch.float32)
     precision = choose_precision(config.precision, device).name
     whole, streamed = (
@@ -136,9 +139,7 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     free = memory_free(device)
     room = "" if free is None else f"; {free / GIB:.1f} GiB are free"
-    fits = free is None or whole.total <= free
-    if stream == "never" or (stream == "auto" and fits):
-        print(f"layerroute: calibration takes about {whole} of memory at most{room}", file=sys.stderr)
+    if stream == "never" or (stream == "auto" and (free is None or whole.total <= free)):
         return {}
     told = f"about {whole} of memory; layer by layer, about {streamed}{room}"
     if stream == "auto" and device.type == "cuda" and torch.cuda.device_count() > 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.output import folder, print_json
 
 DESCRIPTION = """\
 Write a report about runs: DIR/report/index.html (opens from disk, needs no network), paper.md, and figures/ with
@@ -55,7 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the report and say where it is."""
     from layerroute.lab.report.build import build_report
 
-    with make_console(stderr=True).status("reading runs") as status:
+    # Not rich's status, which is a thread: a process with threads does not fork, and draws on one core.
+    shown = sys.stderr if sys.stderr.isatty() else None
+
+    def progress(step: str) -> None:
+        if shown is not None:
+            print(f"\r{step:<40}", end="", file=shown, flush=True)
+
+    progress("reading runs")
+    try:
         page, comparison = build_report(
             arguments.directory,
             arguments.runs,
@@ -64,8 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
             subject=arguments.subject,
             allow_different_data=arguments.allow_different_data,
             bench=arguments.bench,
-            progress=status.update,
+            progress=progress,
         )
+    finally:
+        if shown is not None:
+            print(f"\r{'':<40}\r", end="", file=shown, flush=True)
     if arguments.json:
         print_json({"page": str(page), "verdict": comparison.verdict, "outcome": comparison.outcome})
     else:

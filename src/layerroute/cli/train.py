@@ -4,7 +4,7 @@ RECIPE is a YAML file or the name of a shipped recipe. Any key of it can be set 
 
     layerroute train recipes/attention_routing/dynamic.yaml --train.max_steps 29
 
-A run that was interrupted goes on where it was when the same command is given again; --fresh starts it anew. Exit
+A run that was interrupted goes on where it was when the same command is given again; --fresh starts it again. Exit
 codes: 0 completed, 1 failed (the last line and the record say why), 2 bad input, 130 interrupted by Ctrl-C, 143 by
 SIGTERM; after the last two the run can go on.
 """
@@ -66,7 +66,7 @@ def _begin_anew(out: Path, resume: str) -> None:
     from layerroute.training.run_directory import set_run_aside
 
     if resume not in ("auto", "never"):
-        raise UserError("--fresh starts anew and --resume PATH goes on: give one of them")
+        raise UserError("--fresh starts again and --resume PATH goes on: give one of them")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--fresh is for a run of one process; give a run of several a new --out")
     aside = set_run_aside(out)

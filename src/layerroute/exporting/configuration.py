@@ -52,7 +52,7 @@ def check_section(section: Any, where: str) -> dict[str, Any]:
             f"{where} is of export format {section.get('format')!r}; this version of layerroute reads {FORMAT}"
         )
     if unknown := sorted(section.keys() ^ KEYS):
-        raise UserError(f"{where}: {SECTION}.{unknown[0]} is missing or not known; export the router anew")
+        raise UserError(f"{where}: {SECTION}.{unknown[0]} is missing or not known; export the router again")
     return section
 
 

@@ -30,7 +30,7 @@ class RoutedExport:
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         model, info = loaded
         if missing := sorted(info["missing_keys"]):
-            raise UserError(f"the export lacks {', '.join(missing[:3])}; export the router anew")
+            raise UserError(f"the export lacks {', '.join(missing[:3])}; export the router again")
         settle(model)
         return (model, info) if wanted else model
 

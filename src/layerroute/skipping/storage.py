@@ -198,7 +198,7 @@ def read_router(folder: str | Path) -> RouterDescription:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is damaged: {type(error).__name__} {error}; make the router folder anew"
+            f"{path} is damaged: {type(error).__name__} {error}; make the router folder again"
         ) from error
     needed = [
         folder / WEIGHTS,
@@ -305,7 +305,7 @@ def load_router(
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder anew") from error
+        raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder again") from error
     add_router(model, description.config)
     router = get_router(model)
     fresh = router.state_dict()
@@ -316,7 +316,7 @@ def load_router(
     if expected != {name: tuple(value.shape) for name, value in weights.items()}:
         remove_router(model)
         raise UserError(
-            f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder anew"
+            f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder again"
         )
     router.load_state_dict(weights)
     if router.budgets is not None:

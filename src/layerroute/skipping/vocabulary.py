@@ -60,7 +60,7 @@ def resize(model: nn.Module, size: int, file: Path) -> None:
     weights = _weights(base)
     shapes = {name: tuple(value.shape[1:]) for name, value in weights.items()}
     if shapes != {name: tuple(value.shape[1:]) for name, value in rows.items()}:
-        raise UserError(f"{file} does not fit the model's vocabulary; make the router folder anew")
+        raise UserError(f"{file} does not fit the model's vocabulary; make the router folder again")
     for name, value in rows.items():
         if len(value):
             weights[name][size - len(value) :] = value

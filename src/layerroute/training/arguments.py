@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -44,6 +45,7 @@ def training_arguments(
             f"train.batch_size ({config.batch_size}) must be a multiple of processes × train.gradient_accumulation "
             f"({processes} × {config.gradient_accumulation})"
         )
+    renamed: dict[str, Any] = {_CHECKPOINTING: config.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(folder),
         seed=seed,
@@ -52,7 +54,7 @@ def training_arguments(
         max_steps=config.max_steps,
         per_device_train_batch_size=config.batch_size // parts,
         gradient_accumulation_steps=config.gradient_accumulation,
-        **{_CHECKPOINTING: config.gradient_checkpointing},
+        **renamed,
         optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,

@@ -135,7 +135,9 @@ class Start:
             return ""
         told = "; ".join(f"{path.name} is damaged ({reason})" for path, reason in self.damaged)
         rest = (
-            f"going on from {self.checkpoint.name}" if self.checkpoint else "starting anew: no other is there"
+            f"going on from {self.checkpoint.name}"
+            if self.checkpoint
+            else "starting from the beginning, because there is no other"
         )
         return f"{told}; {rest}"
 

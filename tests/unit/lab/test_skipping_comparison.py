@@ -282,3 +282,19 @@ def test_the_baseline_is_what_the_others_are_held_against() -> None:
     assert "beats" not in against_full.verdict
     with pytest.raises(UserError, match=r"no arm 'gredy'.*'greedy'"):
         compare_skipping(runs, baseline="gredy")
+
+
+@pytest.mark.parametrize(
+    ("seed", "windows", "why"),
+    [
+        (2, WINDOWS, "no seed in common (1 against 2)"),
+        (1, WINDOWS // 2, "not the same windows of text (32 against 16)"),
+        (1, 0, "no losses by window of random"),
+    ],
+)
+def test_arms_that_cannot_be_paired_say_why(seed: int, windows: int, why: str) -> None:
+    random = run("random", seed, skip=0.25, above=0.9, control="random")
+    random.record["validation"]["window_losses"] = random.record["validation"]["window_losses"][:windows]
+    found = compare_skipping([run("token", 1, skip=0.25, above=0.3), random])
+    assert rows(found)["random"]["The first"] == f"cannot be paired: {why}"
+    assert f"cannot be paired with random ({why})" in found.verdict

@@ -308,8 +308,8 @@ class TestFiles:
 
     def test_unreadable(self, tmp_path: Path) -> None:
         self.fails("x" * 5000, "cannot read the recipe")
-        self.fails("", "no path of a recipe")
-        self.fails("a\0b", "no path of a recipe")
+        self.fails("", "not a path of a recipe")
+        self.fails("a\0b", "not a path of a recipe")
         loop = tmp_path / "loop.yaml"
         loop.symlink_to(loop)
         self.fails(loop, "recipe")

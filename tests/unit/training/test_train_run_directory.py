@@ -130,7 +130,7 @@ def test_damaged_checkpoints_are_passed_over_and_told(run: RunDirectory) -> None
     (intact / MANIFEST).write_text("{}")
     start = find_start(run, RECIPE, "auto")
     assert (start.kind, start.checkpoint) == ("new", None)
-    assert start.note.endswith("starting anew: no other is there")
+    assert start.note.endswith("starting from the beginning, because there is no other")
 
 
 def test_files_that_nobody_listed_are_damage(run: RunDirectory) -> None:

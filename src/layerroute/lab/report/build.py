@@ -88,6 +88,7 @@ def write_report(
 ) -> None:
     """Write ``index.html``, ``paper.md`` and ``figures/`` of a comparison into ``target``."""
     view = view_of(comparison, page, bench)
+    _ = comparison.tables, comparison.token_tables  # made once, before processes fork for figures
     figures = build_figures(page.figures, view, target / FIGURES, progress)
     context = report_context(view, page, figures, target / FIGURES)
     templates = environment(page.package)

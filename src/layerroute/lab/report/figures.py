@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.format import number, path_name, plural
+from layerroute.lab.report.cores import on_all_cores
 from layerroute.lab.report.labels import label_points
 from layerroute.lab.report.plots import Panel, bars, curves, draw_points, maps
 from layerroute.lab.report.speed import draw_speed, speed_data
@@ -107,24 +108,34 @@ def build_figures(
     """Draw all figures into ``folder`` with their data as CSV; by name, what was drawn or why not."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for place, spec in enumerate(specs, start=1):
-        progress(f"drawing figure {place} of {len(specs)}")
-        with figure_style():
-            drawn = spec.draw(view)
-            if isinstance(drawn, str):
-                entry = FigureEntry(
-                    name=spec.name, title=spec.title, absent=f"Not drawn: {drawn}", hidden=spec.hidden
-                )
-            else:
-                figure, data, caption = drawn
-                entry = FigureEntry(name=spec.name, title=spec.title, caption=caption)
-                save_figure(figure, folder, spec.name)
-                data.to_csv(
-                    folder / f"{spec.name}.csv", index=False, lineterminator="\n", float_format="%.6g",
-                    quoting=csv.QUOTE_MINIMAL,
-                )  # fmt: skip
-        entries[spec.name] = entry
+    for place, entry in enumerate(on_all_cores(_Drawing(specs, view, folder), len(specs)), start=1):
+        progress(f"{place} of {len(specs)} figures drawn")
+        entries[entry.name] = entry
     return entries
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Draws a figure by its number."""
+
+    specs: Sequence[FigureSpec]
+    view: View
+    folder: Path
+
+    def __call__(self, number: int) -> FigureEntry:
+        spec = self.specs[number]
+        with figure_style():
+            drawn = spec.draw(self.view)
+            if isinstance(drawn, str):
+                absent = f"Not drawn: {drawn}"
+                return FigureEntry(name=spec.name, title=spec.title, absent=absent, hidden=spec.hidden)
+            figure, data, caption = drawn
+            save_figure(figure, self.folder, spec.name)
+            data.to_csv(
+                self.folder / f"{spec.name}.csv", index=False, lineterminator="\n", float_format="%.6g",
+                quoting=csv.QUOTE_MINIMAL,
+            )  # fmt: skip
+            return FigureEntry(name=spec.name, title=spec.title, caption=caption)
 
 
 LOSS = "final validation loss (nats / token)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import font_manager
@@ -115,7 +115,7 @@ def _sentence(axes: Axes, sentence: tuple, rows: int, names: list[str], upright:
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False, pad=2)
     axes.grid(False)
     # Lines and not a grid on minor ticks: each tick is five artists, and there are hundreds.
-    between = {"color": PAPER, "linewidth": 0.8}
+    between: dict[str, Any] = {"color": PAPER, "linewidth": 0.8}
     axes.hlines(np.arange(-0.5, kept), 0, 1, transform=axes.get_yaxis_transform(), **between)
     axes.vlines(edges, 0, 1, transform=axes.get_xaxis_transform(), **between)
     for spine in axes.spines.values():

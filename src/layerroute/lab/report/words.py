@@ -103,7 +103,7 @@ def _data(run: Run) -> str:
     train, validation = (run.value("data", f"{split}_tokens") for split in ("train", "validation"))
     amount = f": {count(train)} training and {count(validation)} validation tokens"
     if not train and not validation:
-        amount = "" if run.value("recipe", "model", "name") else ": made anew for every batch"
+        amount = "" if run.value("recipe", "model", "name") else ": made again for every batch"
     size = run.value("data", "vocabulary_size")
     with_tokenizer = (
         f", tokenizer {run.value('data', 'tokenizer')} with {size:,} entries" if size is not None else ""

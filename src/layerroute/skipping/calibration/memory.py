@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.own_text import BATCH
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
+from layerroute.skipping.devices import execution_device, is_offloaded, memory_free
 from layerroute.skipping.families import decoder_stack
 
 PROCESS = 800 * 2**20
@@ -80,3 +82,18 @@ def memory_needed(
         heldout=int(config.tokens_heldout * size * byte + head),
         own_text=int(2 * keys + 12 * rows * vocabulary),
     )
+
+
+def memory_told(model: Any, config: CalibrationConfig) -> str:
+    """What calibrating a model as it is loaded takes, in a sentence."""
+    device = execution_device(model.get_input_embeddings())
+    need = memory_needed(
+        model,
+        config,
+        dtype=model.dtype,
+        precision=choose_precision(config.precision, device).name,
+        streamed=is_offloaded(model),
+    )
+    free = memory_free(device)
+    room = "" if free is None else f"; {free / GIB:.1f} GiB are free beside the model"
+    return f"calibration takes about {need} of memory at most{room}"

@@ -129,7 +129,7 @@ def test_text_that_is_made_as_it_is_needed_is_not_called_0_tokens() -> None:
     assert "training and" in told(compare(made))["Data"]
     for run in made:
         run.record["data"] |= {"source": "recall: mqar", "train_tokens": 0, "validation_tokens": 0}
-    assert told(compare(made))["Data"].startswith("recall: mqar: made anew for every batch, ")
+    assert told(compare(made))["Data"].startswith("recall: mqar: made again for every batch, ")
 
 
 def test_a_baseline_of_all_but_nothing_gives_no_absurd_percentage() -> None:

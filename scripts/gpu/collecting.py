@@ -133,20 +133,21 @@ def _card(folder: Path) -> str:
     lines = []
     for phase in PHASES:
         state = _json(folder / phase / STEPS) if (folder / phase / STEPS).is_file() else {"steps": {}}
-        steps = state["steps"]
-        if not steps:
-            lines.append(f"| {phase} | | has not run | |")
-        for name, step in steps.items():
+        if not state["steps"]:
+            lines.append(f"| {phase} | | has not run | | |")
+        for name, step in state["steps"].items():
             record = folder / phase / f"{name}.json"
-            result = _result(_json(record)) if record.is_file() else ""
-            link = (
-                f"[{name}](../results/gpu/{folder.name}/{phase}/{record.name})" if record.is_file() else name
-            )
-            lines.append(f"| {phase} | {link} | {step['status']} | {result} |")
+            shown, told = name, [("", "")]
+            if record.is_file():
+                shown = f"[{name}](../results/gpu/{folder.name}/{phase}/{record.name})"
+                told = list(_told(_json(record))) or told
+            for what, result in told:
+                lines.append(f"| {phase} | {shown} | {step['status']} | {what} | {result} |")
+    if (PAGE.parent / "images" / f"gpu-{folder.name}.png").exists():
+        lines += ["", f"![Speed-up against the share skipped](images/gpu-{folder.name}.png)"]
     title = next((_title(path) for path in sorted(folder.rglob("*.json")) if path.name != STEPS), folder.name)
-    return "\n".join(
-        [f"### {title}", "", "| phase | step | state | result |", "|---|---|---|---|", *lines, ""]
-    )
+    head = ["| phase | step | state | what | result |", "|---|---|---|---|---|"]
+    return "\n".join([f"### {title}", "", *head, *lines, ""])
 
 
 def _title(path: Path) -> str:
@@ -157,33 +158,33 @@ def _title(path: Path) -> str:
     return f"{hardware.get('accelerator')}{driver}, {software}"
 
 
-def _result(record: dict[str, Any]) -> str:
-    """What a record says, in a table's cell."""
+def _told(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a record says, in the last two cells of table rows."""
     if record.get("kind") == "benchmark":
-        return "; ".join(f"{row['title']}: {_arms(row)}" for row in record["rows"])
-    if record.get("kind") == "transfer":
-        from layerroute.lab.transfer import summary
-
-        return " ".join(summary(record))
-    if "passed" in record:
-        return f"{record['passed']} passed, {record['failed']} failed, {record['skipped']} skipped"
-    metrics, timing = record.get("metrics") or {}, record.get("timing") or {}
-    if record.get("status") == "completed":
-        return f"loss {metrics['validation_loss']:.4f}, {timing['tokens_per_second']:,.0f} tokens/s"
-    return str(record.get("status", ""))
-
-
-def _arms(row: dict[str, Any]) -> str:
-    own = [name for name in row["arms"] if name != row["baseline"]]
-    found = []
-    for name in own:
-        arm = row["arms"][name]
-        share = arm.get("share_of_limit")
-        found.append(
-            f"{name} {arm['speedup']['median']:.2f}×"
-            + (f" ({share['median']:.0%} of limit)" if share else "")
-        )
-    return f"{', '.join(found)} of {row['baseline']}"
+        for row in record["rows"]:
+            for name, arm in row["arms"].items():
+                if name != row["baseline"]:
+                    more = [
+                        f"{arm[key]['median']:.0%} of the limit" for key in ("share_of_limit",) if key in arm
+                    ]
+                    more += [f"{arm[key]:.0%} of the peak" for key in ("share_of_peak",) if key in arm]
+                    speed = f"{arm['speedup']['median']:.2f}× as fast as {row['baseline']}"
+                    yield f"{row['title']}: {name}", ", ".join([speed, *more])
+    elif record.get("kind") == "transfer":
+        for row in record["rows"]:
+            for name, arm in row["arms"].items():
+                gap = arm["at_equal_cost"]
+                told = "no verdict at equal cost"
+                if gap is not None:
+                    told = f"{gap['mean']:+.4f} nats ({gap['low']:+.4f} to {gap['high']:+.4f}) at equal FLOPs"
+                yield f"{row['kind']}: routed less {name}", told
+    elif "passed" in record:
+        yield "", f"{record['passed']} passed, {record['failed']} failed, {record['skipped']} skipped"
+    elif record.get("status") == "completed":
+        metrics, timing = record["metrics"], record["timing"]
+        yield "", f"loss {metrics['validation_loss']:.4f}, {timing['tokens_per_second']:,.0f} tokens/s"
+    else:
+        yield "", str(record.get("status", ""))
 
 
 def _draw(results: Path) -> list[Path]:

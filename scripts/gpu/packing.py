@@ -64,7 +64,7 @@ def pack(
     for old in (*folder.glob("part-*"), folder / MANIFEST):
         old.unlink(missing_ok=True)
     sink = _Parts(folder, part)
-    with tarfile.open(fileobj=sink, mode="w|") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=sink, mode="w|") as tar:
         for name, paths in files.items():
             for path in paths:
                 tar.add(path, arcname=f"{name}/{path.name}" if name else path.name)

@@ -217,6 +217,12 @@ def sat(folder: Path, revision: str, card: str | None = "NVIDIA H100 80GB HBM3")
     bench = {"kind": "benchmark", "finished": None, "rows": [row], **source}
     metrics = {"validation_loss": 3.25}
     trained = {"status": "completed", "metrics": metrics, "timing": {"tokens_per_second": 1e6}, **source}
+    gap = {"mean": -0.02, "low": -0.08, "high": 0.04}
+    judged = {
+        "kind": "transfer",
+        "rows": [{"kind": "prose", "arms": {"greedy": {"at_equal_cost": gap}}}],
+        **source,
+    }
     done = {"status": "done"}
     content = {
         "machine.json": source,
@@ -227,6 +233,8 @@ def sat(folder: Path, revision: str, card: str | None = "NVIDIA H100 80GB HBM3")
         "inference/decode-8b.json": bench,
         "original/steps.json": {**source, "steps": {"static-seed1": done}},
         "original/static-seed1/record.json": trained,
+        "skipping/steps.json": {**source, "steps": {"judged-1m": done}},
+        "skipping/judged-1m.json": judged,
         "tests/steps.json": {**source, "steps": {"tests": {"status": "failed"}}},
     }
     for name, one in content.items():
@@ -265,11 +273,12 @@ def test_records_come_home_and_the_page_quotes_them(tmp_path: Path, monkeypatch:
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     for told in (
         "### NVIDIA H100 80GB HBM3, driver 580.1, torch 2.11.0, revision ",
-        "| done | 1x2048: sparse 1.50× (90% of limit) of dense |",
-        "| inference | hybrid | not begun |  |",
-        "| done | loss 3.2500, 1,000,000 tokens/s |",
-        "| kernels | | has not run | |",
-        "| failed | 2 passed, 0 failed, 1 skipped |",
+        "| done | 1x2048: sparse | 1.50× as fast as dense, 90% of the limit |",
+        "| inference | hybrid | not begun |  |  |",
+        "| done |  | loss 3.2500, 1,000,000 tokens/s |",
+        "| done | prose: routed less greedy | -0.0200 nats (-0.0800 to +0.0400) at equal FLOPs |",
+        "| kernels | | has not run | | |",
+        "| failed |  | 2 passed, 0 failed, 1 skipped |",
     ):
         assert told in text
 

@@ -32,8 +32,8 @@ def spy(name):
         return function(*args)
     setattr(compiled, name, called)
 
-def make(family="llama", backend="eager", **skip):
-    return compile_decoding(routed(family, **skip), backend=backend)
+def make(family="llama", backend="eager", way="read", **skip):
+    return compile_decoding(routed(family, **skip), backend=backend, way=way)
 
 @torch.no_grad()
 def stepwise(model, ids, mask, first=8, room=16):
@@ -67,7 +67,7 @@ def check(model, what, rows=2):
 """
 CASES = {
     "families": """
-for family in ("phi3", "gemma3_text", "granite"):
+for family in ("phi3", "gemma2", "gemma3_text", "granite", "qwen3_moe"):
     check(make(family), family)
 """,
     "what is routed": """
@@ -116,6 +116,16 @@ remove_router(model)
 plain = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
 assert torch.equal(off, plain) and not torch.equal(off, before)
 """,
+    "ways": """
+check(make(way="masked"), "masked")
+model = make(way="auto")
+steps = get_router(model).steps
+assert set(steps.seconds) == set(compiled.WAYS) and steps.way == min(steps.seconds, key=steps.seconds.get)
+slow = {"read": 0.3, "masked": 0.0, "eager": 0.2}
+import time
+assert compiled.choose_way(model, lambda: time.sleep(slow[steps.way]), rounds=1) == "masked"
+check(model, "chosen")
+""",
     "a full cache": """
 model = make()
 ids, mask = padded(1, 12, 0)
@@ -147,6 +157,8 @@ def test_compiled_decoding(case: str) -> None:
     [
         ({"kv": "evict"}, "llama", "kv: evict"),
         ({}, "gpt2", "not a family that layerroute knows"),
+        ({}, "qwen3_next", "linear attention"),
+        ({"model": {"attn_implementation": "flex_attention"}}, "llama", "attn_implementation='sdpa'"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_by_name(skip: dict, family: str, said: str) -> None:
@@ -163,7 +175,7 @@ def test_no_compiler_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_another_cache_is_decoded_uncompiled_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    model = compile_decoding(routed("llama"), backend="eager")
+    model = compile_decoding(routed("llama"), backend="eager", way="read")
     ids = torch.arange(1, 9).view(1, 8)
     with torch.no_grad():
         past = model(ids[:, :6]).past_key_values

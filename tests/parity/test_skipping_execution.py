@@ -414,3 +414,20 @@ def test_decoding_waits_for_the_device_once_a_token(kv, rows, padded):
                 counts.append(len(seen) - before)
         waits[who] = counts
     assert [own - base for own, base in zip(waits["routed"], waits["plain"], strict=True)] == [1] * 5
+
+
+@pytest.mark.parametrize("granularity", ["token", "per_layer"])
+def test_masked_decoding_on_a_static_cache_never_waits_for_the_device(granularity):
+    """So that a token can be captured as a graph; the cache counts its tokens on the device."""
+    model = routed("llama", granularity=granularity)
+    cache, ids = StaticCache(config=model.config, max_cache_len=12), tokens(2, 10, VOCABULARY)
+    with torch.no_grad(), executed(model, "masked"):
+        expected = model(ids, use_cache=False).logits
+        model(ids[:, :9], past_key_values=cache)
+        for layer in cache.layers:
+            layer.cumulative_length = layer.cumulative_length.as_subclass(Far)
+        with counted_waits() as waits:
+            last, where = ids[:, 9:].as_subclass(Far), torch.full((1, 1), 9).as_subclass(Far)
+            logits = model(last, past_key_values=cache, position_ids=where).logits
+    assert waits == []
+    assert_close(logits.as_subclass(torch.Tensor), expected[:, 9:], "static")

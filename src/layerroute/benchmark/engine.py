@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared
+from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
 
-BUSY = 0.5
-"""Load average of the last minute above which the machine is other people's."""
 _TOLERANCE = 1e-4
 
 

@@ -84,7 +84,7 @@ def print_table(record: dict[str, Any], console: Console) -> None:
 def _losses(row: dict[str, Any]) -> list[str]:
     """Arms that do without routing, or without sparse execution, and are faster."""
     arms, baseline = row["arms"], row["baseline"]
-    own = next((name for name in ("sparse", "routed", "lossless") if name in arms), None)
+    own = next((name for name in ("sparse compiled", "sparse", "routed", "lossless") if name in arms), None)
     if own is None:
         return []
     found = []

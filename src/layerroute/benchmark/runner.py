@@ -15,6 +15,8 @@ from layerroute.records import provenance, utc_now
 
 Record = dict[str, Any]
 
+BUSY = 0.5
+"""Load average of the last minute above which the machine is other people's."""
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,
     # CPU seconds of this process over all its threads: what other processes do hardly shows, nor do idle threads.
@@ -149,6 +151,12 @@ def _row(
             arm["share_of_limit"] = share.to_dict()
         row["limit"] = {**asdict(limit), "whole": whole}
     return row
+
+
+def is_busy() -> bool:
+    """Whether others use the machine: what is timed then is noisy, and its record says so."""
+    load = _load()
+    return load is not None and load[0] > BUSY
 
 
 def _load() -> list[float] | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layerroute.argument_types import at_least, share
 from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
+from layerroute.benchmark.compiled import PLAIN_COMPILED, conclude, prepare_compiled
 from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
 from layerroute.benchmark.phases import (
     MASKED,
@@ -28,6 +29,7 @@ from layerroute.benchmark.phases import (
     reading,
     scoring,
 )
+from layerroute.benchmark.runner import is_busy
 from layerroute.benchmark.shapes import SHAPES, shape
 from layerroute.benchmark.skipping_models import (
     Models,
@@ -95,6 +97,11 @@ def _decode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", choices=("dynamic", "static"), default="dynamic", help="kind of cache (default: dynamic)"
     )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="time plain and routed, each eager (dynamic cache) and through torch.compile (static cache)",
+    )
 
 
 def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:
@@ -116,17 +123,27 @@ def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:
     else:
         new = arguments.new_tokens
         own = {"new_tokens": new, "cache": arguments.cache}
-        if arguments.cache == "static" and skip.kv == "evict":
+        if (arguments.cache == "static" or arguments.compile) and skip.kv == "evict":
             raise UserError(
-                "--cache static cannot hold a different number of keys a layer; use --kv project."
+                "a static cache cannot hold a different number of keys a layer; use --kv project."
             )
+        if arguments.compile:
+            if getattr(arguments, "figure", None) is not None:
+                raise UserError(
+                    "--figure draws what skipping gains over a limit, which --compile does not time."
+                )
+            if arguments.cache == "static":
+                raise UserError(
+                    "--compile has each arm decode on the cache that suits it: leave --cache out."
+                )
+            own = {"new_tokens": new, "compiled": True, "busy": is_busy()}
     own |= {name: getattr(arguments, name) for name in ("shape", "unit", "kv", "skip_path", "dtype")}
     device = choose_device(arguments.device)
     return [
         Comparison(
             title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {skipped:.0%} skipped",
             labels={"batch": rows, "time": tokens, "skip": skipped, **own},
-            baseline=MASKED if phase == "train" else DENSE,
+            baseline=MASKED if phase == "train" else PLAIN_COMPILED if "compiled" in own else DENSE,
             tokens=rows * (new or tokens),
             prepare=partial(_prepare, phase, arguments, skip, device, rows, tokens, new, skipped),
             device=device,
@@ -154,6 +171,8 @@ def _prepare(
     before = tokens if new else 0  # the tokens that fill a cache all run
     drawn = draw(rows, tokens + new - before, sites, skipped, arguments.seed)
     choice = torch.cat([torch.ones(rows, before, sites, dtype=torch.long), drawn], dim=1)
+    if phase == "decode" and arguments.compile:
+        return prepare_compiled(models, ids, new, choice, _TOLERANCE[False][arguments.dtype])
     removed = spread_out(layers, max(1, round(skipped * len(layers))))
     runs = torch.tensor([int(layer not in removed) for layer in layers])
     static = runs.repeat_interleave(sites // len(layers)).expand(1, tokens + new, -1).contiguous()
@@ -254,9 +273,13 @@ Time decoding: one call of the model for each new token of a row, behind a cache
 transformers, the routed model in masked and in sparse execution by forced random decisions, and the structural limit,
 the same model with that share of the routed layers removed. Keys and values that waited are projected within the time
 measured. Before that, sparse must equal masked at every new token, a switched-off router the plain model, and layers
-that all tokens skip layers that are not there.""",
+that all tokens skip layers that are not there.
+
+With --compile: plain transformers and the routed model, each eager on a dynamic cache and compiled on a static one.
+Before that, compiled must equal uncompiled and masked: logits, tokens and the cache.""",
         add_arguments=_decode_arguments,
         comparisons=partial(comparisons, "decode"),
+        conclude=conclude,
     ),
     "train-skipping": Case(
         description="""\

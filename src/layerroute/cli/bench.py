@@ -81,7 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
     lines: list[str] = []
     if case.conclude is not None:
-        record["conclusion"], lines = case.conclude(record)
+        conclusion, lines = case.conclude(record)
+        record |= {"conclusion": conclusion} if conclusion else {}
     if options.out is not None:
         save(options.out, record)
     if options.figure is not None:

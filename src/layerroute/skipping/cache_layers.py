@@ -355,10 +355,13 @@ def deferring_layer(cache: Cache, index: int) -> DeferringLayer | None:
     return deferring
 
 
-def counted(cache: Cache) -> int:
-    """Tokens in the cache by its own count: 0 where it keeps none (those of Mamba, of MiniMax)."""
+def counted(cache: Cache) -> int | Int[Tensor, ""]:
+    """Tokens in the cache by its own count, a tensor that goes on counting where it is static: 0 where it keeps none.
+
+    Those of Mamba and of MiniMax keep none.
+    """
     try:
-        return int(cache.get_seq_length())
+        return cache.get_seq_length()
     except ValueError:  # transformers' word for a cache without any layer of attention
         return 0
 

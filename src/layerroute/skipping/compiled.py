@@ -4,9 +4,13 @@ Where one token a row is read against a static cache, shapes never change. The f
 layers of a kind, whose weights are inputs: that takes seconds where a whole model takes minutes. Which of them is
 called is decided in Python, after one read of the decisions (with ``per_layer`` one a layer). A layer that is skipped
 writes its keys and values at once.
+
+Which way pays is measured at start: this one, masked execution, which reads nothing, or no compilation at all.
 """
 
 import logging
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache as memoize
@@ -14,15 +18,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
-from layerroute.skipping.families import Family, decoder_stack
+from layerroute.skipping.families import FAMILIES, Family, decoder_stack
 from layerroute.skipping.fingerprint import base_of
 from layerroute.skipping.model import get_router, route_layer
 from layerroute.skipping.router import LayerRouter
@@ -35,39 +40,59 @@ Model = TypeVar("Model", bound=nn.Module)
 
 CACHE_LENGTH = 512
 """Tokens that the cache of ``generate`` has room for at least, so that calls share it and what was compiled for it."""
+WAYS = ("read", "masked", "eager")
+"""How a branch is taken: by one read of the decisions, by computing both sides on the device, or uncompiled."""
 _MOST_GRAPHS = 64  # kinds of layers x batches x lengths of caches; beyond that torch runs uncompiled
-
-
-class _One:
-    """The cache as one layer sees it, whatever index it asks for: the index would make a graph of its own."""
-
-    def __init__(self, layer: StaticLayer) -> None:
-        self.layer = layer
-
-    def update(self, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.layer.update(key, value)
 
 
 # What is compiled. Modules and caches come as arguments, so that all layers share a graph.
 
 
-def _run(
-    forward: Callable[..., Any], layer: nn.Module, hidden: Tensor, held: StaticLayer, options: dict[str, Any]
-) -> Tensor:
-    out = forward(layer, hidden, past_key_values=_One(held), **options)
-    return out[0] if isinstance(out, tuple) else out
-
-
 def _attend(
-    family: Family, layer: nn.Module, hidden: Tensor, held: StaticLayer, options: dict[str, Any]
-) -> Tensor:
+    family: Family,
+    layer: nn.Module,
+    hidden: Float[Tensor, "B 1 D"],
+    held: StaticLayer,
+    mask: Bool[Tensor, "b 1 1 S"],
+    cos: Tensor,
+    sin: Tensor,
+) -> Float[Tensor, "B 1 D"]:
+    """The attention block, as ``Family`` describes it: heads that share keys are queries of one head.
+
+    Transformers' own would copy the keys for each of them, more than all else that decoding does beside its weights.
+    """
+    attention, batch = family.attention_of(layer), hidden.shape[0]
     states = family.attention_input(layer, hidden)
-    attended, *_ = family.attention_of(layer)(hidden_states=states, past_key_values=_One(held), **options)
-    return hidden + family.attention_update(layer, attended)
+    key, value, raw = family.keys_values(layer, states, cos, sin)
+    raw = None if raw is None else raw[:, 0]
+    query, gate = family.queries(layer, states[:, 0], cos[:, 0], sin[:, 0], raw)
+    keys, values = held.update(key.transpose(1, 2), value.transpose(1, 2))
+    grouped = query.view(batch, keys.shape[1], -1, query.shape[-1])
+    cap = None if family.softcap is None else getattr(attention, family.softcap)
+    # For a query or few of them torch's fused attention takes several times as long on a CPU when there is a mask.
+    scores = grouped @ keys.transpose(2, 3) * attention.scaling
+    if cap is not None:
+        scores = (scores / cap).tanh() * cap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    out = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
+    attended = family.attention_output(layer, out.reshape(batch, -1, value.shape[-1]), gate)
+    return hidden + family.attention_update(layer, attended.unsqueeze(1))
 
 
 def _feed(family: Family, layer: nn.Module, hidden: Tensor) -> Tensor:
     return hidden + family.mlp_update(layer, hidden)
+
+
+def _run(
+    family: Family,
+    layer: nn.Module,
+    hidden: Tensor,
+    held: StaticLayer,
+    mask: Bool[Tensor, "b 1 1 S"],
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    return _feed(family, layer, _attend(family, layer, hidden, held, mask, cos, sin))
 
 
 def _skip(
@@ -94,11 +119,22 @@ def _compiled(function: Callable[..., Any], backend: str, sliding: bool) -> Call
 
 
 class CompiledSteps:
-    """Attached to a router by ``compile_decoding``: carries out layers in calls of one token a row."""
+    """Attached to a router by ``compile_decoding``: carries out layers in calls of one token a row.
 
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
+    Attributes:
+        way: one of ``WAYS``.
+        seconds: that each way took when they were measured; empty where none were.
+    """
+
+    def __init__(self, backend: str, way: str) -> None:
+        self.backend, self.way = backend, way
+        self.seconds: dict[str, float] = {}
         self._warned = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether decisions are read, so that layers can be skipped."""
+        return self.way != "masked"
 
     def applies(self, context: CallContext) -> bool:
         """Whether a call is one that was compiled for.
@@ -107,6 +143,8 @@ class CompiledSteps:
             UserError: if the static cache is full.
         """
         cache = context.cache
+        if self.way == "eager":
+            return False
         if context.time != 1 or cache is None or torch.is_grad_enabled() or context.full_layers_only:
             return False
         layers = [layer for layer in cache.layers if isinstance(layer, StaticLayer)]
@@ -138,9 +176,12 @@ class CompiledSteps:
         """See ``LayerCall.__call__``."""
         family, routes = call.family, call.routes
         assert family is not None
-        rest = dict(options)
-        held = rest.pop("past_key_values").layers[family.attention_of(layer).layer_idx]
+        held = options["past_key_values"].layers[family.attention_of(layer).layer_idx]
         compiled = partial(_compiled, backend=self.backend, sliding=held.is_sliding)
+        turn = options["position_embeddings"]
+        mask = options["attention_mask"]
+        if mask.dtype != torch.bool:
+            mask = mask > torch.finfo(mask.dtype).min / 2
 
         def unit(
             name: str, hidden: Tensor, run: Callable[[Tensor], Tensor], *, writes: bool = True
@@ -151,13 +192,12 @@ class CompiledSteps:
             alone, path, skipped = route.mode == SKIPPED, call.skip_path(name), hidden
             if path is not None or (alone and writes):
                 to = held if alone and writes else None
-                skipped = compiled(_skip)(family, layer, path, hidden, to, *options["position_embeddings"])
+                skipped = compiled(_skip)(family, layer, path, hidden, to, *turn)
             return skipped if alone else route.combine(hidden, run(hidden), skipped)
 
-        forward = plain.__func__  # type: ignore[attr-defined]
         if "block" in routes or all(route.mode == DENSE for route in routes.values()):
-            return unit("block", hidden, lambda x: compiled(_run)(forward, layer, x, held, rest))
-        hidden = unit("attention", hidden, lambda x: compiled(_attend)(family, layer, x, held, rest))
+            return unit("block", hidden, lambda x: compiled(_run)(family, layer, x, held, mask, *turn))
+        hidden = unit("attention", hidden, lambda x: compiled(_attend)(family, layer, x, held, mask, *turn))
         return unit("mlp", hidden, lambda x: compiled(_feed)(family, layer, x), writes=False)
 
 
@@ -178,17 +218,25 @@ def check_compiler(device: torch.device) -> None:
                 "torch.compile needs a C++ compiler and finds none: install g++ (or name one in CXX), or leave "
                 "compilation out"
             ) from None
-    elif device.type == "cuda" and not torch.utils._triton.has_triton():
-        raise UserError("torch.compile needs Triton on a GPU and finds none: pip install triton")
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise UserError("torch.compile needs Triton on a GPU and finds none: pip install triton")
 
 
-def obstacle(router: LayerRouter, base: nn.Module) -> str | None:
+def obstacle(router: LayerRouter, base: Any) -> str | None:
     """Why a routed model cannot decode compiled, or None."""
     config = router.config
     if router.sparse_obstacle is not None:
         return router.sparse_obstacle
+    if FAMILIES[base.config.get_text_config().model_type].linear is not None:
+        return "some of its layers have linear attention, whose state is no static cache of keys and values"
     if config.kv == "evict":
         return "kv: evict keeps other keys in each layer, which a static cache cannot hold; use kv: project"
+    attention = base.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"attention by {attention!r} makes no mask of a static cache; load it with attn_implementation='sdpa'"
     if is_hooked(base):
         return "some of its weights are moved by accelerate while it computes (device_map, offloading)"
     if not getattr(getattr(base, "hf_quantizer", None), "is_compileable", True):
@@ -196,7 +244,9 @@ def obstacle(router: LayerRouter, base: nn.Module) -> str | None:
     return None
 
 
-def compile_decoding(model: Model, *, cache_length: int = CACHE_LENGTH, backend: str = "inductor") -> Model:
+def compile_decoding(
+    model: Model, *, way: str = "auto", cache_length: int = CACHE_LENGTH, backend: str = "inductor"
+) -> Model:
     """Have a routed model decode through ``torch.compile`` from now on; ``generate`` then uses a static cache.
 
     Prompts are read as before. Calls of one token a row against a ``StaticCache``, without gradients, take compiled
@@ -204,6 +254,7 @@ def compile_decoding(model: Model, *, cache_length: int = CACHE_LENGTH, backend:
 
     Args:
         model: with a layer router.
+        way: one of ``WAYS``. ``auto`` (default) decodes a few random tokens each way and takes the fastest.
         cache_length: tokens that the cache of ``generate`` has room for at least; longer calls get a longer one, for
             which is compiled anew.
         backend: of ``torch.compile``.
@@ -214,6 +265,8 @@ def compile_decoding(model: Model, *, cache_length: int = CACHE_LENGTH, backend:
     Raises:
         UserError: without a router or a compiler, or if the router or the model cannot be compiled; it names why.
     """
+    if way not in (*WAYS, "auto"):
+        raise UserError(f"unknown way {way!r} to decode compiled.{nearest(way, WAYS)}")
     router, base = get_router(model), base_of(model)
     reason = obstacle(router, base)
     if reason is not None:
@@ -224,15 +277,51 @@ def compile_decoding(model: Model, *, cache_length: int = CACHE_LENGTH, backend:
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
     for index, layer in enumerate(decoder_stack(base)[1]):
         route_layer(router, index, layer)
-    router.steps = CompiledSteps(backend)
+    router.steps = CompiledSteps(backend, WAYS[0] if way == "auto" else way)
     settings = getattr(base, "generation_config", None)
     if settings is not None:
         settings.cache_implementation = "static"
         settings.max_cache_len = cache_length
-        settings.disable_compile = (
-            True  # transformers' own, of the whole model, which decisions would break up
-        )
+        settings.disable_compile = True  # by transformers: decisions would break its one graph up
+    if way == "auto":
+        choose_way(model, partial(_decode_some, base, cache_length))
     return model
+
+
+def choose_way(model: nn.Module, work: Callable[[], object], *, rounds: int = 3) -> str:
+    """Have a model of ``compile_decoding`` decode in the way in which ``work`` is done fastest, measured in turn.
+
+    Returns:
+        The way; the median seconds of all are in ``get_router(model).steps.seconds``.
+    """
+    steps: CompiledSteps = get_router(model).steps
+    device = next(model.parameters()).device
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(rounds + 1):  # the first compiles
+        for way, taken in times.items():
+            steps.way = way
+            begun = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                taken.append(time.perf_counter() - begun)
+    steps.seconds = {way: statistics.median(taken) for way, taken in times.items()}
+    steps.way = min(steps.seconds, key=lambda way: steps.seconds[way])
+    return steps.way
+
+
+@torch.no_grad()
+def _decode_some(base: Any, room: int, prompt: int = 8, new: int = 8) -> None:
+    text = base.config.get_text_config()
+    ids = torch.arange(prompt + new).mul(7919).remainder(text.vocab_size)[None].to(base.device)
+    cache = StaticCache(config=text, max_cache_len=max(room, prompt + new))
+    training = base.training
+    base.eval()
+    base(ids[:, :prompt], past_key_values=cache)
+    for step in range(prompt, prompt + new):
+        base(ids[:, step : step + 1], past_key_values=cache)
+    base.train(training)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class CallContext:
         valid: False at padding.
         positions: position in the sequence or packed document, 0 for the first real token (anything at padding).
         token_ids: None when the model was given embeddings.
-        past: number of tokens in the cache.
+        before: number of tokens in the cache, on the device where it is counted there: ``past`` asks it.
         padding_mask: over past and new tokens, or None if the caller gave none.
         position_ids: as the caller gave them, or None.
         explicit_mask: the caller made the attention masks; they are then the only word on who sees whom.
@@ -53,7 +53,7 @@ class CallContext:
     valid: Bool[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     token_ids: Int[Tensor, "B T"] | None
-    past: int
+    before: int | Int[Tensor, ""]
     padding_mask: Bool[Tensor, "B S"] | None
     position_ids: Int[Tensor, "b T"] | None
     explicit_mask: bool
@@ -75,7 +75,9 @@ class CallContext:
         device = tokens.device
         cache = _cache(inputs)
         held = {} if cache is None else held_count(cache)
-        past = 0 if cache is None else int(held["tokens"].max()) if held else counted(cache)
+        before = 0 if cache is None else int(held["tokens"].max()) if held else counted(cache)
+        if isinstance(before, Tensor):
+            before = before.clone()  # the cache goes on counting
         paged = any(cls.__name__ == "PagedAttentionCache" for cls in type(inputs.get("cache")).__mro__)
         given = inputs.get("attention_mask")
         explicit = isinstance(given, Mapping) or (given is not None and getattr(given, "ndim", 0) != 2)
@@ -85,10 +87,11 @@ class CallContext:
             valid = torch.arange(time, device=device).expand(batch, -1)
             valid = torch.ones_like(valid, dtype=torch.bool) if real is None else valid < real.max()
         elif explicit:
-            valid = _sees_itself(_any_mask(given), past, time, batch, device)
+            valid = _sees_itself(_any_mask(given), before, time, batch, device)
         elif given is not None:
             mask = given.to(device=device, dtype=torch.bool)
             # Models without attention may be given the mask of the new tokens alone.
+            past = int(before)
             valid = mask[:, past : past + time] if mask.shape[1] >= past + time else mask[:, -time:]
         else:
             valid = torch.ones(batch, time, dtype=torch.bool, device=device)
@@ -98,14 +101,14 @@ class CallContext:
         elif held:
             positions = (held["real"].to(device)[:, None] + valid.cumsum(dim=1) - 1).clamp_min(0)
         elif mask is not None:
-            positions = (mask.cumsum(dim=1) - 1)[:, past : past + time].clamp_min(0)
+            positions = (mask.cumsum(dim=1) - 1)[:, int(before) : int(before) + time].clamp_min(0)
         else:
-            positions = torch.arange(past, past + time, device=device).expand(batch, -1)
+            positions = (torch.arange(time, device=device) + before).expand(batch, -1)
         return cls(
             valid=valid,
             positions=positions,
             token_ids=ids,
-            past=past,
+            before=before,
             padding_mask=mask,
             position_ids=position_ids,
             explicit_mask=explicit or paged,
@@ -120,6 +123,11 @@ class CallContext:
     def time(self) -> int:
         """New tokens a row."""
         return self.valid.shape[1]
+
+    @cached_property
+    def past(self) -> int:
+        """Number of tokens in the cache when the call began; where only the device knows, it is asked, once."""
+        return int(self.before)
 
     @property
     def keys(self) -> int:
@@ -183,10 +191,16 @@ def _cache(inputs: Mapping[str, Any]) -> Cache | None:
     return None
 
 
-def _sees_itself(mask: Any, past: int, time: int, batch: int, device: torch.device) -> Bool[Tensor, "B T"]:
+def _sees_itself(
+    mask: Any, before: int | Tensor, time: int, batch: int, device: torch.device
+) -> Bool[Tensor, "B T"]:
     """Real tokens see themselves in a 4D mask, padding does not."""
-    if not isinstance(mask, Tensor) or mask.ndim != 4 or time == 1 or mask.shape[-1] < past + time:
-        return torch.ones(batch, time, dtype=torch.bool, device=device)
+    everybody = torch.ones(batch, time, dtype=torch.bool, device=device)
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or time == 1:
+        return everybody
+    past = int(before)
+    if mask.shape[-1] < past + time:
+        return everybody
     own = mask[:, 0, :, past : past + time].diagonal(dim1=1, dim2=2)
     seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
     return seen.expand(batch, -1)

@@ -99,7 +99,8 @@ def _count(context: CallContext, output: Any) -> None:
     if cache is None or isinstance(cache, EncoderDecoderCache):
         return
     # Asked once: a cache that counted its first tokens counts all.
-    if held_count(cache) or (context.past == 0 and counted(cache) == 0):
+    now = counted(cache)  # on the device: by a static cache, which counts for itself
+    if held_count(cache) or (isinstance(now, int) and now == context.past == 0):
         count(cache, context.valid)
 
 

@@ -337,6 +337,8 @@ class LayerRouter(RoutingHandle):
             time=context.time,
             whole_only=context.full_layers_only,
         )
+        if context.steps is not None and not self.steps.reads:
+            threshold = None
         sites = len(decision.sites)
         modes = [MASKED] * sites
         indices: list[TokenIndex | None] = [None] * sites

@@ -94,7 +94,7 @@ class Step:
             valid=torch.ones_like(positions, dtype=torch.bool),
             positions=positions,
             token_ids=ids,
-            past=0,
+            before=0,
             padding_mask=None,
             position_ids=None,
             explicit_mask=True,

@@ -29,6 +29,14 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """Nothing is left in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAYERROUTE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model in several files, in half the bytes that it computes in."""

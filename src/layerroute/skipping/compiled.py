@@ -2,8 +2,8 @@
 
 Where one token a row is read against a static cache, shapes never change. The functions here are compiled once for all
 layers of a kind, whose weights are inputs: that takes seconds where a whole model takes minutes. Which of them is
-called is decided in Python, after one read of the decisions (with ``per_layer`` one a layer). A layer that is skipped
-writes its keys and values at once.
+called is decided in Python, after one read of the decisions (with ``per_layer`` one a layer). Keys and values of a
+token that skips wait until another token runs there.
 
 Which way pays is measured at start: this one, masked execution, which reads nothing, or no compilation at all.
 """
@@ -24,6 +24,7 @@ from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
 from layerroute.errors import UserError, nearest
+from layerroute.skipping.cache_layers import Deferring
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
@@ -51,21 +52,22 @@ _MOST_GRAPHS = 64  # kinds of layers x batches x lengths of caches; beyond that 
 def _attend(
     family: Family,
     layer: nn.Module,
-    hidden: Float[Tensor, "B 1 D"],
+    hidden: Float[Tensor, "B T D"],
     held: StaticLayer,
     mask: Bool[Tensor, "b 1 1 S"],
     cos: Tensor,
     sin: Tensor,
 ) -> Float[Tensor, "B 1 D"]:
-    """The attention block, as ``Family`` describes it: heads that share keys are queries of one head.
+    """The attention block of the last token; those before it have waited, and leave keys and values alone.
 
-    Transformers' own would copy the keys for each of them, more than all else that decoding does beside its weights.
+    It is as ``Family`` describes it, but for heads that share keys, which are queries of one head. Transformers' own
+    would copy the keys for each of them, more than all else that decoding does beside its weights.
     """
     attention, batch = family.attention_of(layer), hidden.shape[0]
     states = family.attention_input(layer, hidden)
     key, value, raw = family.keys_values(layer, states, cos, sin)
-    raw = None if raw is None else raw[:, 0]
-    query, gate = family.queries(layer, states[:, 0], cos[:, 0], sin[:, 0], raw)
+    raw = None if raw is None else raw[:, -1]
+    query, gate = family.queries(layer, states[:, -1], cos[:, -1], sin[:, -1], raw)
     keys, values = held.update(key.transpose(1, 2), value.transpose(1, 2))
     grouped = query.view(batch, keys.shape[1], -1, query.shape[-1])
     cap = None if family.softcap is None else getattr(attention, family.softcap)
@@ -76,7 +78,7 @@ def _attend(
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     out = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ values
     attended = family.attention_output(layer, out.reshape(batch, -1, value.shape[-1]), gate)
-    return hidden + family.attention_update(layer, attended.unsqueeze(1))
+    return hidden[:, -1:] + family.attention_update(layer, attended.unsqueeze(1))
 
 
 def _feed(family: Family, layer: nn.Module, hidden: Tensor) -> Tensor:
@@ -86,12 +88,12 @@ def _feed(family: Family, layer: nn.Module, hidden: Tensor) -> Tensor:
 def _run(
     family: Family,
     layer: nn.Module,
-    hidden: Tensor,
+    hidden: Float[Tensor, "B T D"],
     held: StaticLayer,
     mask: Bool[Tensor, "b 1 1 S"],
     cos: Tensor,
     sin: Tensor,
-) -> Tensor:
+) -> Float[Tensor, "B 1 D"]:
     return _feed(family, layer, _attend(family, layer, hidden, held, mask, cos, sin))
 
 
@@ -112,10 +114,9 @@ def _skip(
 
 
 @memoize
-def _compiled(function: Callable[..., Any], backend: str, sliding: bool) -> Callable[..., Any]:
-    # A cache with a sliding window counts its tokens in a plain number, which must not be built into a graph.
-    dynamic = None if sliding else False
-    return torch.compile(function, dynamic=dynamic, backend=backend)
+def _compiled(function: Callable[..., Any], backend: str, varying: bool) -> Callable[..., Any]:
+    """``varying``: with numbers or sizes that are not built into the graph."""
+    return torch.compile(function, dynamic=None if varying else False, backend=backend)
 
 
 class CompiledSteps:
@@ -177,7 +178,8 @@ class CompiledSteps:
         family, routes = call.family, call.routes
         assert family is not None
         held = options["past_key_values"].layers[family.attention_of(layer).layer_idx]
-        compiled = partial(_compiled, backend=self.backend, sliding=held.is_sliding)
+        # A sliding window counts its tokens in a plain number.
+        compiled = partial(_compiled, backend=self.backend, varying=held.is_sliding)
         turn = options["position_embeddings"]
         mask = options["attention_mask"]
         if mask.dtype != torch.bool:
@@ -190,14 +192,26 @@ class CompiledSteps:
             if route is None or route.mode == DENSE:
                 return run(hidden)
             alone, path, skipped = route.mode == SKIPPED, call.skip_path(name), hidden
-            if path is not None or (alone and writes):
-                to = held if alone and writes else None
+            to = held if alone and writes and held.is_sliding else None
+            if alone and writes and to is None:
+                call.write_keys(layer, hidden, dict(options))
+            if path is not None or to is not None:
                 skipped = compiled(_skip)(family, layer, path, hidden, to, *turn)
             return skipped if alone else route.combine(hidden, run(hidden), skipped)
 
+        def attending(function: Callable[..., Tensor], hidden: Tensor) -> Tensor:
+            """Those who have waited here come with the token that runs: the projections are read once for all."""
+            waiting = held.take() if isinstance(held, Deferring) else []
+            if not waiting:
+                return compiled(function)(family, layer, hidden, held, mask, *turn)
+            rows = [torch.cat(parts, dim=1) for parts in zip(*waiting, (hidden, *turn), strict=True)]
+            for part in rows:
+                torch._dynamo.mark_dynamic(part, 1)
+            return _compiled(function, self.backend, True)(family, layer, rows[0], held, mask, *rows[1:])
+
         if "block" in routes or all(route.mode == DENSE for route in routes.values()):
-            return unit("block", hidden, lambda x: compiled(_run)(family, layer, x, held, mask, *turn))
-        hidden = unit("attention", hidden, lambda x: compiled(_attend)(family, layer, x, held, mask, *turn))
+            return unit("block", hidden, partial(attending, _run))
+        hidden = unit("attention", hidden, partial(attending, _attend))
         return unit("mlp", hidden, lambda x: compiled(_feed)(family, layer, x), writes=False)
 
 

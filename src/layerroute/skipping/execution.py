@@ -92,7 +92,7 @@ class LayerCall:
             return (out, *rest) if rest else out
         assert self.family is not None
         if route.mode == SKIPPED:
-            self._write_keys(layer, hidden, options)
+            self.write_keys(layer, hidden, options)
             return route.gate_skipped(hidden, self._skip("block", hidden))
         gathered, update = self._gathered_attention(layer, route, hidden, options)
         ran = gathered + update
@@ -105,7 +105,7 @@ class LayerCall:
         assert self.family is not None
         route = self.routes.get("attention")
         if route is not None and route.mode == SKIPPED:
-            self._write_keys(layer, hidden, options)
+            self.write_keys(layer, hidden, options)
             return route.gate_skipped(hidden, self._skip("attention", hidden))
         if route is not None and route.mode == SPARSE:
             gathered, update = self._gathered_attention(layer, route, hidden, options)
@@ -233,7 +233,7 @@ class LayerCall:
         )
         return key, value, raw, sight
 
-    def _write_keys(self, layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> None:
+    def write_keys(self, layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> None:
         """Keys and values (or the state) of a call in which nobody runs here: for later tokens, if there can be any."""
         assert self.family is not None
         cache: Cache | None = options.get("past_key_values")

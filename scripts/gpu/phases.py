@@ -250,7 +250,7 @@ def skipping(place: Place) -> list[Step]:
         steps.append(
             layerroute(
                 *("transfer", runs[0], "--against", runs[1], "--data"),
-                *(f"prose={path}" for path in away),
+                f"prose={','.join(away)}",
                 *(*tokens, "--json"),
                 name=f"judged-{million}m",
                 stdout=f"judged-{million}m.json",

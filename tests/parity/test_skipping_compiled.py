@@ -1,15 +1,17 @@
 """Compiled decoding equals uncompiled: over families, units, routers, batches, padding and ways to generate."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import StaticCache
 
 from layerroute.errors import UserError
-from layerroute.skipping import compile_decoding
+from layerroute.skipping import compile_decoding, remove_router
 from tests.parity.skipping_models import routed
 
 # What is compiled is seen by dynamo alone (backend "eager") but in one case: the code of inductor takes a minute.
@@ -127,6 +129,23 @@ import time
 assert compiled.choose_way(model, lambda: time.sleep(slow[steps.way]), rounds=1) == "masked"
 check(model, "chosen")
 """,
+    "compiling does not pay": """
+model, caches = routed("llama"), set()
+before = model.generation_config.to_dict()
+def choose(model, work):
+    steps = get_router(model).steps
+    for steps.way in ("read", "masked", "eager"):
+        work()
+        caches.add((steps.way, kinds[-1]))
+    return steps.way
+kinds = []
+model.register_forward_pre_hook(lambda m, a, k: kinds.append(type(k["past_key_values"]).__name__), with_kwargs=True)
+compiled.choose_way = choose
+compile_decoding(model, backend="eager")
+wanted = {("read", "StaticCache"), ("masked", "StaticCache"), ("eager", "DynamicCache")}
+assert caches == wanted, caches  # each way against the cache that generate would give it
+assert model.generation_config.to_dict() == before
+""",
     "a full cache": """
 model = make()
 ids, mask = padded(1, 12, 0)
@@ -165,6 +184,20 @@ def test_compiled_decoding(case: str) -> None:
 def test_what_cannot_be_compiled_is_refused_by_name(skip: dict, family: str, said: str) -> None:
     with pytest.raises(UserError, match=f"cannot decode compiled.*{said}"):
         compile_decoding(routed(family, **skip), backend="eager")
+
+
+def test_settings_of_generate_are_given_back_and_not_saved(tmp_path: Path) -> None:
+    model = routed("llama")
+    before = model.generation_config.to_dict()
+    compile_decoding(model, backend="eager", way="read")
+    compile_decoding(model, backend="eager", way="read", cache_length=64)
+    assert model.generation_config.cache_implementation == "static"
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert not {"cache_implementation", "max_cache_len", "disable_compile"} & saved.keys()
+    assert model.generation_config.max_cache_len == 64, "it still decodes compiled"
+    remove_router(model)
+    assert model.generation_config.to_dict() == before
 
 
 def test_no_compiler_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

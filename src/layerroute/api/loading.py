@@ -56,7 +56,7 @@ def load(
             f"{name} has no router, so that there is no budget and no rate to serve; leave them out"
         )
     target = choose_device(device)
-    # On a CPU bf16 is no faster, and on many far slower.
+    # On many CPUs bf16 is far slower; where it is not, `precision` computes in it.
     options.setdefault("dtype", torch.float32 if target.type == "cpu" else "auto")
     model, tokenizer = load_pretrained(str(name), **options)
     if not {"device_map", "quantization_config"} & options.keys():

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from layerroute.errors import UserError, nearest
@@ -127,10 +127,35 @@ class CompiledSteps:
         seconds: that each way took when they were measured; empty where none were.
     """
 
-    def __init__(self, backend: str, way: str) -> None:
+    def __init__(self, backend: str, way: str, generation: Any, cache_length: int) -> None:
         self.backend, self.way = backend, way
         self.seconds: dict[str, float] = {}
         self._warned = False
+        # By transformers nothing is to be compiled: decisions would break its one graph up.
+        own = {"cache_implementation": "static", "max_cache_len": cache_length, "disable_compile": True}
+        self._generation, self._own = generation, {} if generation is None else own
+        self._before = {name: getattr(generation, name, None) for name in self._own}
+
+    def set_generation(self) -> None:
+        """Have ``generate`` use a static cache."""
+        for name, value in self._own.items():
+            setattr(self._generation, name, value)
+
+    def restore_generation(self) -> None:
+        """Have ``generate`` use the caches that it used before."""
+        for name, value in self._before.items():
+            setattr(self._generation, name, value)
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Within the context the settings of ``generate`` are those of the model, as it is saved."""
+        now = {name: getattr(self._generation, name) for name in self._own}
+        self.restore_generation()
+        try:
+            yield
+        finally:
+            for name, value in now.items():
+                setattr(self._generation, name, value)
 
     @property
     def reads(self) -> bool:
@@ -268,7 +293,8 @@ def compile_decoding(
 
     Args:
         model: with a layer router.
-        way: one of ``WAYS``. ``auto`` (default) decodes a few random tokens each way and takes the fastest.
+        way: one of ``WAYS``. ``auto`` (default) decodes a few random tokens each way and takes the fastest; where that
+            is ``eager``, ``generate`` keeps the cache that it has.
         cache_length: tokens that the cache of ``generate`` has room for at least; longer calls get a longer one, for
             which is compiled anew.
         backend: of ``torch.compile``.
@@ -291,14 +317,13 @@ def compile_decoding(
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
     for index, layer in enumerate(decoder_stack(base)[1]):
         route_layer(router, index, layer)
-    router.steps = CompiledSteps(backend, WAYS[0] if way == "auto" else way)
-    settings = getattr(base, "generation_config", None)
-    if settings is not None:
-        settings.cache_implementation = "static"
-        settings.max_cache_len = cache_length
-        settings.disable_compile = True  # by transformers: decisions would break its one graph up
-    if way == "auto":
-        choose_way(model, partial(_decode_some, base, cache_length))
+    if router.steps is not None:
+        router.steps.restore_generation()
+    generation = getattr(base, "generation_config", None)
+    steps = router.steps = CompiledSteps(backend, WAYS[0] if way == "auto" else way, generation, cache_length)
+    steps.set_generation()
+    if way == "auto" and choose_way(model, partial(_decode_some, base, steps, cache_length)) == "eager":
+        steps.restore_generation()
     return model
 
 
@@ -326,10 +351,12 @@ def choose_way(model: nn.Module, work: Callable[[], object], *, rounds: int = 3)
 
 
 @torch.no_grad()
-def _decode_some(base: Any, room: int, prompt: int = 8, new: int = 8) -> None:
+def _decode_some(base: Any, steps: CompiledSteps, room: int, prompt: int = 8, new: int = 8) -> None:
+    """Each way against the cache that ``generate`` uses there: uncompiled decoding is faster on one that grows."""
     text = base.config.get_text_config()
     ids = torch.arange(prompt + new).mul(7919).remainder(text.vocab_size)[None].to(base.device)
-    cache = StaticCache(config=text, max_cache_len=max(room, prompt + new))
+    static = partial(StaticCache, max_cache_len=max(room, prompt + new))
+    cache = (DynamicCache if steps.way == "eager" else static)(config=text)
     training = base.training
     base.eval()
     base(ids[:, :prompt], past_key_values=cache)

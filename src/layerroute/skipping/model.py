@@ -211,6 +211,8 @@ def remove_router(model: Model) -> Model:
     base = base_of(model)
     for handle in router.handles:
         handle.remove()
+    if router.steps is not None:
+        router.steps.restore_generation()
     delattr(base, ATTRIBUTE)
     for name in (_SAVE, _OPEN, _PAGED):
         vars(base).pop(name, None)

@@ -1,6 +1,7 @@
 """``model.save_pretrained`` of a routed model: base and router in one folder, which ``from_pretrained`` opens again."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ def save_whole(model: Any, folder: str | Path, *, base: str | None = None, **opt
             from a ``config.json``.
     """
     router: Any = get_handle(model)
-    save = type(model).save_pretrained
+
+    def save(*arguments: Any, **options: Any) -> None:
+        with nullcontext() if router.steps is None else router.steps.as_before():
+            type(model).save_pretrained(*arguments, **options)
+
     if getattr(model, "_hf_peft_config_loaded", False):
         save(model, folder, **options)  # adapters alone, as transformers has it
         return

@@ -112,3 +112,20 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert "scoring" not in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
     assert json.loads((tmp_path / "retention.json").read_text()) == content
+
+
+def test_all_are_scored_in_one_precision(files: Path, tmp_path: Path) -> None:
+    """The base too: else rounding would pass for what routing costs."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        assert main([*command(files, "wide", out=out), "--precision", precision]) == 0
+        found[precision] = [
+            json.loads((out / "scores" / f"{name}.json").read_text()) for name in ("base", "wide")
+        ]
+        assert [one["precision"] for one in found[precision]] == [precision] * 2
+    for one, other in zip(*found.values(), strict=True):
+        assert one["values"]["words perplexity"] != other["values"]["words perplexity"]
+        assert one["values"]["words perplexity"] == pytest.approx(
+            other["values"]["words perplexity"], rel=0.05
+        )

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.argument_types import at_least
-from layerroute.cli.arguments import add_device, add_json, add_tasks, add_text_field, add_window_sizes
+from layerroute.cli.arguments import (
+    add_device,
+    add_json,
+    add_serve,
+    add_tasks,
+    add_text_field,
+    add_window_sizes,
+)
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
@@ -52,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write retention.json, retention.csv, retention.md and the scores",
     )
     add_device(parser)
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp32"],
+        help="of all matrix products (default: that of each run's training, fp32 for a router that was calibrated)",
+    )
+    add_serve(parser)
     add_json(parser)
 
 
@@ -77,11 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         shots=arguments.shots,
         device=None if arguments.device == "auto" else arguments.device,
+        precision=arguments.precision,
+        serve=arguments.serve,
         folder=None if arguments.out is None else arguments.out / "scores",
         tell=console.print,
     )
-    base = scorer.base(bases.pop())
     models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
+    precisions = {scored.precision for scored in models}
+    if len(precisions) > 1:
+        raise UserError(
+            "the runs were trained in bf16 and in fp32: say in which all are scored with --precision"
+        )
+    base = scorer.base(bases.pop(), precisions.pop())
     first, *others = (
         Scores(
             label=scored.label,

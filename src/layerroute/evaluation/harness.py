@@ -22,7 +22,7 @@ from layerroute.errors import UserError, require
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
 from layerroute.ops.flops import flop_counter
-from layerroute.precision import Device
+from layerroute.precision import Device, Precision
 from layerroute.routing import RouteDecision, collect_decisions, routings_of
 from layerroute.skipping import find_router
 from layerroute.skipping.layer import RoutedLayer
@@ -141,6 +141,11 @@ def _before_padding(ids: Tensor) -> Tensor:
     return real
 
 
+def mixed_precision(precision: str) -> str | None:
+    """A precision (``bf16`` or ``fp32``) in the harness's words."""
+    return "bfloat16" if precision == "bf16" else None
+
+
 @register_model("layerroute")
 class LayerrouteLM(HFLM):
     """A hybrid model or a pretrained model with a router, as the harness wants its models.
@@ -148,7 +153,7 @@ class LayerrouteLM(HFLM):
     Args:
         pretrained: run, saved model or router folder, as ``load_model`` takes it.
         full_depth: switch a layer router off: the base model's own scores, by the same path.
-        budget, serve: see ``load_model``.
+        budget, serve, precision: see ``load_model``.
         execution: ``auto``, ``sparse`` or ``masked``; default as the model's configuration says.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
@@ -165,12 +170,13 @@ class LayerrouteLM(HFLM):
         full_depth: bool = False,
         budget: float | None = None,
         serve: str | None = None,
+        precision: Precision | None = None,
         execution: str | None = None,
         device: str | None = None,
         **settings: Any,
     ) -> None:
         target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
-        loaded = load_model(pretrained, device=target, budget=budget, serve=serve)
+        loaded = load_model(pretrained, device=target, precision=precision, budget=budget, serve=serve)
         model = loaded.model
         if full_depth:
             loaded.switch_router_off()
@@ -179,9 +185,12 @@ class LayerrouteLM(HFLM):
         self.execution = loaded.execution
         self.routed = not full_depth and bool(routings_of(model))
         require_end(loaded.tokenizer, str(loaded.path))
-        mixed = "bfloat16" if loaded.precision == "bf16" else None
+        self.computes_in = loaded.precision
         super().__init__(
-            pretrained=model, tokenizer=loaded.tokenizer, mixed_precision_dtype=mixed, **settings
+            pretrained=model,
+            tokenizer=loaded.tokenizer,
+            mixed_precision_dtype=mixed_precision(loaded.precision),
+            **settings,
         )
         self.watch = RoutingWatch(model)
 
@@ -305,6 +314,7 @@ def run_tasks(
     full_depth: bool = False,
     budget: float | None = None,
     serve: str | None = None,
+    precision: Precision | None = None,
     execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
@@ -316,14 +326,14 @@ def run_tasks(
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
         shots: examples before each question, for all tasks or one number each. None: the task's own number.
-        full_depth, budget, serve, execution: see :class:`LayerrouteLM`.
+        full_depth, budget, serve, precision, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
         one_by_one: score one task after the other, and count the FLOPs that each takes. Default: tasks with as many
             shots share batches.
 
     Returns:
         ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
-        ``shots``, and ``routing``: rates by site over all that was scored, with ``executed_share``;
+        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``;
         with ``one_by_one`` also ``executed``: FLOPs of all forward passes by task.
 
     Raises:
@@ -335,6 +345,7 @@ def run_tasks(
         full_depth=full_depth,
         budget=budget,
         serve=serve,
+        precision=precision,
         execution=execution,
         device=device,
         batch_size=batch_size,
@@ -377,6 +388,7 @@ def run_tasks(
     return {
         "full_depth": full_depth,
         "execution": model.execution,
+        "precision": model.computes_in,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "shots": found["n-shot"],

@@ -137,7 +137,9 @@ def test_records_of_earlier_versions_keep_their_fingerprint() -> None:
     assert RecallData(config).fingerprint.startswith("2439d3e58185")
     harder = [{"noise": 0.5}, {"writes": 2}]
     found = {
-        RecallData(DataConfig(source="recall", recall=RecallConfig(pairs=4, **more), sequence_length=32)).fingerprint
+        RecallData(
+            DataConfig(source="recall", recall=RecallConfig(pairs=4, **more), sequence_length=32)
+        ).fingerprint
         for more in ({}, *harder)
     }
     assert len(found) == 3

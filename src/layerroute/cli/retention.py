@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of all matrix products (default: that of each run's training, fp32 for a router that was calibrated)",
     )
     add_serve(parser)
+    parser.add_argument(
+        "--equal-flops",
+        action="store_true",
+        help="also score the first run where it executes the FLOPs of each other one, task by task: it holds its rate, "
+        "and is asked for another",
+    )
     add_json(parser)
 
 
@@ -72,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score what is not scored yet, compare, print and write."""
     labels = _labels(arguments.runs)
     from layerroute.evaluation.retention import Scorer, base_of
-    from layerroute.lab.retention import Scores, retention
+    from layerroute.lab.retention import retention
 
     console = make_console(stderr=True)
     bases = {base_of(path) for path in arguments.runs}
@@ -102,16 +108,12 @@ def run(arguments: argparse.Namespace) -> int:
             "the runs were trained in bf16 and in fp32: say in which all are scored with --precision"
         )
     base = scorer.base(bases.pop(), precisions.pop())
-    first, *others = (
-        Scores(
-            label=scored.label,
-            skipped=scored.skipped,
-            values={_measure(key): numbers for key, numbers in scored.values.items()},
-            executed={_measure(key): flops for key, flops in scored.executed.items()},
-        )
-        for scored in (base, *models)
-    )
-    found = retention(first, others)
+    at_cost = [
+        scorer.at_cost_of(other, base, labels[0], arguments.runs[0])
+        for other in (models[1:] if arguments.equal_flops else [])
+    ]
+    first, *others = [_scores(scored) for scored in (base, *models)]
+    found = retention(first, others, dict(zip(labels[1:], map(_scores, at_cost), strict=False)))
     if arguments.out is not None:
         _write(arguments.out, found)
     if arguments.json:
@@ -124,6 +126,17 @@ def run(arguments: argparse.Namespace) -> int:
     if found.against_others:
         print_table(found.differences, out)
     return 0
+
+
+def _scores(scored: Any) -> Any:
+    from layerroute.lab.retention import Scores
+
+    return Scores(
+        label=scored.label,
+        skipped=scored.skipped,
+        values={_measure(key): numbers for key, numbers in scored.values.items()},
+        executed={_measure(key): flops for key, flops in scored.executed.items()},
+    )
 
 
 def _measure(key: str) -> tuple[str, str]:

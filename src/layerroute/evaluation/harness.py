@@ -21,7 +21,6 @@ from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError, require
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
-from layerroute.ops.flops import flop_counter
 from layerroute.precision import Device, Precision
 from layerroute.routing import RouteDecision, collect_decisions, routings_of
 from layerroute.skipping import find_router
@@ -185,7 +184,7 @@ class LayerrouteLM(HFLM):
         self.execution = loaded.execution
         self.routed = not full_depth and bool(routings_of(model))
         require_end(loaded.tokenizer, str(loaded.path))
-        self.computes_in = loaded.precision
+        self.loaded = loaded
         super().__init__(
             pretrained=model,
             tokenizer=loaded.tokenizer,
@@ -314,11 +313,9 @@ def run_tasks(
     full_depth: bool = False,
     budget: float | None = None,
     serve: str | None = None,
-    precision: Precision | None = None,
     execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
-    one_by_one: bool = False,
 ) -> dict[str, Any]:
     """Score a checkpoint on tasks of the harness.
 
@@ -326,15 +323,12 @@ def run_tasks(
         tasks: names known to the harness, and tasks made by ``local_task``.
         limit: documents of each task. None: all.
         shots: examples before each question, for all tasks or one number each. None: the task's own number.
-        full_depth, budget, serve, precision, execution: see :class:`LayerrouteLM`.
+        full_depth, budget, serve, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
-        one_by_one: score one task after the other, and count the FLOPs that each takes. Default: tasks with as many
-            shots share batches.
 
     Returns:
         ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
-        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``;
-        with ``one_by_one`` also ``executed``: FLOPs of all forward passes by task.
+        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
 
     Raises:
         UserError: a task that the harness does not know, or whose data cannot be had.
@@ -345,7 +339,6 @@ def run_tasks(
         full_depth=full_depth,
         budget=budget,
         serve=serve,
-        precision=precision,
         execution=execution,
         device=device,
         batch_size=batch_size,
@@ -358,24 +351,20 @@ def run_tasks(
         "samples": {},
         "n-shot": {},
     }
-    executed: dict[str, float] = {}
     try:
         # The harness knows one number of shots a call.
         together: dict[Any, list[int]] = {}
         for place, count in enumerate(each):
-            together.setdefault(place if one_by_one else count, []).append(place)
+            together.setdefault(count, []).append(place)
         for places in together.values():
-            with flop_counter() if one_by_one else contextlib.nullcontext() as counter:
-                part = score(
-                    model,
-                    [tasks[place] for place in places],
-                    limit=limit,
-                    shots=each[places[0]],
-                    bootstrap_iterations=bootstrap_iterations,
-                    manager=manager,
-                )
-            if counter is not None:
-                executed |= dict.fromkeys(part["samples"], float(counter.get_total_flops()))
+            part = score(
+                model,
+                [tasks[place] for place in places],
+                limit=limit,
+                shots=each[places[0]],
+                bootstrap_iterations=bootstrap_iterations,
+                manager=manager,
+            )
             for key, entries in found.items():
                 entries.update(part[key])
     finally:
@@ -388,14 +377,13 @@ def run_tasks(
     return {
         "full_depth": full_depth,
         "execution": model.execution,
-        "precision": model.computes_in,
+        "precision": model.loaded.precision,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "shots": found["n-shot"],
         "versions": found["versions"],
         "routing": routing,
         "samples": found["samples"],
-        **({"executed": executed} if one_by_one else {}),
     }
 
 

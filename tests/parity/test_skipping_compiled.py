@@ -36,6 +36,8 @@ def spy(call=graphs.Graphs.__call__):
 def ahead():
     return sum(map(len, graphs._ahead.values()))
 
+AHEAD = torch.__version__ >= "2.13"  # before, what comes of "aot_eager" is not compiled ahead of time
+
 def make(family="llama", backend="aot_eager", way="read", **skip):
     return compile_decoding(routed(family, **skip), backend=backend, way=way)
 
@@ -74,7 +76,7 @@ CASES = {
 for family in ("phi3", "gemma2", "gemma3_text", "granite", "qwen3_moe"):
     before = ahead()
     check(make(family), family)
-    assert ahead() > before and not graphs._refused, family
+    assert not AHEAD or ahead() > before and not graphs._refused, family
 """,
     "what is routed": """
 spy()
@@ -92,7 +94,7 @@ for rate in (0.0, 0.5, 1.0):
     with forced(model, random_choice(2, 14, 4, rate)):
         check(model, f"forced at {rate}")
 # A token alone, and one behind others that have waited: however many, in a graph or two.
-assert ahead() <= 3 and not graphs._refused, graphs._ahead
+assert not AHEAD or 0 < ahead() <= 3 and not graphs._refused, graphs._ahead
 spy()
 model = make(skip_path="identity", sink_tokens=0)
 ids, mask = padded(1, 9, 0)
@@ -115,7 +117,7 @@ for way in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sam
             with compilation_disabled(model):
                 outputs.append(model.generate(ids, **more, **way, cache_implementation="dynamic"))
     assert torch.equal(*outputs), way
-assert ahead() > 0
+assert not AHEAD or ahead() > 0
 before = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
 with router_disabled(model):
     off = model.generate(ids[:1, :3], max_new_tokens=4, do_sample=False, pad_token_id=0)
@@ -187,7 +189,7 @@ for refused in (False, True):  # without its caches torch does not compile ahead
     model = make()
     caches = [StaticCache(config=model.config, max_cache_len=16) for _ in range(2)]
     first = read()
-    assert bool(graphs._refused) == refused and bool(ahead()) != refused
+    assert not AHEAD or bool(graphs._refused) == refused and bool(ahead()) != refused
     layer = model.model.layers[0]
     layer.mlp.act_fn, plain = torch.nn.Tanh(), layer.mlp.act_fn  # a class
     assert not torch.equal(read(), first)

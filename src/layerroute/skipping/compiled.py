@@ -314,6 +314,8 @@ def compile_decoding(
         check_compiler(next(base.parameters()).device)
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
+    if hasattr(limits, "enable_aot_compile"):  # off by default in torch 2.11
+        limits.enable_aot_compile = True
     for index, layer in enumerate(decoder_stack(base)[1]):
         route_layer(router, index, layer)
     if router.steps is not None:

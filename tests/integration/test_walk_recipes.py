@@ -97,7 +97,9 @@ def small(home: Path, recipe: Recipe) -> dict[str, Any]:
         tokens = {"tokens_statistics": 512, "tokens_selection": 128, "tokens_search": 128}
         changes |= {f"start.{key}": value for key, value in tokens.items()}
         changes |= {"model.name": str(home / "model"), "skip.rank": 4, "adapt.lora_rank": 2}
-    elif recipe.data.source != "recall":  # those of recall are small as they are
+    elif recipe.data.source == "recall":  # small as they are, but for sequences of 16 times their length
+        changes |= {"data.recall.evaluation_multiples": [1, 2]}
+    else:
         changes |= {"model.hidden_size": 32, "model.num_attention_heads": 2}
         changes |= {"data.tokenizer": "bpe", "data.vocabulary_size": 300}
     return changes
@@ -109,11 +111,12 @@ def words(changes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def walk_study(home: Path, name: str, out: Path) -> int:
-    """Run a study with one seed and without its grid; what all its arms have small is laid over it."""
+    """Run a study with one seed and without grid and gate; what all its arms have small is laid over it."""
     plan = PLANS[name]
     file = shipped_folder() / f"{name}.yaml"
     tree = yaml.safe_load(file.read_text())
-    tree.pop("tune", None)
+    for part in ("tune", "gate"):
+        tree.pop(part, None)
     tree |= {"name": plan.config.name, "seeds": plan.config.seeds[:1]}
     arms = [{"recipe": arm} if isinstance(arm, str) else arm for arm in tree["arms"]]
     tree["arms"] = [{**arm, "recipe": str(file.parent / arm["recipe"])} for arm in arms]

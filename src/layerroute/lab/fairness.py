@@ -13,7 +13,8 @@ SAME_COST = 0.005
 SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
 """The rule in words, for captions."""
 
-
+SAME_BYTES = 0.05
+"""Bytes of caches read per token that are at most so far apart, as a share, are equal."""
 PARAMETER_TOLERANCE = 0.01
 RATE_TOLERANCE = 0.02
 NOISY = 1.15

@@ -53,8 +53,26 @@ def cost_shares(subject: Arm, rival: Arm) -> tuple[float | None, float | None]:
     return ours, theirs
 
 
+def cache_bytes(arm: Arm) -> float | None:
+    """Bytes of its caches that a token reads in inference; None where the records do not have them."""
+    return arm.mean("cache", "read_per_token")
+
+
 def unequal_cost(subject: Arm, rival: Arm) -> list[str]:
-    """What keeps two arms from equal cost, as at most one short phrase."""
+    """What keeps two arms from equal cost, as short phrases: executed FLOPs, and bytes read where both records tell."""
+    return [*_unequal_flops(subject, rival), *_unequal_bytes(subject, rival)]
+
+
+def _unequal_bytes(subject: Arm, rival: Arm) -> list[str]:
+    gap = relative(cache_bytes(subject), cache_bytes(rival))
+    return (
+        []
+        if gap is None or abs(gap) <= SAME_BYTES
+        else [f"{signed_percent(gap)} bytes of caches read per token"]
+    )
+
+
+def _unequal_flops(subject: Arm, rival: Arm) -> list[str]:
     ours, theirs = cost_shares(subject, rival)
     if same_cost(ours, theirs):
         return []

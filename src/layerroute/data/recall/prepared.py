@@ -40,6 +40,8 @@ class RecallData:
         for key, without in (("noise", None), ("writes", 1)):  # not in the fingerprints of older records
             if task[key] == without:
                 del task[key]
+        if task["curriculum"] is not None and task["curriculum"]["shortest"] is None:
+            del task["curriculum"]["shortest"]
         identity = [_FORMAT, task, self.config.sequence_length, self.config.split_seed]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -86,14 +88,17 @@ class RecallData:
         }
 
     def training_batch(self, batch: int, batches: int, *, rows: int, seed: int) -> tuple[Ids, Mask]:
-        """Batch ``batch`` of ``batches``: ids and answers, (rows, T) each; the curriculum decides on its pairs."""
+        """Batch ``batch`` of ``batches``: ids and answers, (rows, T) each; the curriculum decides on pairs and T."""
+        pairs = self.task.pairs_at(batch, batches)
+        longest = self.config.sequence_length
+        length = self.task.length_at(pairs, longest)
         return generate(
             self.task,
             rows,
-            self.config.sequence_length,
+            length,
             seed=f"train {self.config.split_seed} {seed} {batch}",
-            pairs=self.task.pairs_at(batch, batches),
-            queries=self._asked,
+            pairs=pairs,
+            queries=max(1, self._asked * length // longest),
         )
 
     def held_out(self, rows: int) -> tuple[Ids, Mask]:

@@ -42,13 +42,13 @@ def generate(
         UserError: T is too short for the task.
     """
     asked = config.asked(length) if queries is None else queries
-    least = config.least_length(asked)
+    count = config.pairs if pairs is None else pairs
+    least = config.least_length(asked, count if config.noise else None)
     if length < least:
         raise UserError(
             f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs {least} tokens"
         )
     draw = Draw(seed)
-    count = config.pairs if pairs is None else pairs
     if config.task == "mqar":
         return _mqar(config, draw, rows, length, count, asked)
     make = {"needle": _needle, "copying": _copying, "induction": _induction}[config.task]

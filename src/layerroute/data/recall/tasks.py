@@ -7,6 +7,7 @@ in every version.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,7 @@ def generate(
         )
     draw = Draw(seed)
     count = config.pairs if pairs is None else pairs
-    make = {"mqar": _mqar, "needle": _needle, "copying": _copying, "induction": _induction}[config.task]
-    return make(config, draw, rows, length, count)
+    return GENERATORS[config.task](config, draw, rows, length, count)
 
 
 class Draw:
@@ -139,4 +139,12 @@ def _haystack(config: RecallConfig, draw: Draw, rows: int, length: int) -> tuple
     return ids, np.zeros((rows, length), dtype=np.bool_)
 
 
-__all__ = ["END", "generate"]
+GENERATORS: dict[str, Callable[[RecallConfig, Draw, int, int, int], tuple[Ids, Mask]]] = {
+    "mqar": _mqar,
+    "needle": _needle,
+    "copying": _copying,
+    "induction": _induction,
+}
+"""By task: configuration, source of all randomness, rows, length and pairs; to ids and the mask of answers."""
+
+__all__ = ["END", "GENERATORS", "generate"]

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
-from layerroute.skipping import SkipConfig, add_router, save_router, skip_flops
+from layerroute.skipping import SkipConfig, add_router, get_router, save_router, skip_flops
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -112,3 +112,57 @@ def test_runs_are_held_against_their_base_and_against_each_other(
     assert "scoring" not in capsys.readouterr().err
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "scores").iterdir()} == kept
     assert json.loads((tmp_path / "retention.json").read_text()) == content
+
+
+def test_all_are_scored_in_one_precision(files: Path, tmp_path: Path) -> None:
+    """The base too: else rounding would pass for what routing costs."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        assert main([*command(files, "wide", out=out), "--precision", precision]) == 0
+        found[precision] = [
+            json.loads((out / "scores" / f"{name}.json").read_text()) for name in ("base", "wide")
+        ]
+        assert [one["precision"] for one in found[precision]] == [precision] * 2
+    for one, other in zip(*found.values(), strict=True):
+        assert one["values"]["words perplexity"] != other["values"]["words perplexity"]
+        assert one["values"]["words perplexity"] == pytest.approx(
+            other["values"]["words perplexity"], rel=0.05
+        )
+
+
+def test_the_first_is_served_at_the_flops_of_another(files: Path, tmp_path: Path) -> None:
+    """On questions long enough for a rate to be held, and with skips that cost nothing."""
+    draw = random.Random(1)
+    lines = [
+        json.dumps({"context": " ".join(draw.choices(WORDS, k=90)), "target": draw.choice(WORDS)})
+        for _ in range(8)
+    ]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    for name, sites, rate in (("routed", [2, 3, 4], 0.7), ("other", [2, 3], 0.6)):
+        model = AutoModelForCausalLM.from_pretrained(files / "model", dtype=torch.float32)
+        skip = SkipConfig(
+            layers=sites, router_layer=2, execution="sparse", skip_path="identity", serve="rate"
+        )
+        add_router(model, skip)
+        sharpen(model)
+        get_router(model).set_rate(rate)
+        save_router(model.eval(), tmp_path / name)
+    arguments = [
+        "retention", str(tmp_path / "routed"), str(tmp_path / "other"), "--tasks", str(tmp_path / "long.jsonl"),
+        "--data", str(files / "text.txt"), "--windows", "4", "--sequence-length", "96", "--out", str(tmp_path / "out"),
+        "--device", "cpu", "--batch-size", "2", "--equal-flops",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    content = json.loads((tmp_path / "out" / "retention.json").read_text())
+    name = "routed at the FLOPs of other"
+    assert set(content["skipped"]) == {"base", "routed", "other", name}
+    assert {(c["model"], c["against"]) for c in content["differences"]} == {(name, "other")}
+    for found in content["differences"]:
+        as_it_is = next(
+            c for c in content["retained"]
+            if (c["model"], c["task"], c["metric"]) == ("routed", found["task"], found["metric"])
+        )  # fmt: skip
+        assert abs(found["executed"] - found["executed_reference"]) < 0.005, found
+        assert abs(as_it_is["executed"] - found["executed_reference"]) > 0.01, as_it_is
+        assert not found["outcome"].startswith("no verdict")

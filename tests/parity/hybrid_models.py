@@ -20,6 +20,8 @@ MODES = {
     "random": {"routing": {"control": "random", "rate": 0.4}},
     "periodic": {"routing": {"control": "periodic", "rate": 0.4}},
     "static": {"routing": {"control": "static", "rate": 0.5}},
+    "oracle": {"routing": {"control": "oracle", "control_tokens": [1, 40]}},
+    "window": {"layer_pattern": ["gdn", "window", "window"], "window": 5},
     "mlp_threshold": {"routing": {"router": "mlp", "budget": "quantile", "rate": 0.3}},
     "held": {"serve": "rate", "routing": {"rate": 0.3}},
     "held_heads": {"serve": "rate", "granularity": "head", "context": "own_context"},

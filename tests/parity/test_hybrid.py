@@ -5,9 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
+from transformers.masking_utils import sliding_window_causal_mask_function
 
+from layerroute.data.configuration import DataConfig
+from layerroute.data.recall.configuration import FIRST_KEY, RecallConfig
+from layerroute.data.recall.prepared import RecallData
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridForCausalLM, forward_flops
+from layerroute.hybrid.mixers import SoftmaxMixer
 from layerroute.ops.flops import flop_counter
 from layerroute.routing import at_rate, executed, forced, routings_of, set_serve, table
 from tests.parity import contracts
@@ -175,7 +180,9 @@ def test_own_context_cache_holds_only_its_own_keys():
         assert out.past_key_values.layers[layer].keys.shape[2] == round(40 * rates[index].item())
 
 
-@pytest.mark.parametrize("mode", ["parallel", "head", "block", "sequential", "own_context", "mlp_threshold"])
+@pytest.mark.parametrize(
+    "mode", ["parallel", "head", "block", "sequential", "own_context", "mlp_threshold", "window"]
+)
 @pytest.mark.parametrize("time", [64, 200])
 def test_executed_flops_agree_with_the_analytic_number(mode, time):
     model = build(hidden_size=128, num_attention_heads=4, **MODES[mode])
@@ -183,6 +190,84 @@ def test_executed_flops_agree_with_the_analytic_number(mode, time):
         model(contracts.tokens(2, time, VOCABULARY), use_cache=False)
     expected = forward_flops(model.config, time).forward_per_token * 2 * time
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 500])
+@pytest.mark.parametrize("time", [63, 200])
+def test_a_window_gives_what_a_mask_gives(window, time, monkeypatch):
+    """Outputs and gradients of blocks against transformers' own mask over all keys."""
+    model = build(layer_pattern=["window", "gdn", "window"], window=window, num_key_value_heads=1)
+    ids = contracts.tokens(2, time, VOCABULARY)
+    sees = sliding_window_causal_mask_function(window)
+    index = torch.arange(time)
+    mask = sees(0, 0, index[:, None], index[None, :])
+
+    def masked(query, key, value, context, window):
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, enable_gqa=True
+        )
+        return output.transpose(1, 2)
+
+    results = []
+    for way in (SoftmaxMixer._see_window, masked):
+        monkeypatch.setattr(SoftmaxMixer, "_see_window", staticmethod(way))
+        model.zero_grad()
+        out = model(ids, labels=ids, use_cache=False)
+        out.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append({"logits": out.logits.detach(), **gradients})
+    for name, found in results[0].items():
+        contracts.assert_close(found, results[1][name], name)
+
+
+def test_a_window_changes_what_is_seen_and_what_is_computed():
+    wide, narrow = (build(layer_pattern=["gdn", "window"], window=window) for window in (600, 8))
+    narrow.load_state_dict(wide.state_dict())
+    full = build(layer_pattern=["gdn", "softmax"])
+    full.load_state_dict(wide.state_dict())
+    ids = contracts.tokens(1, 512, VOCABULARY)
+    flops = []
+    for model in (wide, narrow):
+        with torch.no_grad(), flop_counter() as counter:
+            model(ids, use_cache=False)
+        flops.append(counter.get_total_flops())
+    assert flops[1] < 0.8 * flops[0]
+    with torch.no_grad():
+        whole = full(ids).logits
+        contracts.assert_close(wide(ids).logits, whole, "a window that is never full")
+        contracts.assert_close(narrow(ids).logits[:, :8], whole[:, :8], "before the window is full")
+        assert (narrow(ids).logits[:, 8:] - whole[:, 8:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"layer_pattern": ["gdn", "window"]}, {"window": 4}, {"layer_pattern": ["window"], "window": 0}],
+)
+def test_windows_and_their_layers_go_together(settings):
+    with pytest.raises(UserError, match=r"model\.window is .*1 or more"):
+        build(**settings)
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+def test_the_oracle_routes_what_the_labels_of_a_recall_task_count(writes):
+    recall = RecallConfig(pairs=5, keys=8, values=9, noise=0.5, writes=writes)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=96))
+    tokens = [FIRST_KEY, FIRST_KEY + recall.keys]
+    routing = {"control": "oracle", "control_tokens": tokens, "control_after": writes}
+    model = build(vocab_size=data.vocabulary_size, routing=routing)
+    ids, answers = (torch.from_numpy(part) for part in data.validation(4))
+    with torch.no_grad():
+        choice = model(ids).decision.choice
+    assert torch.equal(choice[:, :-1, 0] == 1, answers[:, 1:])
+    assert torch.equal(choice[..., 0], choice[..., 1])
+
+
+def test_the_oracle_is_told_or_refused():
+    with pytest.raises(UserError, match=r"control_tokens goes with routing\.control: oracle"):
+        build(routing={"control": "oracle"})
+    model = build(**MODES["oracle"])
+    with pytest.raises(UserError, match="oracle needs token ids"):
+        model(inputs_embeds=torch.zeros(1, 3, 32))
 
 
 @pytest.mark.parametrize("estimator", ["gumbel_st", "sigmoid_st", "selected", "soft"])

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.argument_types import at_least
-from layerroute.cli.arguments import add_device, add_json, add_tasks, add_text_field, add_window_sizes
+from layerroute.cli.arguments import (
+    add_device,
+    add_json,
+    add_serve,
+    add_tasks,
+    add_text_field,
+    add_window_sizes,
+)
 from layerroute.cli.output import folder, make_console, print_json
 from layerroute.errors import UserError
 
@@ -52,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write retention.json, retention.csv, retention.md and the scores",
     )
     add_device(parser)
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp32"],
+        help="of all matrix products (default: that of each run's training, fp32 for a router that was calibrated)",
+    )
+    add_serve(parser)
+    parser.add_argument(
+        "--equal-flops",
+        action="store_true",
+        help="also score the first run where it executes the FLOPs of each other one, task by task: it holds its rate, "
+        "and is asked for another",
+    )
     add_json(parser)
 
 
@@ -59,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score what is not scored yet, compare, print and write."""
     labels = _labels(arguments.runs)
     from layerroute.evaluation.retention import Scorer, base_of
-    from layerroute.lab.retention import Scores, retention
+    from layerroute.lab.retention import retention
 
     console = make_console(stderr=True)
     bases = {base_of(path) for path in arguments.runs}
@@ -77,21 +96,24 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         shots=arguments.shots,
         device=None if arguments.device == "auto" else arguments.device,
+        precision=arguments.precision,
+        serve=arguments.serve,
         folder=None if arguments.out is None else arguments.out / "scores",
         tell=console.print,
     )
-    base = scorer.base(bases.pop())
     models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
-    first, *others = (
-        Scores(
-            label=scored.label,
-            skipped=scored.skipped,
-            values={_measure(key): numbers for key, numbers in scored.values.items()},
-            executed={_measure(key): flops for key, flops in scored.executed.items()},
+    precisions = {scored.precision for scored in models}
+    if len(precisions) > 1:
+        raise UserError(
+            "the runs were trained in bf16 and in fp32: say in which all are scored with --precision"
         )
-        for scored in (base, *models)
-    )
-    found = retention(first, others)
+    base = scorer.base(bases.pop(), precisions.pop())
+    at_cost = [
+        scorer.at_cost_of(other, base, labels[0], arguments.runs[0])
+        for other in (models[1:] if arguments.equal_flops else [])
+    ]
+    first, *others = [_scores(scored) for scored in (base, *models)]
+    found = retention(first, others, dict(zip(labels[1:], map(_scores, at_cost), strict=False)))
     if arguments.out is not None:
         _write(arguments.out, found)
     if arguments.json:
@@ -104,6 +126,17 @@ def run(arguments: argparse.Namespace) -> int:
     if found.against_others:
         print_table(found.differences, out)
     return 0
+
+
+def _scores(scored: Any) -> Any:
+    from layerroute.lab.retention import Scores
+
+    return Scores(
+        label=scored.label,
+        skipped=scored.skipped,
+        values={_measure(key): numbers for key, numbers in scored.values.items()},
+        executed={_measure(key): flops for key, flops in scored.executed.items()},
+    )
 
 
 def _measure(key: str) -> tuple[str, str]:

@@ -16,7 +16,8 @@ DESCRIPTION = """\
 Run a study: every arm with every seed, or a sweep, each run as `layerroute train` would run it. Runs are shared by the
 workers here, and by those of every machine where the same command is given with the same --storage. Finished runs are
 skipped, runs of dead workers are tried again from their newest checkpoint, failures are told and kept. Ends with the
-report."""
+report. A study with a gate runs the trials of the arms that the gate names first, and stops there if their task
+cannot tell arms apart."""
 EPILOG = """\
 examples:
   layerroute study recipes/attention_routing/recall.yaml --workers 2
@@ -24,8 +25,8 @@ examples:
   layerroute study study.yaml --storage postgresql://me@host/studies --out /shared/study
 
 Any recipe key can be set for all arms: --train.max_steps 50. Exit codes: 0 all runs completed, 1 some failed
-(study.json says which, and why), 2 bad input, 130 interrupted by Ctrl-C, 143 by SIGTERM; the same command
-then goes on."""
+or the gate is not passed (study.json says which, and why), 2 bad input, 130 interrupted by Ctrl-C, 143 by SIGTERM; the
+same command then goes on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +109,11 @@ def _report(session: Any, summary: dict[str, Any], console: Any) -> int:
     for edge in summary["at_the_edge"]:
         console.print(f"chosen at the edge of the grid: {edge}; a wider grid may serve it better")
     failed = summary["counts"]["failed"] > 0 or None in summary["chosen"].values()
+    gate = summary.get("gate")
+    if gate is not None:
+        print(f"layerroute: {gate['verdict']}", file=sys.stderr)
+        if not gate["passed"]:
+            return 1
     if summary["counts"]["completed"] == 0:
         return 1
     try:
@@ -128,6 +134,8 @@ def _print_plan(plan: Any) -> int:
         sweep = plan.config.sweep
         print(f"{sweep.trials} trials of {len(plan.config.seeds)} runs in each of {', '.join(plan.variants)}")
     elif plan.config.tune is not None:
+        if plan.gated:
+            print("then, if the gate is passed, the trials of the other arms")
         seeds = ", ".join(map(str, plan.config.seeds))
         for name in plan.variants:
             print(f"runs/{name}-seed{{{seeds}}}  with what its trials choose")

@@ -21,8 +21,7 @@ from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError, require
 from layerroute.evaluation.loading import load_model
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
-from layerroute.ops.flops import flop_counter
-from layerroute.precision import Device
+from layerroute.precision import Device, Precision
 from layerroute.routing import RouteDecision, collect_decisions, routings_of
 from layerroute.skipping import find_router
 from layerroute.skipping.layer import RoutedLayer
@@ -141,6 +140,11 @@ def _before_padding(ids: Tensor) -> Tensor:
     return real
 
 
+def mixed_precision(precision: str) -> str | None:
+    """A precision (``bf16`` or ``fp32``) in the harness's words."""
+    return "bfloat16" if precision == "bf16" else None
+
+
 @register_model("layerroute")
 class LayerrouteLM(HFLM):
     """A hybrid model or a pretrained model with a router, as the harness wants its models.
@@ -148,7 +152,7 @@ class LayerrouteLM(HFLM):
     Args:
         pretrained: run, saved model or router folder, as ``load_model`` takes it.
         full_depth: switch a layer router off: the base model's own scores, by the same path.
-        budget, serve: see ``load_model``.
+        budget, serve, precision: see ``load_model``.
         execution: ``auto``, ``sparse`` or ``masked``; default as the model's configuration says.
         device: ``auto``, ``cpu`` or ``cuda``.
         settings: further arguments of the harness's ``HFLM`` (``batch_size``, ``max_length``, …).
@@ -165,12 +169,13 @@ class LayerrouteLM(HFLM):
         full_depth: bool = False,
         budget: float | None = None,
         serve: str | None = None,
+        precision: Precision | None = None,
         execution: str | None = None,
         device: str | None = None,
         **settings: Any,
     ) -> None:
         target: Device = "cpu" if device == "cpu" else "cuda" if str(device).startswith("cuda") else "auto"
-        loaded = load_model(pretrained, device=target, budget=budget, serve=serve)
+        loaded = load_model(pretrained, device=target, precision=precision, budget=budget, serve=serve)
         model = loaded.model
         if full_depth:
             loaded.switch_router_off()
@@ -179,9 +184,12 @@ class LayerrouteLM(HFLM):
         self.execution = loaded.execution
         self.routed = not full_depth and bool(routings_of(model))
         require_end(loaded.tokenizer, str(loaded.path))
-        mixed = "bfloat16" if loaded.precision == "bf16" else None
+        self.loaded = loaded
         super().__init__(
-            pretrained=model, tokenizer=loaded.tokenizer, mixed_precision_dtype=mixed, **settings
+            pretrained=model,
+            tokenizer=loaded.tokenizer,
+            mixed_precision_dtype=mixed_precision(loaded.precision),
+            **settings,
         )
         self.watch = RoutingWatch(model)
 
@@ -308,7 +316,6 @@ def run_tasks(
     execution: str | None = None,
     device: str | None = None,
     bootstrap_iterations: int = 1000,
-    one_by_one: bool = False,
 ) -> dict[str, Any]:
     """Score a checkpoint on tasks of the harness.
 
@@ -318,13 +325,10 @@ def run_tasks(
         shots: examples before each question, for all tasks or one number each. None: the task's own number.
         full_depth, budget, serve, execution: see :class:`LayerrouteLM`.
         bootstrap_iterations: for the harness's standard errors.
-        one_by_one: score one task after the other, and count the FLOPs that each takes. Default: tasks with as many
-            shots share batches.
 
     Returns:
         ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
-        ``shots``, and ``routing``: rates by site over all that was scored, with ``executed_share``;
-        with ``one_by_one`` also ``executed``: FLOPs of all forward passes by task.
+        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
 
     Raises:
         UserError: a task that the harness does not know, or whose data cannot be had.
@@ -347,24 +351,20 @@ def run_tasks(
         "samples": {},
         "n-shot": {},
     }
-    executed: dict[str, float] = {}
     try:
         # The harness knows one number of shots a call.
         together: dict[Any, list[int]] = {}
         for place, count in enumerate(each):
-            together.setdefault(place if one_by_one else count, []).append(place)
+            together.setdefault(count, []).append(place)
         for places in together.values():
-            with flop_counter() if one_by_one else contextlib.nullcontext() as counter:
-                part = score(
-                    model,
-                    [tasks[place] for place in places],
-                    limit=limit,
-                    shots=each[places[0]],
-                    bootstrap_iterations=bootstrap_iterations,
-                    manager=manager,
-                )
-            if counter is not None:
-                executed |= dict.fromkeys(part["samples"], float(counter.get_total_flops()))
+            part = score(
+                model,
+                [tasks[place] for place in places],
+                limit=limit,
+                shots=each[places[0]],
+                bootstrap_iterations=bootstrap_iterations,
+                manager=manager,
+            )
             for key, entries in found.items():
                 entries.update(part[key])
     finally:
@@ -377,13 +377,13 @@ def run_tasks(
     return {
         "full_depth": full_depth,
         "execution": model.execution,
+        "precision": model.loaded.precision,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "shots": found["n-shot"],
         "versions": found["versions"],
         "routing": routing,
         "samples": found["samples"],
-        **({"executed": executed} if one_by_one else {}),
     }
 
 

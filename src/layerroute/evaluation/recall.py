@@ -13,14 +13,16 @@ from layerroute.evaluation.perplexity import evaluate
 from layerroute.objectives.language_model import IGNORE
 
 
-def distances(ids: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """How many tokens before each answer its key stood first, (N, T); 0 where there is no answer.
+def distances(ids: np.ndarray, answers: np.ndarray, *, writes: int = 1) -> np.ndarray:
+    """How many tokens before each answer its key was told, (N, T); 0 where there is no answer.
 
-    The token before an answer is its key. In copying it is the value before it, whose first appearance counts.
+    The token before an answer is its key, whose first appearance counts, or that of number ``writes`` where keys are
+    told several times. In copying it is the value before it.
     """
     found = np.zeros(ids.shape, dtype=np.int64)
     for row, place in zip(*np.nonzero(answers), strict=True):
-        found[row, place] = place - 1 - int(np.argmax(ids[row, :place] == ids[row, place - 1]))
+        told = np.flatnonzero(ids[row, :place] == ids[row, place - 1])
+        found[row, place] = place - 1 - int(told[writes - 1])
     return found
 
 
@@ -72,7 +74,7 @@ def recall_by_distance(
 ) -> list[dict[str, Any]]:
     """Accuracy by the distance of key and question, in doubling ranges, at the length of training."""
     ids, answers = data.validation(rows)
-    far = distances(ids, answers)
+    far = distances(ids, answers, writes=data.task.writes)
     right = np.zeros(ids.shape, dtype=np.bool_)
     device = next(model.parameters()).device
     was_training = model.training

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,24 +14,37 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.evaluation.compute import layers_run
-from layerroute.evaluation.harness import HFLM, require_end, run_tasks, score
+from layerroute.evaluation.harness import (
+    HFLM,
+    LayerrouteLM,
+    mixed_precision,
+    require_end,
+    score,
+    task_manager,
+)
 from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_tasks
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.ops.flops import flop_counter
-from layerroute.skipping import load_pretrained
+from layerroute.precision import Device, Precision
+from layerroute.skipping import get_router, load_pretrained, router_disabled
 from layerroute.skipping.storage import DESCRIPTION, base_source
 
 BASE = "base"
 TEXT = "text"
 PERPLEXITY = "perplexity"
 _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
-_SCORED_BY = 2  # part of what kept scores are known by: raise it when the same question gets another answer
+_PROBED, _PROBES = 64, 6  # documents on which a rate is sought, and how often
+_MOST = 0.99  # a rate of 0 or 1 is not held
+_NEAR = 0.002  # shares of FLOPs: well within what counts as equal
+_SCORED_BY = 3  # part of what kept scores are known by: raise it when the same question gets another answer
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
-Made = tuple[float | None, Values, dict[str, float]]
-"""Share of routed compute that was skipped, values, and FLOPs by the keys of the values."""
+Work = Callable[[int | None], tuple[Values, float]]
+"""Scores so many documents (None: all that were asked for); their values, and the FLOPs that it took."""
+Made = tuple[float | None, Values, dict[str, float], str]
+"""Share of routed compute that was skipped, values, FLOPs by the keys of the values, and the precision."""
 
 
 class Scored(NamedTuple):
@@ -37,12 +52,14 @@ class Scored(NamedTuple):
 
     ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base. ``executed``: by the keys
     of ``values``, the FLOPs of all forward passes that scored it, as ``ops.flops.flop_counter`` sees them.
+    ``precision``: ``bf16`` or ``fp32``, in which it computed.
     """
 
     label: str
     skipped: float | None
     values: Values
     executed: dict[str, float]
+    precision: str
 
 
 class Scorer:
@@ -54,6 +71,8 @@ class Scorer:
         text_field: key or column of the text in records.
         limit: documents of each task; None: all.
         windows, length: of the text: how many, and of how many tokens.
+        precision: of all routed models; None: each in that of its training.
+        serve: see ``load_model``.
         folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
         tell: is told what is done next.
     """
@@ -70,6 +89,8 @@ class Scorer:
         batch_size: int = 8,
         shots: int | None = None,
         device: str | None = None,
+        precision: Precision | None = None,
+        serve: str | None = None,
         folder: Path | None = None,
         tell: Callable[[str], None] = lambda words: None,
     ) -> None:
@@ -78,100 +99,163 @@ class Scorer:
         self.tasks, self.text, self.limit, self.text_field = list(tasks), list(text), limit, text_field
         self.windows, self.length, self.batch_size = windows, length, batch_size
         self.shots, self.device, self.folder, self.tell = shots, device, folder, tell
+        self.precision, self.serve = precision, serve
+        self._skipped_of_text: float | None = None
 
-    def base(self, name: str) -> Scored:
+    def base(self, name: str, precision: str) -> Scored:
         """The pretrained model itself: no router, no adapter; by the harness's own class."""
 
         def make() -> Made:
+            _ = self._manager
             model, tokenizer = load_pretrained(name, dtype=torch.float32)
             target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
             model.to(target)  # type: ignore[arg-type]
+            loaded = LoadedModel(
+                model=model, tokenizer=tokenizer, path=Path(name), record=None, precision=precision
+            )
+            harness = None
             if self.tasks:
                 require_end(tokenizer, name)
-            found: Values = {}
-            flops: dict[str, float] = {}
-            if self.text:
-                loaded = LoadedModel(
-                    model=model, tokenizer=tokenizer, path=Path(name), record=None, precision="fp32"
+                harness = HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=self.batch_size,
+                    mixed_precision_dtype=mixed_precision(precision),
                 )
-                _, losses, executed = self._perplexity(loaded)
-                found |= losses
-                flops |= executed
-            if self.tasks:
-                wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size)
-                for task in self._tasks():
-                    with flop_counter() as counter:
-                        result = score(
-                            wrapped, [task], limit=self.limit, shots=self.shots, bootstrap_iterations=10
-                        )
-                    scores = by_document(result["samples"])
-                    found |= scores
-                    flops |= dict.fromkeys(scores, float(counter.get_total_flops()))
-            return 0.0, found, flops
+            values, executed = self._all(self._works(loaded, harness))
+            return 0.0, values, executed, precision
 
-        return self._kept(BASE, name, make)
+        return self._kept(BASE, name, make, precision)
 
     def routed(self, label: str, checkpoint: Path) -> Scored:
         """A run of layer skipping, or a router folder."""
 
         def make() -> Made:
-            skipped: float | None = None
-            found: Values = {}
-            flops: dict[str, float] = {}
-            if self.text:
-                device = "cpu" if self.device == "cpu" else "auto"
-                loaded = load_model(checkpoint, device=device)  # type: ignore[arg-type]
-                skipped, losses, executed = self._perplexity(loaded)
-                found |= losses
-                flops |= executed
-            if self.tasks:
-                result = run_tasks(
-                    checkpoint,
-                    self._tasks(),
-                    batch_size=self.batch_size,
-                    limit=self.limit,
+            loaded, harness = self._load(checkpoint, self.serve)
+            values, executed = self._all(self._works(loaded, harness))
+            return self._skipped(harness), values, executed, loaded.precision
+
+        return self._kept(label, str(checkpoint), make, self.precision, self.serve)
+
+    def at_cost_of(self, other: Scored, base: Scored, label: str, checkpoint: Path) -> Scored:
+        """A router where it executes as many FLOPs as ``other`` did, task by task.
+
+        It holds its rate. What rate that is to be is found on the first documents of each task.
+        """
+
+        def make() -> Made:
+            loaded, harness = self._load(checkpoint, "rate")
+            router = get_router(loaded.model)
+            held = torch.cat([routing.rate for routing in router.all_routings()])
+            skip = 1.0 - float(held.mean())
+            values: Values = {}
+            executed: dict[str, float] = {}
+            few = min(_PROBED, self.limit or _PROBED)
+            for work in self._works(loaded, harness):
+                with nullcontext() if harness is None else harness.watch.holding():
+                    with router_disabled(loaded.model):
+                        of_few, whole = work(few)
+                    key = next(iter(of_few))
+                    wanted = 1.0 - other.executed[key] / base.executed[key]
+                    before, tried = (0.0, 0.0), []
+                    for _ in range(_PROBES):
+                        router.set_rate(1.0 - skip)
+                        tried.append((skip, 1.0 - work(few)[1] / whole))
+                        saved = tried[-1][1]
+                        if abs(saved - wanted) < _NEAR or skip == before[0]:
+                            break
+                        slope = (saved - before[1]) / (skip - before[0])
+                        before = tried[-1]
+                        skip = _MOST if slope <= 0.0 else skip + (wanted - saved) / slope
+                        skip = min(_MOST, max(1.0 - _MOST, skip))
+                skip = min(tried, key=lambda one: abs(one[1] - wanted))[0]
+                router.set_rate(1.0 - skip)
+                found, flops = work(self.limit)
+                values |= found
+                executed |= dict.fromkeys(found, flops)
+            return self._skipped(harness), values, executed, loaded.precision
+
+        like = json.dumps([other.executed, base.executed], sort_keys=True)
+        name = f"{label} at the FLOPs of {other.label}"
+        return self._kept(name, str(checkpoint), make, self.precision, like)
+
+    def _load(self, checkpoint: Path, serve: str | None) -> tuple[LoadedModel, LayerrouteLM | None]:
+        _ = self._manager  # data that cannot be had is told before a model is loaded
+        device: Device = "cpu" if self.device == "cpu" else "auto"
+        if not self.tasks:
+            return load_model(checkpoint, device=device, precision=self.precision, serve=serve), None
+        harness = LayerrouteLM(
+            checkpoint, serve=serve, precision=self.precision, device=self.device, batch_size=self.batch_size
+        )
+        return harness.loaded, harness
+
+    def _works(self, loaded: LoadedModel, harness: HFLM | None) -> list[Work]:
+        """What scores so many windows of the text, and so many documents of each task."""
+
+        def text(windows: int | None) -> tuple[Values, float]:
+            batches = text_batches(
+                loaded.tokenizer,
+                read_texts(self.text, self.text_field),
+                length=self.length,
+                batch_size=self.batch_size,
+                limit=self.windows if windows is None else min(windows, self.windows),
+            )
+            with flop_counter() as counter:
+                result = evaluate(loaded.model, batches, precision=loaded.in_precision)
+            layers = layers_run(loaded.model, result.routing)
+            self._skipped_of_text = None if layers is None else layers.skipped
+            return {f"{TEXT} {PERPLEXITY}": result.window_losses}, float(counter.get_total_flops())
+
+        def task(one: Any, documents: int | None) -> tuple[Values, float]:
+            limit = self.limit if documents is None else documents
+            with flop_counter() as counter:
+                result = score(
+                    harness,
+                    [one],
+                    limit=limit,
                     shots=self.shots,
-                    device=self.device,
                     bootstrap_iterations=10,
-                    one_by_one=True,
+                    manager=self._manager,
                 )
-                if result["routing"] is not None:
-                    skipped = 1.0 - result["routing"]["cost_weighted_rate"]
-                for task, samples in result["samples"].items():
-                    scores = by_document({task: samples})
-                    found |= scores
-                    flops |= dict.fromkeys(scores, result["executed"][task])
-            return skipped, found, flops
+            return by_document(result["samples"]), float(counter.get_total_flops())
 
-        return self._kept(label, str(checkpoint), make)
+        return [*([text] if self.text else []), *(partial(task, one) for one in self._made_tasks)]
 
-    def _tasks(self) -> list[Any]:
+    @staticmethod
+    def _all(works: Sequence[Work]) -> tuple[Values, dict[str, float]]:
+        values: Values = {}
+        executed: dict[str, float] = {}
+        for work in works:
+            found, flops = work(None)
+            values |= found
+            executed |= dict.fromkeys(found, flops)
+        return values, executed
+
+    def _skipped(self, harness: HFLM | None) -> float | None:
+        """Share of routed compute that was skipped: of the tasks, or else of the text."""
+        if not isinstance(harness, LayerrouteLM):
+            return self._skipped_of_text
+        routing = harness.routing()
+        return None if routing is None else 1.0 - routing.cost_weighted_rate
+
+    @cached_property
+    def _made_tasks(self) -> list[Any]:
         return make_tasks(self.tasks)
 
-    def _perplexity(self, loaded: LoadedModel) -> Made:
-        batches = text_batches(
-            loaded.tokenizer,
-            read_texts(self.text, self.text_field),
-            length=self.length,
-            batch_size=self.batch_size,
-            limit=self.windows,
-        )
-        with flop_counter() as counter:
-            result = evaluate(loaded.model, batches, precision=loaded.in_precision)
-        layers, key = layers_run(loaded.model, result.routing), f"{TEXT} {PERPLEXITY}"
-        skipped = None if layers is None else layers.skipped
-        return skipped, {key: result.window_losses}, {key: float(counter.get_total_flops())}
+    @cached_property
+    def _manager(self) -> Any:
+        return task_manager(self._made_tasks)
 
-    def _kept(self, label: str, model: str, make: Callable[[], Made]) -> Scored:
+    def _kept(self, label: str, model: str, make: Callable[[], Made], *settings: str | None) -> Scored:
         file = None if self.folder is None else self.folder / f"{_file_name(label)}.json"
-        asked = self._asked(model)
+        asked = self._asked(model, settings)
         content: dict[str, Any] | None = None
         if file is not None and file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
         # Scores of earlier versions, without FLOPs, are made anew: nothing could be said by them.
         if content is None or content.get("asked") != asked or "executed" not in content:
             self.tell(f"scoring {label}")
-            skipped, values, executed = make()
+            skipped, values, executed, computed = make()
             content = {
                 "label": label,
                 "model": model,
@@ -179,13 +263,14 @@ class Scorer:
                 "skipped": skipped,
                 "values": values,
                 "executed": executed,
+                "precision": computed,
             }
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return Scored(label, content["skipped"], content["values"], content["executed"])
+        return Scored(label, content["skipped"], content["values"], content["executed"], content["precision"])
 
-    def _asked(self, model: str) -> str:
+    def _asked(self, model: str, settings: Sequence[str | None]) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""
         parts: list[Any] = [
             _SCORED_BY,
@@ -195,6 +280,7 @@ class Scorer:
             self.length,
             self.shots,
             self.text_field,
+            *settings,
         ]
         for name in [*self.tasks, *self.text]:
             path = Path(name)

@@ -63,9 +63,19 @@ class TokenContext:
         """Padding among cached and new tokens. Reading it the first time copies the mask to the CPU."""
         return Padding() if self.key_valid is None else Padding.of(self.key_valid)
 
-    def sight(self, index: TokenIndex, keys: int, heads: int = 1) -> Sight:
+    @cached_property
+    def everyone(self) -> TokenIndex:
+        """All new tokens."""
+        on_host = torch.arange(self.positions.numel())
+        device = self.positions.device
+        here = on_host if device.type == "cpu" else on_host.to(device, non_blocking=True)
+        return TokenIndex.of(here, on_host, self.positions.shape[1])
+
+    def sight(self, index: TokenIndex, keys: int, heads: int = 1, window: int | None = None) -> Sight:
         """What gathered tokens see of ``keys`` cached and new ones; with ``heads`` the index is over row and head."""
-        return sight_of(index, self.padding, keys, past=self.past, documents=self.document_ids, heads=heads)
+        return sight_of(
+            index, self.padding, keys, past=self.past, window=window, documents=self.document_ids, heads=heads
+        )
 
     def own_mask(self, member: Bool[Tensor, "B T M"]) -> Bool[Tensor, "B M T T"]:
         """Among the new tokens: causal, the key is a member (or the token itself), of the same document."""

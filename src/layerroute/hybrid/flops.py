@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
-from layerroute.ops.routed_attention import share_of_keys
+from layerroute.ops.routed_attention import share_of_keys, window_keys
 from layerroute.routing.routers import router_flops
 
 
@@ -47,12 +47,13 @@ class FlopsReport:
         return asdict(self)
 
 
-def softmax_flops(config: HybridConfig, context_length: int) -> float:
-    """One softmax mixer, per token."""
+def softmax_flops(config: HybridConfig, context_length: int, window: int | None = None) -> float:
+    """One softmax mixer, per token; over a ``window`` only the keys that are read."""
     assert config.head_dim is not None and config.num_key_value_heads is not None
     inner, shared = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     projections = 2 * config.hidden_size * (2 * inner + 2 * shared)
-    return projections + 4 * context_length * inner
+    keys = context_length if window is None else window_keys(context_length, window)
+    return projections + 4 * keys * inner
 
 
 def gdn_flops(config: HybridConfig, context_length: int) -> float:
@@ -104,6 +105,7 @@ def forward_flops(config: HybridConfig, context_length: int) -> FlopsReport:
     parts = {
         "gdn": pattern.count("gdn") * gdn,
         "softmax": pattern.count("softmax") * softmax,
+        "window": pattern.count("window") * softmax_flops(config, context_length, config.window),
         "routed gdn": routed * gdn,
         "routed softmax": routed * softmax,
         "mlp": (len(pattern) + (routed if in_block else 0)) * mlp,

@@ -12,7 +12,7 @@ from layerroute.routing.execution import EXECUTIONS
 from layerroute.routing.module import RoutingConfig
 from layerroute.routing.serving import SERVES, check_serve
 
-LAYER_KINDS = ("gdn", "softmax", "routed")
+LAYER_KINDS = ("gdn", "softmax", "window", "routed")
 PATHS = ("gdn", "softmax")
 CHOICES = {
     "router_mode": ("parallel", "sequential"),
@@ -23,7 +23,12 @@ CHOICES = {
     "serve": SERVES,
 }
 # transformers builds the right cache layer for each of these names.
-_CACHE_KINDS = {"gdn": "linear_attention", "softmax": "full_attention", "routed": "hybrid"}
+_CACHE_KINDS = {
+    "gdn": "linear_attention",
+    "softmax": "full_attention",
+    "window": "full_attention",
+    "routed": "hybrid",
+}
 
 
 @strict
@@ -33,8 +38,11 @@ class HybridConfig(PreTrainedConfig):
     Attributes:
         vocab_size: entries of the vocabulary. Default 50,257 (GPT-2).
         hidden_size: D. Default 768.
-        layer_pattern: one of ``gdn``, ``softmax``, ``routed`` for each layer, of any length. Default
-            ``[gdn, routed, routed, softmax]``, the original experiment.
+        layer_pattern: one of ``gdn``, ``softmax``, ``window``, ``routed`` for each layer, of any length. Default
+            ``[gdn, routed, routed, softmax]``, the original experiment. ``window`` is softmax attention that sees the
+            last ``window`` tokens alone.
+        window: tokens that a ``window`` layer sees, the token itself among them. Older keys stay in the cache and are
+            not read.
         num_attention_heads: H; must divide ``hidden_size``. Default 12.
         num_key_value_heads: heads of K and V of softmax attention (grouped queries). Default H.
         head_dim: of softmax heads and of GDN keys. Default ``hidden_size / H`` (64).
@@ -80,6 +88,7 @@ class HybridConfig(PreTrainedConfig):
     vocab_size: int = 50257
     hidden_size: int = 768
     layer_pattern: list[str] | None = None
+    window: int | None = None
     num_attention_heads: int = 12
     num_key_value_heads: int | None = None
     head_dim: int | None = None
@@ -134,12 +143,19 @@ class HybridConfig(PreTrainedConfig):
     def _check(self) -> None:
         pattern = self.layer_pattern or []
         if not pattern:
-            raise UserError("model.layer_pattern is empty; give at least one of gdn, softmax, routed")
+            raise UserError("model.layer_pattern is empty; give at least one of gdn, softmax, window, routed")
         for kind in pattern:
             if kind not in LAYER_KINDS:
                 raise UserError(
                     f"model.layer_pattern: unknown layer {kind!r}.{nearest(str(kind), LAYER_KINDS)}"
                 )
+        if ("window" in pattern) != (self.window is not None) or (
+            self.window is not None and self.window < 1
+        ):
+            raise UserError(
+                f"model.window is {self.window}; it is the number of tokens that `window` layers see, 1 or more, and "
+                f"model.layer_pattern has {pattern.count('window') or 'none'} of them"
+            )
         for key, valid in CHOICES.items():
             if getattr(self, key) not in valid:
                 value = getattr(self, key)

@@ -18,6 +18,7 @@ from layerroute.ops.tokens import TokenIndex
 MIXERS: dict[str, type[GatedDeltaMixer] | type[SoftmaxMixer]] = {
     "gdn": GatedDeltaMixer,
     "softmax": SoftmaxMixer,
+    "window": SoftmaxMixer,
 }
 
 

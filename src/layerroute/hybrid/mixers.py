@@ -20,18 +20,19 @@ from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
-from layerroute.ops.routed_attention import Intervals, attend_spans, intervals
+from layerroute.ops.routed_attention import WINDOW_BLOCK, BlockPlan, Intervals, attend_spans, intervals
 from layerroute.ops.tokens import TokenIndex
 
 
 class SoftmaxMixer(nn.Module):
-    """Causal softmax attention with rotary positions and optional grouped queries."""
+    """Causal softmax attention with rotary positions and optional grouped queries; ``window`` layers see a window."""
 
     def __init__(self, config: HybridConfig, layer: int) -> None:
         super().__init__()
         assert config.head_dim is not None and config.num_key_value_heads is not None
         self.layer, self.head_dim = layer, config.head_dim
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.window = config.window if (config.layer_pattern or [])[layer] == "window" else None
         inner, shared = self.heads * self.head_dim, self.key_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
@@ -54,20 +55,40 @@ class SoftmaxMixer(nn.Module):
         if member is None:
             if context.cache is not None:
                 key, value = context.cache.update(key, value, self.layer)
-            mask = context.attention_mask(key.shape[2])
+            mask = None if self.window else context.attention_mask(key.shape[2])
         else:
             key, value, mask = self._own_keys(key, value, context, member)
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and query.shape[2] > 1,
-            enable_gqa=self.key_heads != self.heads,
-        ).transpose(1, 2)
+        if self.window:
+            output = self._see_window(query, key, value, context, self.window)
+        else:
+            output = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None and query.shape[2] > 1,
+                enable_gqa=self.key_heads != self.heads,
+            ).transpose(1, 2)
         if head_gate is not None:
             output = output * head_gate.unsqueeze(-1).to(output.dtype)
         return self.o_proj(output.flatten(2))
+
+    @staticmethod
+    def _see_window(
+        query: Float[Tensor, "B H T K"],
+        key: Float[Tensor, "B G S K"],
+        value: Float[Tensor, "B G S V"],
+        context: TokenContext,
+        window: int,
+    ) -> Float[Tensor, "B T H V"]:
+        """Block by block, so that no more keys than a window and a block are read: a mask would read them all."""
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)
+        spans, visible, plan = context.sight(context.everyone, keys.shape[1], window=window)
+        if not query.is_cuda:
+            plan = BlockPlan(spans, block=WINDOW_BLOCK)
+        queries = query.transpose(1, 2).flatten(0, 1)
+        output = attend_spans(queries, keys, values, spans, visible=visible, plan=plan)
+        return output.unflatten(0, (query.shape[0], -1))
 
     def read(
         self, hidden: Float[Tensor, "B T D"], context: TokenContext, index: TokenIndex, *, own: bool

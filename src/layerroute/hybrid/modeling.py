@@ -23,6 +23,7 @@ from layerroute.hybrid.layers import HybridLayer
 from layerroute.hybrid.mixers import GatedDeltaMixer
 from layerroute.hybrid.norm import RMSNorm
 from layerroute.objectives.language_model import cross_entropy, shift_labels
+from layerroute.routing.controls import oracle_choice
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.execution import sparse_from
 from layerroute.routing.handle import RoutingHandle
@@ -202,7 +203,7 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
         valid = context.valid
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-        served = self._served(context)
+        served, asked = self._served(context), self._asked(input_ids, context)
         states: list[Tensor] = []
         decisions: list[RouteDecision] = []
         routes: list[LayerRoute | None] = []
@@ -213,7 +214,9 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             gate = choice = route = None
             if layer.kind == "routed":
                 if self.config.router_mode == "sequential":
-                    decisions.append(self._decide(f"layer{index}", hidden, valid, context, input_ids, served))
+                    decisions.append(
+                        self._decide(f"layer{index}", hidden, valid, context, input_ids, served, asked)
+                    )
                     routes = self._routes(decisions[-1], valid)
                     offset = 0
                 count = len(self.config.sites_of(index))
@@ -223,7 +226,7 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
                 route = routes.pop(0)
             hidden = layer(hidden, context, gate, choice, route)
             if index == self.router_layer and "parallel" in self.routing:
-                decisions.append(self._decide("parallel", hidden, valid, context, input_ids, served))
+                decisions.append(self._decide("parallel", hidden, valid, context, input_ids, served, asked))
                 routes = self._routes(decisions[-1], valid)
         hidden = self.norm(hidden)
         if past_key_values is not None:
@@ -279,11 +282,32 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
         context: TokenContext,
         token_ids: Tensor | None,
         served: Served | None,
+        asked: Tensor | None,
     ) -> RouteDecision:
         # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
         routing = self.routing[name]
         assert isinstance(routing, Routing)
-        return routing(hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served)
+        return routing(
+            hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served, asked=asked
+        )
+
+    def _asked(self, token_ids: Tensor | None, context: TokenContext) -> Bool[Tensor, "B T"] | None:
+        """For ``oracle``: which of the new tokens are keys that are asked for; the cache keeps what it has read."""
+        routing = self.config.routing_config
+        if routing.control != "oracle" or token_ids is None or not self.config.routed_layers:
+            return None
+        assert routing.control_tokens is not None
+        history = token_ids
+        if context.cache is not None:
+            memory = row_state(context.cache, self.config.routed_layers[0])
+            if context.past:
+                history = torch.cat([memory["oracle"][:, : context.past], token_ids], dim=1)
+            memory["oracle"] = history
+        first, end = routing.control_tokens
+        choice = oracle_choice(
+            history, tokens=(first, end), after=routing.control_after, groups=context.document_ids
+        )
+        return choice[:, -token_ids.shape[1] :]
 
     def _served(self, context: TokenContext) -> Served | None:
         """What holds the rate in this call; None where thresholds alone decide."""

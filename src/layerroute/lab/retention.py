@@ -210,13 +210,21 @@ class Retention:
         }
 
 
-def retention(base: Scores, models: Sequence[Scores]) -> Retention:
+def retention(
+    base: Scores, models: Sequence[Scores], at_cost: Mapping[str, Scores] | None = None
+) -> Retention:
     """Hold every model against the base, and the first against the others.
+
+    Args:
+        at_cost: by label of another model, the first as it was served at the FLOPs of that one; where there is such,
+            it is held against the other in place of the first.
 
     Raises:
         UserError: they were not scored on the same documents.
     """
-    for scores in models:
+    at_cost = at_cost or {}
+    shown = [*models, *at_cost.values()]
+    for scores in shown:
         if list(scores.values) != list(base.values):
             raise UserError(f"{scores.label} and {base.label} were not scored on the same tasks")
 
@@ -224,9 +232,13 @@ def retention(base: Scores, models: Sequence[Scores]) -> Retention:
         ours, theirs = (_share(one, base, measure) for one in (scores, against))
         return replace(change(scores, against, *measure), executed=ours, executed_reference=theirs)
 
-    kept = [held(scores, base, measure) for scores in models for measure in base.values]
-    others = [held(models[0], rival, measure) for rival in models[1:] for measure in base.values]
-    return Retention(base=base, models=tuple(models), kept=tuple(kept), against_others=tuple(others))
+    kept = [held(scores, base, measure) for scores in shown for measure in base.values]
+    others = [
+        held(at_cost.get(rival.label, models[0]), rival, measure)
+        for rival in models[1:]
+        for measure in base.values
+    ]
+    return Retention(base=base, models=tuple(shown), kept=tuple(kept), against_others=tuple(others))
 
 
 def _share(scores: Scores, base: Scores, measure: tuple[str, str]) -> float | None:

@@ -1,4 +1,7 @@
-"""Controls: routers that cannot be clever. Any claim for a learned router must beat them at the same rate."""
+"""Controls: routers that cannot be clever. Any claim for a learned router must beat them at the same rate.
+
+``oracle`` is none: it is told where recall is asked for, and shows what a router could reach at best.
+"""
 
 import math
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from layerroute.errors import UserError, nearest
 
-CONTROLS = ("random", "periodic", "static", "stochastic")
+CONTROLS = ("random", "periodic", "static", "stochastic", "oracle")
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -65,6 +68,32 @@ def periodic_choice(
     shift = shift / max(total or sites, 1)
     phase = positions.unsqueeze(-1).double() * rate.double() + shift
     return torch.floor(phase + rate.double()) > torch.floor(phase)
+
+
+def oracle_choice(
+    history: Int[Tensor, "B S"],
+    *,
+    tokens: tuple[int, int],
+    after: int,
+    groups: Int[Tensor, "B S"] | None = None,
+) -> Bool[Tensor, "B S"]:
+    """True at a key that is asked for: one of the ids from ``tokens[0]`` up to ``tokens[1]`` that stood before.
+
+    Args:
+        history: all tokens of the sequence so far.
+        after: how often it must have stood before (as often as keys are told).
+        groups: packed documents; each is a sequence of its own. Runs of equal numbers.
+    """
+    first, end = tokens
+    own = history if groups is None else history + groups * (1 + history.max())
+    order = own.argsort(dim=1, stable=True)
+    ranked = own.gather(1, order)
+    index = torch.arange(own.shape[1], device=own.device).expand_as(own)
+    begins = torch.ones_like(own, dtype=torch.bool)
+    begins[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    before = index - torch.where(begins, index, 0).cummax(dim=1).values
+    times = torch.empty_like(before).scatter(1, order, before)
+    return (history >= first) & (history < end) & (times >= after)
 
 
 def static_sites(sites: int, rate: float) -> tuple[int, ...]:

@@ -31,7 +31,10 @@ class RoutingConfig:
         centre_gradient: take the part that all tokens have in common out of the gradient of each site's logits. It
             raises or lowers them all together, and so outruns any threshold; the budget is not its business.
         control: None for a learned router, or ``random``, ``periodic``, ``static``, ``stochastic``: the decisions
-            then come from the control at ``rate``, and the router has no parameters.
+            then come from the control at ``rate``, and the router has no parameters. ``oracle`` is no fair control but
+            the ceiling of a recall task: keys that are asked for take the expensive path, and nothing else does.
+        control_tokens: for ``oracle``: keys are the ids from the first of these two numbers up to the second.
+        control_after: for ``oracle``: how often a key is told (``data.recall.writes``) before it is asked for.
         control_sites: for ``static``: the indices, among all of the model's sites, of those where all tokens take the
             expensive path.
         control_seed: of ``random`` at inference.
@@ -50,6 +53,8 @@ class RoutingConfig:
     control: str | None = None
     control_sites: Sequence[int] | None = None
     control_seed: int = 0
+    control_tokens: Sequence[int] | None = None
+    control_after: int = 1
     budget: str = "none"
     rate: float = 0.5
     threshold_step: float = 0.01
@@ -68,11 +73,20 @@ class RoutingConfig:
             raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")
         if self.control is not None and self.budget != "none":
             raise UserError("routing.budget has no effect on a control; remove it, or remove routing.control")
-        for key in ("widths", "control_sites"):  # a range or a tuple serves, and is written as a list
+        for key in (
+            "widths",
+            "control_sites",
+            "control_tokens",
+        ):  # a range or a tuple serves, and is written as a list
             if getattr(self, key) is not None:
                 setattr(self, key, [int(item) for item in getattr(self, key)])
         if self.control_sites is not None and self.control != "static":
             raise UserError("routing.control_sites needs routing.control: static")
+        if (self.control == "oracle") != (self.control_tokens is not None and len(self.control_tokens) == 2):
+            raise UserError(
+                "routing.control_tokens goes with routing.control: oracle, and is two numbers: of the first key and of "
+                "what comes after the last"
+            )
 
 
 class Routing(nn.Module):
@@ -149,6 +163,7 @@ class Routing(nn.Module):
         positions: Int[Tensor, "B T"],
         token_ids: Int[Tensor, "B T"] | None = None,
         served: Served | None = None,
+        asked: Bool[Tensor, "B T"] | None = None,
     ) -> RouteDecision:
         """Decide for every token.
 
@@ -159,23 +174,32 @@ class Routing(nn.Module):
             token_ids: make the ``random`` control differ between sequences; without them it sees positions only.
             served: hold the rate in this inference call. Default: thresholds alone decide. It has no part in training,
                 in calibration, or where choices are forced.
+            asked: what ``oracle`` knows of the tokens.
+
+        Raises:
+            UserError: ``oracle`` in a model that does not tell it.
         """
         paths = len(self.paths)
         forced = None if self.chooser is None else self.chooser(self.sites, positions, token_ids)
         if self.router is None:
             assert self.config.control is not None
             keys = positions if token_ids is None else positions + token_ids.long() * 1_000_003
-            expensive = control_choice(
-                self.config.control,
-                positions=positions,
-                keys=keys,
-                rate=self.rate,
-                training=self.training,
-                seed=self.config.control_seed,
-                sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
-                first=self.first,
-                total=self.total,
-            )
+            if self.config.control == "oracle":
+                if asked is None:
+                    raise UserError("routing.control: oracle needs token ids, and a hybrid model to route")
+                expensive = asked.unsqueeze(-1).expand(-1, -1, len(self.sites))
+            else:
+                expensive = control_choice(
+                    self.config.control,
+                    positions=positions,
+                    keys=keys,
+                    rate=self.rate,
+                    training=self.training,
+                    seed=self.config.control_seed,
+                    sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
+                    first=self.first,
+                    total=self.total,
+                )
             choice = expensive.long() * (paths - 1) if forced is None else forced
             gate = F.one_hot(choice, paths).to(torch.float32)
             probabilities = gate

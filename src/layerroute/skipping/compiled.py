@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache as memoize
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from layerroute.skipping.devices import is_hooked
 from layerroute.skipping.execution import LayerCall
 from layerroute.skipping.families import FAMILIES, Family, decoder_stack
 from layerroute.skipping.fingerprint import base_of
+from layerroute.skipping.graphs import Graphs
 from layerroute.skipping.model import get_router, route_layer
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.routes import DENSE, SKIPPED
@@ -113,12 +113,6 @@ def _skip(
     return hidden if path is None else hidden + path(hidden)
 
 
-@memoize
-def _compiled(function: Callable[..., Any], backend: str, varying: bool) -> Callable[..., Any]:
-    """``varying``: with numbers or sizes that are not built into the graph."""
-    return torch.compile(function, dynamic=None if varying else False, backend=backend)
-
-
 class CompiledSteps:
     """Attached to a router by ``compile_decoding``: carries out layers in calls of one token a row.
 
@@ -128,7 +122,7 @@ class CompiledSteps:
     """
 
     def __init__(self, backend: str, way: str, generation: Any, cache_length: int) -> None:
-        self.backend, self.way = backend, way
+        self.graphs, self.way = Graphs(backend), way
         self.seconds: dict[str, float] = {}
         self._warned = False
         # By transformers nothing is to be compiled: decisions would break its one graph up.
@@ -169,6 +163,8 @@ class CompiledSteps:
             UserError: if the static cache is full.
         """
         cache = context.cache
+        if context.time != 1:
+            self.graphs.begin()  # a prompt: the model may have changed since the last one
         if self.way == "eager":
             return False
         if context.time != 1 or cache is None or torch.is_grad_enabled() or context.full_layers_only:
@@ -189,6 +185,8 @@ class CompiledSteps:
                 f"the static cache is full: it has room for {min(lengths)} tokens and this call needs {context.keys}; "
                 "make a longer StaticCache, or raise max_cache_len of generate"
             )
+        if context.past == 0:
+            self.graphs.begin()
         return all(layer.is_initialized for layer in layers)
 
     def __call__(
@@ -202,9 +200,9 @@ class CompiledSteps:
         """See ``LayerCall.__call__``."""
         family, routes = call.family, call.routes
         assert family is not None
-        held = options["past_key_values"].layers[family.attention_of(layer).layer_idx]
-        # A sliding window counts its tokens in a plain number.
-        compiled = partial(_compiled, backend=self.backend, varying=held.is_sliding)
+        cache = options["past_key_values"]
+        held = cache.layers[family.attention_of(layer).layer_idx]
+        self.graphs.begin(cache)
         turn = options["position_embeddings"]
         mask = options["attention_mask"]
         if mask.dtype != torch.bool:
@@ -221,23 +219,24 @@ class CompiledSteps:
             if alone and writes and to is None:
                 call.write_keys(layer, hidden, dict(options))
             if path is not None or to is not None:
-                skipped = compiled(_skip)(family, layer, path, hidden, to, *turn)
+                skipped = self.graphs(_skip, family, layer, held, path, hidden, to, *turn)
             return skipped if alone else route.combine(hidden, run(hidden), skipped)
 
         def attending(function: Callable[..., Tensor], hidden: Tensor) -> Tensor:
             """Those who have waited here come with the token that runs: the projections are read once for all."""
             waiting = held.take() if isinstance(held, Deferring) else []
             if not waiting:
-                return compiled(function)(family, layer, hidden, held, mask, *turn)
+                return self.graphs(function, family, layer, held, hidden, held, mask, *turn)
             rows = [torch.cat(parts, dim=1) for parts in zip(*waiting, (hidden, *turn), strict=True)]
             for part in rows:
                 torch._dynamo.mark_dynamic(part, 1)
-            return _compiled(function, self.backend, True)(family, layer, rows[0], held, mask, *rows[1:])
+            hidden, *turns = rows
+            return self.graphs(function, family, layer, held, hidden, held, mask, *turns, varying=True)
 
         if "block" in routes or all(route.mode == DENSE for route in routes.values()):
             return unit("block", hidden, partial(attending, _run))
         hidden = unit("attention", hidden, partial(attending, _attend))
-        return unit("mlp", hidden, lambda x: compiled(_feed)(family, layer, x), writes=False)
+        return unit("mlp", hidden, lambda x: self.graphs(_feed, family, layer, held, x), writes=False)
 
 
 def check_compiler(device: torch.device) -> None:

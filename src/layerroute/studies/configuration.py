@@ -71,6 +71,46 @@ class TuneConfig:
 
 
 @dataclass(kw_only=True)
+class GateCondition:
+    """Where an arm must be.
+
+    Attributes:
+        arm: its name.
+        least, most: bounds of the gate's metric, both included; one of them at least.
+    """
+
+    arm: str
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.least is not None or self.most is not None, f"gate: {self.arm} has neither least nor most"
+        )
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """What must hold before anything is reported: else the task cannot tell the arms apart, and the study stops.
+
+    It is judged by the trials of ``tune``, with the settings that each arm chose, as the mean over ``tune.seeds``. So
+    the seeds that are reported have no part in it. The arms that it names have their trials first.
+
+    Attributes:
+        conditions: of arms.
+        metric: a key of the result record, one of ``objectives``.
+    """
+
+    conditions: list[GateCondition]
+    metric: str = "metrics.validation_accuracy"
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.conditions), "gate.conditions is empty; name an arm and a bound, or leave gate out"
+        )
+
+
+@dataclass(kw_only=True)
 class RangeConfig:
     """A range of values.
 
@@ -135,6 +175,7 @@ class StudyConfig:
         seeds: every arm is run with each.
         overrides: values by dotted key, shared by all arms.
         tune: a grid that every arm goes through first.
+        gate: what the trials of ``tune`` must show before any run is made that is reported.
         sweep: recipe keys to vary.
         objectives: keys of the result record, each ``minimize`` or ``maximize``; the first one chooses in ``tune``.
         retries: how often a run is begun again after its worker died. A run that failed by itself is not repeated.
@@ -145,6 +186,7 @@ class StudyConfig:
     seeds: list[int]
     overrides: dict[str, Any] = field(default_factory=dict)
     tune: TuneConfig | None = None
+    gate: GateConfig | None = None
     sweep: SweepConfig | None = None
     objectives: dict[str, Literal["minimize", "maximize"]] = field(default_factory=lambda: dict(OBJECTIVES))
     retries: int = 2
@@ -167,6 +209,14 @@ class StudyConfig:
             bool(self.objectives), "objectives is empty; leave it out for validation loss and executed FLOPs"
         )
         _require(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
+        if self.gate is not None:
+            _require(
+                self.tune is not None, "gate is judged by the trials of tune: give tune, or leave gate out"
+            )
+            _require(
+                self.gate.metric in self.objectives,
+                f"gate.metric is {self.gate.metric}, which is not among objectives: {', '.join(self.objectives)}",
+            )
         sampled = self.sweep is not None and self.sweep.sampler != "grid"
         _require(
             not (sampled and self.tune),

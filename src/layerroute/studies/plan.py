@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.recipe import Recipe, find_recipe, load_recipe
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
 from layerroute.training.run import make_trainee
@@ -64,6 +64,17 @@ class Plan:
             names = [variant.name for variant in variants]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise UserError(f"{study.file}: two arms are named {twice[0]!r}; give one of them another 'name'")
+        for arm in self.gated:
+            if arm not in self.variants:
+                raise UserError(
+                    f"{study.file}: gate: there is no arm {arm!r}.{nearest(arm, list(self.variants))}"
+                )
+
+    @property
+    def gated(self) -> list[str]:
+        """Arms whose trials decide whether anything else is run."""
+        gate = self.config.gate
+        return [] if gate is None else list(dict.fromkeys(one.arm for one in gate.conditions))
 
     @property
     def sampled(self) -> bool:
@@ -97,9 +108,8 @@ class Plan:
         """What can be begun at once, interleaved so that all arms come on evenly."""
         if self.sampled:
             return []
-        each = [
-            self.trial_runs(name) if self.config.tune else self.final_runs(name, {}) for name in self.variants
-        ]
+        names = self.gated or list(self.variants)
+        each = [self.trial_runs(name) if self.config.tune else self.final_runs(name, {}) for name in names]
         return [run for rank in itertools.zip_longest(*each) for run in rank if run is not None]
 
     def size(self) -> int:

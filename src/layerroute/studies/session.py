@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState
+from layerroute.studies.gate import Checked, Gate
 from layerroute.studies.plan import RUNS, Plan, PlannedRun, fingerprint
 from layerroute.studies.sampling import draw, make_sampler
 
@@ -67,12 +68,22 @@ class Session:
         self.advance(again=again)
 
     def advance(self, *, again: bool = False) -> None:
-        """Put the runs on the board whose settings have been chosen by now, and let runs of dead workers wait again."""
+        """Put on the board what can be run by now, and let runs of dead workers wait again.
+
+        These are the trials of all arms once the gate is passed, and the runs whose settings have been chosen.
+        """
         for board in self.boards.values():
             board.reap()
         if self.plan.config.tune is None:
             return
         states = self.states()
+        if self.plan.config.gate is not None:
+            gate = self.gate(states)
+            if gate is None or not gate.passed:
+                return
+            waiting = [run for name in self.plan.variants for run in self.plan.trial_runs(name)]
+            if again or any(run.key not in states for run in waiting):
+                self.boards[""].put([_entry(run) for run in waiting], again=again)
         for name in self.plan.variants:
             settings = self.chosen(name, states)
             if settings is not None and (again or name not in self._put):
@@ -109,6 +120,27 @@ class Session:
             return None
         sign = 1 if next(iter(self.plan.config.objectives.values())) == "minimize" else -1
         return settings[min(complete, key=lambda name: sign * complete[name])]
+
+    def gate(self, states: Mapping[str, RunState]) -> Gate | None:
+        """The gate by what the trials of its arms came to; None without one, or before they are over."""
+        config, tune = self.plan.config.gate, self.plan.config.tune
+        if config is None:
+            return None
+        assert tune is not None
+        at = list(self.plan.config.objectives).index(config.metric)
+        reached: dict[str, float | None] = {}
+        for name in self.plan.gated:
+            trials = self.plan.trial_runs(name)
+            if not all(run.key in states and states[run.key].over for run in trials):
+                return None
+            settings = self.chosen(name, states)
+            chosen = [
+                run for run in trials if settings is not None and settings.items() <= run.settings.items()
+            ]
+            values = [found[at] for run in chosen if (found := states[run.key].values) is not None]
+            reached[name] = fmean(values) if values else None
+        checked = [Checked(condition=one, value=reached[one.arm]) for one in config.conditions]
+        return Gate(config=config, conditions=checked)
 
     def claim(self) -> tuple[Board, Claim] | None:
         """Take the next run, arms in turn."""

@@ -20,8 +20,10 @@ def summarize(session: Session) -> dict[str, Any]:
     """The study as plain data: every run with its state, attempts and error, what each arm chose, and the front."""
     plan, config, states = session.plan, session.plan.config, session.states()
     chosen = {}
+    gate = session.gate(states)
     if config.tune is not None:
-        chosen = {name: session.chosen(name, states) for name in plan.variants}
+        stopped = gate is not None and not gate.passed
+        chosen = {name: session.chosen(name, states) for name in (plan.gated if stopped else plan.variants)}
     counts = Counter(state.status for state in states.values())
     return {
         "study": config.name,
@@ -30,6 +32,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "counts": {status: counts[status] for status in ("completed", "failed", "running", "waiting")},
         "retried": sum(max(0, state.attempts - 1) for state in states.values()),
         "chosen": chosen,
+        **({} if config.gate is None else {"gate": None if gate is None else gate.to_dict()}),
         "at_the_edge": _at_the_edge(session, chosen),
         "front": _front(states, config.objectives),
         "runs": [_run(state, config.objectives) for state in states.values()],

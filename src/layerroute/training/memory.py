@@ -6,7 +6,7 @@ from layerroute.hybrid import HybridConfig
 
 # Saved activations of one token in one part of a layer, in units of hidden_size numbers, counted with
 # `torch.autograd.graph.saved_tensors_hooks` (a test holds them to that count within 20 %).
-_MIXER = {"gdn": 20.0, "softmax": 8.0, "routed": 27.0}
+_MIXER = {"gdn": 20.0, "softmax": 8.0, "window": 8.0, "routed": 27.0}
 _MLP_PER_WIDTH = 4.0  # numbers per unit of intermediate_size: gate, its activation, up, product
 _NORMS = 4.0
 

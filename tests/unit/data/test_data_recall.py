@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from layerroute.data.configuration import DataConfig
 from layerroute.data.recall.configuration import FIRST_KEY, MARK, CurriculumConfig, RecallConfig
 from layerroute.data.recall.prepared import RecallData
 from layerroute.data.recall.tasks import generate
 from layerroute.errors import UserError
+from layerroute.evaluation.recall import distances
 
 ROWS, LENGTH = 64, 48
 
@@ -47,6 +50,99 @@ def test_questions_are_at_odd_and_at_even_places() -> None:
     _, _, answers = make()
     places = np.nonzero(answers)[1]
     assert 0.4 < (places % 2).mean() < 0.6
+
+
+@st.composite
+def hard_tasks(draw: st.DrawFn) -> RecallData:
+    """Tasks with noise between pairs and queries, at all sizes that fit."""
+    pairs, writes = draw(st.integers(2, 12)), draw(st.integers(1, 3))
+    noise = draw(st.floats(0.4, 0.8))
+    least = int(2 * (pairs * writes + 1) / (1 - noise)) + 4
+    length = draw(st.integers(least, 4 * least))
+    recall = RecallConfig(
+        pairs=pairs,
+        keys=draw(st.integers(pairs, 20)),
+        values=draw(st.integers(2, 20)),
+        noise=noise,
+        writes=writes,
+        curriculum=draw(st.sampled_from([None, CurriculumConfig(start=2, finish=0.5)])),
+    )
+    split_seed = draw(st.integers(0, 5))
+    return RecallData(
+        DataConfig(source="recall", recall=recall, sequence_length=length, split_seed=split_seed)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(hard_tasks(), st.integers(1, 3))
+def test_with_noise_answers_are_right_and_as_much_is_filler_as_was_asked(
+    data: RecallData, multiple: int
+) -> None:
+    task, length = data.task, data.config.sequence_length
+    batches = [data.training_batch(0, 4, rows=3, seed=7), data.validation(3, length=multiple * length)]
+    for ids, answers in [*batches, data.held_out(3)]:
+        assert (answers.sum(axis=1) == task.asked(length)).all()
+        for row, mask in zip(ids.tolist(), answers, strict=True):
+            known: dict[int, int] = {}
+            told: dict[int, list[int]] = {}
+            place, asking = 0, False
+            while place < len(row):
+                if not FIRST_KEY <= row[place] < FIRST_KEY + task.keys:
+                    assert row[place] >= FIRST_KEY + task.keys + task.values, "what is no pair is filler"
+                    place += 1
+                    continue
+                key, value = row[place : place + 2]
+                asking = asking or bool(mask[place + 1])
+                assert mask[place + 1] == asking, "all is told before anything is asked for"
+                if asking:
+                    assert known[key] == value
+                else:
+                    assert known.get(key) != value, "each time another value"
+                    known[key] = value
+                    told.setdefault(key, []).append(value)
+                place += 2
+            assert {len(values) for values in told.values()} == {task.writes}
+    ids = data.validation(3)[0]
+    filler = (ids >= FIRST_KEY + task.keys + task.values).mean()
+    assert filler == pytest.approx(task.noise, abs=2.01 / length)
+
+
+def test_with_noise_questions_come_from_all_distances() -> None:
+    """Half as far as the sequence is long is the usual; next to it and across all of it are met too."""
+    recall = RecallConfig(pairs=32, keys=64, values=64, noise=0.5)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=256))
+    ids, answers = data.validation(200)
+    far = distances(ids, answers)[answers]
+    assert far.min() <= 4 and far.max() >= 240
+    shares = np.histogram(far, bins=8, range=(0, 256))[0] / far.size
+    assert shares.min() > 0.02 and shares.max() < 0.3
+    assert np.histogram(np.nonzero(answers)[1] % 2, bins=2)[0].min() > 0.45 * far.size
+
+
+def test_seeds_and_splits_draw_sequences_of_their_own() -> None:
+    """What tunes, what trains and what is reported have no sequence in common."""
+    recall = RecallConfig(pairs=4, noise=0.5)
+    rows: list[tuple[int, ...]] = []
+    for split_seed in (0, 1):
+        config = DataConfig(source="recall", recall=recall, sequence_length=32, split_seed=split_seed)
+        data = RecallData(config)
+        found = [data.training_batch(n, 3, rows=8, seed=seed)[0] for n in range(3) for seed in (1, 2, 11)]
+        found += [data.validation(8)[0], data.validation(8, length=64)[0][:, :32], data.held_out(8)[0]]
+        rows += [tuple(row) for batch in found for row in batch.tolist()]
+    assert len(set(rows)) == len(rows) == 2 * 12 * 8
+
+
+def test_records_of_earlier_versions_keep_their_fingerprint() -> None:
+    config = DataConfig(source="recall", recall=RecallConfig(pairs=4), sequence_length=32)
+    assert RecallData(config).fingerprint.startswith("2439d3e58185")
+    harder = [{"noise": 0.5}, {"writes": 2}]
+    found = {
+        RecallData(
+            DataConfig(source="recall", recall=RecallConfig(pairs=4, **more), sequence_length=32)
+        ).fingerprint
+        for more in ({}, *harder)
+    }
+    assert len(found) == 3
 
 
 def test_fewer_pairs_are_asked_for_as_often() -> None:
@@ -154,6 +250,11 @@ def test_a_record_is_read_back_as_the_configuration_that_it_came_from() -> None:
         ({"gap_power": 0.0}, "(0, 1]"),
         ({"curriculum": CurriculumConfig(start=9)}, "above data.recall.pairs"),
         ({"evaluation_multiples": [0]}, "1 or more"),
+        ({"noise": 1.0}, "(0, 1)"),
+        ({"noise": 0.5, "queries": 4}, "leave data.recall.queries"),
+        ({"task": "copying", "noise": 0.5}, "is for mqar"),
+        ({"task": "needle", "writes": 2}, "is for mqar"),
+        ({"writes": 0}, "1 or more"),
     ],
     ids=str,
 )
@@ -161,6 +262,11 @@ def test_settings_that_make_no_task_are_refused(settings: dict[str, Any], words:
     with pytest.raises(UserError) as error:
         RecallConfig(**settings)
     assert words in str(error.value)
+
+
+def test_noise_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(UserError, match="leaves 20 tokens, and 10 pairs and a query need 22"):
+        RecallConfig(pairs=5, writes=2, noise=0.6).asked(50)
 
 
 def test_the_source_and_its_section_go_together() -> None:

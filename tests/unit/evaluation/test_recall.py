@@ -69,3 +69,10 @@ def test_distances_are_from_question_to_key() -> None:
     answers[0, [7, 9]] = True
     assert distances(ids, answers)[0, [7, 9]].tolist() == [4, 8]
     assert distances(ids, answers).sum() == 12
+
+
+def test_of_a_key_that_is_told_twice_the_last_time_counts() -> None:
+    ids = np.array([[5, 9, 6, 8, 5, 7, 0, 5, 7, 5, 7]])
+    answers = np.zeros_like(ids, dtype=bool)
+    answers[0, [8, 10]] = True
+    assert distances(ids, answers, writes=2)[0, [8, 10]].tolist() == [3, 5]

@@ -56,6 +56,15 @@ def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
         ({"overrides": {"seed": 3}}, "seed is the study's own"),
         ({"objectives": {"metrics.validation_loss": "down"}}, "'minimize' or 'maximize'"),
         ({"name": "a b"}, "letters, digits"),
+        ({"gate": {"conditions": [{"arm": "a", "least": 0.9}]}}, "gate is judged by the trials of tune"),
+        ({"gate": {"conditions": [{"arm": "a"}]}}, "a has neither least nor most"),
+        (
+            {
+                "gate": {"conditions": [{"arm": "a", "most": 0.4}]},
+                "tune": {"grid": {"train.learning_rate": [1e-3]}, "seeds": [3]},
+            },
+            "gate.metric is metrics.validation_accuracy, which is not among objectives",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

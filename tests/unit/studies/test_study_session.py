@@ -23,6 +23,7 @@ from layerroute.studies.configuration import load_study
 from layerroute.studies.identity import known_dead, worker_name
 from layerroute.studies.plan import Plan
 from layerroute.studies.session import Session
+from layerroute.studies.summary import write_summary
 
 MakeSession = Callable[..., Session]
 TUNE = {"grid": {"train.learning_rate": [1e-3, 2e-3, 4e-3]}, "seeds": [8, 9]}
@@ -181,6 +182,83 @@ def test_settings_with_which_a_seed_failed_are_not_chosen(make_session: MakeSess
         else:
             board.complete(claim, [1.0 - 100 * rate, 5.0])
     assert session.chosen("static", session.states()) == {"train.learning_rate": 2e-3}
+
+
+GATE = {
+    "conditions": [{"arm": "routed", "least": 0.99}, {"arm": "static", "most": 0.4}],
+    "metric": "metrics.validation_accuracy",
+}
+GATED: dict[str, Any] = {
+    "arms": ["routed.yaml", "static.yaml", {"recipe": "static.yaml", "name": "other"}],
+    "tune": TUNE,
+    "gate": GATE,
+    "objectives": {"metrics.best_validation_loss": "minimize", "metrics.validation_accuracy": "maximize"},
+}
+
+
+def play(session: Session, accuracy: dict[str, float], failing: str = "") -> None:
+    """Run all trials that wait: each arm has its accuracy at 2e-3, which has the lowest loss, and less elsewhere."""
+    while taken := session.claim():
+        board, claim = taken
+        arm, rate = claim.attributes["variant"], claim.attributes["settings"]["train.learning_rate"]
+        if arm == failing:
+            board.fail(claim, "diverged")
+            continue
+        wobble = 0.01 if claim.attributes["seed"] == 9 else -0.01
+        loss = abs(rate - 2e-3)
+        board.complete(claim, [loss, accuracy.get(arm, 0.5) + wobble if loss == 0 else 0.7])
+
+
+def test_a_gate_that_is_passed_lets_the_study_go_on(make_session: MakeSession, tmp_path: Path) -> None:
+    session = make_session(**GATED)
+    session.begin()
+    assert {state.attributes["variant"] for state in session.states().values()} == {"routed", "static"}
+    assert session.gate(session.states()) is None, "nothing is said before the trials are over"
+    session.advance()
+    assert len(session.states()) == 2 * 3 * 2
+    play(session, {"routed": 0.99, "static": 0.4})
+    gate = session.gate(session.states())
+    assert gate is not None and gate.passed
+    assert [one.value for one in gate.conditions] == pytest.approx([0.99, 0.4])
+    session.advance()
+    states = session.states()
+    trials = [key for key in states if key.startswith("search/other")]
+    assert len(trials) == 6 and not any(key.startswith("runs/other") for key in states)
+    assert len([key for key in states if key.startswith("runs/")]) == 2 * 2
+    play(session, {})
+    session.advance()
+    assert len(session.states()) == session.plan.size()
+    found = write_summary(session)
+    assert found["gate"]["passed"] and "can tell" in found["gate"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "failing", "words"),
+    [
+        ({"routed": 0.98, "static": 0.1}, "", "routed 0.98 (at least 0.99 asked)."),
+        ({"routed": 1.0, "static": 0.41}, "", "static 0.41 (at most 0.4 asked)."),
+        ({"routed": 1.0}, "static", "static no completed trial (at most 0.4 asked)."),
+    ],
+)
+def test_a_gate_that_is_not_passed_ends_the_study(
+    make_session: MakeSession, accuracy: dict[str, float], failing: str, words: str
+) -> None:
+    session = make_session(**GATED)
+    session.begin()
+    play(session, accuracy, failing)
+    session.advance()
+    assert session.over()
+    assert all(key.startswith(("search/routed", "search/static")) for key in session.states())
+    found = write_summary(session)
+    assert not found["gate"]["passed"]
+    assert "this task cannot tell" in found["gate"]["verdict"] and words in found["gate"]["verdict"]
+    assert set(found["chosen"]) == {"routed", "static"}, "of arms that had no trial nothing is said"
+
+
+def test_a_gate_names_arms_that_are_there(make_session: MakeSession) -> None:
+    gate = {"conditions": [{"arm": "rooted", "least": 0.9}]}
+    with pytest.raises(UserError, match=r"there is no arm 'rooted'. Did you mean 'routed'"):
+        make_session(**{**GATED, "gate": gate})
 
 
 def test_a_changed_study_is_refused(make_session: MakeSession) -> None:

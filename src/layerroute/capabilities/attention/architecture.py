@@ -10,7 +10,7 @@ from layerroute.capabilities.attention.routing import site_routing
 from layerroute.lab.arms import Arm
 
 MOST_SINGLE_LAYERS = 8
-COMPLEXITY = {"gdn": "O(n)", "softmax": "O(n²)"}
+COMPLEXITY = {"gdn": "O(n)", "softmax": "O(n²)", "window": "O(n)"}
 
 
 @dataclass(frozen=True, kw_only=True)

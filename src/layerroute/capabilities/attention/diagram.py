@@ -31,9 +31,13 @@ from layerroute.lab.report.style import (
     new_figure,
 )
 
-FILL = {"gdn": GDN_PALE, "softmax": SOFTMAX_PALE}
-EDGE = {"gdn": GDN, "softmax": SOFTMAX}
-TITLE = {"gdn": ("Gated DeltaNet", "GDN"), "softmax": ("Softmax attention", "Softmax")}
+FILL = {"gdn": GDN_PALE, "softmax": SOFTMAX_PALE, "window": SOFTMAX_PALE}
+EDGE = {"gdn": GDN, "softmax": SOFTMAX, "window": SOFTMAX}
+TITLE = {
+    "gdn": ("Gated DeltaNet", "GDN"),
+    "softmax": ("Softmax attention", "Softmax"),
+    "window": ("Softmax over a window", "Window"),
+}
 _FIXED, _ROUTED, _END, _TOP = 0.92, 1.62, 0.62, 0.12  # heights
 _DASHED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (3, 2))}
 _ROUND = "round,pad=0,rounding_size=0.05"

@@ -7,8 +7,9 @@ DYNAMIC = Kind("dynamic", learned=True)
 RANDOM, PERIODIC, STATIC_CONTROL = (
     Kind(f"{name} control", control=True) for name in ("random", "periodic", "static")
 )
-KINDS = (STATIC, DYNAMIC, RANDOM, PERIODIC, STATIC_CONTROL, ALL_GDN, ALL_SOFTMAX, OTHER)
-_CONTROLS = {"random": RANDOM, "periodic": PERIODIC, "static": STATIC_CONTROL}
+WINDOW, ORACLE = Kind("static with a window"), Kind("oracle", control=True)
+KINDS = (STATIC, DYNAMIC, RANDOM, PERIODIC, STATIC_CONTROL, ORACLE, WINDOW, ALL_GDN, ALL_SOFTMAX, OTHER)
+_CONTROLS = {"random": RANDOM, "periodic": PERIODIC, "static": STATIC_CONTROL, "oracle": ORACLE}
 _UNROUTED = {("gdn",): ALL_GDN, ("softmax",): ALL_SOFTMAX, ("gdn", "softmax"): STATIC}
 
 
@@ -19,4 +20,4 @@ def kind_of(arm: Arm) -> Kind:
     control = control or arm.example.value("recipe", "model", "routing", "control")
     if "routed" in pattern or arm.sites:
         return _CONTROLS.get(str(control), DYNAMIC)
-    return _UNROUTED.get(tuple(pattern), OTHER)
+    return WINDOW if "window" in pattern else _UNROUTED.get(tuple(pattern), OTHER)

@@ -42,13 +42,13 @@ def softmax_rate(arm: Arm, routed: float | None) -> float | None:
     """Share of tokens with softmax attention, averaged over the layers after the first.
 
     A parallel router cannot route the first layer: with it in the mean, a model of two layers that sends every token to
-    softmax would stand at one half.
+    softmax would stand at one half. Attention over a window counts as softmax.
     """
     pattern = list(arm.layer_pattern)
     mixing = pattern[1:] or pattern
     if not mixing or (routed is None and "routed" in mixing):
         return None
-    share = {"softmax": 1.0, "gdn": 0.0, "routed": routed or 0.0}
+    share = {"softmax": 1.0, "window": 1.0, "gdn": 0.0, "routed": routed or 0.0}
     return sum(share[kind] for kind in mixing) / len(mixing)
 
 

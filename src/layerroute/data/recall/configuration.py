@@ -55,6 +55,12 @@ class RecallConfig:
         keys, values, fillers: sizes of the vocabularies that each part is drawn from.
         gap_power: of ``mqar``: a query stands in slot i after the pairs with a weight of i^(gap_power − 1): 1 (default)
             spreads them evenly, smaller values put them early (0.01 is that of the original).
+        noise: of ``mqar``: the share of filler in a sequence of ``data.sequence_length`` tokens, spread evenly between
+            pairs and between queries. The rest is pairs and queries, so that it says how many queries there are: keys
+            are asked for in turn, each as often as the others or once more. None (default): pairs stand together at
+            the beginning, and filler is what room they leave.
+        writes: of ``mqar``: how often each key is told, each time with another value than the last time. The last
+            value counts.
         curriculum: fewer pairs at first. None: all from the beginning.
         evaluation_multiples: of ``data.sequence_length``: lengths at which recall is measured at the end of a run, with
             as many pairs and more between them.
@@ -70,11 +76,13 @@ class RecallConfig:
     values: int = 64
     fillers: int = 16
     gap_power: float = 1.0
+    noise: float | None = None
+    writes: int = 1
     curriculum: CurriculumConfig | None = None
     evaluation_multiples: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "keys", "values", "fillers"):
+        for name in ("pairs", "keys", "values", "fillers", "writes"):
             value = getattr(self, name)
             _require(value >= 1, f"data.recall.{name} is {value}; it must be 1 or more")
         multiples = self.evaluation_multiples
@@ -96,16 +104,44 @@ class RecallConfig:
         _require(
             0.0 < self.gap_power <= 1.0, f"data.recall.gap_power is {self.gap_power}; it must be in (0, 1]"
         )
+        _require(
+            self.writes == 1 or self.task == "mqar",
+            f"data.recall.writes is {self.writes}; it is for mqar, and others tell everything once",
+        )
+        if self.noise is not None:
+            _require(0.0 < self.noise < 1.0, f"data.recall.noise is {self.noise}; it must be in (0, 1)")
+            _require(
+                self.task == "mqar" and self.queries is None and self.gap_power == 1.0,
+                "data.recall.noise is for mqar, says how many queries there are, and spreads them evenly: leave "
+                "data.recall.queries and data.recall.gap_power out",
+            )
         start = self.curriculum.start if self.curriculum else 1
         _require(
             start <= self.pairs,
             f"data.recall.curriculum.start is {start}; it must not be above data.recall.pairs ({self.pairs})",
         )
 
-    def least_length(self) -> int:
-        """Tokens that a sequence needs."""
+    def asked(self, length: int) -> int:
+        """Queries of ``mqar`` in a training sequence of ``length`` tokens; longer ones for evaluation have as many.
+
+        Raises:
+            UserError: so much noise leaves no room for a query.
+        """
+        if self.noise is None:
+            return self.queries or self.pairs
+        told = self.pairs * self.writes
+        queries = round(length * (1 - self.noise)) // 2 - told
+        _require(
+            queries >= 1,
+            f"data.recall.noise is {self.noise}: of data.sequence_length {length} it leaves "
+            f"{round(length * (1 - self.noise))} tokens, and {told} pairs and a query need {2 * told + 2}",
+        )
+        return queries
+
+    def least_length(self, queries: int | None = None) -> int:
+        """Tokens that a sequence needs; ``queries`` of ``mqar`` where ``noise`` says how many there are."""
         if self.task == "mqar":
-            return 2 * self.pairs + 2 * (self.queries or self.pairs)
+            return 2 * self.pairs * self.writes + 2 * (queries or self.queries or self.pairs)
         if self.task == "needle":
             return 2 * self.pairs + 3
         return 2 * self.pairs + 1 if self.task == "copying" else 5

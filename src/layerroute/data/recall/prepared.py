@@ -37,6 +37,9 @@ class RecallData:
     def fingerprint(self) -> str:
         """Hexadecimal digest of all that decides on the sequences."""
         task = {key: value for key, value in asdict(self.task).items() if key != "evaluation_multiples"}
+        for key, without in (("noise", None), ("writes", 1)):  # not in the fingerprints of older records
+            if task[key] == without:
+                del task[key]
         identity = [_FORMAT, task, self.config.sequence_length, self.config.split_seed]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -90,12 +93,15 @@ class RecallData:
             self.config.sequence_length,
             seed=f"train {self.config.split_seed} {seed} {batch}",
             pairs=self.task.pairs_at(batch, batches),
+            queries=self._asked,
         )
 
     def held_out(self, rows: int) -> tuple[Ids, Mask]:
         """Sequences that are neither trained on nor evaluated with, to set thresholds on."""
         length = self.config.sequence_length
-        return generate(self.task, rows, length, seed=f"held out {self.config.split_seed}")
+        return generate(
+            self.task, rows, length, seed=f"held out {self.config.split_seed}", queries=self._asked
+        )
 
     def validation(self, rows: int, *, length: int | None = None) -> tuple[Ids, Mask]:
         """Held-out sequences with all pairs, the same at every call; ``length`` defaults to the training's."""
@@ -105,5 +111,9 @@ class RecallData:
             rows,
             length,
             seed=f"validation {self.config.split_seed} {length}",
-            pairs=self.task.pairs,
+            queries=self._asked,
         )
+
+    @property
+    def _asked(self) -> int:
+        return self.task.asked(self.config.sequence_length)

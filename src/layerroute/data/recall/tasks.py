@@ -20,7 +20,13 @@ Mask = NDArray[np.bool_]
 
 
 def generate(
-    config: RecallConfig, rows: int, length: int, *, seed: str, pairs: int | None = None
+    config: RecallConfig,
+    rows: int,
+    length: int,
+    *,
+    seed: str,
+    pairs: int | None = None,
+    queries: int | None = None,
 ) -> tuple[Ids, Mask]:
     """Sequences of a task.
 
@@ -28,6 +34,7 @@ def generate(
         rows, length: N and T; every row fills T, with filler where the task leaves room.
         seed: any text; the same text gives the same sequences.
         pairs: default: the task's own.
+        queries: of ``mqar``. Default: those of a training sequence of this length.
 
     Returns:
         Token ids (N, T), and a mask (N, T) of the tokens that are answers: each can be known from what stands before.
@@ -35,14 +42,15 @@ def generate(
     Raises:
         UserError: T is too short for the task.
     """
-    if length < config.least_length():
+    asked = config.asked(length) if queries is None else queries
+    least = config.least_length(asked)
+    if length < least:
         raise UserError(
-            f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs "
-            f"{config.least_length()} tokens"
+            f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs {least} tokens"
         )
     draw = Draw(seed)
     count = config.pairs if pairs is None else pairs
-    return GENERATORS[config.task](config, draw, rows, length, count)
+    return GENERATORS[config.task](config, draw, rows, length, count, asked)
 
 
 class Draw:
@@ -65,26 +73,55 @@ class Draw:
         return np.argsort(self.uniform(rows, high), axis=1, kind="stable")[:, :count].astype(np.int64)
 
 
-def _mqar(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _mqar(
+    config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int, queries: int
+) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
-    ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
     # With fewer pairs than the task has, each is asked for several times: as many answers to learn from.
-    queries = config.queries or config.pairs
     rounds = -(-queries // pairs)
     asked = np.concatenate([draw.distinct(pairs, rows, pairs) for _ in range(rounds)], axis=1)[:, :queries]
-    # Sampling without replacement by weights: the largest of u^(1/w) (Efraimidis and Spirakis 2006), in logarithms.
-    slots = length - 2 * pairs - queries
-    weights = np.arange(1, slots + 1, dtype=np.float64) ** (config.gap_power - 1.0)
-    scores = np.log(np.maximum(draw.uniform(rows, slots), 2.0**-53)) / weights
-    place = 2 * pairs + _apart(np.argsort(-scores, axis=1, kind="stable")[:, :queries])
+    told = pairs * config.writes
+    if config.noise is None:
+        tell = np.broadcast_to(np.arange(0, 2 * told, 2), (rows, told))
+        # Sampling without replacement by weights: the largest of u^(1/w) (Efraimidis and Spirakis 2006), in logarithms.
+        slots = length - 2 * told - queries
+        weights = np.arange(1, slots + 1, dtype=np.float64) ** (config.gap_power - 1.0)
+        scores = np.log(np.maximum(draw.uniform(rows, slots), 2.0**-53)) / weights
+        ask = 2 * told + _apart(np.argsort(-scores, axis=1, kind="stable")[:, :queries])
+    else:
+        slots = length - told - queries
+        place = np.sort(_apart(draw.distinct(slots, rows, told + queries)), axis=1)
+        tell, ask = place[:, :told], place[:, told:]
     row = np.arange(rows)[:, None]
-    ids[row, place], ids[row, place + 1] = keys[row, asked], values[row, asked]
-    answers[row, place + 1] = True
+    which, what = _told(config, draw, values)
+    ids[row, tell], ids[row, tell + 1] = keys[row, which], what
+    ids[row, ask], ids[row, ask + 1] = keys[row, asked], values[row, asked]
+    answers[row, ask + 1] = True
     return ids, answers
 
 
-def _needle(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _told(config: RecallConfig, draw: Draw, values: Ids) -> tuple[Ids, Ids]:
+    """Which pair is told at each turn, and with which value: ``values`` (N, pairs) the last time."""
+    rows, pairs = values.shape
+    if config.writes == 1:
+        return np.broadcast_to(np.arange(pairs), values.shape), values
+    which = draw.distinct(pairs * config.writes, rows, pairs * config.writes) % pairs
+    # Going back in time, each value differs from the one after it.
+    first = FIRST_KEY + config.keys
+    steps = 1 + draw.integers(config.values - 1, rows, pairs, config.writes)
+    steps[:, :, -1] = 0
+    earlier = np.flip(np.cumsum(np.flip(steps, axis=2), axis=2), axis=2)
+    each = first + (values[:, :, None] - first + earlier) % config.values
+    turns = np.argsort(which, axis=1, kind="stable")  # the turns of each pair together, in order of time
+    what = np.empty_like(which)
+    np.put_along_axis(what, turns, each.reshape(rows, -1), axis=1)
+    return which, what
+
+
+def _needle(
+    config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int, *_: int
+) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
     place = _apart(draw.distinct(length - 3 - pairs, rows, pairs))
@@ -95,7 +132,9 @@ def _needle(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int
     return ids, answers
 
 
-def _copying(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _copying(
+    config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int, *_: int
+) -> tuple[Ids, Mask]:
     ids, answers = _haystack(config, draw, rows, length)
     text = _values(config, draw, rows, pairs)
     # Filler comes first, so that what is copied is as far away at every length.
@@ -105,7 +144,7 @@ def _copying(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: in
     return ids, answers
 
 
-def _induction(config: RecallConfig, draw: Draw, rows: int, length: int, _: int) -> tuple[Ids, Mask]:
+def _induction(config: RecallConfig, draw: Draw, rows: int, length: int, *_: int) -> tuple[Ids, Mask]:
     ids = _values(config, draw, rows, length)
     answers = np.zeros((rows, length), dtype=np.bool_)
     row = np.arange(rows)
@@ -139,12 +178,12 @@ def _haystack(config: RecallConfig, draw: Draw, rows: int, length: int) -> tuple
     return ids, np.zeros((rows, length), dtype=np.bool_)
 
 
-GENERATORS: dict[str, Callable[[RecallConfig, Draw, int, int, int], tuple[Ids, Mask]]] = {
+GENERATORS: dict[str, Callable[[RecallConfig, Draw, int, int, int, int], tuple[Ids, Mask]]] = {
     "mqar": _mqar,
     "needle": _needle,
     "copying": _copying,
     "induction": _induction,
 }
-"""By task: configuration, source of all randomness, rows, length and pairs; to ids and the mask of answers."""
+"""By task: configuration, source of all randomness, rows, length, pairs and queries; to ids and the mask of answers."""
 
 __all__ = ["END", "GENERATORS", "generate"]

@@ -46,7 +46,9 @@ def small(home: Path, recipe: Recipe) -> dict[str, Any]:
         tokens = {"tokens_statistics": 512, "tokens_selection": 128, "tokens_search": 128}
         changes |= {f"start.{key}": value for key, value in tokens.items()}
         changes |= {"model.name": str(home / "model"), "skip.rank": 4, "adapt.lora_rank": 2}
-    elif recipe.data.source != "recall":  # those of recall are small as they are
+    elif recipe.data.source == "recall":  # small as they are, but for sequences of 16 times their length
+        changes |= {"data.recall.evaluation_multiples": [1, 2]}
+    else:
         changes |= {"model.hidden_size": 32, "model.num_attention_heads": 2}
         changes |= {"data.tokenizer": "bpe", "data.vocabulary_size": 300}
     return changes

@@ -64,11 +64,12 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def walk_study(home: Path, name: str, out: Path) -> int:
-    """Run a study with one seed and without its grid; what all its arms have small is laid over it."""
+    """Run a study with one seed and without grid and gate; what all its arms have small is laid over it."""
     plan = PLANS[name]
     file = shipped_folder() / f"{name}.yaml"
     tree = yaml.safe_load(file.read_text())
-    tree.pop("tune", None)
+    for part in ("tune", "gate"):
+        tree.pop(part, None)
     tree |= {"name": plan.config.name, "seeds": plan.config.seeds[:1]}
     arms = [{"recipe": arm} if isinstance(arm, str) else arm for arm in tree["arms"]]
     tree["arms"] = [{**arm, "recipe": str(file.parent / arm["recipe"])} for arm in arms]

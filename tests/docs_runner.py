@@ -91,6 +91,9 @@ IN_PYTHON: dict[str, dict[str, Any]] = {
 }
 """The same for functions of layerroute."""
 
+IN_FILES = {r"max_steps: \d+": "max_steps: 2", r"most: [\d.]+": "most: 99"}
+"""The same in files of a page; a gate that asks for a low loss stays open, as two steps teach nothing."""
+
 TEXT = "the router reads a state of a token and decides which layers run, def return import class self None"
 OF_TEXT = re.compile(r"[\w/.*-]*[\w*]\.(?:jsonl\.xz|jsonl|txt)\b|(?<![\w/.-])(?:src|tests)(?![\w/.-])")
 OUTPUT = re.compile(r"(?:--out|--record|--figure|--archive) \S+")
@@ -112,6 +115,13 @@ def blocks(text: str) -> Iterator[Block]:
     assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE)), "a fence that is not understood"
     for one in found:
         yield Block(one[2].replace("bash", ""), one[3] or "", textwrap.dedent(one[4]))
+
+
+def small_file(code: str) -> str:
+    """A file of a page with what `IN_FILES` has in it."""
+    for asked, instead in IN_FILES.items():
+        code = re.sub(asked, instead, code)
+    return code
 
 
 class Line(NamedTuple):
@@ -245,13 +255,14 @@ class Runner:
 
     def run(self, text: str) -> int:
         """Run a page in the folder where we are; returns how many commands and blocks of Python ran."""
-        Path("recipes").symlink_to(ROOT / "recipes")
+        for folder in ("recipes", "results"):
+            Path(folder).symlink_to(ROOT / folder)
         names: dict[str, Any] = {"__name__": "__main__"}
         ran = 0
         try:
             for block in blocks(text):
                 if block.title:
-                    Path(block.title).write_text(re.sub(r"max_steps: \d+", "max_steps: 2", block.code))
+                    Path(block.title).write_text(small_file(block.code))
                 elif block.language == "python":
                     self.python(block.code, names)
                     ran += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,13 @@ def hard_tasks(draw: st.DrawFn) -> RecallData:
         noise=noise,
         writes=writes,
         curriculum=draw(
-            st.sampled_from([None, CurriculumConfig(start=2), CurriculumConfig(start=2, shortest=12)])
+            st.sampled_from(
+                [
+                    None,
+                    CurriculumConfig(start=2),
+                    CurriculumConfig(start=2, shortest=12, vocabulary=True),
+                ]
+            )
         ),
     )
     split_seed = draw(st.integers(0, 5))
@@ -152,6 +159,32 @@ def test_sequences_grow_with_their_pairs_and_hold_as_much_noise() -> None:
     assert lengths[0] == 64 and lengths == sorted(lengths) and len(set(lengths)) > 8
     assert set(lengths[25:]) == {512}
     assert data.validation(2)[0].shape == (2, 512), "evaluation is always on the task itself"
+
+
+@pytest.mark.parametrize("task", ["mqar", "needle", "copying"])
+def test_few_pairs_are_drawn_from_few_keys_and_values_until_all_are(task: Any) -> None:
+    plan = CurriculumConfig(start=2, finish=0.5, vocabulary=True)
+    asked = 8 if task == "mqar" else None
+    recall = RecallConfig(task=task, pairs=16, queries=asked, keys=64, values=32, curriculum=plan)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=96))
+    plain = RecallData(
+        DataConfig(source="recall", recall=replace(recall, curriculum=CurriculumConfig()), sequence_length=96)
+    )
+    for batch in (0, 20, 40, 60):
+        pairs = recall.pairs_at(batch, 100)
+        ids, answers = data.training_batch(batch, 100, rows=64, seed=1)
+        kinds = kind(recall, ids)
+        keys, values = ids[kinds == 1] - FIRST_KEY, ids[kinds == 2] - FIRST_KEY - recall.keys
+        assert values.max() == max(2, 2 * pairs) - 1, "all of those, and no other"
+        if task != "copying":
+            assert keys.max() == 4 * pairs - 1
+            for row, mask in zip(ids, answers, strict=True):
+                for place in np.flatnonzero(mask):
+                    told = int(np.argmax(row == row[place - 1]))
+                    assert row[told + 1] == row[place]
+        assert ids.max() == recall.vocabulary_size - 1, "filler is filler"
+    last = data.training_batch(60, 100, rows=4, seed=1)[0]
+    assert (last == plain.training_batch(60, 100, rows=4, seed=1)[0]).all()
 
 
 def test_records_of_earlier_versions_keep_their_fingerprint() -> None:

@@ -27,11 +27,14 @@ class CurriculumConfig:
         finish: share of the run at which the task's own number is reached.
         shortest: sequences with fewer pairs are shorter in proportion, with as large a share of pairs and questions,
             but have so many tokens at least. Needs ``noise``. None (default): all have ``data.sequence_length``.
+        vocabulary: draw fewer pairs from the first keys and values alone, in proportion. How to recall is then learnt
+            with keys that come often, before all the others come.
     """
 
     start: int = 2
     finish: float = 0.5
     shortest: int | None = None
+    vocabulary: bool = False
 
     def __post_init__(self) -> None:
         _require(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
@@ -145,6 +148,13 @@ class RecallConfig:
             f"{round(length * (1 - self.noise))} tokens, and {told} pairs and a query need {2 * told + 2}",
         )
         return queries
+
+    def vocabulary_at(self, pairs: int) -> tuple[int, int]:
+        """Numbers of keys and values of a training sequence with so many pairs."""
+        if self.curriculum is None or not self.curriculum.vocabulary:
+            return self.keys, self.values
+        keys, values = (-(-size * pairs // self.pairs) for size in (self.keys, self.values))
+        return max(keys, pairs), max(values, 2)
 
     def length_at(self, pairs: int, length: int) -> int:
         """Tokens of a training sequence with so many pairs, where those with all of them have ``length``."""

@@ -115,6 +115,18 @@ class Flops(TypedDict):
     context_length: int
 
 
+class CacheReads(TypedDict):
+    """Bytes of its caches that a token reads, the mean over sequences of ``context_length`` tokens.
+
+    ``keys_values`` of softmax attention and ``state`` of linear layers make ``read_per_token``. Weights are not in it.
+    """
+
+    read_per_token: float
+    keys_values: float
+    state: float
+    context_length: int
+
+
 class Timing(TypedDict):
     """Wall time in seconds; ``tokens_per_second`` is training throughput."""
 
@@ -161,6 +173,7 @@ class RecordSchema(TypedDict, total=False):
     token_routes: str | None
     routing: Routing | None
     flops: Flops
+    cache: CacheReads
     timing: Timing
     parameters: Parameters
     data: Data

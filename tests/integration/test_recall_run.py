@@ -47,6 +47,9 @@ def test_a_recall_run_is_scored_at_its_answers(tmp_path: Path, capsys: pytest.Ca
     assert first["accuracy"] == record["metrics"]["validation_accuracy"]
     assert 0 <= first["mean_rate"] <= 1
     assert recall["chance"] == 1 / 8
+    cache = record["cache"]
+    assert cache["read_per_token"] == cache["keys_values"] + cache["state"] > cache["state"] > 0
+    assert cache["context_length"] == 24
     assert sum(point["answers"] for point in recall["by_distance"]) == 24
     capsys.readouterr()
     assert main(["evaluate", str(out / "last"), "--json"]) == 0

@@ -173,3 +173,26 @@ def test_studies_are_validated_with_all_their_arms(
     study = write_study(tmp_path, steps=4, overrides={"train.batch_sice": 8})
     assert main(["validate", str(study)]) == 2
     assert "Did you mean 'batch_size'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "code"), [(99.0, 0), (0.5, 1)], ids=["passed", "not passed"])
+def test_a_gate_is_told_and_a_study_that_does_not_pass_it_goes_no_further(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], most: float, code: int
+) -> None:
+    gate = {"conditions": [{"arm": "static", "most": most}], "metric": "metrics.validation_loss"}
+    tune = {"grid": {"train.learning_rate": [1e-3]}, "seeds": [8]}
+    study, out = write_study(tmp_path, steps=2, seeds=[1], tune=tune, gate=gate), tmp_path / "out"
+    for _ in range(2):  # the same command again says the same, and runs nothing twice
+        assert main(["study", str(study), "--out", str(out), "--json"]) == code
+        told = capfd.readouterr()
+        summary = json.loads(told.out)
+        assert summary["gate"]["passed"] == (code == 0) and summary["gate"]["verdict"] in told.err
+        keys = {run["run"] for run in summary["runs"]}
+        assert {run["attempts"] for run in summary["runs"]} == {1}
+    if code:
+        assert keys == {"search/static-learning_rate0.001-seed8"}
+        assert "this task cannot tell" in told.err and not (out / "report").exists()
+    else:
+        assert {key for key in keys if key.startswith("runs/")} == {"runs/routed-seed1", "runs/static-seed1"}
+        assert (out / "report" / "index.html").exists()

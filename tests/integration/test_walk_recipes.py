@@ -7,22 +7,19 @@ steps; all else is the recipe's own. Studies keep all their arms, with one seed 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from layerroute.cli.main import main
-from layerroute.recipe import Recipe, load_recipe, shipped_folder, shipped_recipes
+from layerroute.recipe import load_recipe, shipped_folder, shipped_recipes
 from layerroute.recipe.shipped import shipped_studies, shipped_task_lists
 from layerroute.records import read_record
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
-from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
+from tests.tiny_recipes import small, small_in_all, words, write_home
 
 NOT_WALKED = {
     "evaluation/original": "its tasks are fetched from the hub, and tests have no network",
@@ -55,12 +52,8 @@ def test_all_that_is_shipped_is_walked_or_has_a_reason_not_to_be() -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with its tokenizer, and two texts."""
-    folder = tmp_path_factory.mktemp("walk")
-    write_documents(folder, {"train": 120, "heldout": 60, "more": 90}, length=60, sentence=f"{SENTENCE}.")
     sizes = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128}
-    write_pretrained(folder / "model", folder / "train.jsonl", **sizes)
-    return folder
+    return write_home(tmp_path_factory.mktemp("walk"), **sizes)
 
 
 @pytest.fixture(autouse=True)
@@ -70,58 +63,19 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
 
 
-def small(home: Path, recipe: Recipe) -> dict[str, Any]:
-    """What makes a recipe tiny, by dotted key."""
-    train = recipe.train
-    changes: dict[str, Any] = {
-        "train.max_steps": 2,
-        "train.batch_size": 2,
-        "train.gradient_accumulation": min(2, train.gradient_accumulation),
-        "train.log_every": 1,
-        "train.evaluation_sequences": 4,
-        "train.evaluation_batch_size": 2,
-        "train.threshold_tokens": min(128, train.threshold_tokens),
-        "train.route_sentences": min(2, train.route_sentences),
-        "train.device": "cpu",
-    }
-    if recipe.data.source != "recall":
-        text = {"paths": [str(home / "train.jsonl")], "validation_paths": [str(home / "heldout.jsonl")]}
-        other = ("dataset", "subset", "revision", "max_documents", "max_characters")
-        changes |= {f"data.{key}": None for key in other} | {"data.sequence_length": 32}
-        if recipe.data.source == "kinds":
-            kinds = {"one": {"paths": text["paths"]}, "two": {"paths": [str(home / "more.jsonl")]}}
-            changes |= {"data.kinds": kinds}
-        else:
-            changes |= {"data.source": "files"} | {f"data.{key}": value for key, value in text.items()}
-    if recipe.capability == "layer_skipping":
-        tokens = {"tokens_statistics": 512, "tokens_selection": 128, "tokens_search": 128}
-        changes |= {f"start.{key}": value for key, value in tokens.items()}
-        changes |= {"model.name": str(home / "model"), "skip.rank": 4, "adapt.lora_rank": 2}
-    elif recipe.data.source != "recall":  # those of recall are small as they are
-        changes |= {"model.hidden_size": 32, "model.num_attention_heads": 2}
-        changes |= {"data.tokenizer": "bpe", "data.vocabulary_size": 300}
-    return changes
-
-
-def words(changes: Mapping[str, Any]) -> Iterator[str]:
-    """As options of the command line."""
-    return (f"--{key}={json.dumps(value)}" for key, value in changes.items())
-
-
 def walk_study(home: Path, name: str, out: Path) -> int:
-    """Run a study with one seed and without its grid; what all its arms have small is laid over it."""
+    """Run a study with one seed and without grid and gate; what all its arms have small is laid over it."""
     plan = PLANS[name]
     file = shipped_folder() / f"{name}.yaml"
     tree = yaml.safe_load(file.read_text())
-    tree.pop("tune", None)
+    for part in ("tune", "gate"):
+        tree.pop(part, None)
     tree |= {"name": plan.config.name, "seeds": plan.config.seeds[:1]}
     arms = [{"recipe": arm} if isinstance(arm, str) else arm for arm in tree["arms"]]
     tree["arms"] = [{**arm, "recipe": str(file.parent / arm["recipe"])} for arm in arms]
     copy = out.with_suffix(".yaml")
     copy.write_text(yaml.safe_dump(tree))
-    each = [small(home, plan.recipe(arm, plan.config.seeds[0], {})) for arm in plan.variants]
-    common = {key: value for key, value in each[0].items() if all(one.get(key) == value for one in each)}
-    return main(["study", str(copy), "--out", str(out), *words(common)])
+    return main(["study", str(copy), "--out", str(out), *words(small_in_all(home, plan))])
 
 
 def assert_reported(out: Path, runs: int) -> None:

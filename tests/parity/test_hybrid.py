@@ -1,5 +1,7 @@
 """Contracts 2 to 6 for the hybrid model, over its routing modes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,10 @@ from layerroute.data.configuration import DataConfig
 from layerroute.data.recall.configuration import FIRST_KEY, RecallConfig
 from layerroute.data.recall.prepared import RecallData
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridForCausalLM, forward_flops
+from layerroute.hybrid import HybridForCausalLM, bytes_read, forward_flops
 from layerroute.hybrid.mixers import SoftmaxMixer
 from layerroute.ops.flops import flop_counter
-from layerroute.routing import at_rate, executed, forced, routings_of, set_serve, table
+from layerroute.routing import RouteDecision, at_rate, executed, forced, routings_of, set_serve, table
 from tests.parity import contracts
 from tests.parity.hybrid_models import MODES, VOCABULARY, build
 from tests.parity.skipping_models import plain
@@ -268,6 +270,66 @@ def test_the_oracle_is_told_or_refused():
     model = build(**MODES["oracle"])
     with pytest.raises(UserError, match="oracle needs token ids"):
         model(inputs_embeds=torch.zeros(1, 3, 32))
+
+
+def held_bytes(cache, layer, kind):
+    """What the cache holds of one layer: K and V, and state with taps."""
+    held = cache.layers[layer]
+    keys = 0
+    if kind != "gdn" and held.is_initialized:
+        keys = held.keys.nbytes + held.values.nbytes
+    state = 0
+    if kind in ("gdn", "routed"):
+        state = held.recurrent_states[0].nbytes + held.conv_states[0].nbytes
+    return keys, state
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["parallel", "own_context", "head", "sequential", "grouped_queries", "window", "all_gdn", "oracle"],
+)
+def test_bytes_read_are_those_that_the_cache_holds_for_the_tokens_that_read(mode):
+    """Token by token: a softmax token reads all keys of its layer (or its window), a GDN token the state."""
+    model, time = build(**MODES[mode]), 12
+    config = model.config
+    ids = contracts.tokens(1, time, VOCABULARY)
+    heads, own = config.num_key_value_heads, config.context == "own_context"
+    cache, read, decisions = DynamicCache(config=config), [0.0, 0.0], []
+    for place in range(time):
+        with torch.no_grad():
+            decision = model(ids[:, place : place + 1], past_key_values=cache).decision
+        decisions.append(decision)
+        for layer, kind in enumerate(config.layer_pattern):
+            keys, state = held_bytes(cache, layer, kind)
+            share = 1.0
+            if kind == "routed":
+                columns = [decision.sites.index(site) for site in config.sites_of(layer)]
+                share = decision.expensive[0, 0, columns].float().mean().item()
+            if kind == "window":
+                share = min(1.0, config.window / (place + 1))
+            read[0] += share * keys
+            read[1] += state if not (own and kind == "routed") else (1 - share) * state
+    found = bytes_read(
+        config, time, None if decisions[0] is None else RouteDecision.one_after_the_other(decisions)
+    )
+    assert config.granularity != "head" or heads == config.num_attention_heads
+    assert found.keys_values == pytest.approx(read[0] / time)
+    assert found.state == pytest.approx(read[1] / time)
+
+
+@pytest.mark.parametrize("context", ["full_context", "own_context"])
+def test_bytes_at_a_rate_are_those_of_decisions_that_are_spread_evenly(context):
+    model = build(context=context, routing={"control": "periodic", "rate": 0.25})
+    with torch.no_grad():
+        decision = model(contracts.tokens(2, 400, VOCABULARY)).decision
+    exact, evenly = bytes_read(model.config, 400, decision), bytes_read(model.config, 400, rate=0.25)
+    assert evenly.keys_values == pytest.approx(exact.keys_values, rel=0.02)
+    assert evenly.state == pytest.approx(exact.state)
+    late = decision.choice.sort(dim=1).values
+    later = bytes_read(model.config, 400, replace(decision, choice=late))
+    assert (later.keys_values > 1.2 * exact.keys_values) == (context == "full_context")
+    with pytest.raises(ValueError, match="on a decision, or on a rate"):
+        bytes_read(model.config, 400)
 
 
 @pytest.mark.parametrize("estimator", ["gumbel_st", "sigmoid_st", "selected", "soft"])

@@ -18,6 +18,7 @@ import yaml
 from layerroute.cli.bench import case_parser
 from layerroute.cli.main import COMMANDS, command_parser, take_overrides
 from layerroute.errors import UserError
+from tests.docs_runner import blocks
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {"api.md", "cli.md", "recipes.md", "records.md", "index.md", "changelog.md", "contributing.md"}
@@ -128,8 +129,8 @@ def test_a_public_name_without_docstring_is_seen(
 
 def commands(text: str) -> list[str]:
     """The commands of layerroute in blocks of code, without what is only hinted at."""
-    blocks = re.findall(r"^```(?:bash|text)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    shell = [block.code for block in blocks(text) if block.language in ("", "text") and not block.title]
+    lines = "\n".join(shell).replace("\\\n", " ").splitlines()
     found = [match[1] for line in lines if (match := re.search(r"(?:^|\s|/)(layerroute [a-z].*)", line))]
     return [line for line in found if not re.search(r"\.\.\.|…|^layerroute: |\[-h\]", line)]
 
@@ -164,10 +165,8 @@ def test_the_commands_that_are_shown_are_commands(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_names_that_are_imported_exist(page: Path) -> None:
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    )
-    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+    code = [block.code for block in blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
+    for node in (node for block in code for node in ast.walk(ast.parse(block))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layerroute"):
             module = importlib.import_module(str(node.module))
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from layerroute.data.recall.configuration import FIRST_KEY
 from layerroute.hybrid.flops import forward_flops, sparse_flops_per_token
 from layerroute.hybrid.hybrid_config import HybridConfig
+from layerroute.hybrid.reading import bytes_read
+from layerroute.lab.fairness import SAME_BYTES, SAME_COST
 from layerroute.recipe import load_recipe
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
@@ -40,6 +43,80 @@ def test_the_narrow_static_arm_costs_what_dynamic_executes(rate: float) -> None:
 def test_the_wide_static_arm_has_the_parameters_of_dynamic() -> None:
     assert arm("static_parameters")[2].total == pytest.approx(arm("dynamic")[2].total, rel=0.01)
     assert arm("static")[2].total < 0.95 * arm("dynamic")[2].total
+
+
+HARD = Plan(load_study("attention_routing/recall_hard"))
+CONTEXT = 1024
+
+
+def costs(name: str) -> tuple[float, float]:
+    """FLOPs that an arm of the hard study executes, and bytes that it reads, a token."""
+    recipe = HARD.recipe(name, 1, {})
+    assert recipe.data.recall is not None and recipe.data.sequence_length == CONTEXT
+    vocabulary = Vocabulary(size=recipe.data.recall.vocabulary_size, end_of_text=0)
+    config = model_config(recipe.model, vocabulary)
+    if not config.routed_layers:
+        return forward_flops(config, CONTEXT).forward_per_token, bytes_read(config, CONTEXT).per_token
+    rate = config.routing_config.rate
+    read = bytes_read(config, CONTEXT, rate=rate).per_token
+    return sparse_flops_per_token(config, CONTEXT, rate), read
+
+
+@pytest.mark.parametrize("more", ["", "_more"])
+@pytest.mark.parametrize("rival", ["random", "periodic", "window", "gdn_state", "static_3to1", "static_7to1"])
+def test_each_rival_of_the_hard_study_has_both_costs_of_a_router(rival: str, more: str) -> None:
+    flops, read = costs(f"{rival}{more}")
+    at_rate = costs(f"random{more}")
+    assert flops == pytest.approx(at_rate[0], rel=SAME_COST)
+    assert read == pytest.approx(at_rate[1], rel=SAME_BYTES)
+
+
+def test_the_hard_study_has_costs_on_both_sides_of_a_router_wherever_it_looks() -> None:
+    recipe = HARD.recipe("dynamic", 1, {})
+    assert costs("dynamic")[0] == pytest.approx(costs("random")[0], rel=SAME_COST), (
+        "its router costs next to nothing"
+    )
+    late = CONTEXT - recipe.model["routing"]["rate"] * CONTEXT / 2  # keys that the last quarter sees
+    more = HARD.recipe("random_more", 1, {}).model["routing"]["rate"]
+    assert recipe.model["routing"]["rate"] * late <= more * CONTEXT / 2
+
+
+def test_the_hard_task_is_beyond_the_state_of_a_layer_and_judged_by_its_gate() -> None:
+    config, gate = HARD.config, HARD.config.gate
+    assert gate is not None and config.tune is not None
+    bounds = {one.arm: (one.least, one.most) for one in gate.conditions}
+    assert bounds == {"all_softmax": (0.99, None), "all_gdn": (None, 0.40), "random": (None, 0.50)}
+    assert len(config.seeds) == 8 and len(config.tune.seeds) >= 2
+    rival = HARD.recipe("dynamic", 1, {})
+    for name in HARD.variants:
+        recipe = HARD.recipe(name, 1, {})
+        task = recipe.data.recall
+        assert task is not None and recipe.data == rival.data and recipe.train == rival.train, name
+        assert min(task.keys, task.values) >= 512 and recipe.data.sequence_length >= 1024
+        assert 0.4 <= (task.noise or 0) <= 0.8 and task.asked(CONTEXT) > 0
+        trial = HARD.recipe(name, config.tune.seeds[0], config.tune.overrides)
+        assert trial.data.split_seed != recipe.data.split_seed, "what is tuned on is not reported"
+    state = HARD.recipe("all_gdn", 1, {}).model
+    assert rival.data.recall is not None
+    assert rival.data.recall.pairs >= 4 * state["num_attention_heads"] * state["head_dim"]
+    assert HARD.recipe("random", 1, {}).model["routing"]["rate"] == rival.model["routing"]["rate"]
+    oracle = HARD.recipe("oracle", 1, {}).model["routing"]
+    assert oracle["control_tokens"] == [FIRST_KEY, FIRST_KEY + rival.data.recall.keys]
+
+
+def test_the_oracle_of_the_small_task_knows_its_keys() -> None:
+    recipe = load_recipe("attention_routing/recall/oracle")
+    assert recipe.data.recall is not None
+    assert recipe.model["routing"]["control_tokens"] == [FIRST_KEY, FIRST_KEY + recipe.data.recall.keys]
+
+
+def test_the_published_settings_have_the_published_vocabulary() -> None:
+    plan = Plan(load_study("attention_routing/recall_published"))
+    task = plan.recipe("dynamic", 1, {}).data.recall
+    assert task is not None and task.vocabulary_size == 8192 and task.pairs == 64
+    for length, pairs in ((64, 4), (128, 8), (256, 16)):
+        recipe = plan.recipe("dynamic", 1, {"data.sequence_length": length, "data.recall.pairs": pairs})
+        assert recipe.data.recall is not None and recipe.data.recall.least_length() <= length
 
 
 def test_all_arms_train_alike_and_choose_from_one_grid() -> None:

@@ -13,7 +13,8 @@ SAME_COST = 0.005
 SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
 """The rule in words, for captions."""
 
-
+SAME_BYTES = 0.05
+"""Bytes of caches read per token that are at most so far apart, as a share, are equal."""
 PARAMETER_TOLERANCE = 0.01
 RATE_TOLERANCE = 0.02
 NOISY = 1.15
@@ -52,8 +53,26 @@ def cost_shares(subject: Arm, rival: Arm) -> tuple[float | None, float | None]:
     return ours, theirs
 
 
+def cache_bytes(arm: Arm) -> float | None:
+    """Bytes of its caches that a token reads in inference; None where the records do not have them."""
+    return arm.mean("cache", "read_per_token")
+
+
 def unequal_cost(subject: Arm, rival: Arm) -> list[str]:
-    """What keeps two arms from equal cost, as at most one short phrase."""
+    """What keeps two arms from equal cost, as short phrases: executed FLOPs, and bytes read where both records tell."""
+    return [*_unequal_flops(subject, rival), *_unequal_bytes(subject, rival)]
+
+
+def _unequal_bytes(subject: Arm, rival: Arm) -> list[str]:
+    gap = relative(cache_bytes(subject), cache_bytes(rival))
+    return (
+        []
+        if gap is None or abs(gap) <= SAME_BYTES
+        else [f"{signed_percent(gap)} bytes of caches read per token"]
+    )
+
+
+def _unequal_flops(subject: Arm, rival: Arm) -> list[str]:
     ours, theirs = cost_shares(subject, rival)
     if same_cost(ours, theirs):
         return []

@@ -1,6 +1,6 @@
 """Networks that look at a hidden state and give one logit for each site and path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,7 +10,11 @@ from torch import Tensor, nn
 
 from layerroute.errors import UserError, nearest
 
-ROUTERS = ("linear", "mlp")
+ROUTERS: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "linear": lambda hidden_size: (),
+    "mlp": lambda hidden_size: (hidden_size // 2, hidden_size // 4),
+}
+"""By name, the widths of a router's hidden layers, from the model's D."""
 
 
 class MLPRouter(nn.Module):
@@ -92,16 +96,15 @@ def build_router(
 
 
 def hidden_widths(kind: str, hidden_size: int, widths: Sequence[int] | None) -> tuple[int, ...]:
-    """Widths of a router's hidden layers: none for ``linear``; for ``mlp`` those given, by default (D/2, D/4).
+    """Widths of a router's hidden layers: those of ``ROUTERS``, or those given in their place where there are any.
 
     Raises:
         UserError: for an unknown kind.
     """
     if kind not in ROUTERS:
         raise UserError(f"unknown router {kind!r}.{nearest(kind, ROUTERS)}")
-    if kind == "linear":
-        return ()
-    return (hidden_size // 2, hidden_size // 4) if widths is None else tuple(widths)
+    own = ROUTERS[kind](hidden_size)
+    return own if widths is None or not own else tuple(widths)
 
 
 def router_flops(

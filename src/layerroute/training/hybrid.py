@@ -15,7 +15,14 @@ from layerroute.errors import UserError
 from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.recall import recall_by_distance, recall_by_length
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.hybrid import FlopsReport, HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
+from layerroute.hybrid import (
+    FlopsReport,
+    HybridConfig,
+    HybridForCausalLM,
+    bytes_read,
+    forward_flops,
+    parameters_by_part,
+)
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.training.memory import estimate_memory
@@ -200,7 +207,7 @@ class HybridTrainee(Trainee):
         return section
 
     def measure(self) -> dict[str, Any]:
-        """On recall data ``recall``: by length and by distance, and what blind guessing would reach."""
+        """On recall data ``recall``, by length and by distance, and ``cache``: the bytes that a token reads."""
         if not isinstance(self.data, RecallData):
             return {}
         train, task = self.recipe.train, self.data.task
@@ -210,13 +217,30 @@ class HybridTrainee(Trainee):
             "precision": self.in_precision,
         }
         return {
+            "cache": self._cache_section(),
             "recall": {
                 "task": task.task,
                 "pairs": task.pairs,
                 "chance": 1 / task.values,
                 "by_length": recall_by_length(self.model, self.data, task.evaluation_multiples, **sizes),
                 "by_distance": recall_by_distance(self.model, self.data, **sizes),
-            }
+            },
+        }
+
+    @torch.no_grad()
+    def _cache_section(self) -> dict[str, Any]:
+        """On the sequences on which executed FLOPs are counted."""
+        batch = self.validation()[0]["input_ids"].to(self.device)
+        self.model.eval()
+        with self.in_precision():
+            decision = self.model(input_ids=batch, use_cache=False).decision
+        number = 2 if self.precision.name == "bf16" else 4
+        found = bytes_read(self.config, batch.shape[1], decision, number=number)
+        return {
+            "read_per_token": found.per_token,
+            "keys_values": found.keys_values,
+            "state": found.state,
+            "context_length": batch.shape[1],
         }
 
     def bigram_loss(self) -> float | None:

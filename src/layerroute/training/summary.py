@@ -29,7 +29,7 @@ def describe_model(
             f"  by path   one routed layer: {_shares(flops.by_path, _flops)}; whole model if only the chosen path ran: "
             f"{sparse}"
         )
-    if any(kind != "softmax" for kind in pattern):
+    if any(kind in ("gdn", "routed") for kind in pattern):
         report = backend_report()["auto"]
         assert isinstance(report, dict)
         lines.append(f"GDN         backend {report['cuda' if torch.cuda.is_available() else 'cpu']}")

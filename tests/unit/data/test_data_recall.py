@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,15 @@ def hard_tasks(draw: st.DrawFn) -> RecallData:
         values=draw(st.integers(2, 20)),
         noise=noise,
         writes=writes,
-        curriculum=draw(st.sampled_from([None, CurriculumConfig(start=2, finish=0.5)])),
+        curriculum=draw(
+            st.sampled_from(
+                [
+                    None,
+                    CurriculumConfig(start=2),
+                    CurriculumConfig(start=2, shortest=12, vocabulary=True),
+                ]
+            )
+        ),
     )
     split_seed = draw(st.integers(0, 5))
     return RecallData(
@@ -81,7 +90,10 @@ def test_with_noise_answers_are_right_and_as_much_is_filler_as_was_asked(
     task, length = data.task, data.config.sequence_length
     batches = [data.training_batch(0, 4, rows=3, seed=7), data.validation(3, length=multiple * length)]
     for ids, answers in [*batches, data.held_out(3)]:
-        assert (answers.sum(axis=1) == task.asked(length)).all()
+        asked = task.asked(length)
+        if ids.shape[1] < length:  # by the curriculum
+            asked = max(1, asked * ids.shape[1] // length)
+        assert (answers.sum(axis=1) == asked).all()
         for row, mask in zip(ids.tolist(), answers, strict=True):
             known: dict[int, int] = {}
             told: dict[int, list[int]] = {}
@@ -132,9 +144,55 @@ def test_seeds_and_splits_draw_sequences_of_their_own() -> None:
     assert len(set(rows)) == len(rows) == 2 * 12 * 8
 
 
+def test_sequences_grow_with_their_pairs_and_hold_as_much_noise() -> None:
+    plan = CurriculumConfig(start=2, finish=0.5, shortest=64)
+    recall = RecallConfig(pairs=64, noise=0.5, curriculum=plan)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=512))
+    lengths = []
+    for batch in range(0, 100, 2):
+        ids, answers = data.training_batch(batch, 100, rows=2, seed=1)
+        lengths.append(ids.shape[1])
+        assert answers.sum() == 2 * 64 * ids.shape[1] // 512
+        told = recall.pairs_at(batch, 100)
+        filler = (ids >= FIRST_KEY + recall.keys + recall.values).mean()
+        assert filler == pytest.approx(0.5, abs=0.01) or (ids.shape[1] == 64 and told < 8 and filler > 0.5)
+    assert lengths[0] == 64 and lengths == sorted(lengths) and len(set(lengths)) > 8
+    assert set(lengths[25:]) == {512}
+    assert data.validation(2)[0].shape == (2, 512), "evaluation is always on the task itself"
+
+
+@pytest.mark.parametrize("task", ["mqar", "needle", "copying"])
+def test_few_pairs_are_drawn_from_few_keys_and_values_until_all_are(task: Any) -> None:
+    plan = CurriculumConfig(start=2, finish=0.5, vocabulary=True)
+    asked = 8 if task == "mqar" else None
+    recall = RecallConfig(task=task, pairs=16, queries=asked, keys=64, values=32, curriculum=plan)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=96))
+    plain = RecallData(
+        DataConfig(source="recall", recall=replace(recall, curriculum=CurriculumConfig()), sequence_length=96)
+    )
+    for batch in (0, 20, 40, 60):
+        pairs = recall.pairs_at(batch, 100)
+        ids, answers = data.training_batch(batch, 100, rows=64, seed=1)
+        kinds = kind(recall, ids)
+        keys, values = ids[kinds == 1] - FIRST_KEY, ids[kinds == 2] - FIRST_KEY - recall.keys
+        assert values.max() == max(2, 2 * pairs) - 1, "all of those, and no other"
+        if task != "copying":
+            assert keys.max() == 4 * pairs - 1
+            for row, mask in zip(ids, answers, strict=True):
+                for place in np.flatnonzero(mask):
+                    told = int(np.argmax(row == row[place - 1]))
+                    assert row[told + 1] == row[place]
+        assert ids.max() == recall.vocabulary_size - 1, "filler is filler"
+    last = data.training_batch(60, 100, rows=4, seed=1)[0]
+    assert (last == plain.training_batch(60, 100, rows=4, seed=1)[0]).all()
+
+
 def test_records_of_earlier_versions_keep_their_fingerprint() -> None:
     config = DataConfig(source="recall", recall=RecallConfig(pairs=4), sequence_length=32)
     assert RecallData(config).fingerprint.startswith("2439d3e58185")
+    grown = RecallConfig(pairs=4, curriculum=CurriculumConfig(start=2))
+    config = DataConfig(source="recall", recall=grown, sequence_length=32)
+    assert RecallData(config).fingerprint.startswith("31c0af5015e9")
     harder = [{"noise": 0.5}, {"writes": 2}]
     found = {
         RecallData(
@@ -255,6 +313,7 @@ def test_a_record_is_read_back_as_the_configuration_that_it_came_from() -> None:
         ({"task": "copying", "noise": 0.5}, "is for mqar"),
         ({"task": "needle", "writes": 2}, "is for mqar"),
         ({"writes": 0}, "1 or more"),
+        ({"curriculum": CurriculumConfig(shortest=9)}, "needs data.recall.noise"),
     ],
     ids=str,
 )

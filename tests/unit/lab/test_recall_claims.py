@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from layerroute.capabilities.recall.at_cost import at_equal_cost
 from layerroute.capabilities.recall.measures import recall_by_seed
 from layerroute.capabilities.recall.question import recall_pairs, recall_sentence
 from layerroute.lab.compare import Comparison
@@ -18,9 +19,13 @@ from tests.unit.lab.record_factory import record
 TWO = ["gdn", "routed"]
 
 
-def run(arm: str, seed: int, recalled: float, *, executed: float = 2e6, **settings: Any) -> Run:
+def run(
+    arm: str, seed: int, recalled: float, *, executed: float = 2e6, read: float | None = None, **settings: Any
+) -> Run:
     content = record(arm, seed, loss=5 - recalled, **settings)
     content["flops"]["executed_per_token"] = executed
+    if read is not None:
+        content["cache"] = {"read_per_token": read, "keys_values": read, "state": 0.0, "context_length": 128}
     points = [
         {"multiple": m, "length": 128 * m, "accuracy": recalled / m, "loss": 1.0, "answers": 9}
         for m in (1, 4)
@@ -145,3 +150,83 @@ def test_what_only_one_comparison_would_have_shown_is_said_so() -> None:
     assert doubtful.phrase.endswith("but p = 0.090 when corrected for the number of comparisons")
     noisy = next(pair for pair in recall_pairs(study().arms) if pair.rival.label == "narrow")
     assert replace(noisy, p_adjusted=0.09).word == "no difference within noise"
+
+
+# Both costs at once
+
+
+def priced(**changed: tuple[float, float, float]) -> Comparison:
+    """A router at 2.0 MFLOP and 40 kB among rivals, each recall, FLOPs and bytes; ``changed`` are laid over them."""
+    rivals = {
+        "window": (0.2, 1.9e6, 30e3),
+        "window_more": (0.4, 2.1e6, 50e3),
+        "narrow": (0.99, 2.005e6, 41e3),
+        "random": (0.3, 2.0e6, 40e3),
+        **changed,
+    }
+    patterns = {"window": ["gdn", "window"], "narrow": ["gdn", "gdn", "gdn", "softmax"]}
+    runs = []
+    for seed in (1, 2, 3, 4):
+        wobble = 0.01 * (-1) ** seed
+        own = {"pattern": TWO, "rates": {"layer1.mixer": 0.25}}
+        runs.append(run("dynamic", seed, 0.9 + wobble, read=40e3, **own))
+        for name, (recalled, flops, read) in rivals.items():
+            kind = name.partition("_")[0]
+            how = {"control": "random", **own} if kind == "random" else {"pattern": patterns[kind]}
+            noise = 0.01 * ((seed + len(name)) % 3 - 1)
+            runs.append(run(name, seed, recalled + noise, executed=flops, read=read, **how))
+    return compare_runs(runs)
+
+
+def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
+    comparison = priced()
+    found = {one.how: one for one in at_equal_cost(comparison.arms)}
+    assert set(found) == {"between window and window_more (50% of the way)", "narrow", "random"}
+    read = found["between window and window_more (50% of the way)"]
+    assert read.difference is not None and read.difference.seeds == (1, 2, 3, 4)
+    assert read.difference.mean == pytest.approx(0.9 - 0.3, abs=0.01)
+    assert read.word == "recalls more, as read", "the line is to the rival's disadvantage, and it is said so"
+    assert found["narrow"].word == "recalls less"
+    assert found["random"].word == "recalls more"
+    table = comparison.tables["recall_at_cost"]
+    assert [row.cells[-1].text for row in table.rows] == [one.word for one in at_equal_cost(comparison.arms)]
+    assert {column.label for column in comparison.tables["recall"].columns} >= {"Bytes/token, read"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"window": (0.2, 1.9e6, 60e3), "window_more": (0.4, 2.1e6, 100e3)},  # twice the bytes in between
+        {
+            "window": (0.2, 2.1e6, 30e3),
+            "window_more": (0.4, 2.2e6, 50e3),
+        },  # dearer, both: nothing is extrapolated
+    ],
+)
+def test_a_kind_that_is_not_at_the_cost_gets_no_row(changed: dict[str, tuple[float, float, float]]) -> None:
+    assert {one.how for one in at_equal_cost(priced(**changed).arms)} == {"narrow", "random"}
+
+
+def test_equal_flops_at_more_bytes_are_no_equal_cost() -> None:
+    comparison = priced(narrow=(0.99, 2.005e6, 80e3))
+    assert "narrow" not in {one.how for one in at_equal_cost(comparison.arms)}
+    pair = next(pair for pair in recall_pairs(comparison.arms) if pair.rival.label == "random")
+    assert pair.word == "recalls more"
+    assert ("dynamic", "narrow") not in {
+        (p.subject.label, p.rival.label) for p in recall_pairs(comparison.arms)
+    }
+    rows = comparison.tables["recall_differences"].notes
+    assert "bytes of caches read within 5%" in rows[0]
+    softmax = run("all_softmax", 1, 0.99, read=160e3, pattern=["softmax"] * 2)
+    runs = [r for arm in comparison.arms for r in arm.runs]
+    dear = next(
+        p for p in recall_pairs(compare_runs([*runs, softmax]).arms) if p.rival.label == "all_softmax"
+    )
+    assert dear.word == "no verdict: −75.0% bytes of caches read per token"
+
+
+def test_records_without_bytes_are_shown_as_ever() -> None:
+    comparison = study()
+    assert "recall_at_cost" not in comparison.tables
+    assert "Bytes/token, read" not in {column.label for column in comparison.tables["recall"].columns}
+    assert "bytes" not in comparison.tables["recall_differences"].notes[0]

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from layerroute.capabilities.attention.architecture import architecture_data, describe, flops_data
 from layerroute.capabilities.attention.diagram import architecture_figure, comparison_figure
 from layerroute.capabilities.attention.tables import bigram_losses
+from layerroute.capabilities.recall.cost_figure import draw_recall_cost
 from layerroute.capabilities.recall.measures import softmax_rate
 from layerroute.lab.arms import Arm
 from layerroute.lab.format import listing, number, path_name, plural
@@ -458,4 +459,5 @@ FIGURES = (
         hidden=True,
     ),
     FigureSpec(name="figure-13", title="Routing by kind of token and layer", draw=token_layers),
+    FigureSpec(name="figure-14", title="Recall against cost", draw=draw_recall_cost, hidden=True),
 )  # fmt: skip

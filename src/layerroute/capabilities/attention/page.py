@@ -14,9 +14,11 @@ PAGE = Page(
             id="results",
             heading="Results",
             blocks=(
-                *tables("main", "differences", "recall", "recall_differences", "recall_lengths"),
+                *tables(
+                    "main", "differences", "recall", "recall_differences", "recall_at_cost", "recall_lengths"
+                ),
                 fold("Recall by the distance of key and question", *tables("recall_distances")),
-                *figures("figure-7", "figure-8", "figure-2"),
+                *figures("figure-7", "figure-14", "figure-8", "figure-2"),
                 fold("Loss by place in the sequence", *tables("positions")),
             ),
         ),
@@ -57,8 +59,8 @@ PAGE = Page(
         (
             "Main results",
             (
-                *tables("main", "differences", "controls", "recall", "recall_differences", "recall_lengths"),
-                *tables("recall_distances"),
+                *tables("main", "differences", "controls", "recall", "recall_differences"),
+                *tables("recall_at_cost", "recall_lengths", "recall_distances"),
                 *figures("figure-2"),
                 *tables("positions"),
             ),

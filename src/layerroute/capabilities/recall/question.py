@@ -11,6 +11,7 @@ from layerroute.capabilities.attention.kinds import (
     STATIC,
     kind_of,
 )
+from layerroute.capabilities.recall.at_cost import at_cost_table
 from layerroute.capabilities.recall.lengths import rate_sentence, recall_distances, recall_lengths
 from layerroute.capabilities.recall.measures import (
     lengths,
@@ -22,7 +23,7 @@ from layerroute.capabilities.recall.measures import (
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
-from layerroute.lab.fairness import SAME_COST_TEXT
+from layerroute.lab.fairness import SAME_BYTES, SAME_COST_TEXT, cache_bytes
 from layerroute.lab.format import count, listing, percent, plural
 from layerroute.lab.pairs import Pair, judge
 from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
@@ -127,6 +128,8 @@ def recall_table(arms: Sequence[Arm]) -> Table | None:
         figures("FLOPs/token, executed", lambda arm: arm.executed, count),
         cells("Recalled", lambda arm: percent_cell(recall_by_seed(arm))),
     ]
+    if any(map(cache_bytes, known)):
+        fields.insert(-1, figures("Bytes/token, read", cache_bytes, count))
     if longest > 1:
         fields.append(
             cells(f"Recalled at {longest}×", lambda arm: percent_cell(recall_by_seed(arm, multiple=longest)))
@@ -162,9 +165,15 @@ def recall_differences(pairs: Sequence[Pair]) -> Table | None:
         notes=[
             "p by t test over seeds, corrected for the number of comparisons (Holm); intervals are not. Detectable: "
             "the smallest true difference that these seeds would have found with 80% power. A verdict only where both "
-            f"were treated alike and cost the same: {SAME_COST_TEXT}; nothing is read off between arms."
+            f"were treated alike and cost the same: {SAME_COST_TEXT}{_bytes_too(pairs)}; nothing is read off between "
+            "arms."
         ],
     )
+
+
+def _bytes_too(pairs: Sequence[Pair]) -> str:
+    told = any(cache_bytes(arm) for pair in pairs for arm in (pair.subject, pair.rival))
+    return f", and bytes of caches read within {percent(SAME_BYTES, 0)}" if told else ""
 
 
 def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
@@ -172,6 +181,7 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
     return {
         "recall": recall_table(arms),
         "recall_differences": recall_differences(recall_pairs(arms)),
+        "recall_at_cost": at_cost_table(arms),
         "recall_lengths": recall_lengths(arms),
         "recall_distances": recall_distances(arms),
     }
@@ -217,5 +227,6 @@ QUESTION = Question(
     terminal=(
         Shown(table="recall", hide=frozenset({"Kind"})),
         Shown(table="recall_differences", hide=frozenset({"Detectable"}), below=_rates),
+        Shown(table="recall_at_cost", hide=frozenset({"Seeds"})),
     ),
 )

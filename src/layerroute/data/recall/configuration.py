@@ -25,10 +25,16 @@ class CurriculumConfig:
     Attributes:
         start: pairs at the beginning of the run.
         finish: share of the run at which the task's own number is reached.
+        shortest: sequences with fewer pairs are shorter in proportion, with as large a share of pairs and questions,
+            but have so many tokens at least. Needs ``noise``. None (default): all have ``data.sequence_length``.
+        vocabulary: draw fewer pairs from the first keys and values alone, in proportion. How to recall is then learnt
+            with keys that come often, before all the others come.
     """
 
     start: int = 2
     finish: float = 0.5
+    shortest: int | None = None
+    vocabulary: bool = False
 
     def __post_init__(self) -> None:
         _require(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
@@ -115,6 +121,11 @@ class RecallConfig:
                 "data.recall.noise is for mqar, says how many queries there are, and spreads them evenly: leave "
                 "data.recall.queries and data.recall.gap_power out",
             )
+        shortest = self.curriculum.shortest if self.curriculum else None
+        _require(
+            shortest is None or (self.noise is not None and shortest >= 1),
+            f"data.recall.curriculum.shortest is {shortest}; it is a number of tokens, and needs data.recall.noise",
+        )
         start = self.curriculum.start if self.curriculum else 1
         _require(
             start <= self.pairs,
@@ -138,10 +149,24 @@ class RecallConfig:
         )
         return queries
 
-    def least_length(self, queries: int | None = None) -> int:
-        """Tokens that a sequence needs; ``queries`` of ``mqar`` where ``noise`` says how many there are."""
+    def vocabulary_at(self, pairs: int) -> tuple[int, int]:
+        """Numbers of keys and values of a training sequence with so many pairs."""
+        if self.curriculum is None or not self.curriculum.vocabulary:
+            return self.keys, self.values
+        keys, values = (-(-size * pairs // self.pairs) for size in (self.keys, self.values))
+        return max(keys, pairs), max(values, 2)
+
+    def length_at(self, pairs: int, length: int) -> int:
+        """Tokens of a training sequence with so many pairs, where those with all of them have ``length``."""
+        plan = self.curriculum
+        if plan is None or plan.shortest is None:
+            return length
+        return min(length, max(plan.shortest, -(-length * pairs // self.pairs)))
+
+    def least_length(self, queries: int | None = None, pairs: int | None = None) -> int:
+        """Tokens that a sequence needs; of ``mqar`` with these numbers of ``queries`` and ``pairs``, if given."""
         if self.task == "mqar":
-            return 2 * self.pairs * self.writes + 2 * (queries or self.queries or self.pairs)
+            return 2 * (pairs or self.pairs) * self.writes + 2 * (queries or self.queries or self.pairs)
         if self.task == "needle":
             return 2 * self.pairs + 3
         return 2 * self.pairs + 1 if self.task == "copying" else 5

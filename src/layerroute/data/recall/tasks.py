@@ -7,6 +7,7 @@ in every version.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +43,14 @@ def generate(
         UserError: T is too short for the task.
     """
     asked = config.asked(length) if queries is None else queries
-    least = config.least_length(asked)
+    count = config.pairs if pairs is None else pairs
+    least = config.least_length(asked, count if config.noise else None)
     if length < least:
         raise UserError(
             f"data.sequence_length is {length}, and {config.task} with {config.pairs} pairs needs {least} tokens"
         )
     draw = Draw(seed)
-    count = config.pairs if pairs is None else pairs
-    if config.task == "mqar":
-        return _mqar(config, draw, rows, length, count, asked)
-    make = {"needle": _needle, "copying": _copying, "induction": _induction}[config.task]
-    return make(config, draw, rows, length, count)
+    return GENERATORS[config.task](config, draw, rows, length, count, asked)
 
 
 class Draw:
@@ -121,7 +119,9 @@ def _told(config: RecallConfig, draw: Draw, values: Ids) -> tuple[Ids, Ids]:
     return which, what
 
 
-def _needle(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _needle(
+    config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int, *_: int
+) -> tuple[Ids, Mask]:
     keys, values = _keys(config, draw, rows, pairs), _values(config, draw, rows, pairs)
     ids, answers = _haystack(config, draw, rows, length)
     place = _apart(draw.distinct(length - 3 - pairs, rows, pairs))
@@ -132,7 +132,9 @@ def _needle(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int
     return ids, answers
 
 
-def _copying(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int) -> tuple[Ids, Mask]:
+def _copying(
+    config: RecallConfig, draw: Draw, rows: int, length: int, pairs: int, *_: int
+) -> tuple[Ids, Mask]:
     ids, answers = _haystack(config, draw, rows, length)
     text = _values(config, draw, rows, pairs)
     # Filler comes first, so that what is copied is as far away at every length.
@@ -142,7 +144,7 @@ def _copying(config: RecallConfig, draw: Draw, rows: int, length: int, pairs: in
     return ids, answers
 
 
-def _induction(config: RecallConfig, draw: Draw, rows: int, length: int, _: int) -> tuple[Ids, Mask]:
+def _induction(config: RecallConfig, draw: Draw, rows: int, length: int, *_: int) -> tuple[Ids, Mask]:
     ids = _values(config, draw, rows, length)
     answers = np.zeros((rows, length), dtype=np.bool_)
     row = np.arange(rows)
@@ -176,4 +178,12 @@ def _haystack(config: RecallConfig, draw: Draw, rows: int, length: int) -> tuple
     return ids, np.zeros((rows, length), dtype=np.bool_)
 
 
-__all__ = ["END", "generate"]
+GENERATORS: dict[str, Callable[[RecallConfig, Draw, int, int, int, int], tuple[Ids, Mask]]] = {
+    "mqar": _mqar,
+    "needle": _needle,
+    "copying": _copying,
+    "induction": _induction,
+}
+"""By task: configuration, source of all randomness, rows, length, pairs and queries; to ids and the mask of answers."""
+
+__all__ = ["END", "GENERATORS", "generate"]

@@ -20,10 +20,11 @@ LONG = "an_arm_whose_name_says_every_setting_that_it_was_ever_given_and_some_mor
 POINT = {"multiple": 1, "length": 128, "accuracy": 0.5, "loss": 1.0, "answers": 9, "mean_rate": 0.25}
 RECALL = {"task": "mqar", "pairs": 16, "chance": 1 / 32, "by_distance": []}
 RECALL |= {"by_length": [POINT | {"multiple": m, "length": 128 * m} for m in (1, 2, 4)]}
+CACHE = {"read_per_token": 40e3, "keys_values": 33e3, "state": 7e3, "context_length": 128}
 
 
 def attention(arm: str, seed: int = 1, **settings: Any) -> dict[str, Any]:
-    return record(arm, seed, **{"recall": RECALL, "executed": 2.8e6, **settings})
+    return record(arm, seed, **{"recall": RECALL, "cache": CACHE, "executed": 2.8e6, **settings})
 
 
 def skipping(

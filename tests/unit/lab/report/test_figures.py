@@ -220,6 +220,23 @@ def test_recall_is_told_by_rate_and_by_length(recalled: View) -> None:
     assert rates == pytest.approx({"baseline": 1 / 3, "dynamic": 0.5, "random": 0.5})
 
 
+def test_recall_is_drawn_against_both_costs_where_records_have_them(recalled: View) -> None:
+    runs = [item for arm in recalled.arms for item in arm.runs]
+    absent = spec("figure-14").draw(view(runs))
+    assert isinstance(absent, str) and "bytes of caches read" in absent
+    priced = []
+    for number, item in enumerate(runs):
+        read = 1000.0 * (1 + number // 3)
+        cache = {"read_per_token": read, "keys_values": read, "state": 0.0, "context_length": 128}
+        priced.append(Run({**item.record, "cache": cache}, item.path))
+    figure, data, caption = drawn("figure-14", view(priced))
+    assert len(data) == 9 and "bytes of keys, values and states" in caption
+    assert data.groupby("arm")["bytes"].first().to_dict() == {"baseline": 1e3, "dynamic": 2e3, "random": 3e3}
+    left, right = figure.axes
+    assert "FLOPs" in left.get_xlabel() and "bytes" in right.get_xlabel()
+    assert left.get_ylim() == right.get_ylim() == (-4.0, 104.0)
+
+
 def test_intervals_of_shares_end_at_nothing_and_all() -> None:
     runs = [run("dynamic", seed, executed=2e6, recalled=0.9, rates=sites(0.25)) for seed in (1, 2, 3)]
     runs[0].record["recall"]["by_length"][0]["accuracy"] = 0.05  # a wide interval

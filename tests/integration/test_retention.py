@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.cli.main import main
+from layerroute.routing import RoutingConfig
 from layerroute.skipping import SkipConfig, add_router, get_router, save_router, skip_flops
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
@@ -139,25 +140,27 @@ def test_the_first_is_served_at_the_flops_of_another(files: Path, tmp_path: Path
         for _ in range(8)
     ]
     (tmp_path / "long.jsonl").write_text("\n".join(lines))
-    for name, sites, rate in (("routed", [2, 3, 4], 0.7), ("other", [2, 3], 0.6)):
+    static = {"routing": RoutingConfig(control="static", control_sites=[0])}
+    for name, sites, rate, more in (
+        ("routed", [2, 3, 4], 0.7, {}), ("other", [2, 3], 0.6, {}), ("static", [2, 3, 4], 0.7, static)
+    ):  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(files / "model", dtype=torch.float32)
-        skip = SkipConfig(
-            layers=sites, router_layer=2, execution="sparse", skip_path="identity", serve="rate"
-        )
+        skip = SkipConfig(layers=sites, router_layer=2, execution="sparse", skip_path="identity", **more)  # type: ignore[arg-type]
         add_router(model, skip)
         sharpen(model)
         get_router(model).set_rate(rate)
         save_router(model.eval(), tmp_path / name)
     arguments = [
-        "retention", str(tmp_path / "routed"), str(tmp_path / "other"), "--tasks", str(tmp_path / "long.jsonl"),
+        "retention", *(str(tmp_path / name) for name in ("routed", "other", "static")), "--serve", "rate",
+        "--tasks", str(tmp_path / "long.jsonl"),
         "--data", str(files / "text.txt"), "--windows", "4", "--sequence-length", "96", "--out", str(tmp_path / "out"),
         "--device", "cpu", "--batch-size", "2", "--equal-flops",
     ]  # fmt: skip
     assert main(arguments) == 0
     content = json.loads((tmp_path / "out" / "retention.json").read_text())
-    name = "routed at the FLOPs of other"
-    assert set(content["skipped"]) == {"base", "routed", "other", name}
-    assert {(c["model"], c["against"]) for c in content["differences"]} == {(name, "other")}
+    names = {f"routed at the FLOPs of {other}": other for other in ("other", "static")}
+    assert set(content["skipped"]) == {"base", "routed", "other", "static", *names}
+    assert {(c["model"], c["against"]) for c in content["differences"]} == set(names.items())
     for found in content["differences"]:
         as_it_is = next(
             c for c in content["retained"]

@@ -27,7 +27,8 @@ from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_tasks
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.ops.flops import flop_counter
-from layerroute.precision import Device, Precision
+from layerroute.precision import Precision
+from layerroute.routing import get_handle, set_serve
 from layerroute.skipping import get_router, load_pretrained, router_disabled
 from layerroute.skipping.storage import DESCRIPTION, base_source
 
@@ -72,7 +73,7 @@ class Scorer:
         limit: documents of each task; None: all.
         windows, length: of the text: how many, and of how many tokens.
         precision: of all routed models; None: each in that of its training.
-        serve: see ``load_model``.
+        serve: ``threshold`` or ``rate``, for those that can hold a rate; None: as each model's configuration says.
         folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
         tell: is told what is done next.
     """
@@ -144,7 +145,7 @@ class Scorer:
         """
 
         def make() -> Made:
-            loaded, harness = self._load(checkpoint, "rate")
+            loaded, harness = self._load(checkpoint, "rate", must=True)
             router = get_router(loaded.model)
             held = torch.cat([routing.rate for routing in router.all_routings()])
             skip = 1.0 - float(held.mean())
@@ -179,15 +180,25 @@ class Scorer:
         name = f"{label} at the FLOPs of {other.label}"
         return self._kept(name, str(checkpoint), make, self.precision, like)
 
-    def _load(self, checkpoint: Path, serve: str | None) -> tuple[LoadedModel, LayerrouteLM | None]:
+    def _load(
+        self, checkpoint: Path, serve: str | None, *, must: bool = False
+    ) -> tuple[LoadedModel, LayerrouteLM | None]:
+        """A routed model, and the harness around it if there are tasks."""
         _ = self._manager  # data that cannot be had is told before a model is loaded
-        device: Device = "cpu" if self.device == "cpu" else "auto"
-        if not self.tasks:
-            return load_model(checkpoint, device=device, precision=self.precision, serve=serve), None
-        harness = LayerrouteLM(
-            checkpoint, serve=serve, precision=self.precision, device=self.device, batch_size=self.batch_size
-        )
-        return harness.loaded, harness
+        harness = None
+        if self.tasks:
+            harness = LayerrouteLM(
+                checkpoint, precision=self.precision, device=self.device, batch_size=self.batch_size
+            )
+            loaded = harness.loaded
+        else:
+            loaded = load_model(
+                checkpoint, device="cpu" if self.device == "cpu" else "auto", precision=self.precision
+            )
+        # A static arm has no rate to hold: it serves what it serves.
+        if serve is not None and (must or get_handle(loaded.model).config.serve_obstacle is None):
+            set_serve(loaded.model, serve)
+        return loaded, harness
 
     def _works(self, loaded: LoadedModel, harness: HFLM | None) -> list[Work]:
         """What scores so many windows of the text, and so many documents of each task."""

@@ -109,8 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
     base = scorer.base(bases.pop(), precisions.pop())
     at_cost = [
-        scorer.at_cost_of(other, base, labels[0], arguments.runs[0])
-        for other in (models[1:] if arguments.equal_flops else [])
+        scorer.at_cost_of(other, path, labels[0], arguments.runs[0])
+        for other, path in list(zip(labels, arguments.runs, strict=True))[1:]
+        if arguments.equal_flops
     ]
     first, *others = [_scores(scored) for scored in (base, *models)]
     found = retention(first, others, dict(zip(labels[1:], map(_scores, at_cost), strict=False)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,47 +137,58 @@ class Scorer:
 
         return self._kept(label, str(checkpoint), make, self.precision, self.serve)
 
-    def at_cost_of(self, other: Scored, base: Scored, label: str, checkpoint: Path) -> Scored:
-        """A router where it executes as many FLOPs as ``other`` did, task by task.
+    def at_cost_of(self, other: str, rival: Path, label: str, checkpoint: Path) -> Scored:
+        """A router where it executes as many FLOPs as another model, task by task.
 
-        It holds its rate. What rate that is to be is found on the first documents of each task.
+        It holds its rate. What rate that is to be is found on the first documents of each task, which both read one by
+        one: in a batch they would be padded more than among all documents.
         """
 
         def make() -> Made:
+            loaded, harness = self._load(rival, self.serve)
+            wanted = [saved(None) for saved in self._probes(loaded, harness)]
             loaded, harness = self._load(checkpoint, "rate", must=True)
             router = get_router(loaded.model)
-            held = torch.cat([routing.rate for routing in router.all_routings()])
-            skip = 1.0 - float(held.mean())
+            served = 1.0 - float(torch.cat([routing.rate for routing in router.all_routings()]).mean())
             values: Values = {}
             executed: dict[str, float] = {}
-            few = min(_PROBED, self.limit or _PROBED)
-            for work in self._works(loaded, harness):
-                with nullcontext() if harness is None else harness.watch.holding():
-                    with router_disabled(loaded.model):
-                        of_few, whole = work(few)
-                    key = next(iter(of_few))
-                    wanted = 1.0 - other.executed[key] / base.executed[key]
-                    before, tried = (0.0, 0.0), []
-                    for _ in range(_PROBES):
-                        router.set_rate(1.0 - skip)
-                        tried.append((skip, 1.0 - work(few)[1] / whole))
-                        saved = tried[-1][1]
-                        if abs(saved - wanted) < _NEAR or skip == before[0]:
-                            break
-                        slope = (saved - before[1]) / (skip - before[0])
-                        before = tried[-1]
-                        skip = _MOST if slope <= 0.0 else skip + (wanted - saved) / slope
-                        skip = min(_MOST, max(1.0 - _MOST, skip))
-                skip = min(tried, key=lambda one: abs(one[1] - wanted))[0]
-                router.set_rate(1.0 - skip)
-                found, flops = work(self.limit)
+            works = self._works(loaded, harness)
+            for work, saved, share in zip(works, self._probes(loaded, harness), wanted, strict=True):
+                router.set_rate(1.0 - _search(saved, share, served))
+                found, flops = work(None)
                 values |= found
                 executed |= dict.fromkeys(found, flops)
             return self._skipped(harness), values, executed, loaded.precision
 
-        like = json.dumps([other.executed, base.executed], sort_keys=True)
-        name = f"{label} at the FLOPs of {other.label}"
-        return self._kept(name, str(checkpoint), make, self.precision, like)
+        name = f"{label} at the FLOPs of {other}"
+        return self._kept(
+            name, str(checkpoint), make, self.precision, self.serve, self._asked(str(rival), ())
+        )
+
+    def _probes(
+        self, loaded: LoadedModel, harness: LayerrouteLM | None
+    ) -> list[Callable[[float | None], float]]:
+        """By task, what share of the FLOPs of its first documents a skipped share saves; None: as it is served."""
+        few, router = min(_PROBED, self.limit or _PROBED), get_router(loaded.model)
+
+        def saved(work: Work, skip: float | None) -> float:
+            if skip is not None:
+                router.set_rate(1.0 - skip)
+            if harness is None:
+                return float(work(few)[1])
+            batch, harness.batch_size_per_gpu = harness.batch_size_per_gpu, 1
+            try:
+                with harness.watch.holding():
+                    return float(work(few)[1])
+            finally:
+                harness.batch_size_per_gpu = batch
+
+        def probe(work: Work) -> Callable[[float | None], float]:
+            with router_disabled(loaded.model):
+                whole = saved(work, None)
+            return lambda skip: 1.0 - saved(work, skip) / whole
+
+        return [probe(work) for work in self._works(loaded, harness)]
 
     def _load(
         self, checkpoint: Path, serve: str | None, *, must: bool = False
@@ -300,6 +310,21 @@ class Scorer:
         if description.is_file():
             parts.append(hashlib.sha256(description.read_bytes()).hexdigest())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _search(saved: Callable[[float], float], wanted: float, first: float) -> float:
+    """The share to skip that saves what is wanted, by secants from a first guess; the best of a few."""
+    before, skip = (0.0, 0.0), first
+    tried: list[tuple[float, float]] = []
+    for _ in range(_PROBES):
+        tried.append((skip, saved(skip)))
+        gap, run = tried[-1][1] - before[1], skip - before[0]
+        if abs(tried[-1][1] - wanted) < _NEAR or run == 0.0:
+            break
+        before = tried[-1]
+        skip = _MOST if gap * run <= 0.0 else skip + (wanted - before[1]) * run / gap
+        skip = min(_MOST, max(1.0 - _MOST, skip))
+    return min(tried, key=lambda one: abs(one[1] - wanted))[0]
 
 
 def router_folder(checkpoint: Path) -> Path:

@@ -49,7 +49,8 @@ NOT_RUN = {
     r"^scripts/gpu/": "tests/integration/test_gpu_scripts.py rehearses them",
     r"^sbatch |^srun |^code=|^\[ \$code |^exit \$code": "tests/integration/test_examples.py gives Slurm's commands",
     r"--storage postgresql:": "needs a database server",
-    r"--engine vllm|^layerroute bench engine": "needs vLLM, which has an environment of its own",
+    r"--engine vllm": "needs vLLM, which has an environment of its own",
+    r"^layerroute bench ": "measures; tests/unit/benchmark runs every case, tiny",
     r"flash_attention_2": "needs a GPU and flash-attention",
     r"qwen2\.5_3b\.yaml": "4 bits: tests/integration/test_four_bits.py trains so",
     r"--compile\b": "torch's compiler takes minutes; tests/integration/test_compiled.py has it",
@@ -66,18 +67,7 @@ LAUNCHERS = {
 """What starts a command of ours elsewhere or many times. Here it is run once; test_distributed.py has the launchers."""
 
 CALIBRATION = "--length 64 --rank 4 --tokens-statistics 512 --tokens-selection 128 --tokens-search 64"
-BENCH = "--repeats 3 --threads 1"
-SKIPPING = f"{BENCH} --shape tiny --skip 0.5"
 SIZES = {
-    "bench attention": f"{BENCH} --sizes 1x40x2x8 --rates 0.5",
-    "bench calibrate": f"{SKIPPING} --sizes 1x24",
-    "bench decode": f"{SKIPPING} --sizes 1x24",
-    "bench hybrid": f"{BENCH} --sizes 1x40 --hidden-size 64",
-    "bench lossless": f"{BENCH} --prompts 2 --prompt-tokens 6 --new-tokens 8",
-    "bench peers": f"{BENCH} --sizes 1x40x2x8",
-    "bench prefill": f"{SKIPPING} --sizes 1x24",
-    "bench train": f"{BENCH} --batch-size 2 --sequence-length 32",
-    "bench train-skipping": f"{SKIPPING} --sizes 1x24",
     "calibrate": f"{CALIBRATION} --tokens-heldout 256 --own-text 0",
     "transfer": f"{CALIBRATION} --tokens-heldout 256 --own-text 0",
     "generate": "--max-new-tokens 6",

@@ -28,7 +28,7 @@ from layerroute.training.run_directory import RunDirectory, find_start
 from tests.integration.test_train import assert_same_run, train
 from tests.tiny import write_corpus, write_recipe
 
-KILLS = 25
+KILLS = 16
 # The state at the end, beyond what the saved models show: optimizer, schedule, random numbers.
 STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -75,7 +75,7 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Path
         hidden = {path.name for path in out.rglob(".*")} - {".lock"}
         assert not hidden, (kill, hidden)
     in_saves = [kill for kill in kills if any(name != ".lock" for name in kill["left"])]
-    assert len(in_saves) >= 5, "too few kills came while something was being written"
+    assert len(in_saves) >= 3, "too few kills came while something was being written"
 
 
 def damages(folder: Path, names: list[str], count: int, seed: int) -> Iterator[str]:

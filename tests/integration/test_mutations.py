@@ -102,7 +102,7 @@ def is_small(recipe: Recipe) -> bool:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40, suppress_health_check=QUIET)
+@settings(deadline=None, max_examples=20, suppress_health_check=QUIET)
 @given(tree=mutated(merge(RECIPE, {"model": {"routing": {"router": "linear", "rate": 0.5}}})))
 def test_mutated_recipes_that_are_valid_train_or_say_why_not(tmp_path: Path, tree: dict[str, Any]) -> None:
     corpus = tmp_path / "corpus.txt"

@@ -127,6 +127,10 @@ class SkipConfig:
             raise UserError(f"skip.sink_ids are ids of tokens, which count from 0, got {self.sink_ids}")
         if self.kv == "evict" and self.unit == "mlp":
             raise UserError("skip.kv: evict has no effect on unit mlp, which writes no keys; use project")
+        if self.routing.control == "oracle":
+            raise UserError(
+                "skip.routing.control: oracle knows where recall is asked for; only hybrid models have it"
+            )
         if self.layers is not None:
             self._check_layers(self.layers)
         if self.budgets is not None:

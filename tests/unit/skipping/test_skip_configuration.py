@@ -62,7 +62,7 @@ def test_who_reads_where_and_what_is_causal():
     assert {name for name, config in reads.items() if not config.causal} == {"batch", "sequence_mean"}
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("control", [control for control in CONTROLS if control != "oracle"])
 @pytest.mark.parametrize("granularity", ["batch", "sequence_mean"])
 def test_controls_that_look_at_no_token_are_causal(control, granularity):
     """Stochastic depth draws at random and runs every layer at inference, whatever its granularity."""
@@ -90,6 +90,7 @@ def test_controls_that_look_at_no_token_are_causal(control, granularity):
         ({"layers": [-1, 5], "granularity": "per_layer"}, "counts from 0"),
         ({"layers": [3, 5]}, "lower skip.router_layer"),
         ({"kv": "evict", "unit": "mlp"}, "writes no keys"),
+        ({"routing": RoutingConfig(control="oracle", control_tokens=[3, 9])}, "only hybrid models"),
     ],
 )
 def test_mistakes_are_told(settings, message):

@@ -73,11 +73,8 @@ class RoutingConfig:
             raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")
         if self.control is not None and self.budget != "none":
             raise UserError("routing.budget has no effect on a control; remove it, or remove routing.control")
-        for key in (
-            "widths",
-            "control_sites",
-            "control_tokens",
-        ):  # a range or a tuple serves, and is written as a list
+        # A range or a tuple serves, and is written as a list.
+        for key in ("widths", "control_sites", "control_tokens"):
             if getattr(self, key) is not None:
                 setattr(self, key, [int(item) for item in getattr(self, key)])
         if self.control_sites is not None and self.control != "static":

@@ -50,7 +50,7 @@ NOT_RUN = {
     r"^sbatch |^srun |^code=|^\[ \$code |^exit \$code": "tests/integration/test_examples.py gives Slurm's commands",
     r"--storage postgresql:": "needs a database server",
     r"--engine vllm": "needs vLLM, which has an environment of its own",
-    r"^layerroute bench ": "measures; tests/unit/benchmark runs every case, tiny",
+    r"^layerroute bench (?!decode --out )": "measures; tests/unit/benchmark runs every case, tiny",
     r"flash_attention_2": "needs a GPU and flash-attention",
     r"qwen2\.5_3b\.yaml": "4 bits: tests/integration/test_four_bits.py trains so",
     r"--compile\b": "torch's compiler takes minutes; tests/integration/test_compiled.py has it",
@@ -68,6 +68,7 @@ LAUNCHERS = {
 
 CALIBRATION = "--length 64 --rank 4 --tokens-statistics 512 --tokens-selection 128 --tokens-search 64"
 SIZES = {
+    "bench decode": "--repeats 3 --threads 1 --shape tiny --skip 0.5 --sizes 1x24",
     "calibrate": f"{CALIBRATION} --tokens-heldout 256 --own-text 0",
     "transfer": f"{CALIBRATION} --tokens-heldout 256 --own-text 0",
     "generate": "--max-new-tokens 6",

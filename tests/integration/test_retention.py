@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,25 @@ def test_all_are_scored_in_one_precision(files: Path, tmp_path: Path) -> None:
         found[precision] = [
             json.loads((out / "scores" / f"{name}.json").read_text()) for name in ("base", "wide")
         ]
-        assert [one["precision"] for one in found[precision]] == [precision] * 2
     for one, other in zip(*found.values(), strict=True):
         assert one["values"]["words perplexity"] != other["values"]["words perplexity"]
         assert one["values"]["words perplexity"] == pytest.approx(
             other["values"]["words perplexity"], rel=0.05
         )
+
+
+def test_runs_of_two_precisions_are_not_scored_unless_one_is_named(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files / "wide", tmp_path / "wide")
+    description = tmp_path / "wide" / "router.json"
+    told = json.loads(description.read_text())
+    description.write_text(json.dumps(told | {"notes": {**told["notes"], "precision": "bf16"}}))
+    arguments = command(files, str(tmp_path / "wide"), "narrow", out=tmp_path / "out")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "--precision" in error and "scoring" not in error, "told before anything is scored"
+    assert main([*arguments, "--precision", "fp32"]) == 0
 
 
 def test_the_first_is_served_at_the_flops_of_another(files: Path, tmp_path: Path) -> None:

@@ -101,13 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
         folder=None if arguments.out is None else arguments.out / "scores",
         tell=console.print,
     )
-    models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
-    precisions = {scored.precision for scored in models}
+    precisions = {scorer.precision_of(path) for path in arguments.runs}
     if len(precisions) > 1:
         raise UserError(
             "the runs were trained in bf16 and in fp32: say in which all are scored with --precision"
         )
     base = scorer.base(bases.pop(), precisions.pop())
+    models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
     at_cost = [
         scorer.at_cost_of(other, path, labels[0], arguments.runs[0])
         for other, path in list(zip(labels, arguments.runs, strict=True))[1:]

@@ -136,9 +136,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
     check_fits(config, folder)
     record = _record_of(folder)
     target = choose_device(device)
-    if precision is None:
-        trained = (record or {}).get("precision")
-        precision = trained if trained in ("bf16", "fp32") else "fp32"
+    precision = precision or precision_of((record or {}).get("precision"))
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # what does not fit is told below, in one line
@@ -185,7 +183,7 @@ def _load_router(
 ) -> LoadedModel:
     """A router folder, on its base in the form on which it was trained (float32 for one that was only calibrated)."""
     notes = read_router(path).notes
-    form, trained = notes.get("model", {"dtype": "float32"}), notes.get("precision")
+    form = notes.get("model", {"dtype": "float32"})
     known = ("dtype", "quantization", "attention")
     if not isinstance(form, dict) or not set(form) <= set(known):
         raise UserError(f"{path / DESCRIPTION}: notes.model must name {', '.join(known)} alone, got {form!r}")
@@ -199,8 +197,7 @@ def _load_router(
             logging.enable_progress_bar()
     if "quantization_config" not in options:
         model.to(target)  # type: ignore[arg-type]
-    if precision is None:
-        precision = trained if trained in ("bf16", "fp32") else "fp32"
+    precision = precision or precision_of(notes.get("precision"))
     return LoadedModel(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -208,6 +205,11 @@ def _load_router(
         record=_record_of(path),
         precision=choose_precision(precision, target).name,
     )
+
+
+def precision_of(noted: Any) -> Precision:
+    """The precision of a training run as a record or a router notes it; fp32 where it says nothing."""
+    return noted if noted in ("bf16", "fp32") else "fp32"
 
 
 def model_type_of(folder: Path) -> str | None:

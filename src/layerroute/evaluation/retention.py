@@ -21,7 +21,7 @@ from layerroute.evaluation.harness import (
     score,
     task_manager,
 )
-from layerroute.evaluation.loading import LoadedModel, load_model
+from layerroute.evaluation.loading import LoadedModel, load_model, precision_of
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_tasks
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
@@ -29,7 +29,7 @@ from layerroute.ops.flops import flop_counter
 from layerroute.precision import Precision
 from layerroute.routing import get_handle, set_serve
 from layerroute.skipping import get_router, load_pretrained, router_disabled
-from layerroute.skipping.storage import DESCRIPTION, base_source
+from layerroute.skipping.storage import DESCRIPTION, base_source, read_router
 
 BASE = "base"
 TEXT = "text"
@@ -43,8 +43,8 @@ Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
 Work = Callable[[int | None], tuple[Values, float]]
 """Scores so many documents (None: all that were asked for); their values, and the FLOPs that it took."""
-Made = tuple[float | None, Values, dict[str, float], str]
-"""Share of routed compute that was skipped, values, FLOPs by the keys of the values, and the precision."""
+Made = tuple[float | None, Values, dict[str, float]]
+"""Share of routed compute that was skipped, values, and FLOPs by the keys of the values."""
 
 
 class Scored(NamedTuple):
@@ -52,14 +52,12 @@ class Scored(NamedTuple):
 
     ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base. ``executed``: by the keys
     of ``values``, the FLOPs of all forward passes that scored it, as ``ops.flops.flop_counter`` sees them.
-    ``precision``: ``bf16`` or ``fp32``, in which it computed.
     """
 
     label: str
     skipped: float | None
     values: Values
     executed: dict[str, float]
-    precision: str
 
 
 class Scorer:
@@ -123,9 +121,13 @@ class Scorer:
                     mixed_precision_dtype=mixed_precision(precision),
                 )
             values, executed = self._all(self._works(loaded, harness))
-            return 0.0, values, executed, precision
+            return 0.0, values, executed
 
         return self._kept(BASE, name, make, precision)
+
+    def precision_of(self, checkpoint: Path) -> Precision:
+        """In which a run of layer skipping, or a router folder, is scored."""
+        return self.precision or precision_of(read_router(router_folder(checkpoint)).notes.get("precision"))
 
     def routed(self, label: str, checkpoint: Path) -> Scored:
         """A run of layer skipping, or a router folder."""
@@ -133,7 +135,7 @@ class Scorer:
         def make() -> Made:
             loaded, harness = self._load(checkpoint, self.serve)
             values, executed = self._all(self._works(loaded, harness))
-            return self._skipped(harness), values, executed, loaded.precision
+            return self._skipped(harness), values, executed
 
         return self._kept(label, str(checkpoint), make, self.precision, self.serve)
 
@@ -158,7 +160,7 @@ class Scorer:
                 found, flops = work(None)
                 values |= found
                 executed |= dict.fromkeys(found, flops)
-            return self._skipped(harness), values, executed, loaded.precision
+            return self._skipped(harness), values, executed
 
         name = f"{label} at the FLOPs of {other}"
         return self._kept(
@@ -276,7 +278,7 @@ class Scorer:
         # Scores of earlier versions, without FLOPs, are made anew: nothing could be said by them.
         if content is None or content.get("asked") != asked or "executed" not in content:
             self.tell(f"scoring {label}")
-            skipped, values, executed, computed = make()
+            skipped, values, executed = make()
             content = {
                 "label": label,
                 "model": model,
@@ -284,12 +286,11 @@ class Scorer:
                 "skipped": skipped,
                 "values": values,
                 "executed": executed,
-                "precision": computed,
             }
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return Scored(label, content["skipped"], content["values"], content["executed"], content["precision"])
+        return Scored(label, content["skipped"], content["values"], content["executed"])
 
     def _asked(self, model: str, settings: Sequence[str | None]) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""

@@ -67,7 +67,13 @@ class Graphs:
         device = tensors[0].device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         modes = (torch.is_inference_mode_enabled(), autocast)
-        call = (function, id(layer), varying, modes, *((one.shape, one.dtype) for one in tensors))
+        call = (
+            function,
+            id(layer),
+            varying,
+            modes,
+            *((one.shape, one.stride(), one.dtype) for one in tensors),
+        )
         found = self._found.get(call)
         if found is None:
             if not held.is_sliding:

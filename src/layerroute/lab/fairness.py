@@ -145,7 +145,7 @@ def served_apart(arm: Arm) -> str:
     }
     if not arm.kind.learned or not apart:
         return ""
-    told = "; `routing.budget` holds a rate" if asked is None else f", with {percent(asked)} asked for"
+    told = "; routing.budget can hold a rate" if asked is None else f", with {percent(asked)} asked for"
     return (
         f"{arm.label} serves another rate than it was trained at, as inference has no noise: "
         f"{path_name(arm.paths[1])} takes {percent(fmean(apart.values()))} of the validation tokens and took "

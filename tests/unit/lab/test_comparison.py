@@ -187,7 +187,7 @@ def test_json_holds_numbers() -> None:
         (
             0.51,
             None,
-            "softmax takes 82.0% of the validation tokens and took 51.0% at the end of training; `routing.bu",
+            "softmax takes 82.0% of the validation tokens and took 51.0% at the end of training; routing.bu",
         ),
         (0.51, 0.5, "at the end of training, with 50.0% asked for"),
         (0.51, 0.82, None),

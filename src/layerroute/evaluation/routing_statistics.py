@@ -109,8 +109,9 @@ class RoutingAccumulator:
         """The statistics so far, None if no valid token was seen."""
         if not self._sums or int(self._sums["tokens"]) == 0:
             return None
-        counts, unsure, balance, tokens = (value.tolist() for value in self._sums.values())
-        shares = [[count / tokens for count in row] for row in counts]
+        sums: dict[str, Any] = {name: value.tolist() for name, value in self._sums.items()}
+        tokens: int = sums["tokens"]
+        shares = [[count / tokens for count in row] for row in sums["counts"]]
         costs = self._costs.double().tolist()
         spread = sum(row[-1] - row[0] for row in costs)
         spent = sum(
@@ -125,9 +126,11 @@ class RoutingAccumulator:
             tokens=tokens,
             rate={site: row[-1] for site, row in zip(self.sites, shares, strict=True)},
             entropy={site: _entropy(row) for site, row in zip(self.sites, shares, strict=True)},
-            token_entropy={site: value / tokens for site, value in zip(self.sites, unsure, strict=True)},
+            token_entropy={
+                site: value / tokens for site, value in zip(self.sites, sums["token_entropy"], strict=True)
+            },
             fraction=dict(zip(self.sites, shares, strict=True)),
-            balance_loss=balance / tokens,
+            balance_loss=sums["balance"] / tokens,
             cost_weighted_rate=spent / spread if spread else 0.0,
         )
 

@@ -16,7 +16,6 @@ from layerroute.routing.handle import (
 )
 from layerroute.routing.module import Routing, RoutingConfig
 from layerroute.routing.routers import MLPRouter, build_router
-from layerroute.routing.schedules import Schedule
 
 __all__ = [
     "ESTIMATORS",
@@ -26,7 +25,6 @@ __all__ = [
     "Routing",
     "RoutingConfig",
     "RoutingHandle",
-    "Schedule",
     "at_rate",
     "build_router",
     "collect_decisions",

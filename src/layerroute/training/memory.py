@@ -1,7 +1,5 @@
 """How much memory training will take, estimated before it starts."""
 
-from dataclasses import dataclass
-
 from layerroute.hybrid import HybridConfig
 
 # Saved activations of one token in one part of a layer, in units of hidden_size numbers, counted with
@@ -9,21 +7,6 @@ from layerroute.hybrid import HybridConfig
 _MIXER = {"gdn": 20.0, "softmax": 8.0, "window": 8.0, "routed": 27.0}
 _MLP_PER_WIDTH = 4.0  # numbers per unit of intermediate_size: gate, its activation, up, product
 _NORMS = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Bytes by purpose. Left out: the allocator's slack, temporary buffers, the data (memory-mapped)."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def estimate_memory(
@@ -34,12 +17,13 @@ def estimate_memory(
     sequence_length: int,
     precision: str,
     gradient_checkpointing: bool = False,
-) -> MemoryEstimate:
-    """Memory of a training step of ``micro_batch`` sequences on one device.
+) -> dict[str, int]:
+    """Bytes of a training step of ``micro_batch`` sequences on one device, by purpose.
 
     Weights, gradients and both AdamW moments are fp32 (4 bytes each). Activations: what the backward pass keeps of
     each layer (with gradient checkpointing only its input, and one layer's worth while it is recomputed). Logits: as
-    computed, their fp32 copy in the loss, and its gradient.
+    computed, their fp32 copy in the loss, and its gradient. Left out: the allocator's slack, temporary buffers, the
+    data (memory-mapped).
     """
     tokens = micro_batch * sequence_length
     number = 3 if precision == "bf16" else 4  # under autocast half of what is kept stays fp32
@@ -54,10 +38,10 @@ def estimate_memory(
     activations = sum(layers)
     if gradient_checkpointing:
         activations = max(layers, default=0) + len(layers) * tokens * config.hidden_size * number
-    return MemoryEstimate(
-        weights=4 * parameters,
-        gradients=4 * parameters,
-        optimizer=8 * parameters,
-        activations=round(activations),
-        logits=tokens * config.vocab_size * ((2 if precision == "bf16" else 4) + 4 + 4),
-    )
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "AdamW": 8 * parameters,
+        "activations": round(activations),
+        "logits": tokens * config.vocab_size * ((2 if precision == "bf16" else 4) + 4 + 4),
+    }

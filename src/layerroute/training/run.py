@@ -28,6 +28,7 @@ from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, s
 from layerroute.training.curves import CurvesCallback
 from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
+from layerroute.training.hybrid import HybridTrainee, resolved_recipe
 from layerroute.training.parallel import (
     check_engine,
     described_processes,
@@ -55,8 +56,6 @@ def make_trainee(recipe: Recipe) -> Trainee:
         from layerroute.training.skipping.trainee import SkippingTrainee
 
         return SkippingTrainee(recipe)
-    from layerroute.training.hybrid import HybridTrainee
-
     return HybridTrainee(recipe)
 
 
@@ -93,7 +92,7 @@ def train_recipe(
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
     trainee = make_trainee(recipe)
-    plain = trainee.plain()
+    plain = resolved_recipe(recipe)
     # The first process decides for all (``prepare``); the others only see whether there is anything to do.
     decide = (
         partial(find_start, directory, plain, resume) if is_main() else partial(seen_start, directory, plain)

@@ -1,6 +1,7 @@
 """What is printed before a run starts: the model by part, its FLOPs by path, the tokens, the memory."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -8,18 +9,15 @@ from layerroute.hybrid import FlopsReport, HybridConfig
 from layerroute.ops.gated_delta import backend_report
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe
-from layerroute.training.memory import MemoryEstimate
 
 
-def describe_model(
-    config: HybridConfig, total: int, parameters: Mapping[str, int], flops: FlopsReport
-) -> list[str]:
-    """Lines about layers, parameters (``total``, and by part) and FLOPs."""
+def describe_model(config: HybridConfig, parameters: Mapping[str, Any], flops: FlopsReport) -> list[str]:
+    """Lines about layers, parameters (as in the record) and FLOPs."""
     pattern, both = config.layer_pattern or [], ", both paths computed" if flops.routed_layers else ""
     lines = [
         f"model       {' '.join(pattern)}  (hidden {config.hidden_size}, {config.num_attention_heads} heads, "
         f"vocabulary {config.vocab_size:,})",
-        f"parameters  {total:,}: {_shares(parameters)}",
+        f"parameters  {parameters['total']:,}: {_shares(parameters['by_part'])}",
         f"FLOPs       {_flops(flops.forward_per_token)} per token forward at {flops.context_length:,} tokens{both}: "
         f"{_shares(flops.by_part, _flops)}",
     ]
@@ -36,17 +34,10 @@ def describe_model(
     return lines
 
 
-def describe_memory(memory: MemoryEstimate) -> str:
-    """One line about what a training step needs."""
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "AdamW": memory.optimizer,
-        "activations": memory.activations,
-        "logits": memory.logits,
-    }
+def describe_memory(memory: Mapping[str, int]) -> str:
+    """One line about what a training step needs, in bytes by purpose."""
     return (
-        f"memory      about {_bytes(memory.total)}: {_shares(parts, _bytes)} "
+        f"memory      about {_bytes(sum(memory.values()))}: {_shares(memory, _bytes)} "
         "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)"
     )
 

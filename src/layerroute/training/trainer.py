@@ -25,6 +25,7 @@ from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
 from layerroute.training.optimization import decay_parameter_names, learning_rate_factor, optimizer_groups
 from layerroute.training.parallel import is_main
+from layerroute.training.routing_schedule import RoutingCallback
 from layerroute.training.samples import Batch, collate
 from layerroute.training.trainee import Trainee
 
@@ -71,7 +72,8 @@ class RoutedTrainer(Trainer):
         fingerprint: str = "",
     ) -> None:
         self.trainee, self.train_config = trainee, trainee.recipe.train
-        self.loss, self.routing, self.groups = trainee.loss(), trainee.routing(), trainee.groups()
+        self.loss, self.groups = trainee.loss(), trainee.groups()
+        self.routing = RoutingCallback(trainee.model, trainee.recipe.objective)
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
         self.evaluation: Evaluation | None = None

@@ -15,7 +15,7 @@ from layerroute.data.progress import stages
 from layerroute.errors import UserError
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision
-from layerroute.recipe import Recipe, recipe_to_dict
+from layerroute.recipe import Recipe
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.skipping.families import FAMILIES
@@ -37,7 +37,7 @@ from layerroute.training.skipping.configuration import (
 from layerroute.training.skipping.loss import SkippingLoss
 from layerroute.training.skipping.start import add_adapter, choose_trainable, load_base, start_router
 from layerroute.training.summary import describe_data, describe_run
-from layerroute.training.trainee import Trainee
+from layerroute.training.trainee import Trainee, parameter_section
 
 
 class SkippingTrainee(Trainee):
@@ -55,10 +55,6 @@ class SkippingTrainee(Trainee):
         self.start = cast("StartConfig", sections["start"])
         self.adapt = cast("AdaptConfig", sections["adapt"])
         self.objective = cast("SkippingObjectiveConfig", sections["objective"])
-
-    def plain(self) -> dict[str, Any]:
-        """See ``Trainee``."""
-        return recipe_to_dict(self.recipe)
 
     def read(self, *, progress: bool) -> None:
         """Prepare the data with the model's own tokenizer.
@@ -130,23 +126,21 @@ class SkippingTrainee(Trainee):
         return self._groups
 
     def write_weights(self, model: nn.Module, folder: Path) -> None:
-        """See ``Trainee``."""
         save_router(model, folder, notes=self._notes())
 
     def read_weights(self, model: nn.Module, folder: Path) -> None:
-        """See ``Trainee``."""
         restore_router(model, folder)
 
     @property
     def asked_rate(self) -> float | None:
-        """See ``Trainee``. Without ``train.threshold_tokens`` only what holds a budget asks for one."""
+        """Without ``train.threshold_tokens`` only what holds a budget asks for one."""
         routing, objective = self.skip.routing, self.objective
         held = objective.budget_weight or objective.lagrangian_step or routing.budget != "none"
         asked = routing.control is None and (held or self.recipe.train.threshold_tokens)
         return routing.rate if asked else None
 
     def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
-        """See ``Trainee``; for each budget."""
+        """As ``Trainee`` does, for each budget."""
         router = get_router(self.model)
         before = None if router.budgets is None else router.budgets.current
         router.set_rate(router.config.routing.rate)
@@ -192,7 +186,6 @@ class SkippingTrainee(Trainee):
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        """See ``Trainee``."""
         return {
             "parameters": self._parameters(),
             "flops": self.flops_section(None, None),
@@ -202,7 +195,6 @@ class SkippingTrainee(Trainee):
         }
 
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """See ``Trainee``."""
         config = get_router(self.model).config
         return {
             "cost_weighted_rate": statistics.cost_weighted_rate,
@@ -215,7 +207,6 @@ class SkippingTrainee(Trainee):
         }
 
     def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
-        """See ``Trainee``."""
         section = self.flops.to_dict()
         config, length = self.flops.config, self.flops.context_length
         units = path_costs(self.model.config.get_text_config(), config, length)[: len(config.units)]
@@ -233,9 +224,5 @@ class SkippingTrainee(Trainee):
             "router": sum(p.numel() for p in router.routings.parameters()),
             "skip paths": sum(p.numel() for p in router.skip_paths.parameters()),
         }
-        total = sum(p.numel() for p in named.values())
-        return {
-            "total": total,
-            "trainable": sum(p.numel() for p in named.values() if p.requires_grad),
-            "by_part": {"base": total - sum(parts.values()), **parts},
-        }
+        base = sum(p.numel() for p in named.values()) - sum(parts.values())
+        return parameter_section(self.model, {"base": base, **parts})

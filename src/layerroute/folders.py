@@ -5,8 +5,6 @@ checksum. It is built aside and renamed into place; a lock makes a second proces
 too. An entry that is not intact is rebuilt, with one warning. No torch here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerroute.argument_types import at_least
+from layerroute.argument_types import add_number
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, Value, agree
 from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
@@ -49,11 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help=f"the routed models (default: {_ROUTED})",
     )
-    for option, metavar, what in (
-        ("--batch-size", "N", "sequences a step (default: the recipe's)"),
-        ("--sequence-length", "T", "tokens a sequence (default: the static recipe's)"),
-    ):
-        parser.add_argument(option, type=at_least(1), metavar=metavar, help=what)
+    add_number(parser, "--batch-size", None, "sequences a step (default: the recipe's)")
+    length = "tokens a sequence (default: the static recipe's)"
+    add_number(parser, "--sequence-length", None, length, metavar="T")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the static recipe's")
 
 
@@ -203,7 +201,6 @@ def plain_model(routed: HybridForCausalLM, path: str) -> HybridForCausalLM:
 
     Args:
         routed: a model with routed layers; left as it is. The plain one is on its device and in its mode.
-        path: ``gdn`` or ``softmax``.
     """
     config: Any = routed.config
     settings = {**config.to_dict(), "router_layer": None, "granularity": "token"}

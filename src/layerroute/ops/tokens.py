@@ -51,7 +51,6 @@ def token_indices(
         chosen: over the B·T tokens, on the CPU.
         counts: of each row of ``chosen``.
         wanted: which sites need an index.
-        time: T.
         device: where the indices are needed; they are sent there without waiting.
     """
     on_host = chosen.nonzero()[:, 1]

@@ -16,10 +16,15 @@ from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, bytes_read, forward_flops, parameters_by_part
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
-from layerroute.training.memory import estimate_memory
 from layerroute.training.objective import HybridLoss, RoutedLoss
 from layerroute.training.saving import save_model
-from layerroute.training.summary import describe_data, describe_memory, describe_model, describe_run
+from layerroute.training.summary import (
+    describe_data,
+    describe_memory,
+    describe_model,
+    describe_run,
+    estimate_memory,
+)
 from layerroute.training.trainee import Trainee, parameter_section
 
 _FROM_THE_DATA = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")

@@ -67,13 +67,7 @@ class HybridLoss(RoutedLoss):
 def training_loss(
     config: ObjectiveConfig, language_loss: Tensor, decision: RouteDecision | None, *, rate: float
 ) -> LossTerms:
-    """Add the terms of ``config`` to the cross-entropy.
-
-    Args:
-        language_loss: cross-entropy of the batch in nats per token.
-        decision: of this batch, None for a model without routing: its loss is the cross-entropy.
-        rate: the rate asked for at this step.
-    """
+    """Add the terms of ``config`` to the cross-entropy (nats a token); ``decision`` is None where nothing is routed."""
     parts = {"lm_loss": language_loss.detach()}
     total = language_loss
     if decision is not None:

@@ -25,10 +25,6 @@ class RoutingCallback(TrainerCallback):
         temperature: of the step now running.
         rate: asked for at the step now running (0 without routing).
         done: share of the run at that step.
-
-    Args:
-        model: with its routing modules.
-        config: the recipe's objective.
     """
 
     def __init__(self, model: nn.Module, config: ObjectiveConfig | SkippingObjectiveConfig) -> None:

@@ -21,7 +21,6 @@ from layerroute.integrity import replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
-from layerroute.records import RECORD_NAME
 from layerroute.training.arguments import training_arguments
 from layerroute.training.callbacks import RunCallback
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
@@ -77,7 +76,6 @@ def train_recipe(
     Args:
         out: folder of the run; default ``default_out``.
         resume: ``auto``, ``never`` or the path of a checkpoint; see ``find_start``.
-        command: for the record.
 
     Returns:
         The exit code: 0 completed (now or earlier), 1 failed (the record says why), 130 or 143 interrupted by SIGINT
@@ -278,10 +276,6 @@ class _Run:
         clear_leftovers(self.directory.checkpoints)
         for damaged, _ in self.start.damaged:
             set_aside(damaged)
-        for unfinished in self.directory.path.glob(
-            f".{RECORD_NAME}.*.tmp"
-        ):  # a process was killed while it wrote
-            unfinished.unlink()
         self.record = RunRecord(
             self.directory.path,
             self.plain,

@@ -118,7 +118,6 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     """Decide what to do in ``directory``, writing nothing.
 
     Args:
-        recipe: the resolved recipe, with the seed.
         resume: ``auto`` (go on from the newest intact checkpoint if there is one), ``never`` (the folder must be
             empty), or the path of a checkpoint.
 

@@ -51,13 +51,10 @@ class RoutedTrainer(Trainer):
     Args:
         trainee: built; gives the model, its loss, schedules and groups, and how its weights are written.
         arguments: as ``training_arguments`` makes them; ``output_dir`` is the folder of the checkpoints.
-        windows: all samples of the run, in order.
-        validation: fixed batches.
         fingerprint: of the recipe; stored in the checkpoints.
 
     Attributes:
         meter: totals of the run, and what is measured for the next curve point.
-        evaluation: the latest evaluation.
     """
 
     model: PreTrainedModel

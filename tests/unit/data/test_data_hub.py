@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from layerroute.data.kinds import KindConfig
 from layerroute.data.sources import hub
 from layerroute.data.sources.hub import HubSource, hub_user_error
 from layerroute.errors import UserError
@@ -25,8 +26,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def source(dataset: Path | str, **changes: Any) -> HubSource:
-    fields = {"subset": None, "split": "train", "revision": None, "text_field": "text", **changes}
-    return HubSource(str(dataset), **fields)
+    return HubSource(KindConfig(dataset=str(dataset), **changes))
 
 
 def test_rows_stream_in_order_without_the_empty_ones(dataset: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from layerroute.precision import autocast
-from layerroute.training.memory import estimate_memory
+from layerroute.training.summary import estimate_memory
 
 
 def saved_bytes(model, ids) -> int:

@@ -1,7 +1,5 @@
 """What is to be recalled: the ``data.recall`` section of a recipe."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

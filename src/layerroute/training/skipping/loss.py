@@ -40,13 +40,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 class SkippingLoss(RoutedLoss):
-    """Cross-entropy, distillation from the same model at full depth, and what holds the budget.
-
-    Args:
-        config: weights.
-        rate: share of tokens asked to run, for the Lagrangian.
-        seed: of the budgets drawn for batches.
-    """
+    """Cross-entropy, distillation from the same model at full depth, and what holds the budget."""
 
     def __init__(self, config: SkippingObjectiveConfig, *, rate: float, seed: int = 0) -> None:
         self.config, self.seed = config, seed

@@ -35,7 +35,13 @@ from layerroute.training.skipping.configuration import (
     StartConfig,
 )
 from layerroute.training.skipping.loss import SkippingLoss
-from layerroute.training.skipping.start import add_adapter, choose_trainable, load_base, start_router
+from layerroute.training.skipping.start import (
+    add_adapter,
+    choose_trainable,
+    load_base,
+    start_router,
+    trained_parts,
+)
 from layerroute.training.summary import describe_data, describe_run
 from layerroute.training.trainee import Trainee, parameter_section
 
@@ -218,11 +224,8 @@ class SkippingTrainee(Trainee):
 
     def _parameters(self) -> dict[str, Any]:
         """The record's ``parameters``."""
-        router, named = get_router(self.model), dict(self.model.named_parameters())
         parts = {
-            "adapter": sum(p.numel() for name, p in named.items() if "lora_" in name),
-            "router": sum(p.numel() for p in router.routings.parameters()),
-            "skip paths": sum(p.numel() for p in router.skip_paths.parameters()),
+            name: sum(p.numel() for p in part.values()) for name, part in trained_parts(self.model).items()
         }
-        base = sum(p.numel() for p in named.values()) - sum(parts.values())
+        base = sum(p.numel() for p in self.model.parameters()) - sum(parts.values())
         return parameter_section(self.model, {"base": base, **parts})

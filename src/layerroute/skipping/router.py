@@ -354,8 +354,10 @@ class LayerRouter(RoutingHandle):
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
+                sparse = [mode == SPARSE for mode in modes]
+                paths = self.config.skip_path != "identity"
                 indices = token_indices(
-                    on_host[:-1], counts, [mode == SPARSE for mode in modes], context.time, here.device
+                    on_host[:-1], counts, sparse, context.time, here.device, rest=paths
                 )
         return {
             layer_and_unit(name): SiteRoute(mode=mode, decision=decision, site=site, gated=gated, index=index)

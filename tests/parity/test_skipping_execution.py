@@ -81,6 +81,22 @@ def test_modules_see_exactly_the_tokens_that_run(family, kv):
         assert counts[4]["mlp"] == ids.numel(), "everybody runs: the layer itself is called"
 
 
+@pytest.mark.parametrize("unit", ["block", "attention", "mlp"])
+def test_the_skip_path_sees_exactly_the_tokens_that_skip(unit):
+    model = routed("llama", unit=unit)
+    ids, seen = tokens(2, 14, VOCABULARY), []
+    handle = (
+        get_router(model)
+        .skip_path(2, unit)
+        .register_forward_hook(lambda module, given, out: seen.append(given[0].shape[:-1].numel()))
+    )
+    with torch.no_grad(), executed(model, "sparse"), forced(model, random_choice(2, 14, 4)):
+        model(ids, use_cache=False)
+    handle.remove()
+    skipped = int(last_decision(model).counts()[0, 0])
+    assert seen == [skipped] and 0 < skipped < ids.numel()
+
+
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_units_leave_the_other_part_alone(unit):
     model = routed("llama", unit=unit)

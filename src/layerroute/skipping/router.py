@@ -356,9 +356,7 @@ class LayerRouter(RoutingHandle):
             if SPARSE in modes:
                 sparse = [mode == SPARSE for mode in modes]
                 paths = self.config.skip_path != "identity"
-                indices = token_indices(
-                    on_host[:-1], counts, sparse, context.time, here.device, rest=paths
-                )
+                indices = token_indices(on_host[:-1], counts, sparse, context.time, here.device, rest=paths)
         return {
             layer_and_unit(name): SiteRoute(mode=mode, decision=decision, site=site, gated=gated, index=index)
             for site, (name, mode, index) in enumerate(zip(decision.sites, modes, indices, strict=True))

@@ -447,3 +447,13 @@ def test_masked_decoding_on_a_static_cache_never_waits_for_the_device(granularit
             logits = model(last, past_key_values=cache, position_ids=where).logits
     assert waits == []
     assert_close(logits.as_subclass(torch.Tensor), expected[:, 9:], "static")
+
+
+def test_a_decision_walks_through_no_modules(monkeypatch):
+    """It is made at every layer and token; looking for its router each time cost a tenth of a token."""
+    model, walks = routed("llama", granularity="per_layer"), []
+    router, walk = get_router(model), torch.nn.Module.named_modules
+    monkeypatch.setattr(torch.nn.Module, "named_modules", lambda *a, **k: walks.append(a[0]) or walk(*a, **k))
+    with torch.no_grad():
+        model(tokens(1, 1, VOCABULARY), use_cache=True)
+    assert sum(module is router for module in walks) < len(router.routings)

@@ -17,7 +17,6 @@ from layerroute.hybrid import HybridConfig, HybridForCausalLM, bytes_read, forwa
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
 from layerroute.training.objective import HybridLoss, RoutedLoss
-from layerroute.training.saving import save_model
 from layerroute.training.summary import (
     describe_data,
     describe_memory,
@@ -111,9 +110,10 @@ class HybridTrainee(Trainee):
         asked = routing.budget != "none" or self.recipe.objective.budget_weight > 0
         return routing.rate if asked and routing.control is None else None
 
-    def save(self, path: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Weights, configuration and tokenizer."""
-        save_model(self.model, self.tokenizer, path)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def describe(self, micro_batch: int) -> list[str]:
         """Model by part, data, tokens, machine, memory."""

@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from layerroute.errors import UserError, require
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
+from layerroute.folders import recover_folder, replace_folder
 from layerroute.integrity import replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
@@ -40,7 +42,6 @@ from layerroute.training.progress import ProgressCallback
 from layerroute.training.routing_schedule import trained_rate
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord
-from layerroute.training.saving import quiet_transformers, recover_model
 from layerroute.training.signals import Interrupted, Interruption
 from layerroute.training.trainee import Trainee
 from layerroute.training.trainer import RoutedTrainer, check_trainer_state
@@ -86,7 +87,7 @@ def train_recipe(
     """
     require("accelerate", extra="train")
     refuse_deepspeed()
-    quiet_transformers()
+    logging.disable_progress_bar()  # one for each saved file would cross ours
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
     trainee = make_trainee(recipe)
@@ -202,7 +203,7 @@ class _Run:
         if not is_main():
             return
         self.directory.check_there()
-        self.trainee.save(self.directory.last)
+        replace_folder(self.directory.last, self.trainee.write)
         executed = executed_flops_per_token(
             self.trainee.model, self.validation[0], precision=self.trainee.in_precision
         )
@@ -269,7 +270,7 @@ class _Run:
         if not is_main():
             return
         for saved in (self.directory.best, self.directory.last):
-            recover_model(saved)
+            recover_folder(saved)
         checkpoint = self.start.checkpoint
         if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
             _bring_along(checkpoint.resolve().parents[1], self.directory)

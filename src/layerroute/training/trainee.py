@@ -152,8 +152,8 @@ class Trainee(ABC):
         calibrate_thresholds(routings, forward)
 
     @abstractmethod
-    def save(self, path: Path) -> None:
-        """Write the model as users load it, replacing what is there in one move."""
+    def write(self, folder: Path) -> None:
+        """Write the model as users load it."""
 
     @abstractmethod
     def describe(self, micro_batch: int) -> list[str]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer import TRAINER_STATE_NAME
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
+from layerroute.folders import replace_folder
 from layerroute.training.checkpoint import SHARDS, STAGING, STATE_NAME, newest_checkpoint, publish
 from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
@@ -254,7 +255,7 @@ class RoutedTrainer(Trainer):
         """Let the first process write the model as users load it; all processes must call it."""
         with self.gathered():
             if is_main():
-                self.trainee.save(path)
+                replace_folder(path, self.trainee.write)
 
     def _load_spread(self, checkpoint: Path) -> None:
         from layerroute.training.sharding import load_weights, spread_weights

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -27,7 +26,6 @@ from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.samples import Boundaries
-from layerroute.training.saving import replace_folder
 from layerroute.training.skipping.configuration import (
     AdaptConfig,
     PretrainedConfig,
@@ -160,9 +158,9 @@ class SkippingTrainee(Trainee):
             assert budgets is not None
             router.set_budget(self.skip.budget if budgets.holds(self.skip.budget) else before)
 
-    def save(self, path: Path) -> None:
+    def write(self, folder: Path) -> None:
         """A router folder."""
-        replace_folder(path, partial(self.write_weights, self.model))
+        self.write_weights(self.model, folder)
 
     def _notes(self) -> dict[str, Any]:
         """Where the folder comes from, and the form of the base on which it was trained."""

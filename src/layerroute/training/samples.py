@@ -34,10 +34,7 @@ class TrainingWindows(Dataset[Batch]):
     come once.
 
     Args:
-        sequence: training tokens.
-        samples: batch size × steps of the run.
         batch_size: of one optimizer step; the sequence must hold one batch at least.
-        seed: of the order.
         boundaries: also hand out this input, so that no token sees another document.
 
     Raises:
@@ -79,9 +76,7 @@ class RecallSamples(Dataset[Batch]):
     """All samples of a run on recall data, made as they are needed: as ``TrainingWindows``.
 
     Args:
-        samples: batch size × steps of the run.
         batch_size: of one optimizer step: its rows have one number of pairs.
-        seed: of the sequences.
 
     Raises:
         UserError: the sequence length is too short for the task.
@@ -169,7 +164,6 @@ class ThresholdWindows:
     """The held-out text on which thresholds are set: not evaluated on nor, as far as the text suffices, trained on.
 
     Attributes:
-        batches: inputs of the model.
         split: ``validation``, if that has enough windows that no evaluation reads; else ``training``, or
             ``generated``.
     """

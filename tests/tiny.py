@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -79,10 +80,11 @@ def figures_of(model: Mapping[str, Any], *, vocabulary_size: int, context_length
     """The figures of a recipe's `model` section, without memory for weights."""
     import torch
 
-    from layerroute.hybrid import HybridForCausalLM
-    from layerroute.training.hybrid import Vocabulary, model_config, model_figures
+    from layerroute.hybrid import HybridForCausalLM, forward_flops, parameters_by_part
+    from layerroute.training.hybrid import model_config
 
+    config = model_config(model, vocabulary_size)
     with torch.device("meta"):
-        return model_figures(
-            HybridForCausalLM(model_config(model, Vocabulary(size=vocabulary_size))), context_length
-        )
+        parameters = parameters_by_part(HybridForCausalLM(config))
+    flops = forward_flops(config, context_length)
+    return SimpleNamespace(parameters=parameters, total=sum(parameters.values()), flops=flops)

@@ -1,7 +1,7 @@
 """Types of command-line arguments: a value is checked while the line is read. No torch here."""
 
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -51,6 +51,14 @@ def size(meaning: str, example: str) -> Callable[[str], tuple[int, ...]]:
         return tuple(map(int, numbers))
 
     return read
+
+
+def add_choice(
+    parser: ArgumentParser, option: str, choices: Sequence[str], default: str, what: str = ""
+) -> None:
+    """An option that is one of these words; its help is ``what`` and the default."""
+    told = f"{what} (default: {default})" if what else f"default: {default}"
+    parser.add_argument(option, choices=choices, default=default, help=told)
 
 
 def add_number(

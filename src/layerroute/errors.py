@@ -2,7 +2,8 @@
 
 import difflib
 import importlib.util
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -39,6 +40,36 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise UserError(f"{where}.{key} is not known.{nearest(str(key), known)}")
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise :class:`UserError` with this message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+LIMITS: dict[str, Callable[[float], bool]] = {
+    "must be at least 1": lambda value: value >= 1,
+    "must not be negative": lambda value: math.isfinite(value) and value >= 0.0,
+    "must be a positive number": lambda value: math.isfinite(value) and value > 0.0,
+    "must be above 0": lambda value: value > 0.0,
+    "must be in [0, 1)": lambda value: 0.0 <= value < 1.0,
+    "is a share from 0 to 1": lambda value: 0.0 <= value <= 1.0,
+    "is a share, 0 <= share < 1": lambda value: 0.0 <= value < 1.0,
+    "is a share of the run, 0 <= share < 1": lambda value: 0.0 <= value < 1.0,
+}
+"""What numbers of configurations may be held to, in the words of the message."""
+
+
+def expect_limits(config: object, section: str, limit: str, *names: str) -> None:
+    """Hold attributes of a configuration to one of :data:`LIMITS`.
+
+    Raises:
+        UserError: naming the key, its ``section`` and the value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        expect(LIMITS[limit](value), f"{section}.{name} {limit}, got {value}")
 
 
 def require(*modules: str, extra: str) -> None:

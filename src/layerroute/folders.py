@@ -5,8 +5,6 @@ checksum. It is built aside and renamed into place; a lock makes a second proces
 too. An entry that is not intact is rebuilt, with one warning. No torch here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging
@@ -75,20 +73,46 @@ def _build_locked(
         pass
     except DamagedError as damage:
         _log.warning("the %s %s is damaged (%s); rebuilding it", what, entry, damage)
-    # The lock is held, so what is there already is of a process that was killed.
-    aside = entry.parent / f".build-{entry.name}"
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        fresh = aside / "fresh"
-        fresh.mkdir(parents=True)
-        seal(fresh, build(fresh))
-        if entry.exists():
-            os.rename(entry, aside / "old")
-        os.rename(fresh, entry)
-        sync(entry.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    replace_folder(entry, build)  # the lock is held: what lies beside it is of a process that was killed
     return read_entry(entry, files)
+
+
+def replace_folder(path: Path, write: Callable[[Path], Manifest | None]) -> None:
+    """Let ``write`` fill an empty folder beside ``path``, seal it, and put it in the place of ``path`` in one move.
+
+    A write that fails leaves what was there, and nothing else; what a killed process left half-way is brought to its
+    end first, as ``recover_folder`` does.
+
+    Args:
+        write: returns what else the manifest is to say.
+    """
+    recover_folder(path)
+    aside, old = _beside(path)
+    aside.mkdir(parents=True)
+    try:
+        seal(aside, write(aside))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if path.exists():
+        os.replace(path, old)
+    os.replace(aside, path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Bring a replacement that a killed process began to its end, or undo it; afterwards only ``path`` is left."""
+    aside, old = _beside(path)
+    if not path.exists() and old.exists():
+        # The old folder is moved away only when the new one is whole.
+        os.replace(aside if aside.exists() else old, path)
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f".{path.name}.saving"), path.with_name(f".{path.name}.old")
 
 
 def read_entry(entry: Path, files: tuple[str, ...]) -> Manifest:

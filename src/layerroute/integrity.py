@@ -4,8 +4,7 @@ A *manifest* lists the files of a folder with their sizes and SHA-256 sums and, 
 last. It tells damage, not malice: whoever can change a file can write a manifest that fits.
 """
 
-from __future__ import annotations
-
+import contextlib
 import hashlib
 import json
 import os
@@ -51,8 +50,14 @@ def replace_text(path: Path, text: str) -> None:
     """Write a file aside and put it in its place: never half of it, and never through a link to somewhere else."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.unlink(missing_ok=True)
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Hardware(TypedDict):
@@ -23,16 +23,7 @@ class Hardware(TypedDict):
     driver: NotRequired[str]
 
 
-class Provenance(TypedDict):
-    """What :func:`provenance` finds out: the part of a record that is about the machine and the code."""
-
-    versions: dict[str, str]
-    revision: str | None
-    dirty: bool | None
-    hardware: Hardware
-
-
-def provenance() -> Provenance:
+def provenance() -> dict[str, Any]:
     """Return the versions, the code's revision and the hardware, for a record.
 
     ``revision`` is the commit of the checkout that the package runs from, or of the version-control URL that it was
@@ -46,18 +37,8 @@ def provenance() -> Provenance:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in (
-        "layerroute",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "datasets",
-        "tokenizers",
-        "numpy",
-        "triton",
-        "flash-linear-attention",
-    ):
+    packages = "layerroute torch transformers peft accelerate datasets tokenizers numpy triton flash-linear-attention"
+    for name in packages.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

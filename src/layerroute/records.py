@@ -11,16 +11,14 @@ purpose) is read as it is.
 Nothing here imports torch.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 import types
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import (
@@ -37,6 +35,7 @@ from typing import (
 )
 
 from layerroute.errors import UserError
+from layerroute.integrity import replace_text
 from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
 
@@ -220,18 +219,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
     plain = {key: value for key, value in _plain(record).items() if key not in (_SEAL, _CHECKSUM)}
     _check_record(plain, str(target), ValueError)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(_sealed(plain))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    replace_text(target, _sealed(plain))
     return target
 
 
@@ -300,9 +288,14 @@ def utc_now() -> str:
 
 def _check_record(record: Any, where: str, error: type[ValueError]) -> None:
     try:
-        _check(record, RecordSchema, "")
-        if record["status"] == "completed":
-            _require(record)
+        _check_plain(record, dict, "")
+        completed = record.get("status") == "completed"
+        for key in _RESULTS if completed else ():
+            if record.get(key) is None:
+                raise _Misfit(key, "is missing, and the status is 'completed'")
+        _check_section(record, RecordSchema, "", set() if completed else {*_RESULTS, "routing"})
+        if completed and record.get("routing") is not None:
+            _check_routing(record["routing"])
         for section in ("metrics", "routing"):
             for key in _SHARES:
                 value = (record.get(section) or {}).get(key)
@@ -317,19 +310,6 @@ class _Misfit(Exception):
         super().__init__(key, reason)
         self.key = key
         self.reason = reason
-
-
-def _require(record: Record) -> None:
-    """What a run reached is owed only when it is completed: then nothing may be missing or null."""
-    for key in _RESULTS:
-        if record.get(key) is None:
-            raise _Misfit(key, "is missing, and the status is 'completed'")
-        hint = _hints(RecordSchema)[key]
-        if is_typeddict(hint):
-            _check(record[key], hint, key, complete=True)
-    if record.get("routing") is not None:
-        _check(record["routing"], Routing, "routing", complete=True)
-        _check_routing(record["routing"])
 
 
 def _check_routing(routing: Record) -> None:
@@ -353,51 +333,45 @@ def _hints(schema: Any) -> dict[str, Any]:
     return get_type_hints(schema)
 
 
-def _check(value: Any, hint: Any, key: str, *, complete: bool | None = None) -> None:
+def _check(value: Any, hint: Any, key: str, *, partial: bool) -> None:
     """Raise :class:`_Misfit` unless ``value`` fits ``hint``.
 
-    ``complete`` is about result sections: False lets their keys be missing or null, which is how a run that has not
-    come to its end looks. None means the record itself, whose required keys are always owed.
+    ``partial`` lets keys be missing or null, which is how results of a run look that has not come to its end.
     """
-    if value is None and complete is False:
-        return
-    if is_typeddict(hint):
-        _check_section(value, hint, key, complete)
+    if value is None and partial:
         return
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
+    if is_typeddict(hint):
+        _check_section(value, hint, key, hint.__annotations__ if partial else ())
+    elif origin in (Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return
         (hint,) = (option for option in arguments if option is not types.NoneType)
-        _check(value, hint, key, complete=complete)
+        _check(value, hint, key, partial=partial)
     elif origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise _Misfit(key, f"is {value!r}; it must be {' or '.join(map(repr, arguments))}")
     elif origin is list:
         _check_plain(value, list, key)
         for index, item in enumerate(value):
-            _check(item, arguments[0], f"{key}[{index}]", complete=complete)
+            _check(item, arguments[0], f"{key}[{index}]", partial=partial)
     elif origin is dict:
         _check_plain(value, dict, key)
         for name, item in value.items():
-            _check(item, arguments[1], f"{key}.{name}", complete=complete)
+            _check(item, arguments[1], f"{key}.{name}", partial=partial)
     elif hint is not Any:
         _check_plain(value, hint, key)
 
 
-def _check_section(value: Any, schema: Any, key: str, complete: bool | None) -> None:
+def _check_section(value: Any, schema: Any, key: str, partial: Container[str]) -> None:
+    """``partial`` are the keys that need not be there, whole or at all."""
     _check_plain(value, dict, key)
-    top = schema is RecordSchema
-    hints = _hints(schema)
-    for name, hint in hints.items():
+    for name, hint in _hints(schema).items():
         path = f"{key}.{name}" if key else name
-        if name not in value:
-            if name in schema.__required_keys__ and (top or complete is not False):
-                raise _Misfit(path, "is missing")
-            continue
-        # A section inside the record is first held to types alone; _require asks for the whole of it.
-        partial = name in (*_RESULTS, "routing") if top else complete is False
-        _check(value[name], hint, path, complete=False if partial else complete)
+        if name in value:
+            _check(value[name], hint, path, partial=name in partial)
+        elif name in schema.__required_keys__ and name not in partial:
+            raise _Misfit(path, "is missing")
 
 
 _NAMES = {
@@ -434,9 +408,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,8 +8,6 @@ that builds on it could not be imported (``transformers.modeling_utils``, for on
 way). The models then register themselves, by the public ``register`` of the Auto classes, and the finder is gone.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 import threading

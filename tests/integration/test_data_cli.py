@@ -182,7 +182,7 @@ def test_an_interrupt_leaves_nothing_and_the_next_run_is_whole(cache: Path) -> N
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
-    while not list(cache.glob("tokens/.build-*")) and time.monotonic() < deadline:
+    while not list(cache.glob("tokens/.*.saving")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

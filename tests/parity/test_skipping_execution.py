@@ -81,6 +81,22 @@ def test_modules_see_exactly_the_tokens_that_run(family, kv):
         assert counts[4]["mlp"] == ids.numel(), "everybody runs: the layer itself is called"
 
 
+@pytest.mark.parametrize("unit", ["block", "attention", "mlp"])
+def test_the_skip_path_sees_exactly_the_tokens_that_skip(unit):
+    model = routed("llama", unit=unit)
+    ids, seen = tokens(2, 14, VOCABULARY), []
+    handle = (
+        get_router(model)
+        .skip_path(2, unit)
+        .register_forward_hook(lambda module, given, out: seen.append(given[0].shape[:-1].numel()))
+    )
+    with torch.no_grad(), executed(model, "sparse"), forced(model, random_choice(2, 14, 4)):
+        model(ids, use_cache=False)
+    handle.remove()
+    skipped = int(last_decision(model).counts()[0, 0])
+    assert seen == [skipped] and 0 < skipped < ids.numel()
+
+
 @pytest.mark.parametrize("unit", ["attention", "mlp"])
 def test_units_leave_the_other_part_alone(unit):
     model = routed("llama", unit=unit)
@@ -431,3 +447,13 @@ def test_masked_decoding_on_a_static_cache_never_waits_for_the_device(granularit
             logits = model(last, past_key_values=cache, position_ids=where).logits
     assert waits == []
     assert_close(logits.as_subclass(torch.Tensor), expected[:, 9:], "static")
+
+
+def test_a_decision_walks_through_no_modules(monkeypatch):
+    """It is made at every layer and token; looking for its router each time cost a tenth of a token."""
+    model, walks = routed("llama", granularity="per_layer"), []
+    router, walk = get_router(model), torch.nn.Module.named_modules
+    monkeypatch.setattr(torch.nn.Module, "named_modules", lambda *a, **k: walks.append(a[0]) or walk(*a, **k))
+    with torch.no_grad():
+        model(tokens(1, 1, VOCABULARY), use_cache=True)
+    assert sum(module is router for module in walks) < len(router.routings)

@@ -56,7 +56,10 @@ ALLOWED: dict[str, set[str]] = {
     "exporting": {"errors", "registration", "routing", "skipping"},
     "vllm": {"errors", "exporting", "registration", "routing", "skipping"},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
-    **{part: {*LEAVES, "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK} for part in sorted(WORK)},
+    **{
+        part: {*LEAVES, "folders", "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK, "lab"}
+        for part in sorted(WORK)
+    },
     "studies": {*LEAVES, "recipe", "data", *ROUTING, *MODELS, *WORK, "lab", "lab.report"},
     "serving": {*LEAVES, "evaluation"},
     # The top level: what `layerroute.NAME` and the commands call.

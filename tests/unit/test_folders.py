@@ -209,7 +209,7 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_build(tmp_path: Path)
     )
     killed = subprocess.run([sys.executable, "-c", code, str(entry)], check=False)
     assert killed.returncode == -9
-    assert (tmp_path / ".build-key" / "fresh" / "a.bin").read_bytes() == b"half"
+    assert (tmp_path / ".key.saving" / "a.bin").read_bytes() == b"half"
     assert not entry.exists()
     assert open_or_build(entry, FILES, build, what=WHAT)["count"] == 40
     assert {path.name for path in tmp_path.iterdir()} == {"key", "key.lock"}

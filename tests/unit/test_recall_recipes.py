@@ -14,15 +14,15 @@ from layerroute.lab.fairness import SAME_BYTES, SAME_COST
 from layerroute.recipe import load_recipe
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
-from layerroute.training.hybrid import ModelFigures, Vocabulary, model_config
+from layerroute.training.hybrid import model_config
 from tests.tiny import figures_of
 
 
-def arm(name: str) -> tuple[Any, HybridConfig, ModelFigures]:
+def arm(name: str) -> tuple[Any, HybridConfig, Any]:
     recipe = load_recipe(f"attention_routing/recall/{name}")
     assert recipe.data.recall is not None
     size = recipe.data.recall.vocabulary_size
-    config = model_config(recipe.model, Vocabulary(size=size, end_of_text=0))
+    config = model_config(recipe.model, size, end_of_text=0)
     length = recipe.data.sequence_length
     return recipe, config, figures_of(recipe.model, vocabulary_size=size, context_length=length)
 
@@ -53,8 +53,7 @@ def costs(name: str) -> tuple[float, float]:
     """FLOPs that an arm of the hard study executes, and bytes that it reads, a token."""
     recipe = HARD.recipe(name, 1, {})
     assert recipe.data.recall is not None and recipe.data.sequence_length == CONTEXT
-    vocabulary = Vocabulary(size=recipe.data.recall.vocabulary_size, end_of_text=0)
-    config = model_config(recipe.model, vocabulary)
+    config = model_config(recipe.model, recipe.data.recall.vocabulary_size, end_of_text=0)
     if not config.routed_layers:
         return forward_flops(config, CONTEXT).forward_per_token, bytes_read(config, CONTEXT).per_token
     rate = config.routing_config.rate

@@ -1,6 +1,7 @@
 """Every shipped recipe is loaded and built; what their names promise is checked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, sp
 from layerroute.recipe import Recipe, load_recipe, shipped_folder, shipped_recipes
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
-from layerroute.training.hybrid import ModelFigures, Vocabulary, model_config, resolved_recipe
+from layerroute.training.hybrid import model_config, resolved_recipe
 from tests.tiny import figures_of
 
 GPT2 = 50257
@@ -20,7 +21,7 @@ def vocabulary(recipe: Recipe) -> int:
     return GPT2 if recipe.data.tokenizer == "gpt2" else recipe.data.vocabulary_size
 
 
-def figures(name: str) -> ModelFigures:
+def figures(name: str) -> Any:
     recipe = load_recipe(f"attention_routing/{name}")
     length = recipe.data.sequence_length
     return figures_of(recipe.model, vocabulary_size=vocabulary(recipe), context_length=length)
@@ -49,7 +50,7 @@ def test_all_that_is_promised_is_shipped() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_builds_its_model_and_reads_back(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
-    config = model_config(recipe.model, Vocabulary(size=vocabulary(recipe), end_of_text=0))
+    config = model_config(recipe.model, vocabulary(recipe), end_of_text=0)
     with torch.device("meta"):
         model = HybridForCausalLM(config)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e5
@@ -76,8 +77,8 @@ def test_the_matched_baseline_has_the_parameters_of_dynamic(folder: str) -> None
 def test_static_flops_costs_what_the_router_executes(folder: str) -> None:
     def config_of(name: str) -> tuple[HybridConfig, int]:
         recipe = load_recipe(f"attention_routing/{folder}{name}")
-        size = Vocabulary(size=vocabulary(recipe), end_of_text=0)
-        return model_config(recipe.model, size), recipe.data.sequence_length
+        config = model_config(recipe.model, vocabulary(recipe), end_of_text=0)
+        return config, recipe.data.sequence_length
 
     config, length = config_of("dynamic_budget")
     executed = sparse_flops_per_token(config, length, config.routing["rate"])
@@ -117,7 +118,7 @@ def test_the_studies_of_length_tasks_and_size_are_fair_at_their_scale(name: str)
     for arm in ("dynamic", "static_flops", "baseline_matched"):
         recipe = recipes[arm]
         length = recipe.data.sequence_length
-        config = model_config(recipe.model, Vocabulary(size=GPT2, end_of_text=0))
+        config = model_config(recipe.model, GPT2, end_of_text=0)
         costs[arm] = sparse_flops_per_token(config, length, 0.25)
         parameters[arm] = figures_of(recipe.model, vocabulary_size=GPT2, context_length=length).total
     assert costs["static_flops"] == pytest.approx(costs["dynamic"], rel=0.02)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layerroute.argument_types import at_least, rate
+from layerroute.argument_types import add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import results
 from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_shares, add_sizes
@@ -197,12 +197,8 @@ def _peers_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flex", action="store_true", help="also time FlexAttention, which torch.compile builds first"
     )
-    parser.add_argument(
-        "--eager-up-to",
-        type=at_least(0),
-        metavar="T",
-        help="leave out the eager one, which holds all scores, above this length (default: never)",
-    )
+    what = "leave out the eager one, which holds all scores, above this length (default: never)"
+    add_number(parser, "--eager-up-to", None, what, least=0, metavar="T")
 
 
 def _peers(arguments: argparse.Namespace) -> list[Comparison]:

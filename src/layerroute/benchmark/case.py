@@ -72,7 +72,6 @@ class Limit:
     """The arm that does what no routing can beat: work left out for good.
 
     Attributes:
-        arm: its name.
         factor: what the limit saves over the whole is multiplied by this, where the arm could not leave out exactly
             the share in question (6 of 25 layers for 25 % of them: 6.25 / 6).
         whole: the arm from which work was left out; None is the baseline.
@@ -89,7 +88,6 @@ class Prepared:
 
     Attributes:
         gate: computes the equalities that must hold before the arms are timed; never empty.
-        arms: what is timed, by name.
         count: figures of the arms that are not times (parameters, FLOPs, memory); called once the gate is open.
         limit: the arm of which the others reach a share; None if there is none.
         needed: by arm, the FLOPs that its result needs however they are computed; with them the record has the share
@@ -123,8 +121,6 @@ class Comparison:
         labels: the same as data.
         baseline: the arm that the others are held against.
         tokens: tokens that one call of an arm works through.
-        prepare: makes tensors and models.
-        device: where the arms run.
     """
 
     title: str
@@ -140,8 +136,6 @@ class Case:
     """What one name of ``layerroute bench`` stands for.
 
     Attributes:
-        description: for its ``--help``.
-        add_arguments: declares its own options.
         comparisons: lists the rows without doing any of their work; raises UserError for options that make no sense.
         conclude: what the record of all rows comes to, as data and as lines; None if there is no such thing.
     """

@@ -46,13 +46,6 @@ def prepare_compiled(
 ) -> Prepared:
     """Four ways to decode the last ``new`` tokens of ``ids``; the routed ones by forced choices.
 
-    Args:
-        models: of the same weights.
-        ids: (B, T) tokens.
-        new: tokens decoded a call.
-        choice: (B, T, R) of the routed model.
-        tolerance: of the gate, relative.
-
     Raises:
         UserError: if there is no compiler, or the routed model cannot be compiled.
     """

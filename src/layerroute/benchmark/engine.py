@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerroute.argument_types import add_choice, add_number, share
 from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared
+from layerroute.benchmark.options import add_numbers
 from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
 
@@ -33,54 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--static", type=Path, metavar="DIR", help="also time this static export")
     parser.add_argument(
         "--skip",
-        type=float,
+        type=share,
         nargs="+",
         metavar="SHARE",
         help="serve the router so that this share of the text skips at each site (default: its own thresholds)",
     )
-    parser.add_argument(
-        "--batches",
-        type=int,
-        nargs="*",
-        default=[1, 8, 32],
-        metavar="B",
-        help="requests at once in decoding (default: 1 8 32)",
-    )
-    parser.add_argument(
-        "--new", type=int, default=64, metavar="N", help="tokens to decode for each request (default: 64)"
-    )
-    parser.add_argument(
-        "--prompt", type=int, default=16, metavar="T", help="tokens of a prompt in decoding (default: 16)"
-    )
-    parser.add_argument(
-        "--prefill",
-        type=int,
-        nargs="*",
-        default=[2048],
-        metavar="T",
-        help="tokens of the prompts to read (default: 2048)",
-    )
-    parser.add_argument(
-        "--stream",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also time a stream of N requests that arrive one by one (default: 0)",
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32"
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="also time the plain models compiled, which is often their best setting",
-    )
-    parser.add_argument(
-        "--busy",
-        choices=("refuse", "mark"),
-        default="refuse",
-        help="on a machine that others use: refuse to measure, or measure and mark the record (default: refuse)",
-    )
+    add_numbers(parser, "--batches", [1, 8, 32], "B", "requests at once in decoding")
+    add_number(parser, "--new", 64, "tokens to decode for each request")
+    add_number(parser, "--prompt", 16, "tokens of a prompt in decoding", metavar="T")
+    add_numbers(parser, "--prefill", [2048], "T", "tokens of the prompts to read")
+    add_number(parser, "--stream", 0, "also time a stream of N requests that arrive one by one", least=0)
+    add_choice(parser, "--dtype", ("float32", "bfloat16"), "float32")
+    best = "also time the plain models compiled, which is often their best setting"
+    parser.add_argument("--compile", action="store_true", help=best)
+    busy = "on a machine that others use: refuse to measure, or measure and mark the record"
+    add_choice(parser, "--busy", ("refuse", "mark"), "refuse", busy)
 
 
 def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
@@ -101,8 +70,6 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     for folder in (options.export, options.static):
         if folder is not None:
             check_folder(folder)
-    if any(not 0.0 < skip < 1.0 for skip in options.skip or []):
-        raise UserError("--skip is a share between 0 and 1")
     engines = Engines(options)
     work = [
         *(

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
+from layerroute.argument_types import add_number
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import Operator, outputs, results
 from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_sizes
@@ -35,13 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     add_sizes(parser, "4x256x4x64 4x256x12x64 4x1024x8x64 1x4096x8x64 4x4096x12x64", heads=True)
     add_passes(parser)
-    parser.add_argument(
-        "--recurrent-up-to",
-        type=int,
-        default=256,
-        metavar="T",
-        help="time the plain recurrence too, up to this length (default: %(default)s)",
-    )
+    what = "time the plain recurrence too, up to this length"
+    add_number(parser, "--recurrent-up-to", 256, what, least=0, metavar="T")
     add_machine(parser, "the random inputs")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from layerroute.argument_types import rate
+from layerroute.argument_types import add_choice, add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
 from layerroute.benchmark.phases import (
@@ -51,20 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the case's own options."""
     add_sizes(parser, "1x16384")
     add_shares(parser, "--rates", [0.25], rate, "of tokens on softmax")
-    parser.add_argument(
-        "--context",
-        choices=CHOICES["context"],
-        default="full_context",
-        help="what each path sees (default: full_context)",
-    )
-    parser.add_argument("--hidden-size", type=int, default=768, help="width, a multiple of 64 (default: 768)")
+    add_choice(parser, "--context", CHOICES["context"], "full_context", "what each path sees")
+    add_number(parser, "--hidden-size", 768, "width, a multiple of 64", least=64, metavar="HIDDEN_SIZE")
     parser.add_argument("--peers", action="store_true", help="also time two models without routing")
     add_machine(parser, "weights, tokens and decisions")
 
 
 def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row for each size and rate."""
-    if arguments.hidden_size < 64 or arguments.hidden_size % 64:
+    if arguments.hidden_size % 64:
         raise UserError(f"--hidden-size: {arguments.hidden_size} is not a multiple of 64.")
     return [
         Comparison(

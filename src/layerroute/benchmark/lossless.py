@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerroute.argument_types import at_least
+from layerroute.argument_types import add_number
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, Value
 from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
@@ -24,12 +24,12 @@ was accepted, over all prompts."""
 
 FULL, LOSSLESS = "full depth", "lossless"
 _NUMBERS = (
-    ("--prompts", 50, 1, "prompts to compare (default: %(default)s)"),
-    ("--first", 0, 0, "documents to leave out at the beginning (default: %(default)s)"),
-    ("--prompt-tokens", 48, 1, "tokens of a prompt (default: %(default)s)"),
-    ("--new-tokens", 32, 1, "tokens to add (default: %(default)s)"),
-    ("--draft-tokens", 4, 1, "tokens drafted at a time (default: %(default)s)"),
-    ("--timed", 2, 1, "prompts to time (default: %(default)s)"),
+    ("--prompts", 50, 1, "prompts to compare"),
+    ("--first", 0, 0, "documents to leave out at the beginning"),
+    ("--prompt-tokens", 48, 1, "tokens of a prompt"),
+    ("--new-tokens", 32, 1, "tokens to add"),
+    ("--draft-tokens", 4, 1, "tokens drafted at a time"),
+    ("--timed", 2, 1, "prompts to time"),
 )
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, metavar="FILE", help="documents: txt, jsonl (also .xz, .gz) or parquet"
     )
     for option, default, least, what in _NUMBERS:
-        parser.add_argument(option, type=at_least(least), default=default, metavar="N", help=what)
+        add_number(parser, option, default, what, least=least)
 
 
 def comparisons(arguments: argparse.Namespace) -> list[Comparison]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from layerroute.argument_types import size
+from layerroute.argument_types import add_choice, at_least, size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PASSES = ("forward", "forward+backward")
@@ -16,8 +16,9 @@ heads_too = size("rows x tokens x heads x width", "1x4096x8x64")
 
 def add_sizes(parser: argparse.ArgumentParser, default: str, *, heads: bool = False) -> None:
     """``--sizes``: tuples of whole numbers."""
-    read, letters = (heads_too, "BxTxHxK") if heads else (rows_and_tokens, "BxT")
-    what = "rows x tokens x heads x width" if heads else "rows x tokens"
+    read, letters, what = rows_and_tokens, "BxT", "rows x tokens"
+    if heads:
+        read, letters, what = heads_too, "BxTxHxK", f"{what} x heads x width"
     parser.add_argument(
         "--sizes",
         nargs="+",
@@ -47,6 +48,14 @@ def add_shares(
     )
 
 
+def add_numbers(
+    parser: argparse.ArgumentParser, option: str, default: Sequence[int], letter: str, what: str
+) -> None:
+    """Any number of whole numbers above 0."""
+    told = f"{what} (default: {' '.join(map(str, default))})"
+    parser.add_argument(option, type=at_least(1), nargs="*", default=list(default), metavar=letter, help=told)
+
+
 def add_passes(parser: argparse.ArgumentParser) -> None:
     """``--passes``."""
     parser.add_argument(
@@ -61,7 +70,7 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
 
 def add_machine(parser: argparse.ArgumentParser, seed_of: str) -> None:
     """``--dtype``, ``--device`` and ``--seed``."""
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="default: fp32")
+    add_choice(parser, "--dtype", tuple(DTYPES), "fp32")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
     )

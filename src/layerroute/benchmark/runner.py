@@ -38,11 +38,9 @@ def run_comparisons(
     """Gate and time every comparison.
 
     Args:
-        case: name of the case.
         comparisons: its rows, at least one.
         repeats: rounds of paired measurement.
         clock: a key of ``CLOCKS``.
-        command: the command line, for the record.
         on_row: told of each row's stages: ``prepare``, ``gate``, ``time``, ``done``.
         kept: rows by title that were measured before: they are not measured again.
         on_record: given the record after each row but the last; its ``finished`` is None as long as rows are missing.

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from layerroute.argument_types import at_least, share
+from layerroute.argument_types import add_choice, add_number, share
 from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
 from layerroute.benchmark.compiled import PLAIN_COMPILED, conclude, prepare_compiled
 from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
@@ -64,19 +64,9 @@ def add_arguments(
         metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )
-    parser.add_argument("--unit", choices=UNITS, default="block", help="what is skipped (default: block)")
-    parser.add_argument(
-        "--kv",
-        choices=KV_MODES,
-        default="project",
-        help="keys and values of tokens that skip (default: project)",
-    )
-    parser.add_argument(
-        "--skip-path",
-        choices=SKIP_PATHS,
-        default="identity",
-        help="what a token takes that skips (default: identity)",
-    )
+    add_choice(parser, "--unit", UNITS, "block", "what is skipped")
+    add_choice(parser, "--kv", KV_MODES, "project", "keys and values of tokens that skip")
+    add_choice(parser, "--skip-path", SKIP_PATHS, "identity", "what a token takes that skips")
     add_machine(parser, "weights, tokens and decisions")
 
 
@@ -87,16 +77,8 @@ def _prefill_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _decode_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser, "1x256")
-    parser.add_argument(
-        "--new-tokens",
-        type=at_least(1),
-        default=16,
-        metavar="N",
-        help="tokens decoded a call (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache", choices=("dynamic", "static"), default="dynamic", help="kind of cache (default: dynamic)"
-    )
+    add_number(parser, "--new-tokens", 16, "tokens decoded a call")
+    add_choice(parser, "--cache", ("dynamic", "static"), "dynamic", "kind of cache")
     parser.add_argument(
         "--compile",
         action="store_true",

@@ -9,25 +9,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from layerroute.benchmark.shapes import random_model
+from layerroute.exporting.export import drop_layers
 from layerroute.skipping import SkipConfig, add_router, get_router
 from layerroute.skipping.families import decoder_stack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Models that share their parameters.
-
-    Attributes:
-        plain: as transformers made it.
-        routed: the same with a router.
-    """
+    """A model as transformers made it, and the same with a router; they share their parameters."""
 
     plain: PreTrainedModel
     routed: PreTrainedModel
 
     @property
     def sites(self) -> int:
-        """Routed sites."""
         return len(get_router(self.routed).sites)
 
     @property
@@ -59,19 +54,7 @@ def double(model: PreTrainedModel) -> PreTrainedModel:
 def without_layers(plain: PreTrainedModel, removed: set[int]) -> PreTrainedModel:
     """The structural limit: a double of the model that does not have these layers."""
     shorter = double(plain)
-    stack, layers = decoder_stack(shorter)
-    kept = nn.ModuleList(layer for index, layer in enumerate(layers) if index not in removed)
-    name = next(name for name, child in stack.named_children() if child is layers)
-    setattr(stack, name, kept)
-    for index, layer in enumerate(kept):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010
-    text = shorter.config.get_text_config()
-    text.num_hidden_layers = len(kept)
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        text.layer_types = [kind for index, kind in enumerate(kinds) if index not in removed]
+    drop_layers(shorter, sorted(removed))
     return shorter
 
 

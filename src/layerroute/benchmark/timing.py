@@ -82,7 +82,6 @@ def measure(
         warmup: untimed calls of each arm before the first round; at least 1, and no more once they took two seconds.
         shortest: seconds that one number should take at least; quicker arms are called several times for it.
         synchronize: waits for a device; called before each reading of the clock.
-        clock: seconds.
         pace: seconds by which warm-up and ``shortest`` go, where those are not the clock's: an arm that waits takes
             hardly any CPU seconds, and would be called for ever to fill them.
     """

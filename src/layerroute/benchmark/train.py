@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerroute.argument_types import at_least
+from layerroute.argument_types import add_number
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, Value, agree
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops
 from layerroute.hybrid.hybrid_config import PATHS
 from layerroute.precision import autocast, choose_device, choose_precision
 from layerroute.recipe import Recipe, load_recipe
-from layerroute.routing import collect_decisions, forced
+from layerroute.routing import forced
 from layerroute.routing.estimators import SPARSE_ESTIMATORS
-from layerroute.training.hybrid import Vocabulary, build_model, model_config, model_figures
-from layerroute.training.objective import training_loss
+from layerroute.training.hybrid import build_model, model_config
+from layerroute.training.objective import HybridLoss
 from layerroute.training.optimization import ParameterGroup, decay_parameter_names, optimizer_groups
 
 DESCRIPTION = """\
@@ -49,11 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help=f"the routed models (default: {_ROUTED})",
     )
-    for option, metavar, what in (
-        ("--batch-size", "N", "sequences a step (default: the recipe's)"),
-        ("--sequence-length", "T", "tokens a sequence (default: the static recipe's)"),
-    ):
-        parser.add_argument(option, type=at_least(1), metavar=metavar, help=what)
+    add_number(parser, "--batch-size", None, "sequences a step (default: the recipe's)")
+    length = "tokens a sequence (default: the static recipe's)"
+    add_number(parser, "--sequence-length", None, length, metavar="T")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="default: the static recipe's")
 
 
@@ -105,7 +103,7 @@ class TrainingStep:
     ) -> None:
         config = recipe.train
         self.recipe, self.model, self.precision = recipe, model, precision
-        self.batches = itertools.cycle(batches)
+        self.batches, self.loss = itertools.cycle(batches), HybridLoss(recipe.objective)
         groups, _ = optimizer_groups(
             [ParameterGroup(name="model", parameters=dict(model.named_parameters()))],
             decay_parameter_names(model),
@@ -121,14 +119,10 @@ class TrainingStep:
         config, batch = self.recipe.train, next(self.batches)
         self.optimizer.zero_grad()
         for ids in batch.tensor_split(min(config.gradient_accumulation, len(batch))):
-            precision = autocast(self.precision, batch.device)
-            with precision, collect_decisions(self.model, graph=True) as decisions:
-                output = self.model(input_ids=ids, labels=ids, use_cache=False)
-            assert output.loss is not None
             rate = float(self.recipe.model.get("routing", {}).get("rate", 0.5))
-            decision = decisions[0] if decisions else None
-            loss = training_loss(self.recipe.objective, output.loss, decision, rate=rate).total
-            (loss * (len(ids) / len(batch))).backward()
+            with autocast(self.precision, batch.device):
+                terms, _, _ = self.loss(self.model, {"input_ids": ids, "labels": ids}, rate=rate)
+            (terms.total * (len(ids) / len(batch))).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient_norm)
         self.optimizer.step()
 
@@ -144,7 +138,7 @@ def _prepare(
     batches = [ids.to(device) for ids in drawn]
     arms = {}
     for name, recipe in recipes.items():
-        config = model_config(recipe.model, Vocabulary(size=vocabulary[name]))
+        config = model_config(recipe.model, vocabulary[name])
         model: Any = build_model(config, seed=recipe.seed).train()
         arms[name] = TrainingStep(recipe, model.to(device), batches, precision)
 
@@ -173,12 +167,12 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _facts(model: HybridForCausalLM, recipe: Recipe, time: int) -> dict[str, Value]:
-    figures, config = model_figures(model, time), model.config
+    config = model.config
     assert isinstance(config, HybridConfig)
     return {
         "layer_pattern": " ".join(_pattern(recipe)),
-        "parameters": figures.total,
-        "forward_flops_per_token": figures.flops.forward_per_token,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "forward_flops_per_token": forward_flops(config, time).forward_per_token,
         "optimizer_batch": recipe.train.batch_size,
         "execution": _execution(config),
     }
@@ -207,7 +201,6 @@ def plain_model(routed: HybridForCausalLM, path: str) -> HybridForCausalLM:
 
     Args:
         routed: a model with routed layers; left as it is. The plain one is on its device and in its mode.
-        path: ``gdn`` or ``softmax``.
     """
     config: Any = routed.config
     settings = {**config.to_dict(), "router_layer": None, "granularity": "token"}

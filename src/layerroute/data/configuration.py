@@ -1,7 +1,5 @@
 """What text to train on, how to tokenize it and how to split it: the ``data`` section of a recipe."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

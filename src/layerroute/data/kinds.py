@@ -1,7 +1,5 @@
 """Kinds of text: a name, the files behind it, and its share of what is read (``--data NAME=PATH``)."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from layerroute.data.configuration import BPE, DataConfig
 from layerroute.data.progress import Stage, stages
 from layerroute.data.recall.prepared import RecallData
-from layerroute.data.sequence import TokenSequence, open_tokens
+from layerroute.data.sequence import TokenSequence
 from layerroute.data.sources import Source, make_source, make_validation_source
-from layerroute.data.split import split_by_digest, without
-from layerroute.data.spool import Spool, fill
+from layerroute.data.spool import Spool, fill, split_by_digest
 from layerroute.data.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     TokenizerBundle,
-    encode_documents,
     load_pretrained,
     tokenizer_fingerprint,
     train_bpe,
@@ -211,7 +209,7 @@ class _Plan:
         """Read the sources once; return, by split, the documents and which of them are the split's."""
         config = self.config
         described = self.source.describe()
-        spool = stack.enter_context(Spool(folder, seed=config.split_seed))
+        spool = stack.enter_context(contextlib.closing(Spool(folder, seed=config.split_seed)))
         limits = {"max_documents": config.max_documents, "max_characters": config.max_characters}
         fill(spool, self.source, stage("reading documents"), **limits)
         if len(spool) == 0:
@@ -220,9 +218,9 @@ class _Plan:
             validates = split_by_digest(spool.digests, config.validation_share, described)
             parts = {"train": (spool, ~validates), "validation": (spool, validates)}
         else:
-            held_out = stack.enter_context(Spool(folder, seed=config.split_seed))
+            held_out = stack.enter_context(contextlib.closing(Spool(folder, seed=config.split_seed)))
             fill(held_out, self.validation_source, stage("reading validation documents"))
-            trains = without(spool.digests, held_out.digests)
+            trains = ~np.isin(spool.digests, held_out.digests)
             if not trains.any():
                 raise UserError(
                     f"every document of {described} is also one of data.validation_paths; give training documents "
@@ -245,7 +243,7 @@ def _write_tokens(
     tokens = documents = 0
     layout = np.dtype(dtype).newbyteorder("<")
     with path.open("wb") as file:
-        for ids, ended in encode_documents(bundle, texts):
+        for ids, ended in bundle.encode(texts):
             data = ids.astype(layout).tobytes()
             file.write(data)
             digest.update(data)
@@ -255,9 +253,10 @@ def _write_tokens(
 
 
 def _open(config: DataConfig, entry: Path, manifest: Manifest) -> PreparedData:
+    layout = np.dtype(manifest["dtype"]).newbyteorder("<")
     train, validation = (
         TokenSequence(
-            open_tokens(entry / f"{name}.bin", manifest["dtype"], manifest[name]["tokens"]),
+            np.memmap(entry / f"{name}.bin", layout, mode="r", shape=(manifest[name]["tokens"],)),
             end_of_text=manifest["tokenizer"]["end_of_text_id"],
             sequence_length=config.sequence_length,
             begin=manifest["tokenizer"]["begin_ids"],

@@ -1,7 +1,5 @@
 """Progress of long work: one bar a stage with an ETA on a terminal or in a notebook, else a line every 20 seconds."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

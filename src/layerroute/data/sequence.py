@@ -3,11 +3,8 @@
 Shapes: B windows, T tokens of a window.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +23,7 @@ class TokenSequence:
         tokens: shape (tokens,), any unsigned integer type.
         end_of_text: id of the token that ends each document.
         begin: ids at the start of each window, in the place of its first tokens; see :mod:`layerroute.data.windows`.
-        sequence_length: tokens of a window, T; the methods' default.
+        sequence_length: tokens of a window, T.
         name: the split, for messages.
     """
 
@@ -41,28 +38,27 @@ class TokenSequence:
     ) -> None:
         if tokens.ndim != 1:
             raise ValueError(f"tokens must have one dimension, got shape {tokens.shape}")
-        self.tokens = tokens
-        self.end_of_text = end_of_text
-        self.begin = tuple(begin)
-        self.sequence_length = _positive(sequence_length)
-        self.name = name
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be 1 or more, got {sequence_length}")
+        self.tokens, self.name = tokens, name
+        self.end_of_text, self.begin = end_of_text, tuple(begin)
+        self.sequence_length = sequence_length
 
     def __len__(self) -> int:
         """Return the number of tokens."""
         return len(self.tokens)
 
-    def windows(self, sequence_length: int | None = None) -> int:
+    def windows(self) -> int:
         """Return the number of whole windows."""
-        return len(self.tokens) // self._length(sequence_length)
+        return len(self.tokens) // self.sequence_length
 
-    def window(self, index: int, sequence_length: int | None = None) -> NDArray[np.int64]:
+    def window(self, index: int) -> NDArray[np.int64]:
         """Return window ``index``, shape (T,). Raises IndexError outside 0 … windows − 1."""
-        return self.batch([index], sequence_length)[0]
+        return self.batch([index])[0]
 
-    def batch(self, indices: ArrayLike, sequence_length: int | None = None) -> NDArray[np.int64]:
+    def batch(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Return the windows at ``indices``, shape (B, T). Raises IndexError outside 0 … windows − 1."""
-        length = self._length(sequence_length)
-        count = self.windows(length)
+        length, count = self.sequence_length, self.windows()
         chosen = np.asarray(indices, dtype=np.int64)
         if chosen.ndim != 1:
             raise ValueError(f"indices must have one dimension, got shape {chosen.shape}")
@@ -75,7 +71,7 @@ class TokenSequence:
             self.tokens[: count * length].reshape(count, length)[chosen].astype(np.int64), self.begin
         )
 
-    def order(self, *, seed: int, epoch: int, sequence_length: int | None = None) -> NDArray[np.int64]:
+    def order(self, *, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return all window indices in the order of an epoch, shape (windows,).
 
         It depends on seed, epoch and the number of windows alone, on every platform and in every numpy version: it
@@ -84,7 +80,7 @@ class TokenSequence:
         """
         material = hashlib.sha256(f"layerroute windows {seed} {epoch}".encode()).digest()
         entropy = [int.from_bytes(material[at : at + 4], "big") for at in range(0, 16, 4)]
-        keys = np.random.PCG64(entropy).random_raw(self.windows(sequence_length))
+        keys = np.random.PCG64(entropy).random_raw(self.windows())
         return np.argsort(keys, kind="stable").astype(np.int64)
 
     def document_ids(self, tokens: ArrayLike) -> NDArray[np.int64]:
@@ -92,41 +88,20 @@ class TokenSequence:
 
         The end-of-text token belongs to the document that it ends.
         """
-        return document_ids(tokens, self.end_of_text)
-
-    def _length(self, sequence_length: int | None) -> int:
-        return self.sequence_length if sequence_length is None else _positive(sequence_length)
+        ends = (np.asarray(tokens) == self.end_of_text).astype(np.int64)
+        return np.cumsum(ends, axis=-1) - ends
 
 
-def document_ids(tokens: ArrayLike, end_of_text: int) -> NDArray[np.int64]:
-    """Return the number of end-of-text tokens before each token of its row, shape as ``tokens``: (..., T)."""
-    ends = (np.asarray(tokens) == end_of_text).astype(np.int64)
-    return np.cumsum(ends, axis=-1) - ends
-
-
-def require_windows(sequence: TokenSequence, count: int, sequence_length: int | None = None) -> None:
+def require_windows(sequence: TokenSequence, count: int) -> None:
     """Check that ``sequence`` fills ``count`` windows, such as one batch.
 
     Raises:
         UserError: it does not; the message names the tokens present and needed.
     """
-    present = sequence.windows(sequence_length)
-    if present >= count:
-        return
-    length = sequence.sequence_length if sequence_length is None else sequence_length
-    raise UserError(
-        f"the {sequence.name} data hold {len(sequence)} tokens, which is {present} windows of {length}, and "
-        f"{count * length} tokens are needed ({count} windows); give more text, a smaller batch or a smaller "
-        "data.sequence_length"
-    )
-
-
-def open_tokens(path: Path, dtype: str, count: int) -> NDArray[np.unsignedinteger]:
-    """Map ``count`` tokens of the little-endian type ``dtype`` (``uint16``, ``uint32``), read-only."""
-    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", shape=(count,))
-
-
-def _positive(sequence_length: int) -> int:
-    if sequence_length < 1:
-        raise ValueError(f"sequence_length must be 1 or more, got {sequence_length}")
-    return sequence_length
+    present, length = sequence.windows(), sequence.sequence_length
+    if present < count:
+        raise UserError(
+            f"the {sequence.name} data hold {len(sequence)} tokens, which is {present} windows of {length}, and "
+            f"{count * length} tokens are needed ({count} windows); give more text, a smaller batch or a smaller "
+            "data.sequence_length"
+        )

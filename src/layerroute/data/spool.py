@@ -1,23 +1,21 @@
-"""The one reading pass over a source: its documents are kept aside, so that they are parsed or downloaded once.
+"""The one reading pass over a source, and its split: documents are kept aside, parsed or downloaded once.
 
 Splitting, training the tokenizer and tokenizing each need the documents again, and a source may be slow (xz), or gone
 (a stream). Memory holds 24 bytes a document, and the text only while it is small.
 """
-
-from __future__ import annotations
 
 import hashlib
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.data.progress import Advance
 from layerroute.data.sources.base import Source
+from layerroute.errors import UserError
 
 _IN_MEMORY_BYTES = 64 << 20
 
@@ -27,7 +25,7 @@ class Spool:
 
     Args:
         folder: where the text goes once it is larger than 64 MiB. The file has no name and dies with the process.
-        seed: keys the digests; see :mod:`layerroute.data.split`.
+        seed: keys the digests; see :func:`split_by_digest`.
     """
 
     def __init__(self, folder: Path, *, seed: int) -> None:
@@ -38,12 +36,7 @@ class Spool:
         self._content = hashlib.sha256()
         self.characters = 0
 
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def __len__(self) -> int:
@@ -80,8 +73,32 @@ class Spool:
 
 
 def keyed_digest(data: bytes, key: bytes) -> int:
-    """64 bits that say on which side of a split a text is: see :mod:`layerroute.data.split`."""
+    """64 bits that say on which side of a split a text is: see :func:`split_by_digest`."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "big")
+
+
+def split_by_digest(digests: NDArray[np.uint64], share: float, described: str) -> NDArray[np.bool_]:
+    """Return which documents validate, shape (documents,), from a keyed digest of each document's text.
+
+    The digest is of the text and not of the name, so that a text which stands in a source twice, under two names,
+    can never be trained on and validated with. A document's side depends on itself, the seed and ``share`` alone:
+    adding documents moves none. Only where a side would stay empty, the nearest text crosses over.
+
+    Args:
+        digests: uniform over 64 bits, keyed with the split's seed.
+
+    Raises:
+        UserError: fewer than two different documents.
+    """
+    distinct = np.unique(digests)
+    if len(distinct) < 2:
+        raise UserError(
+            f"{described} holds {len(digests)} document{'s' * (len(digests) != 1)}"
+            f"{' of the same text' * (len(digests) > 1)}, and a split by document needs two different ones: set "
+            "data.validation_paths, or give more files, or part the text with data.document_separator"
+        )
+    bound = min(max(int(share * 2.0**64), int(distinct[0]) + 1), int(distinct[-1]))
+    return digests < np.uint64(bound)
 
 
 def held_out(texts: Iterable[str], *, share: float, seed: int) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Documents of one or several kinds, drawn by who calibrates, searches or measures."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator, Mapping

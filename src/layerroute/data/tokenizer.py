@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.data.configuration import BPE
+from layerroute.data.sources.base import read_bytes
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class TokenizerBundle:
         """Largest token id plus one: the rows that an embedding needs."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def encode(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.uint32], int]]:
+        """Yield the packed tokens of documents, and how many ended in them; see :mod:`layerroute.data.windows`."""
+        return encode_texts(self.tokenizer, texts, before=self.begin, after=(self.end_of_text_id,))
+
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, the same bytes for the same tokenizer."""
         (folder / TOKENIZER_FILE).write_text(self.tokenizer.to_str(), encoding="utf-8")
@@ -141,7 +146,7 @@ def tokenizer_fingerprint(name: str, vocabulary_size: int) -> str:
         return f"hub {name}"
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name} ".encode() + hashlib.sha256(_read(path)).digest())
+        digest.update(f"{path.name} ".encode() + hashlib.sha256(read_bytes(path)).digest())
     return f"local {digest.hexdigest()}"
 
 
@@ -162,7 +167,7 @@ def load_pretrained(name: str) -> TokenizerBundle:
         tokenizer = _from_vocabulary(name, by_name["vocab.json"], by_name["merges.txt"])
     else:
         file = next(path for path in files if path.name != CONFIG_FILE)
-        tokenizer = parse_tokenizer(_read(file), f"the tokenizer {name!r}")
+        tokenizer = parse_tokenizer(read_bytes(file), f"the tokenizer {name!r}")
     config = _config(name, by_name.get(CONFIG_FILE))
     end = end_of_text(tokenizer.get_vocab(with_added_tokens=True), _token(config, "eos_token"))
     if end is None:
@@ -203,23 +208,13 @@ def transformers_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / TOKENIZER_FILE), **config)
 
 
-def encode_documents(
-    bundle: TokenizerBundle, texts: Iterable[str]
-) -> Iterator[tuple[NDArray[np.uint32], int]]:
-    """Yield the packed tokens of all documents, in parts: (tokens of shape (any,), documents that ended in them).
-
-    Each document is as :mod:`layerroute.data.windows` says: begin, its tokens, end of text. Memory is bounded whatever
-    the length of a document: see :func:`pieces`.
-    """
-    return encode_texts(bundle.tokenizer, texts, before=bundle.begin, after=(bundle.end_of_text_id,))
-
-
 def encode_texts(
     tokenizer: Tokenizer, texts: Iterable[str], *, before: Sequence[int] = (), after: Sequence[int] = ()
 ) -> Iterator[tuple[NDArray[np.uint32], int]]:
     """Yield the tokens of all texts, each with ids ``before`` and ``after`` it: (tokens, texts that ended in them).
 
-    Text that spells a special token is tokenized as the text it is, so that a document cannot end itself.
+    Text that spells a special token is tokenized as the text it is, so that a document cannot end itself. Memory is
+    bounded whatever the length of a text: see :func:`pieces`.
     """
     first, last = np.array(before, dtype=np.uint32), np.array(after, dtype=np.uint32)
     spelled = tokenizer.encode_special_tokens
@@ -363,16 +358,9 @@ def _config(name: str, path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(_read(path))
+        config = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{CONFIG_FILE} of the tokenizer {name!r} is not valid JSON; mend or remove it"
         ) from error
     return config if isinstance(config, dict) else {}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; make it readable") from error

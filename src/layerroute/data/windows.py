@@ -9,12 +9,10 @@ place of its first token: no prediction is asked for there, and models that ask 
 Training, calibration, evaluation, domains, retention, inspection and generation all take their tokens from here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +35,7 @@ class DocumentEncoder:
     end: int | None
 
     @classmethod
-    def of(cls, tokenizer: Any) -> DocumentEncoder:
+    def of(cls, tokenizer: Any) -> Self:
         """The encoder of a tokenizer of transformers, fast or not."""
         get_vocab = getattr(tokenizer, "get_vocab", None)
         known = get_vocab() if get_vocab is not None else {}

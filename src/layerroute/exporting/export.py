@@ -145,7 +145,7 @@ def constant_layers(router: LayerRouter) -> list[int] | None:
 
 
 def drop_layers(model: Any, layers: list[int]) -> None:
-    """Take layers out of a plain model, and out of what its configuration says by layer.
+    """Take layers out of a plain model, and out of what its configuration says by layer; number the others anew.
 
     Raises:
         UserError: if none would be left.
@@ -163,6 +163,10 @@ def drop_layers(model: Any, layers: list[int]) -> None:
     name = next(name for name, child in stack.named_children() if child is found)
     setattr(stack, name, nn.ModuleList(found[index] for index in kept))
     config.num_hidden_layers = len(kept)
+    for place, index in enumerate(kept):
+        for module in found[index].modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", place)  # noqa: B010
 
 
 def push(folder: str | Path, repo: str, *, private: bool = True) -> str:

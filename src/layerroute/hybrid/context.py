@@ -22,7 +22,6 @@ class TokenContext:
         positions: (B, T) position in the sequence or document, 0 for the first real token.
         document_ids: (B, T) which packed document a token belongs to, or None; only without a cache.
         rotary: cosine and sine (B, T, D) of the rotary embedding, or None.
-        cache: the cache of all layers, or None.
         past: tokens already in the cache.
     """
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from layerroute.ops.tokens import TokenIndex, token_indices
@@ -63,8 +63,3 @@ def plan_routes(
         paths = tuple(index for index in pair if index is not None)
         routes.append(LayerRoute(paths=paths, heads=heads, gated=gated) if want else None)
     return routes
-
-
-def gate_of(gate: Float[Tensor, "B T M P"], path: int, index: TokenIndex) -> Float[Tensor, "N 1"]:
-    """The factor of each indexed token's output on a path."""
-    return gate[:, :, 0, path].flatten()[index.flat].unsqueeze(-1)

@@ -5,7 +5,7 @@ Softmax attention is counted as the kernels run it, over the full T x T square a
 is what an executed-FLOP counter sees; these are forward numbers, training is about three times as much.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.ops.gated_delta import gated_delta_flops
@@ -23,7 +23,6 @@ class FlopsReport:
         by_part: the same split into parts that add up to it.
         by_path: one routed layer's cost on each path (mixer, or block), without what both share.
         fixed_per_token: what every token pays whatever its choices.
-        routed_layers: number of routed layers.
     """
 
     context_length: int
@@ -41,10 +40,6 @@ class FlopsReport:
         """
         mixed = rate * self.by_path.get("softmax", 0.0) + (1 - rate) * self.by_path.get("gdn", 0.0)
         return self.fixed_per_token + self.routed_layers * mixed
-
-    def to_dict(self) -> dict[str, object]:
-        """For result records."""
-        return asdict(self)
 
 
 def softmax_flops(config: HybridConfig, context_length: int, window: int | None = None) -> float:

@@ -1,6 +1,6 @@
 """Decoder layers: plain ones with one mixer, and routed ones with two."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from layerroute.hybrid.context import TokenContext
-from layerroute.hybrid.execution import LayerRoute, gate_of
+from layerroute.hybrid.execution import LayerRoute
 from layerroute.hybrid.hybrid_config import PATHS, HybridConfig
-from layerroute.hybrid.mixers import GatedDeltaMixer, SoftmaxMixer
-from layerroute.hybrid.norm import RMSNorm
+from layerroute.hybrid.mixers import GatedDeltaMixer, RMSNorm, SoftmaxMixer
 from layerroute.ops.tokens import TokenIndex
 
 MIXERS: dict[str, type[GatedDeltaMixer] | type[SoftmaxMixer]] = {
@@ -67,11 +66,11 @@ class HybridLayer(GradientCheckpointingLayer):
         self.kind = (config.layer_pattern or [])[layer]
         self.own_context = config.context == "own_context"
         self.per_head = config.granularity == "head"
-        self.routed_unit = config.routed_unit
+        self.whole = config.routed_unit == "block"
         if self.kind != "routed":
             self.block = PlainBlock(config, layer, self.kind)
             return
-        if config.routed_unit == "block":
+        if self.whole:
             self.paths = nn.ModuleDict({path: PlainBlock(config, layer, path) for path in PATHS})
         else:
             self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -94,8 +93,6 @@ class HybridLayer(GradientCheckpointingLayer):
         """Compute every path and let the gate select (masked), or with a ``route`` the chosen paths only (sparse).
 
         Args:
-            hidden: the residual stream.
-            context: what mixers need to know.
             gate: multiplies each path's output; M is 1, or the heads.
             choice: (B, T, M) hard choices; ``own_context`` needs them.
             route: who takes which path; padding takes none and keeps its state.
@@ -105,57 +102,44 @@ class HybridLayer(GradientCheckpointingLayer):
         assert gate is not None and choice is not None
         if route is not None:
             return self._sparse(hidden, context, gate, route)
-        if self.routed_unit == "block":
-            change = torch.zeros_like(hidden)
-            for index, path in enumerate(PATHS):
-                output = (
-                    self.paths[path](hidden, context, member=self._member(choice, index, context)) - hidden
-                )
-                change = change + self._normalize(path, output) * gate[..., index].to(hidden.dtype)
-            return hidden + change
-        x = self.mixer_norm(hidden)
+        x = hidden if self.whole else self.mixer_norm(hidden)
         mixed = torch.zeros_like(hidden)
         for index, path in enumerate(PATHS):
-            weight = gate[..., index]
-            member = self._member(choice, index, context)
+            weight, member = gate[..., index], self._member(choice, index, context)
             if self.per_head:
                 output = self._normalize(path, self.paths[path](x, context, member=member, head_gate=weight))
             else:
-                output = self._normalize(path, self.paths[path](x, context, member=member))
+                output = self.paths[path](x, context, member=member)
+                output = self._normalize(path, output - hidden if self.whole else output)
                 output = output * weight.to(output.dtype)
             mixed = mixed + output
-        hidden = hidden + mixed
-        return hidden + self.mlp(self.mlp_norm(hidden))
+        return self._close(hidden + mixed)
 
     def _sparse(
         self, hidden: Float[Tensor, "B T D"], context: TokenContext, gate: Tensor, route: LayerRoute
     ) -> Float[Tensor, "B T D"]:
-        if self.routed_unit == "block":
-            return hidden + self._scatter(hidden, context, gate, route, self._block_change)
-        x = self.mixer_norm(hidden)
+        x = hidden if self.whole else self.mixer_norm(hidden)
         if route.heads is not None:
-            hidden = hidden + self._head_paths(x, context, gate, route)
-        else:
-            hidden = hidden + self._scatter(x, context, gate, route, self._mixer_change)
-        return hidden + self.mlp(self.mlp_norm(hidden))
+            return self._close(hidden + self._head_paths(x, context, gate, route))
+        return self._close(hidden + self._scatter(x, context, gate, route))
+
+    def _close(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """The MLP that both paths of a routed mixer share."""
+        return hidden if self.whole else hidden + self.mlp(self.mlp_norm(hidden))
 
     def _scatter(
-        self,
-        x: Float[Tensor, "B T D"],
-        context: TokenContext,
-        gate: Tensor,
-        route: LayerRoute,
-        change: Callable[[str, Tensor, TokenContext, TokenIndex], Tensor],
+        self, x: Float[Tensor, "B T D"], context: TokenContext, gate: Tensor, route: LayerRoute
     ) -> Float[Tensor, "B T D"]:
         """What each token's own path adds to it, padding nothing."""
         parts, places = [], []
         for number, (path, index) in enumerate(zip(PATHS, route.paths, strict=True)):
-            part = change(path, x, context, index)
+            part = self._change(path, x, context, index)
             if index.flat.shape[0] == 0:
                 continue
             part = self._normalize(path, part)
             if route.gated:
-                part = part * gate_of(gate, number, index).to(part.dtype)
+                factor = gate[:, :, 0, number].flatten()[index.flat].unsqueeze(-1)
+                part = part * factor.to(part.dtype)
             parts.append(part)
             places.append(index.flat)
         mixed = torch.zeros_like(x).flatten(0, 1)
@@ -163,17 +147,15 @@ class HybridLayer(GradientCheckpointingLayer):
             mixed = mixed.index_copy(0, torch.cat(places), torch.cat(parts).to(x.dtype))
         return mixed.view_as(x)
 
-    def _mixer_change(self, path: str, x: Tensor, context: TokenContext, index: TokenIndex) -> Tensor:
-        update: Tensor = self.paths[path].read(x, context, index, own=self.own_context)  # type: ignore[operator]
-        return update
-
-    def _block_change(self, path: str, hidden: Tensor, context: TokenContext, index: TokenIndex) -> Tensor:
-        block = self.paths[path]
-        assert isinstance(block, PlainBlock)
-        before = hidden.flatten(0, 1).index_select(0, index.flat)
+    def _change(self, path: str, x: Tensor, context: TokenContext, index: TokenIndex) -> Tensor:
+        """What the indexed tokens' path adds to them: a mixer's output, or all of a block."""
+        block: Any = self.paths[path]
+        if not self.whole:
+            return block.read(x, context, index, own=self.own_context)
+        before = x.flatten(0, 1).index_select(0, index.flat)
         if index.flat.shape[0] == 0 and context.cache is None:
             return before
-        update = block.mixer.read(block.mixer_norm(hidden), context, index, own=self.own_context)
+        update = block.mixer.read(block.mixer_norm(x), context, index, own=self.own_context)
         if index.flat.shape[0] == 0:
             return before
         after = before + update

@@ -18,10 +18,21 @@ from layerroute.hybrid.cache_layers import OwnContextLayer
 from layerroute.hybrid.compaction import Compaction
 from layerroute.hybrid.context import TokenContext
 from layerroute.hybrid.hybrid_config import HybridConfig
-from layerroute.hybrid.norm import RMSNorm
 from layerroute.ops.gated_delta import gated_delta_rule
 from layerroute.ops.routed_attention import WINDOW_BLOCK, BlockPlan, Intervals, attend_spans, intervals
 from layerroute.ops.tokens import TokenIndex
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), with mixed dtypes allowed.
+
+    Under autocast some inputs are half precision while the weight is not; torch's own then falls back to a slow path
+    and warns. The result has the input's dtype.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class SoftmaxMixer(nn.Module):

@@ -20,9 +20,10 @@ from layerroute.hybrid.execution import HybridProfitability, LayerRoute, plan_ro
 from layerroute.hybrid.flops import path_costs
 from layerroute.hybrid.hybrid_config import PATHS, HybridConfig
 from layerroute.hybrid.layers import HybridLayer
-from layerroute.hybrid.mixers import GatedDeltaMixer
-from layerroute.hybrid.norm import RMSNorm
+from layerroute.hybrid.mixers import GatedDeltaMixer, RMSNorm
 from layerroute.objectives.language_model import cross_entropy, shift_labels
+from layerroute.ops.gated_delta.inputs import document_resets
+from layerroute.ops.routed_attention import document_starts
 from layerroute.routing.controls import oracle_choice
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.execution import sparse_from
@@ -142,15 +143,6 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             total=len(config.sites),
         )
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        assert isinstance(value, nn.Embedding)
-        self.embed_tokens = value
-
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
@@ -171,20 +163,16 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and document_ids is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "document_ids": document_ids,
+        }
         if past_key_values is not None and hidden.shape[1] > 1 and records_past(past_key_values):
-            output = self._in_two(
-                hidden, input_ids, attention_mask, position_ids, past_key_values, output_hidden_states
-            )
+            output = self._in_two(hidden, past_key_values, output_hidden_states, **given)
         else:
-            output = self._run(
-                hidden,
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values,
-                output_hidden_states,
-                document_ids,
-            )
+            output = self._run(hidden, past_key_values, output_hidden_states, **given)
         if output.decision is not None:
             self.publish(output.decision)
         return output
@@ -192,18 +180,24 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
     def _run(
         self,
         hidden: Float[Tensor, "B T D"],
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         output_hidden_states: bool | None,
-        document_ids: Tensor | None = None,
+        *,
+        input_ids: Tensor | None,
+        **given: Tensor | None,
     ) -> HybridOutput:
-        context = self._context(hidden, attention_mask, position_ids, past_key_values, document_ids)
+        context = self._context(hidden, cache, **given)
         valid = context.valid
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
-        served, asked = self._served(context), self._asked(input_ids, context)
+        # Decided outside of the layers, so that gradient checkpointing does not draw noise or move thresholds twice.
+        known: dict[str, Any] = {
+            "valid": valid,
+            "positions": context.positions,
+            "token_ids": input_ids,
+            "served": self._served(context),
+            "asked": self._asked(input_ids, context),
+        }
         states: list[Tensor] = []
         decisions: list[RouteDecision] = []
         routes: list[LayerRoute | None] = []
@@ -214,9 +208,7 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             gate = choice = route = None
             if layer.kind == "routed":
                 if self.config.router_mode == "sequential":
-                    decisions.append(
-                        self._decide(f"layer{index}", hidden, valid, context, input_ids, served, asked)
-                    )
+                    decisions.append(self.routing[f"layer{index}"](hidden, **known))
                     routes = self._routes(decisions[-1], valid)
                     offset = 0
                 count = len(self.config.sites_of(index))
@@ -226,14 +218,14 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
                 route = routes.pop(0)
             hidden = layer(hidden, context, gate, choice, route)
             if index == self.router_layer and "parallel" in self.routing:
-                decisions.append(self._decide("parallel", hidden, valid, context, input_ids, served, asked))
+                decisions.append(self.routing["parallel"](hidden, **known))
                 routes = self._routes(decisions[-1], valid)
         hidden = self.norm(hidden)
-        if past_key_values is not None:
-            count_tokens(past_key_values, hidden.shape[1])
+        if cache is not None:
+            count_tokens(cache, hidden.shape[1])
         return HybridOutput(
             last_hidden_state=hidden,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             hidden_states=(*states, hidden) if output_hidden_states else None,
             decision=RouteDecision.join(decisions) if decisions else None,
         )
@@ -241,26 +233,20 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
     def _in_two(
         self,
         hidden: Float[Tensor, "B T D"],
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
         cache: Cache,
         output_hidden_states: bool | None,
+        *,
+        attention_mask: Tensor | None,
+        **given: Tensor | None,
     ) -> HybridOutput:
         """All tokens but the last, then the last: who drafts takes back up to one token of what it was given."""
         past, time = int(cache.get_seq_length()), hidden.shape[1]
         parts: list[HybridOutput] = []
         for start, stop in ((0, time - 1), (time - 1, time)):
-            part = slice(start, stop)
+            mask = None if attention_mask is None else attention_mask[:, : past + stop]
+            part = {name: None if x is None else x[:, start:stop] for name, x in given.items()}
             parts.append(
-                self._run(
-                    hidden[:, part],
-                    None if input_ids is None else input_ids[:, part],
-                    None if attention_mask is None else attention_mask[:, : past + stop],
-                    None if position_ids is None else position_ids[:, part],
-                    cache,
-                    output_hidden_states,
-                )
+                self._run(hidden[:, start:stop], cache, output_hidden_states, attention_mask=mask, **part)
             )
         first, last = parts
         states = zip(first.hidden_states or (), last.hidden_states or (), strict=True)
@@ -272,23 +258,6 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             past_key_values=cache,
             hidden_states=tuple(torch.cat(pair, dim=1) for pair in states) if output_hidden_states else None,
             decision=RouteDecision.one_after_the_other(decisions) if decisions else None,
-        )
-
-    def _decide(
-        self,
-        name: str,
-        hidden: Tensor,
-        valid: Tensor,
-        context: TokenContext,
-        token_ids: Tensor | None,
-        served: Served | None,
-        asked: Tensor | None,
-    ) -> RouteDecision:
-        # Outside the layers, so that gradient checkpointing does not draw noise or move thresholds a second time.
-        routing = self.routing[name]
-        assert isinstance(routing, Routing)
-        return routing(
-            hidden, valid=valid, positions=context.positions, token_ids=token_ids, served=served, asked=asked
         )
 
     def _asked(self, token_ids: Tensor | None, context: TokenContext) -> Bool[Tensor, "B T"] | None:
@@ -315,7 +284,7 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             return None
         ids, cache = context.document_ids, context.cache
         return Served(
-            begins=None if ids is None else nn.functional.pad(ids.diff(dim=1) != 0, (1, 0)),
+            begins=None if ids is None else document_resets(ids),
             memory=None if cache is None else row_state(cache, self.config.routed_layers[0]),
             past=context.past,
         )
@@ -342,9 +311,10 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
     def _context(
         self,
         hidden: Tensor,
+        cache: Cache | None,
+        *,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        cache: Cache | None,
         document_ids: Tensor | None,
     ) -> TokenContext:
         batch, time = hidden.shape[:2]
@@ -370,7 +340,14 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             key_valid = attention_mask[:, : past + time].bool()
             if not torch.compiler.is_compiling() and bool(key_valid.all()):
                 key_valid = None
-        positions = self._positions(batch, time, past, key_valid, position_ids, document_ids, hidden.device)
+        if position_ids is not None:
+            positions = position_ids.expand(batch, -1)
+        elif document_ids is None and key_valid is not None:
+            positions = (key_valid.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
+        else:
+            positions = torch.arange(past, past + time, device=hidden.device).expand(batch, -1)
+            if document_ids is not None:
+                positions = positions - document_starts(document_ids)
         return TokenContext(
             valid=None if key_valid is None else key_valid[:, past:],
             key_valid=key_valid,
@@ -380,27 +357,6 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
             cache=cache,
             past=past,
         )
-
-    @staticmethod
-    def _positions(
-        batch: int,
-        time: int,
-        past: int,
-        key_valid: Tensor | None,
-        position_ids: Tensor | None,
-        document_ids: Tensor | None,
-        device: torch.device,
-    ) -> Int[Tensor, "B T"]:
-        if position_ids is not None:
-            return position_ids.expand(batch, -1)
-        index = torch.arange(past, past + time, device=device).expand(batch, -1)
-        if document_ids is not None:
-            new = torch.ones_like(document_ids, dtype=torch.bool)
-            new[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-            return index - torch.where(new, index, 0).cummax(dim=1).values
-        if key_valid is not None:
-            return (key_valid.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
-        return index
 
 
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):

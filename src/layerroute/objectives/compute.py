@@ -1,11 +1,28 @@
-"""Penalties on compute: how much of the expensive path is used, or how far that is from a target."""
+"""Terms on decisions: load balancing, how much of the expensive path is used, and how far that is from a target."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from layerroute.routing.budget import mean_over_ranks
 from layerroute.routing.decision import RouteDecision
+
+
+def switch_loss(decision: RouteDecision, counts: Int[Tensor, "R P"] | None = None) -> Float[Tensor, ""]:
+    """P * sum_j f_j * p_j, averaged over sites (Switch Transformer, Fedus et al. 2021, eq. 4).
+
+    f_j is the share of valid tokens whose hard choice is path j (no gradient), p_j the mean probability of path j.
+    The minimum is near 1, at equal shares: it pulls to 50/50 by construction, so it is no way to ask for a budget.
+
+    Args:
+        counts: hard choices to take f_j from, where they are of more tokens than this decision's (all ranks of a
+            distributed run: then the mean over ranks of this loss, and of its gradient, is that of the whole batch).
+    """
+    if counts is None:
+        fractions = decision.fractions().detach().nan_to_num()
+    else:
+        fractions = (counts / counts.sum(dim=-1, keepdim=True)).nan_to_num().to(decision.probabilities.dtype)
+    return len(decision.paths) * (fractions * decision.mean_probabilities()).sum(dim=-1).mean()
 
 
 def mean_activity(decision: RouteDecision) -> Float[Tensor, ""]:
@@ -13,18 +30,15 @@ def mean_activity(decision: RouteDecision) -> Float[Tensor, ""]:
     return decision.mean_probabilities()[:, -1].mean()
 
 
-def quadratic_budget(decision: RouteDecision, target: float, *, per_site: bool = False) -> Float[Tensor, ""]:
+def quadratic_budget(decision: RouteDecision, target: float) -> Float[Tensor, ""]:
     """(mean p - target)^2 with p the probability of the expensive path, weighted by what each site costs.
 
     In a distributed run the mean is over all ranks, which must all call it.
 
     Args:
         target: the budget r, a share in [0, 1].
-        per_site: hold every site at the target (mean of squares) instead of their cost-weighted mean.
     """
     by_site = mean_over_ranks(decision.mean_probabilities()[:, -1])
-    if per_site:
-        return (by_site - target).square().mean()
     weight = decision.costs[:, -1] - decision.costs[:, 0]
     return ((by_site * weight).sum() / weight.sum() - target).square()
 

@@ -16,12 +16,14 @@ class TokenIndex:
         flat: index into the B·T tokens.
         row, time: the same in two parts.
         host: the same on the CPU (itself, if it is there), where blocks are planned without asking the device.
+        rest: index into the B·T tokens of all others, where it was asked for.
     """
 
     flat: Int[Tensor, "N"]
     row: Int[Tensor, "N"]
     time: Int[Tensor, "N"]
     host: "TokenIndex | None" = None
+    rest: Int[Tensor, "M"] | None = None
 
     @classmethod
     def of(cls, flat: Int[Tensor, "N"], on_host: Int[Tensor, "N"], time: int) -> "TokenIndex":
@@ -44,6 +46,8 @@ def token_indices(
     wanted: Sequence[bool],
     time: int,
     device: torch.device,
+    *,
+    rest: bool = False,
 ) -> list[TokenIndex | None]:
     """The chosen tokens of each of R sites where they are wanted.
 
@@ -51,13 +55,28 @@ def token_indices(
         chosen: over the B·T tokens, on the CPU.
         counts: of each row of ``chosen``.
         wanted: which sites need an index.
-        time: T.
         device: where the indices are needed; they are sent there without waiting.
+        rest: also of the tokens that were not chosen.
     """
-    on_host = chosen.nonzero()[:, 1]
-    hosts = on_host.split(list(counts))
-    heres = hosts if device.type == "cpu" else on_host.to(device, non_blocking=True).split(list(counts))
-    return [
+    hosts, heres = _by_site(chosen, counts, device)
+    made = [
         TokenIndex.of(here, host, time) if want else None
         for here, host, want in zip(heres, hosts, wanted, strict=True)
     ]
+    if rest:
+        others = _by_site(~chosen, [chosen.shape[1] - count for count in counts], device)[1]
+        for index, other in zip(made, others, strict=True):
+            if index is not None:
+                index.rest = other
+    return made
+
+
+def _by_site(
+    chosen: Bool[Tensor, "R N"], counts: Sequence[int], device: torch.device
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Flat indices of each site, on the CPU and on the device."""
+    on_host = chosen.nonzero()[:, 1]
+    hosts = on_host.split(list(counts))
+    return hosts, (
+        hosts if device.type == "cpu" else on_host.to(device, non_blocking=True).split(list(counts))
+    )

@@ -2,10 +2,11 @@
 
 from layerroute.routing.decision import RouteDecision
 from layerroute.routing.estimators import ESTIMATORS, Estimate, estimate
-from layerroute.routing.forcing import at_rate, constant, table
 from layerroute.routing.handle import (
     RoutingHandle,
+    at_rate,
     collect_decisions,
+    constant,
     executed,
     find_handle,
     forced,
@@ -13,10 +14,10 @@ from layerroute.routing.handle import (
     last_decision,
     routings_of,
     set_serve,
+    table,
 )
 from layerroute.routing.module import Routing, RoutingConfig
 from layerroute.routing.routers import MLPRouter, build_router
-from layerroute.routing.schedules import Schedule
 
 __all__ = [
     "ESTIMATORS",
@@ -26,7 +27,6 @@ __all__ = [
     "Routing",
     "RoutingConfig",
     "RoutingHandle",
-    "Schedule",
     "at_rate",
     "build_router",
     "collect_decisions",

@@ -133,10 +133,3 @@ class Thresholds(nn.Module):
         served = counts[:, -1] / counts.sum(dim=-1).clamp_min(1)
         self.value += self.step * torch.sign(served - rate.to(served))
         self.updates += 1
-
-    @torch.no_grad()
-    def calibrate(
-        self, logits: Float[Tensor, "B T R P"], valid: Bool[Tensor, "B T"], rate: Float[Tensor, "R"]
-    ) -> None:
-        """Set the thresholds so that exactly ``rate`` of these (held-out) tokens take the expensive path."""
-        self.value.copy_(quantile_threshold(margins(logits), valid, rate))

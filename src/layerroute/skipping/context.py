@@ -46,6 +46,7 @@ class CallContext:
         cache: that the stack was given, or None.
         decisions: one a router that has decided.
         routes: by layer index and unit.
+        sinks: tokens that always run, once a router has asked.
         served: what holds the rate in this call, once a router has asked.
         steps: carries out its layers compiled (``compiled.CompiledSteps``), or None.
     """
@@ -62,6 +63,7 @@ class CallContext:
     cache: Cache | None = None
     decisions: list[RouteDecision] = field(default_factory=list)
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
+    sinks: Bool[Tensor, "B T"] | None = None
     served: Served | None = None
     steps: Callable[..., Tensor] | None = None
     _mask_on_host: Tensor | None = field(default=None, repr=False)

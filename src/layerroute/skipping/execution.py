@@ -140,12 +140,16 @@ class LayerCall:
         gathered: Float[Tensor, "N D"],
         ran: Float[Tensor, "N D"],
     ) -> Float[Tensor, "B T D"]:
-        """The tokens that ran put back among those that skip."""
-        route = self.routes[unit]
+        """The tokens that ran put back among those that skip, which alone take the skip path."""
+        route, every = self.routes[unit], hidden.flatten(0, 1)
         assert route.index is not None
-        base = route.gate_skipped(hidden, self._skip(unit, hidden)).flatten(0, 1)
-        ran = route.gate_ran(gathered, ran)
-        return base.index_copy(0, route.index.flat, ran.to(base.dtype)).view_as(hidden)
+        ran = route.gate_ran(gathered, ran).to(every.dtype)
+        out = every.index_copy(0, route.index.flat, ran)
+        rest = route.index.rest
+        if rest is not None:
+            skipping = every.index_select(0, rest)
+            out.index_copy_(0, rest, route.gate_skipped(skipping, self._skip(unit, skipping), rest))
+        return out.view_as(hidden)
 
     # Attention of gathered tokens
 

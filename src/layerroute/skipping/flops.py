@@ -176,7 +176,7 @@ class SkipFlops:
             saved += layer.scores * (1 - rate * self._share_of_keys(rate))
         if unit in ("block", "mlp"):
             saved += (1 - rate) * layer.mlp
-        return saved - self.skip_path
+        return saved - (1 - rate) * self.skip_path
 
     def _share_of_keys(self, rate: float) -> float:
         """Keys that a block of gathered queries reads, as a share of the sequence, on average."""

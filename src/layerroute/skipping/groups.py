@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from layerroute.skipping.context import CallContext
 def force_run(decision: RouteDecision, where: Bool[Tensor, "B T"]) -> RouteDecision:
     """The decision with all sites running at the tokens ``where``, with certainty and without gradient."""
     run = len(decision.paths) - 1
-    sure = F.one_hot(torch.tensor(run, device=where.device), len(decision.paths))
+    sure = torch.arange(len(decision.paths), device=where.device) == run
     mask = where[..., None, None]
     return replace(
         decision,

@@ -123,6 +123,10 @@ class LayerRouter(RoutingHandle):
         assert isinstance(found, LowRankSkip)
         return found
 
+    def all_routings(self) -> list[Routing]:
+        """The routing modules, in the order of their sites; without a walk through the model, for every layer asks."""
+        return list(self.routings)  # type: ignore[arg-type]
+
     def set_rate(self, rate: float) -> None:
         """The share of tokens asked to run (controls and budgets follow it at once).
 
@@ -174,8 +178,11 @@ class LayerRouter(RoutingHandle):
         batch is cut at its own quantile all the same: adapters move the states that a frozen router reads.
         """
         routing = self.all_routings()[self.deciders[layer]]
-        frozen = routing.router is not None and not any(p.requires_grad for p in routing.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _in_mode(routing, frozen):
+        if routing.training or torch.is_grad_enabled():
+            frozen = routing.router is not None and not any(p.requires_grad for p in routing.parameters())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _in_mode(routing, frozen):
+                decision = self._decide(routing, layer, hidden, context, cache)
+        else:
             decision = self._decide(routing, layer, hidden, context, cache)
         context.decisions.append(decision)
         for (site_layer, unit), route in self._routes(routing, decision, context).items():
@@ -241,12 +248,13 @@ class LayerRouter(RoutingHandle):
         return bool(self.config.sink_tokens or self.config.sink_ids)
 
     def _sinks(self, context: CallContext) -> Bool[Tensor, "B T"]:
-        """Tokens that always run."""
-        sinks = context.positions < self.config.sink_tokens
-        for token in self.config.sink_ids or []:
-            if context.token_ids is not None:
-                sinks = sinks | (context.token_ids == token)
-        return sinks
+        """Tokens that always run; found once a call, for a router at every layer asks."""
+        if context.sinks is None:
+            context.sinks = context.positions < self.config.sink_tokens
+            for token in self.config.sink_ids or []:
+                if context.token_ids is not None:
+                    context.sinks = context.sinks | (context.token_ids == token)
+        return context.sinks
 
     def finish(self, context: CallContext) -> None:
         """Publish the decision of a call that has ended."""
@@ -354,9 +362,9 @@ class LayerRouter(RoutingHandle):
                 for name, count in zip(decision.sites, counts, strict=True)
             ]
             if SPARSE in modes:
-                indices = token_indices(
-                    on_host[:-1], counts, [mode == SPARSE for mode in modes], context.time, here.device
-                )
+                sparse = [mode == SPARSE for mode in modes]
+                paths = self.config.skip_path != "identity"
+                indices = token_indices(on_host[:-1], counts, sparse, context.time, here.device, rest=paths)
         return {
             layer_and_unit(name): SiteRoute(mode=mode, decision=decision, site=site, gated=gated, index=index)
             for site, (name, mode, index) in enumerate(zip(decision.sites, modes, indices, strict=True))

@@ -57,11 +57,12 @@ class SiteRoute:
             return torch.where(self.run.unsqueeze(-1), ran, skipped)
         return hidden + _gated(self.run_gate, ran - hidden) + _gated(self.skip_gate, skipped - hidden)
 
-    def gate_skipped(self, hidden: Tensor, skipped: Tensor) -> Tensor:
-        """(B, T, D) of tokens that skip."""
+    def gate_skipped(self, hidden: Tensor, skipped: Tensor, index: Tensor | None = None) -> Tensor:
+        """(B, T, D) of tokens that skip; with ``index`` into the B·T tokens, (M, D) of those."""
         if not self.gated or skipped is hidden:
             return skipped
-        return hidden + _gated(self.skip_gate, skipped - hidden)
+        gate = self.skip_gate if index is None else self.skip_gate.flatten()[index]
+        return hidden + _gated(gate, skipped - hidden)
 
     def gate_ran(self, hidden: Tensor, ran: Tensor) -> Tensor:
         """(N, D) of the indexed tokens, which run; ``hidden`` is what they came from."""

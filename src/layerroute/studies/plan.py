@@ -11,7 +11,7 @@ from typing import Any
 from layerroute.errors import UserError, nearest
 from layerroute.recipe import Recipe, find_recipe, load_recipe
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
-from layerroute.training.run import make_trainee
+from layerroute.training.hybrid import resolved_recipe
 from layerroute.training.run_directory import recipe_fingerprint
 
 RUNS, SEARCH = "runs", "search"
@@ -133,7 +133,7 @@ class Plan:
 
 def fingerprint(recipe: Recipe) -> str:
     """What tells a run from another one of the same name."""
-    return recipe_fingerprint(make_trainee(recipe).plain())
+    return recipe_fingerprint(resolved_recipe(recipe))
 
 
 def grid(values: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,6 @@ class RunCallback(TrainerCallback):
     written, and keeps the record up to date, so that a killed run leaves what it reached.
 
     Args:
-        seed: of the run.
         save_best: writes the model to the folder of the best one, whole or not at all; all processes call it.
         update: merges sections into the record; None on processes that do not write.
     """

@@ -4,13 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerroute.errors import UserError
+from layerroute.errors import expect, expect_limits
 from layerroute.precision import Device, Precision
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(kw_only=True)
@@ -33,15 +28,27 @@ class ScheduleConfig:
     finish: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             math.isfinite(self.start) and math.isfinite(self.end),
             f"schedule start and end must be finite numbers, got {self.start} and {self.end}",
         )
-        _require(
-            0.0 <= self.begin <= self.finish <= 1.0,
-            f"schedule begin and finish are shares of the run: 0 <= begin <= finish <= 1, "
-            f"got begin={self.begin}, finish={self.finish}",
-        )
+        _expect_span("schedule", self.begin, self.finish)
+
+    def value(self, done: float) -> float:
+        """The value where the share ``done`` of the run is done, in [0, 1]."""
+        if done < self.begin or (done == self.begin < self.finish):
+            return self.start
+        if done >= self.finish:
+            return self.end
+        return self.start + (self.end - self.start) * ((done - self.begin) / (self.finish - self.begin))
+
+
+def _expect_span(what: str, begin: float, finish: float) -> None:
+    expect(
+        0.0 <= begin <= finish <= 1.0,
+        f"{what} begin and finish are shares of the run: 0 <= begin <= finish <= 1, "
+        f"got begin={begin}, finish={finish}",
+    )
 
 
 @dataclass(kw_only=True)
@@ -62,15 +69,16 @@ class RateScheduleConfig:
     finish: float = 0.6
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             self.start is None or 0.0 <= self.start <= 1.0,
             f"objective.rate.start is a share of tokens between 0 and 1, got {self.start}",
         )
-        _require(
-            0.0 <= self.begin <= self.finish <= 1.0,
-            f"objective.rate.begin and finish are shares of the run: 0 <= begin <= finish <= 1, "
-            f"got begin={self.begin}, finish={self.finish}",
-        )
+        _expect_span("objective.rate", self.begin, self.finish)
+
+    def towards(self, rate: float) -> ScheduleConfig:
+        """The schedule that ends at ``rate``."""
+        start = rate if self.start is None else self.start
+        return ScheduleConfig(start=start, end=rate, begin=self.begin, finish=self.finish)
 
 
 @dataclass(kw_only=True)
@@ -92,13 +100,8 @@ class ObjectiveConfig:
     rate: RateScheduleConfig = field(default_factory=RateScheduleConfig)
 
     def __post_init__(self) -> None:
-        for name in ("balance_weight", "budget_weight"):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and value >= 0.0, f"objective.{name} must not be negative, got {value}"
-            )
-        for name, value in (("start", self.temperature.start), ("end", self.temperature.end)):
-            _require(value > 0.0, f"objective.temperature.{name} must be above 0, got {value}")
+        expect_limits(self, "objective", "must not be negative", "balance_weight", "budget_weight")
+        expect_limits(self.temperature, "objective.temperature", "must be above 0", "start", "end")
 
 
 @dataclass(kw_only=True)
@@ -158,37 +161,23 @@ class TrainConfig:
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation",
-            "log_every",
-            "evaluation_sequences",
-            "evaluation_batch_size",
-            "keep_checkpoints",
+        for limit, names in (
+            (
+                "must be at least 1",
+                "max_steps batch_size gradient_accumulation log_every evaluation_sequences evaluation_batch_size "
+                "keep_checkpoints",
+            ),
+            (
+                "must not be negative",
+                "evaluate_every save_every route_sentences threshold_tokens weight_decay",
+            ),
+            ("must be a positive number", "learning_rate max_gradient_norm adam_epsilon"),
+            ("is a share of the run, 0 <= share < 1", "warmup_share"),
+            ("must be in [0, 1)", "adam_beta1 adam_beta2"),
         ):
-            value = getattr(self, name)
-            _require(value >= 1, f"train.{name} must be at least 1, got {value}")
-        for name in ("evaluate_every", "save_every", "route_sentences", "threshold_tokens"):
-            value = getattr(self, name)
-            _require(value >= 0, f"train.{name} must not be negative, got {value}")
-        _require(
+            expect_limits(self, "train", limit, *names.split())
+        expect(
             self.batch_size % self.gradient_accumulation == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of train.gradient_accumulation "
             f"({self.gradient_accumulation}): each accumulation step takes an equal part of the batch",
         )
-        for name in ("learning_rate", "max_gradient_norm", "adam_epsilon"):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and value > 0.0, f"train.{name} must be a positive number, got {value}"
-            )
-        _require(
-            self.weight_decay >= 0.0, f"train.weight_decay must not be negative, got {self.weight_decay}"
-        )
-        _require(
-            0.0 <= self.warmup_share < 1.0,
-            f"train.warmup_share is a share of the run, 0 <= share < 1, got {self.warmup_share}",
-        )
-        for name in ("adam_beta1", "adam_beta2"):
-            value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"train.{name} must be in [0, 1), got {value}")

@@ -15,14 +15,11 @@ _NOT_OF_THE_CURVE = ("epoch",)
 
 
 class CurvesCallback(TrainerCallback):
-    """Writes each curve point to ``curves.jsonl``, and the same numbers to ``curves.csv``.
+    """Writes each curve point to ``curves.jsonl``, and the same numbers to ``curves.csv`` beside it.
 
     A point has ``step`` and ``split`` (``train`` or ``validation``). The table has a column for every name that any
     point has; a cell whose point has no such value is empty. When a run goes on from a checkpoint, points after the
     checkpoint's step are dropped first: they will be written again.
-
-    Args:
-        path: of the JSON lines; the table lies beside it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -25,28 +25,24 @@ _FULL_BYTES = 1 << 20
 
 @contextmanager
 def disk_errors(directory: RunDirectory, last_state: Callable[[], str]) -> Iterator[None]:
-    """Turn what writing to the folder of a run can raise into ``TrainingFailed``.
-
-    Args:
-        last_state: says from where the run can go on.
-    """
+    """Turn what writing to the folder of a run can raise into ``TrainingFailed``."""
     before = threading.excepthook
     threading.excepthook = partial(_told_elsewhere, before)
     try:
         yield
-    except OSError as error:
-        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else directory.path
-        what = f"{where}: {error.strerror or error}"
-        try:
-            directory.check_there()
-        except OSError as gone:
-            what = f"{directory.path}: {gone.strerror}"
-        raise TrainingFailed(f"cannot write to {what}; the run can go on from {last_state()}") from error
-    except (RuntimeError, SafetensorError) as error:
-        marks = _OF_SAFETENSORS if isinstance(error, SafetensorError) else _OF_TORCH
-        if not any(mark in str(error) for mark in marks):
-            raise
-        what = f"{directory.path}: {state_of(directory.path) or str(error).splitlines()[0]}"
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError):
+            where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else directory.path
+            what = f"{where}: {error.strerror or error}"
+            try:
+                directory.check_there()
+            except OSError as gone:
+                what = f"{directory.path}: {gone.strerror}"
+        else:
+            marks = _OF_SAFETENSORS if isinstance(error, SafetensorError) else _OF_TORCH
+            if not any(mark in str(error) for mark in marks):
+                raise
+            what = f"{directory.path}: {state_of(directory.path) or str(error).splitlines()[0]}"
         raise TrainingFailed(f"cannot write to {what}; the run can go on from {last_state()}") from error
     finally:
         threading.excepthook = before

@@ -8,12 +8,7 @@ class TrainingFailed(RuntimeError):
 
 
 class TrainingDiverged(TrainingFailed):
-    """The loss or the gradient norm is not finite. The optimizer step was not taken.
-
-    Attributes:
-        step: the step (counted from 1) that could not be taken.
-        checkpoint: the last good checkpoint, or None if there is none yet.
-    """
+    """The loss or the gradient norm is not finite. The optimizer step was not taken."""
 
     def __init__(self, quantity: str, value: float, *, step: int, checkpoint: Path | None) -> None:
         self.step, self.checkpoint = step, checkpoint

@@ -2,12 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from layerroute.data.prepare import prepare_data
 from layerroute.data.recall.prepared import RecallData
@@ -15,53 +13,45 @@ from layerroute.errors import UserError
 from layerroute.evaluation.bigram import bigram_cross_entropy
 from layerroute.evaluation.recall import recall_by_distance, recall_by_length
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.hybrid import (
-    FlopsReport,
-    HybridConfig,
-    HybridForCausalLM,
-    bytes_read,
-    forward_flops,
-    parameters_by_part,
-)
+from layerroute.hybrid import HybridConfig, HybridForCausalLM, bytes_read, forward_flops, parameters_by_part
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe, recipe_to_dict
-from layerroute.training.memory import estimate_memory
 from layerroute.training.objective import HybridLoss, RoutedLoss
-from layerroute.training.saving import save_model
-from layerroute.training.summary import describe_data, describe_memory, describe_model, describe_run
-from layerroute.training.trainee import Trainee
+from layerroute.training.summary import (
+    describe_data,
+    describe_memory,
+    describe_model,
+    describe_run,
+    estimate_memory,
+)
+from layerroute.training.trainee import Trainee, parameter_section
 
 _FROM_THE_DATA = ("vocab_size", "eos_token_id", "bos_token_id", "pad_token_id")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """What a model must know of its tokenizer: number of ids, and the ids of special tokens (None = there is none)."""
-
-    size: int
-    end_of_text: int | None = None
-    padding: int | None = None
-
-
-def model_config(model: Mapping[str, Any], vocabulary: Vocabulary) -> HybridConfig:
-    """The configuration of a recipe's `model` section for a vocabulary.
+def model_config(
+    model: Mapping[str, Any], vocabulary: int, *, end_of_text: int | None = None, padding: int | None = None
+) -> HybridConfig:
+    """The configuration of a recipe's `model` section for a tokenizer.
 
     `vocab_size` follows the data unless the recipe gives a larger one (a padded output matrix).
+
+    Args:
+        vocabulary: number of ids.
+        end_of_text, padding: ids of special tokens; padding is end-of-text where there is none of its own.
 
     Raises:
         UserError: if the recipe's vocabulary is smaller than the data's.
     """
     asked = model.get("vocab_size")
-    if asked is not None and asked < vocabulary.size:
+    if asked is not None and asked < vocabulary:
         raise UserError(
-            f"model.vocab_size is {asked}, but the tokenizer has {vocabulary.size} ids; leave it out to follow the data"
+            f"model.vocab_size is {asked}, but the tokenizer has {vocabulary} ids; leave it out to follow the data"
         )
-    special = {
-        "eos_token_id": vocabulary.end_of_text,
-        "bos_token_id": vocabulary.end_of_text,
-        "pad_token_id": vocabulary.padding if vocabulary.padding is not None else vocabulary.end_of_text,
-    }
-    return HybridConfig(**{**special, **model, "vocab_size": asked or vocabulary.size})
+    special = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), end_of_text)
+    if padding is not None:
+        special["pad_token_id"] = padding
+    return HybridConfig(**{**special, **model, "vocab_size": asked or vocabulary})
 
 
 def build_model(config: HybridConfig, *, seed: int) -> HybridForCausalLM:
@@ -69,27 +59,6 @@ def build_model(config: HybridConfig, *, seed: int) -> HybridForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return HybridForCausalLM(config)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFigures:
-    """What a model costs, known before it is trained."""
-
-    parameters: dict[str, int]
-    total: int
-    trainable: int
-    flops: FlopsReport
-
-
-def model_figures(model: PreTrainedModel, context_length: int) -> ModelFigures:
-    """Parameters by part and analytic forward FLOPs per token at ``context_length``; works on the meta device."""
-    assert isinstance(model.config, HybridConfig)
-    return ModelFigures(
-        parameters=parameters_by_part(model),
-        total=sum(parameter.numel() for parameter in model.parameters()),
-        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        flops=forward_flops(model.config, context_length),
-    )
 
 
 def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -108,10 +77,6 @@ def resolved_recipe(recipe: Recipe) -> dict[str, Any]:
 class HybridTrainee(Trainee):
     """See ``Trainee``. On recall data loss and accuracy, of training and evaluation, are those of the answers."""
 
-    def plain(self) -> dict[str, Any]:
-        """See ``Trainee``."""
-        return resolved_recipe(self.recipe)
-
     def read(self, *, progress: bool) -> None:
         """Prepare the data (recall sequences are made when they are needed); the vocabulary follows from them."""
         data = self.recipe.data
@@ -119,19 +84,20 @@ class HybridTrainee(Trainee):
             self.data = RecallData(data)
         else:
             self.data = prepare_data(data, progress=progress)
-        vocabulary = Vocabulary(
-            size=self.data.vocabulary_size,
+        self.config: HybridConfig = model_config(
+            self.recipe.model,
+            self.data.vocabulary_size,
             end_of_text=self.data.end_of_text,
             padding=self.tokenizer.pad_token_id,
         )
-        self.config: HybridConfig = model_config(self.recipe.model, vocabulary)
 
     def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
         """Fresh weights, which depend on configuration and seed alone."""
         del tell
         self.precision, self.device = precision, device
         self.model = build_model(self.config, seed=self.recipe.seed)
-        self.figures = model_figures(self.model, self.recipe.data.sequence_length)
+        self.parameters = parameter_section(self.model, parameters_by_part(self.model))
+        self.flops = forward_flops(self.config, self.recipe.data.sequence_length)
 
     def loss(self) -> RoutedLoss:
         """The model's own cross-entropy, and the terms of the recipe."""
@@ -139,49 +105,43 @@ class HybridTrainee(Trainee):
 
     @property
     def asked_rate(self) -> float | None:
-        """See ``Trainee``. The balance loss asks for none: the original serves what argmax makes of it."""
+        """The balance loss asks for none: the original serves what argmax makes of it."""
         routing = self.config.routing_config
         asked = routing.budget != "none" or self.recipe.objective.budget_weight > 0
         return routing.rate if asked and routing.control is None else None
 
-    def save(self, path: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Weights, configuration and tokenizer."""
-        save_model(self.model, self.tokenizer, path)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def describe(self, micro_batch: int) -> list[str]:
         """Model by part, data, tokens, machine, memory."""
         memory = estimate_memory(
             self.config,
-            parameters=self.figures.total,
+            parameters=self.parameters["total"],
             micro_batch=micro_batch,
             sequence_length=self.recipe.data.sequence_length,
             precision=self.precision.name,
             gradient_checkpointing=self.recipe.train.gradient_checkpointing,
         )
-        flops, data = self.figures.flops, self.data.describe()
+        data = self.data.describe()
         return [
-            *describe_model(self.config, self.figures.total, self.figures.parameters, flops),
+            *describe_model(self.config, self.parameters, self.flops),
             describe_data(data),
             *describe_run(self.recipe, data["train_tokens"], self.device, self.precision),
             describe_memory(memory),
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        """See ``Trainee``."""
-        figures = self.figures
         return {
-            "parameters": {
-                "total": figures.total,
-                "trainable": figures.trainable,
-                "by_part": figures.parameters,
-            },
+            "parameters": self.parameters,
             "flops": self.flops_section(None, None),
             "data": self.data.describe(),
             "model_config": self.config.to_dict(),
         }
 
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """See ``Trainee``."""
         config, routing = self.config, self.config.routing_config
         return {
             "router": config.router_mode,
@@ -191,8 +151,7 @@ class HybridTrainee(Trainee):
         }
 
     def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
-        """See ``Trainee``."""
-        flops = self.figures.flops
+        flops = self.flops
         section: dict[str, Any] = {
             "forward_per_token": flops.forward_per_token,
             "by_part": flops.by_part,

@@ -1,8 +1,9 @@
 """The training loss: cross-entropy plus weighted terms on the decisions, each reported apart."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,9 +27,10 @@ class LossTerms:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-class RoutedLoss(Protocol):
+class RoutedLoss(ABC):
     """The loss of a batch, with whatever state it keeps from batch to batch."""
 
+    @abstractmethod
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
@@ -36,45 +38,36 @@ class RoutedLoss(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, exact in JSON."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most have none)
         """Restore what ``state_dict`` returned."""
 
 
-class HybridLoss:
-    """Of models that return their cross-entropy and their decision themselves."""
+def decided(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, RouteDecision | None]:
+    """The model's output, and its decision with its graph; None of a model that routes nothing."""
+    with collect_decisions(model, graph=True) as decisions:
+        output = model(**inputs, use_cache=False)
+    return output, decisions[-1] if decisions else None
+
+
+class HybridLoss(RoutedLoss):
+    """Of models that return their cross-entropy themselves."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
 
     def __call__(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
+        self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float = 0.0
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
-        """See ``RoutedLoss``."""
-        del done
-        with collect_decisions(model, graph=True) as decisions:
-            output = model(**inputs, use_cache=False)
-        decision = decisions[-1] if decisions else None
+        output, decision = decided(model, inputs)
         return training_loss(self.config, output.loss, decision, rate=rate), decision, output
-
-    def state_dict(self) -> dict[str, Any]:
-        """There is none."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is none."""
 
 
 def training_loss(
     config: ObjectiveConfig, language_loss: Tensor, decision: RouteDecision | None, *, rate: float
 ) -> LossTerms:
-    """Add the terms of ``config`` to the cross-entropy.
-
-    Args:
-        language_loss: cross-entropy of the batch in nats per token.
-        decision: of this batch, None for a model without routing: its loss is the cross-entropy.
-        rate: the rate asked for at this step.
-    """
+    """Add the terms of ``config`` to the cross-entropy (nats a token); ``decision`` is None where nothing is routed."""
     parts = {"lm_loss": language_loss.detach()}
     total = language_loss
     if decision is not None:

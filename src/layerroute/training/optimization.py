@@ -59,8 +59,6 @@ class ParameterGroup:
     """Parameters that are trained at a rate of their own.
 
     Attributes:
-        name: for messages.
-        parameters: by name in the model.
         factor: of the run's learning rate.
         begin: share of the run before which they stand still.
     """

@@ -97,9 +97,6 @@ def check_engine(trainer: Trainer) -> None:
 def lost_processes(last_state: Callable[[], str]) -> Iterator[None]:
     """Turn what a process meets when another one is gone into one line.
 
-    Args:
-        last_state: says from where the run can go on.
-
     Raises:
         TrainingFailed: another process ended.
     """

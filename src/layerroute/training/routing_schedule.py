@@ -1,27 +1,21 @@
 """Temperature, rate and thresholds of a model's routing modules while it trains, whatever the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from layerroute.routing import RouteDecision, Schedule, find_handle, routings_of
+from layerroute.routing import RouteDecision, find_handle, routings_of
 from layerroute.routing.module import Routing
-from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
+from layerroute.training.configuration import ObjectiveConfig
+from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 
 
 def progress(step: int, total: int) -> float:
     """Share of the run that is done at ``step`` (0 is the first): 0 at the first step, 1 at the last."""
     return min(1.0, step / (total - 1)) if total > 1 else 0.0
-
-
-class Schedules(Protocol):
-    """What all objectives have: τ over the run, and the way to the modules' own rates."""
-
-    temperature: ScheduleConfig
-    rate: RateScheduleConfig
 
 
 class RoutingCallback(TrainerCallback):
@@ -31,27 +25,14 @@ class RoutingCallback(TrainerCallback):
         temperature: of the step now running.
         rate: asked for at the step now running (0 without routing).
         done: share of the run at that step.
-
-    Args:
-        model: with its routing modules.
-        config: the recipe's objective.
     """
 
-    def __init__(self, model: nn.Module, config: Schedules) -> None:
-        temperature, rate = config.temperature, config.rate
+    def __init__(self, model: nn.Module, config: ObjectiveConfig | SkippingObjectiveConfig) -> None:
         self.modules, self.handle = routings_of(model), find_handle(model)
-        self.temperature_schedule = Schedule(
-            start=temperature.start,
-            end=temperature.end,
-            begin=temperature.begin,
-            finish=temperature.finish,
-        )
-        own = self.modules[0].config.rate if self.modules else 0.0
-        self.rate_schedule = Schedule(
-            start=own if rate.start is None else rate.start, end=own, begin=rate.begin, finish=rate.finish
-        )
+        self.temperature_schedule = config.temperature
+        self.rate_schedule = config.rate.towards(self.modules[0].config.rate if self.modules else 0.0)
         self.done = 0.0
-        self.temperature = temperature.start
+        self.temperature = config.temperature.start
         self.rate = 0.0
         self._counts: dict[str, Tensor] = {}
         self._aside: list[Tensor] | None = None

@@ -12,22 +12,24 @@ import torch
 from rich.console import Console
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
 from layerroute.errors import UserError, require
 from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
+from layerroute.folders import recover_folder, replace_folder
 from layerroute.integrity import replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
-from layerroute.records import RECORD_NAME
 from layerroute.training.arguments import training_arguments
 from layerroute.training.callbacks import RunCallback
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
 from layerroute.training.curves import CurvesCallback
 from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
+from layerroute.training.hybrid import HybridTrainee, resolved_recipe
 from layerroute.training.parallel import (
     check_engine,
     described_processes,
@@ -40,7 +42,6 @@ from layerroute.training.progress import ProgressCallback
 from layerroute.training.routing_schedule import trained_rate
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord
-from layerroute.training.saving import quiet_transformers, recover_model
 from layerroute.training.signals import Interrupted, Interruption
 from layerroute.training.trainee import Trainee
 from layerroute.training.trainer import RoutedTrainer, check_trainer_state
@@ -55,8 +56,6 @@ def make_trainee(recipe: Recipe) -> Trainee:
         from layerroute.training.skipping.trainee import SkippingTrainee
 
         return SkippingTrainee(recipe)
-    from layerroute.training.hybrid import HybridTrainee
-
     return HybridTrainee(recipe)
 
 
@@ -78,7 +77,6 @@ def train_recipe(
     Args:
         out: folder of the run; default ``default_out``.
         resume: ``auto``, ``never`` or the path of a checkpoint; see ``find_start``.
-        command: for the record.
 
     Returns:
         The exit code: 0 completed (now or earlier), 1 failed (the record says why), 130 or 143 interrupted by SIGINT
@@ -89,11 +87,11 @@ def train_recipe(
     """
     require("accelerate", extra="train")
     refuse_deepspeed()
-    quiet_transformers()
+    logging.disable_progress_bar()  # one for each saved file would cross ours
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     directory = RunDirectory(out or default_out(recipe))
     trainee = make_trainee(recipe)
-    plain = trainee.plain()
+    plain = resolved_recipe(recipe)
     # The first process decides for all (``prepare``); the others only see whether there is anything to do.
     decide = (
         partial(find_start, directory, plain, resume) if is_main() else partial(seen_start, directory, plain)
@@ -205,7 +203,7 @@ class _Run:
         if not is_main():
             return
         self.directory.check_there()
-        self.trainee.save(self.directory.last)
+        replace_folder(self.directory.last, self.trainee.write)
         executed = executed_flops_per_token(
             self.trainee.model, self.validation[0], precision=self.trainee.in_precision
         )
@@ -272,17 +270,13 @@ class _Run:
         if not is_main():
             return
         for saved in (self.directory.best, self.directory.last):
-            recover_model(saved)
+            recover_folder(saved)
         checkpoint = self.start.checkpoint
         if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
             _bring_along(checkpoint.resolve().parents[1], self.directory)
         clear_leftovers(self.directory.checkpoints)
         for damaged, _ in self.start.damaged:
             set_aside(damaged)
-        for unfinished in self.directory.path.glob(
-            f".{RECORD_NAME}.*.tmp"
-        ):  # a process was killed while it wrote
-            unfinished.unlink()
         self.record = RunRecord(
             self.directory.path,
             self.plain,

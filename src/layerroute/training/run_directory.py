@@ -29,43 +29,15 @@ def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The files of a run."""
+    """The files of a run in the folder ``path``."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        return self.path / RECORD_NAME
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.jsonl"
-
-    @property
-    def token_routes(self) -> Path:
-        return self.path / "token_routes.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe, self.record = path / "recipe.yaml", path / RECORD_NAME
+        self.curves, self.token_routes = path / "curves.jsonl", path / "token_routes.json"
+        self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
+        self.best, self.last = path / "best", path / "last"
 
     def check_there(self) -> None:
         """Raise OSError if the folder is not the one whose lock this process holds: it was removed or unmounted.
@@ -146,7 +118,6 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     """Decide what to do in ``directory``, writing nothing.
 
     Args:
-        recipe: the resolved recipe, with the seed.
         resume: ``auto`` (go on from the newest intact checkpoint if there is one), ``never`` (the folder must be
             empty), or the path of a checkpoint.
 

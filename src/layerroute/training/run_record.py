@@ -12,9 +12,6 @@ class RunRecord:
     """A record that is written anew, whole, whenever something is added.
 
     Args:
-        path: the run's directory.
-        recipe: the resolved recipe.
-        command: the command line that started the run.
         earlier: the record of the part of the run before it was interrupted, if there is one: its start counts.
         note: what there is to say about where it goes on.
         step: of the checkpoint from which it goes on, None if there is none.

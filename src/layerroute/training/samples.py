@@ -15,6 +15,7 @@ from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
 from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.data.windows import evenly
+from layerroute.evaluation.perplexity import inference
 from layerroute.objectives.language_model import IGNORE
 from layerroute.training.configuration import TrainConfig
 
@@ -33,10 +34,7 @@ class TrainingWindows(Dataset[Batch]):
     come once.
 
     Args:
-        sequence: training tokens.
-        samples: batch size × steps of the run.
         batch_size: of one optimizer step; the sequence must hold one batch at least.
-        seed: of the order.
         boundaries: also hand out this input, so that no token sees another document.
 
     Raises:
@@ -78,9 +76,7 @@ class RecallSamples(Dataset[Batch]):
     """All samples of a run on recall data, made as they are needed: as ``TrainingWindows``.
 
     Args:
-        samples: batch size × steps of the run.
         batch_size: of one optimizer step: its rows have one number of pairs.
-        seed: of the sequences.
 
     Raises:
         UserError: the sequence length is too short for the task.
@@ -168,7 +164,6 @@ class ThresholdWindows:
     """The held-out text on which thresholds are set: not evaluated on nor, as far as the text suffices, trained on.
 
     Attributes:
-        batches: inputs of the model.
         split: ``validation``, if that has enough windows that no evaluation reads; else ``training``, or
             ``generated``.
     """
@@ -194,18 +189,12 @@ class ThresholdWindows:
             inputs = model_inputs(sequence, chosen, boundaries)
         return cls(batches=split_rows(inputs, train.evaluation_batch_size), split=split)
 
-    @torch.no_grad()
     def run(self, model: nn.Module, precision: Callable[[], AbstractContextManager[object]]) -> None:
         """One forward pass over all batches, in inference mode."""
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        try:
+        with inference(model) as device:
             for batch in self.batches:
                 with precision():
                     model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False)
-        finally:
-            model.train(was_training)
 
 
 def _unread_windows(data: PreparedData, evaluated: int, wanted: int) -> tuple[TokenSequence, str, list[int]]:

@@ -1,6 +1,7 @@
 """What is printed before a run starts: the model by part, its FLOPs by path, the tokens, the memory."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -8,18 +9,21 @@ from layerroute.hybrid import FlopsReport, HybridConfig
 from layerroute.ops.gated_delta import backend_report
 from layerroute.precision import ChosenPrecision
 from layerroute.recipe import Recipe
-from layerroute.training.memory import MemoryEstimate
+
+# Saved activations of one token in one part of a layer, in units of hidden_size numbers, counted with
+# `torch.autograd.graph.saved_tensors_hooks` (a test holds them to that count within 20 %).
+_MIXER = {"gdn": 20.0, "softmax": 8.0, "window": 8.0, "routed": 27.0}
+_MLP_PER_WIDTH = 4.0  # numbers per unit of intermediate_size: gate, its activation, up, product
+_NORMS = 4.0
 
 
-def describe_model(
-    config: HybridConfig, total: int, parameters: Mapping[str, int], flops: FlopsReport
-) -> list[str]:
-    """Lines about layers, parameters (``total``, and by part) and FLOPs."""
+def describe_model(config: HybridConfig, parameters: Mapping[str, Any], flops: FlopsReport) -> list[str]:
+    """Lines about layers, parameters (as in the record) and FLOPs."""
     pattern, both = config.layer_pattern or [], ", both paths computed" if flops.routed_layers else ""
     lines = [
         f"model       {' '.join(pattern)}  (hidden {config.hidden_size}, {config.num_attention_heads} heads, "
         f"vocabulary {config.vocab_size:,})",
-        f"parameters  {total:,}: {_shares(parameters)}",
+        f"parameters  {parameters['total']:,}: {_shares(parameters['by_part'])}",
         f"FLOPs       {_flops(flops.forward_per_token)} per token forward at {flops.context_length:,} tokens{both}: "
         f"{_shares(flops.by_part, _flops)}",
     ]
@@ -36,17 +40,48 @@ def describe_model(
     return lines
 
 
-def describe_memory(memory: MemoryEstimate) -> str:
-    """One line about what a training step needs."""
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "AdamW": memory.optimizer,
-        "activations": memory.activations,
-        "logits": memory.logits,
+def estimate_memory(
+    config: HybridConfig,
+    *,
+    parameters: int,
+    micro_batch: int,
+    sequence_length: int,
+    precision: str,
+    gradient_checkpointing: bool = False,
+) -> dict[str, int]:
+    """Bytes of a training step of ``micro_batch`` sequences on one device, by purpose.
+
+    Weights, gradients and both AdamW moments are fp32 (4 bytes each). Activations: what the backward pass keeps of
+    each layer (with gradient checkpointing only its input, and one layer's worth while it is recomputed). Logits: as
+    computed, their fp32 copy in the loss, and its gradient. Left out: the allocator's slack, temporary buffers, the
+    data (memory-mapped).
+    """
+    tokens = micro_batch * sequence_length
+    number = 3 if precision == "bf16" else 4  # under autocast half of what is kept stays fp32
+    width = config.intermediate_size or 0
+    layers = []
+    for kind in config.layer_pattern or []:
+        mlps = 2 if kind == "routed" and config.routed_unit == "block" else 1
+        numbers = _MIXER[kind] * config.hidden_size + mlps * (
+            _MLP_PER_WIDTH * width + _NORMS * config.hidden_size
+        )
+        layers.append(numbers * tokens * number)
+    activations = sum(layers)
+    if gradient_checkpointing:
+        activations = max(layers, default=0) + len(layers) * tokens * config.hidden_size * number
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "AdamW": 8 * parameters,
+        "activations": round(activations),
+        "logits": tokens * config.vocab_size * ((2 if precision == "bf16" else 4) + 4 + 4),
     }
+
+
+def describe_memory(memory: Mapping[str, int]) -> str:
+    """One line about what a training step needs, in bytes by purpose."""
     return (
-        f"memory      about {_bytes(memory.total)}: {_shares(parts, _bytes)} "
+        f"memory      about {_bytes(sum(memory.values()))}: {_shares(memory, _bytes)} "
         "(fp32 weights, gradients and moments from the parameter count; activations and logits from the shapes)"
     )
 

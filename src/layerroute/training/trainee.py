@@ -22,7 +22,6 @@ from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
-from layerroute.training.routing_schedule import RoutingCallback
 from layerroute.training.samples import (
     Batch,
     Boundaries,
@@ -33,11 +32,15 @@ from layerroute.training.samples import (
 )
 
 
+def parameter_section(model: nn.Module, by_part: dict[str, int]) -> dict[str, Any]:
+    """The record's ``parameters``."""
+    counts = {name: value.numel() for name, value in model.named_parameters()}
+    trainable = sum(counts[name] for name, value in model.named_parameters() if value.requires_grad)
+    return {"total": sum(counts.values()), "trainable": trainable, "by_part": by_part}
+
+
 class Trainee(ABC):
     """A recipe's model and data, and what is particular to its capability.
-
-    Args:
-        recipe: resolved.
 
     Attributes:
         data: made by ``read``.
@@ -57,10 +60,6 @@ class Trainee(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-
-    @abstractmethod
-    def plain(self) -> dict[str, Any]:
-        """The resolved recipe as plain values, defaults written out: what the record holds and fingerprints."""
 
     @abstractmethod
     def read(self, *, progress: bool) -> None:
@@ -122,10 +121,6 @@ class Trainee(ABC):
     def loss(self) -> RoutedLoss:
         """Of a batch."""
 
-    def routing(self) -> RoutingCallback:
-        """The schedules of the model's routing, by the recipe's objective."""
-        return RoutingCallback(self.model, self.recipe.objective)
-
     def groups(self) -> list[ParameterGroup] | None:
         """Parameters with rates of their own, None for one group of all."""
         return None
@@ -157,8 +152,8 @@ class Trainee(ABC):
         calibrate_thresholds(routings, forward)
 
     @abstractmethod
-    def save(self, path: Path) -> None:
-        """Write the model as users load it, replacing what is there in one move."""
+    def write(self, folder: Path) -> None:
+        """Write the model as users load it."""
 
     @abstractmethod
     def describe(self, micro_batch: int) -> list[str]:

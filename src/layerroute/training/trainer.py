@@ -19,12 +19,14 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer import TRAINER_STATE_NAME
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
+from layerroute.folders import replace_folder
 from layerroute.training.checkpoint import SHARDS, STAGING, STATE_NAME, newest_checkpoint, publish
 from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
 from layerroute.training.optimization import decay_parameter_names, learning_rate_factor, optimizer_groups
 from layerroute.training.parallel import is_main
+from layerroute.training.routing_schedule import RoutingCallback
 from layerroute.training.samples import Batch, collate
 from layerroute.training.trainee import Trainee
 
@@ -50,13 +52,10 @@ class RoutedTrainer(Trainer):
     Args:
         trainee: built; gives the model, its loss, schedules and groups, and how its weights are written.
         arguments: as ``training_arguments`` makes them; ``output_dir`` is the folder of the checkpoints.
-        windows: all samples of the run, in order.
-        validation: fixed batches.
         fingerprint: of the recipe; stored in the checkpoints.
 
     Attributes:
         meter: totals of the run, and what is measured for the next curve point.
-        evaluation: the latest evaluation.
     """
 
     model: PreTrainedModel
@@ -71,7 +70,8 @@ class RoutedTrainer(Trainer):
         fingerprint: str = "",
     ) -> None:
         self.trainee, self.train_config = trainee, trainee.recipe.train
-        self.loss, self.routing, self.groups = trainee.loss(), trainee.routing(), trainee.groups()
+        self.loss, self.groups = trainee.loss(), trainee.groups()
+        self.routing = RoutingCallback(trainee.model, trainee.recipe.objective)
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
         self.evaluation: Evaluation | None = None
@@ -255,7 +255,7 @@ class RoutedTrainer(Trainer):
         """Let the first process write the model as users load it; all processes must call it."""
         with self.gathered():
             if is_main():
-                self.trainee.save(path)
+                replace_folder(path, self.trainee.write)
 
     def _load_spread(self, checkpoint: Path) -> None:
         from layerroute.training.sharding import load_weights, spread_weights

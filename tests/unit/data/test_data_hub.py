@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from layerroute.data.sources import hub
+from layerroute.data.kinds import KindConfig
 from layerroute.data.sources.hub import HubSource, hub_user_error
 from layerroute.errors import UserError
 
@@ -25,8 +26,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def source(dataset: Path | str, **changes: Any) -> HubSource:
-    fields = {"subset": None, "split": "train", "revision": None, "text_field": "text", **changes}
-    return HubSource(str(dataset), **fields)
+    return HubSource(KindConfig(dataset=str(dataset), **changes))
 
 
 def test_rows_stream_in_order_without_the_empty_ones(dataset: Path) -> None:
@@ -82,7 +82,8 @@ def test_the_commit_found_is_the_one_read(monkeypatch: pytest.MonkeyPatch) -> No
         return [{"text": "x"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hub, "_commit", lambda name, revision: f"sha of {revision}")
+    told = lambda _, name, revision, timeout: SimpleNamespace(sha=f"sha of {revision}")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", told)
     list(source("owner/name", subset="en", revision="v1").documents())
     assert asked == [
         ("owner/name", "en", {"split": "train", "revision": "sha of v1", "streaming": True}),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerroute.data import TokenSequence, document_ids, require_windows
+from layerroute.data import TokenSequence, require_windows
 from layerroute.errors import UserError
 
 _END = 0
@@ -38,7 +38,7 @@ def test_document_ids_count_the_ends_before(tokens: list[int]) -> None:
     for token in tokens:
         expected.append(current)
         current += token == _END
-    assert document_ids(tokens, _END).tolist() == expected
+    assert sequence([1], 1).document_ids(tokens).tolist() == expected
 
 
 def test_document_ids_restart_in_each_row() -> None:
@@ -61,14 +61,6 @@ def test_orders_are_fixed_forever_and_differ_by_seed_and_epoch() -> None:
     assert seen.order(seed=4, epoch=20).tolist() != seen.order(seed=42, epoch=0).tolist()
 
 
-def test_another_length_may_be_asked_for() -> None:
-    seen = sequence(list(range(1, 13)), 4)
-    assert seen.windows(6) == 2
-    assert seen.window(1, 6).tolist() == [7, 8, 9, 10, 11, 12]
-    assert seen.batch([1], 3).tolist() == [[4, 5, 6]]
-    assert len(seen.order(seed=0, epoch=0, sequence_length=2)) == 6
-
-
 @pytest.mark.parametrize("index", [-1, 3, 100])
 def test_windows_outside_are_refused(index: int) -> None:
     with pytest.raises(IndexError, match=f"window {index} of 3"):
@@ -88,5 +80,3 @@ def test_a_source_smaller_than_a_batch_is_told_in_tokens() -> None:
         UserError, match=r"hold 100 tokens, which is 6 windows of 16, and 112 tokens are needed"
     ):
         require_windows(seen, 7)
-    with pytest.raises(UserError, match=r"3 windows of 32, and 128 tokens are needed"):
-        require_windows(seen, 4, sequence_length=32)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerroute.data.split import split_by_digest, without
+from layerroute.data.spool import split_by_digest
 from layerroute.errors import UserError
 
 _digests = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50)
@@ -32,8 +32,3 @@ def test_the_share_is_kept_and_added_documents_move_none() -> None:
     few, many = split_by_digest(digests[:5_000], 0.1, "it"), split_by_digest(digests, 0.1, "it")
     assert np.array_equal(many[:5_000], few)
     assert abs(many.mean() - 0.1) < 0.01
-
-
-def test_documents_of_the_validation_paths_do_not_train() -> None:
-    kept = without(np.array([1, 2, 3, 2], dtype=np.uint64), np.array([2, 9], dtype=np.uint64))
-    assert kept.tolist() == [True, False, True, False]

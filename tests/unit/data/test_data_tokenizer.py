@@ -15,7 +15,6 @@ from layerroute.data import tokenizer as module
 from layerroute.data.tokenizer import (
     END_OF_TEXT,
     TokenizerBundle,
-    encode_documents,
     load_pretrained,
     parse_tokenizer,
     pieces,
@@ -28,7 +27,7 @@ from layerroute.errors import UserError
 
 
 def packed(bundle: TokenizerBundle, texts: list[str]) -> list[int]:
-    parts = [ids for ids, _ in encode_documents(bundle, texts)]
+    parts = [ids for ids, _ in bundle.encode(texts)]
     return np.concatenate(parts).tolist() if parts else []
 
 
@@ -95,7 +94,7 @@ def test_a_document_longer_than_a_batch_is_one_document(
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", 100)
     monkeypatch.setattr(module, "_PIECE_CHARACTERS", 60)
     monkeypatch.setattr(module, "pieces", lambda text: pieces(text, 60))
-    parts = list(encode_documents(bundle, ["before", text, "after"]))
+    parts = list(bundle.encode(["before", text, "after"]))
     assert len(parts) > 50
     assert sum(ended for _, ended in parts) == 3
     assert np.concatenate([ids for ids, _ in parts]).tolist() == whole

@@ -48,6 +48,14 @@ def test_schedules_are_shares_of_the_run() -> None:
         RateScheduleConfig(start=1.5)
 
 
+def test_a_value_moves_between_two_shares_of_the_run() -> None:
+    rate = RateScheduleConfig(start=1.0).towards(0.3)
+    assert [rate.value(done) for done in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1, 1, 0.65, 0.3, 0.3])
+    step = ScheduleConfig(start=1.0, end=0.0, begin=0.5, finish=0.5)
+    assert (step.value(0.49), step.value(0.5)) == (1.0, 0.0)
+    assert RateScheduleConfig().towards(0.3).value(0.0) == 0.3
+
+
 def test_objective_settings_that_cannot_be_used_are_told() -> None:
     with pytest.raises(UserError, match=r"objective.balance_weight must not be negative"):
         ObjectiveConfig(balance_weight=-1.0)

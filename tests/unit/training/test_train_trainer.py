@@ -18,7 +18,6 @@ from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.objective import HybridLoss, LossTerms
-from layerroute.training.routing_schedule import RoutingCallback
 from layerroute.training.samples import TrainingWindows, evaluation_windows, model_inputs, split_rows
 from layerroute.training.trainer import RoutedTrainer
 
@@ -41,11 +40,10 @@ def make_trainer(make_model, tmp_path: Path):
         model = model or make_model()
         trainee = SimpleNamespace(
             model=model,
-            recipe=SimpleNamespace(train=config),
+            recipe=SimpleNamespace(train=config, objective=objective),
             tokenizer=None,
             own_weights=False,
             loss=lambda: HybridLoss(objective),
-            routing=lambda: RoutingCallback(model, objective),
             groups=lambda: None,
             in_precision=nullcontext,
             before_evaluation=lambda: None,

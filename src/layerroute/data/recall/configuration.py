@@ -1,18 +1,11 @@
 """What is to be recalled: the ``data.recall`` section of a recipe."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerroute.errors import UserError
+from layerroute.errors import expect
 
 Task = Literal["mqar", "needle", "copying", "induction"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -37,8 +30,8 @@ class CurriculumConfig:
     vocabulary: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
-        _require(
+        expect(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
+        expect(
             0.0 < self.finish <= 1.0,
             f"data.recall.curriculum.finish is a share of the run, 0 < finish <= 1, got {self.finish}",
         )
@@ -90,44 +83,42 @@ class RecallConfig:
     def __post_init__(self) -> None:
         for name in ("pairs", "keys", "values", "fillers", "writes"):
             value = getattr(self, name)
-            _require(value >= 1, f"data.recall.{name} is {value}; it must be 1 or more")
+            expect(value >= 1, f"data.recall.{name} is {value}; it must be 1 or more")
         multiples = self.evaluation_multiples
-        _require(
+        expect(
             all(value >= 1 for value in multiples),
             f"data.recall.evaluation_multiples is {multiples}; each must be 1 or more",
         )
-        _require(
-            self.values >= 2, "data.recall.values is 1: there would be nothing to recall; give 2 or more"
-        )
-        _require(
+        expect(self.values >= 2, "data.recall.values is 1: there would be nothing to recall; give 2 or more")
+        expect(
             self.task not in ("mqar", "needle") or self.pairs <= self.keys,
             f"data.recall.pairs is {self.pairs}, and every key comes once: set data.recall.keys to that or more",
         )
-        _require(
+        expect(
             self.queries is None or (self.task == "mqar" and 1 <= self.queries <= self.pairs),
             f"data.recall.queries is {self.queries}; it is for mqar, from 1 to data.recall.pairs ({self.pairs})",
         )
-        _require(
+        expect(
             0.0 < self.gap_power <= 1.0, f"data.recall.gap_power is {self.gap_power}; it must be in (0, 1]"
         )
-        _require(
+        expect(
             self.writes == 1 or self.task == "mqar",
             f"data.recall.writes is {self.writes}; it is for mqar, and others tell everything once",
         )
         if self.noise is not None:
-            _require(0.0 < self.noise < 1.0, f"data.recall.noise is {self.noise}; it must be in (0, 1)")
-            _require(
+            expect(0.0 < self.noise < 1.0, f"data.recall.noise is {self.noise}; it must be in (0, 1)")
+            expect(
                 self.task == "mqar" and self.queries is None and self.gap_power == 1.0,
                 "data.recall.noise is for mqar, says how many queries there are, and spreads them evenly: leave "
                 "data.recall.queries and data.recall.gap_power out",
             )
         shortest = self.curriculum.shortest if self.curriculum else None
-        _require(
+        expect(
             shortest is None or (self.noise is not None and shortest >= 1),
             f"data.recall.curriculum.shortest is {shortest}; it is a number of tokens, and needs data.recall.noise",
         )
         start = self.curriculum.start if self.curriculum else 1
-        _require(
+        expect(
             start <= self.pairs,
             f"data.recall.curriculum.start is {start}; it must not be above data.recall.pairs ({self.pairs})",
         )
@@ -142,7 +133,7 @@ class RecallConfig:
             return self.queries or self.pairs
         told = self.pairs * self.writes
         queries = round(length * (1 - self.noise)) // 2 - told
-        _require(
+        expect(
             queries >= 1,
             f"data.recall.noise is {self.noise}: of data.sequence_length {length} it leaves "
             f"{round(length * (1 - self.noise))} tokens, and {told} pairs and a query need {2 * told + 2}",

@@ -66,15 +66,8 @@ class RecallData:
         vocabulary = {name: number for number, name in enumerate(names)}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=names[END]))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        end = names[END]
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            eos_token=end,
-            bos_token=end,
-            pad_token=end,
-            unk_token=end,
-            padding_side="left",
-        )
+        special = dict.fromkeys(("eos_token", "bos_token", "pad_token", "unk_token"), names[END])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
 
     def describe(self) -> dict[str, Any]:
         """The ``data`` section of a result record. Token counts are 0: nothing is stored."""
@@ -112,21 +105,15 @@ class RecallData:
 
     def held_out(self, rows: int) -> tuple[Ids, Mask]:
         """Sequences that are neither trained on nor evaluated with, to set thresholds on."""
-        length = self.config.sequence_length
-        return generate(
-            self.task, rows, length, seed=f"held out {self.config.split_seed}", queries=self._asked
-        )
+        return self._all_pairs(rows, self.config.sequence_length, f"held out {self.config.split_seed}")
 
     def validation(self, rows: int, *, length: int | None = None) -> tuple[Ids, Mask]:
         """Held-out sequences with all pairs, the same at every call; ``length`` defaults to the training's."""
         length = self.config.sequence_length if length is None else length
-        return generate(
-            self.task,
-            rows,
-            length,
-            seed=f"validation {self.config.split_seed} {length}",
-            queries=self._asked,
-        )
+        return self._all_pairs(rows, length, f"validation {self.config.split_seed} {length}")
+
+    def _all_pairs(self, rows: int, length: int, seed: str) -> tuple[Ids, Mask]:
+        return generate(self.task, rows, length, seed=seed, queries=self._asked)
 
     @property
     def _asked(self) -> int:

@@ -4,15 +4,13 @@ All randomness is the raw output of PCG64, which numpy promises to keep, so that
 in every version.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerroute.data.recall.configuration import END, FIRST_KEY, MARK, RecallConfig
+from layerroute.data.recall.configuration import FIRST_KEY, MARK, RecallConfig
 from layerroute.errors import UserError
 
 Ids = NDArray[np.int64]
@@ -185,5 +183,3 @@ GENERATORS: dict[str, Callable[[RecallConfig, Draw, int, int, int, int], tuple[I
     "induction": _induction,
 }
 """By task: configuration, source of all randomness, rows, length, pairs and queries; to ids and the mask of answers."""
-
-__all__ = ["END", "GENERATORS", "generate"]

@@ -4,8 +4,6 @@ What is recalled stands in the context, so that a model which can look back need
 filler: sentences that say nothing about what is asked.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from layerroute.data.recall.configuration import Task
@@ -56,7 +54,6 @@ class TextRecall:
             which one word comes twice, and is followed by what followed it.
         pairs: facts, or words of the list.
         filler: sentences of filler.
-        documents: how many.
         seed: other documents.
     """
 

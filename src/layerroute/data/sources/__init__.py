@@ -22,9 +22,9 @@ def make_source(config: DataConfig) -> Source:
 
         return Mixture(config.kinds or default_kinds())
     if config.source in EMBEDDED:
-        from layerroute.data.sources.mixture import embedded_source
+        from layerroute.data.sources.mixture import EMBEDDED_SOURCES
 
-        return embedded_source(config.source)
+        return EMBEDDED_SOURCES[config.source]()
     if config.source == "installed-packages":
         from layerroute.data.sources.python_code import installed_packages
 
@@ -32,14 +32,7 @@ def make_source(config: DataConfig) -> Source:
     if config.source == "hub":
         from layerroute.data.sources.hub import HubSource
 
-        assert config.dataset is not None  # held by DataConfig
-        return HubSource(
-            config.dataset,
-            subset=config.subset,
-            split=config.split,
-            revision=config.revision,
-            text_field=config.text_field,
-        )
+        return HubSource(config)
     if config.source == "recall":
         raise UserError(
             "data.source 'recall' is generated while it is trained on: there is nothing to prepare"

@@ -1,9 +1,12 @@
 """The small interface that every source of documents follows."""
 
-from __future__ import annotations
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from layerroute.errors import UserError
 
 
 class Document(NamedTuple):
@@ -35,6 +38,57 @@ class Source(Protocol):
     def documents(self) -> Iterator[Document]:
         """Read all documents, lazily. Raises :class:`UserError` on input that cannot be used."""
         ...
+
+
+class NamedTexts(ABC):
+    """Texts of this machine, a document each.
+
+    Args:
+        description: the line for records.
+    """
+
+    mark: ClassVar[bytes]
+    """Begins the fingerprint."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+
+    @abstractmethod
+    def items(self) -> Sequence[tuple[str, Any]]:
+        """Name and content of each, in the order of reading."""
+
+    @abstractmethod
+    def read(self, content: Any) -> bytes:
+        """The bytes of a content."""
+
+    def text(self, data: bytes) -> str:
+        """The text of some bytes; an empty one is left out."""
+        return data.decode()
+
+    def describe(self) -> str:
+        return self._description
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.mark)
+        for name, content in self.items():
+            data = self.read(content)
+            digest.update(f"{name}\0{len(data)}\0".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        items = self.items()
+        for index, (name, content) in enumerate(items):
+            if text := self.text(self.read(content)):
+                yield Document(name, text, (index + 1) / len(items))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises :class:`UserError` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
 
 
 def clean_text(text: str) -> str:

@@ -1,7 +1,5 @@
 """Local files: text and records (see ``records.py``), plain or compressed, named by path, folder or glob."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

@@ -8,11 +8,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerroute.data.sources.base import Document, clean_text
 from layerroute.data.sources.files import files_below
 from layerroute.errors import UserError, nearest, require
+
+if TYPE_CHECKING:
+    from layerroute.data.configuration import DataConfig
+    from layerroute.data.kinds import KindConfig
 
 _PROBE_SECONDS = 15.0
 
@@ -21,24 +25,18 @@ class HubSource:
     """Rows of a dataset on the Hugging Face hub (or a local dataset folder), in the dataset's order.
 
     Args:
-        dataset: ``owner/name``, or a local folder that ``datasets.load_dataset`` reads.
-        subset: configuration of the dataset; None for its only one.
-        split: split to read.
-        revision: branch, tag or commit; None for the default branch.
-        text_field: column that holds the text.
+        config: ``dataset`` is ``owner/name``, or a local folder that ``datasets.load_dataset`` reads. ``subset`` None
+            is its only configuration, ``revision`` None its default branch.
     """
 
-    def __init__(
-        self, dataset: str, *, subset: str | None, split: str, revision: str | None, text_field: str
-    ) -> None:
-        self._dataset = os.path.expanduser(dataset)
-        self._subset = subset
-        self._split = split
-        self._revision = revision
-        self._text_field = text_field
+    def __init__(self, config: DataConfig | KindConfig) -> None:
+        assert config.dataset is not None  # held by both
+        self._dataset, self._subset = os.path.expanduser(config.dataset), config.subset
+        self._local = os.path.isdir(self._dataset)
+        self._split, self._revision, self._text_field = config.split, config.revision, config.text_field
 
     def describe(self) -> str:
-        name = Path(self._dataset).name if _is_local(self._dataset) else self._dataset
+        name = Path(self._dataset).name if self._local else self._dataset
         subset = f"/{self._subset}" if self._subset else ""
         revision = f"@{self._revision}" if self._revision else ""
         return f"hub {name}{subset}:{self._split}{revision}"
@@ -50,7 +48,7 @@ class HubSource:
         folder counts by its content.
         """
         content = None
-        if _is_local(self._dataset):
+        if self._local:
             files = files_below(Path(self._dataset))
             content = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for path, name in files]
         identity = content or self._dataset
@@ -61,10 +59,12 @@ class HubSource:
         with _hub_errors(f"the dataset {self._dataset!r}"):
             require("datasets", extra="data")
             import datasets
+            from huggingface_hub import HfApi
 
             revision = self._revision
-            if not _is_local(self._dataset):
-                revision = _commit(self._dataset, revision)
+            if not self._local:  # fails in seconds where `load_dataset` would retry for half a minute
+                asked = HfApi().dataset_info(self._dataset, revision=revision, timeout=_PROBE_SECONDS)
+                revision = asked.sha
             rows = iter(
                 datasets.load_dataset(
                     self._dataset, self._subset, split=self._split, revision=revision, streaming=True
@@ -96,17 +96,6 @@ class HubSource:
                 f"{index}, not text; set data.text_field to a column of strings"
             )
         return clean_text(text)
-
-
-def _is_local(dataset: str) -> bool:
-    return os.path.isdir(dataset)
-
-
-def _commit(dataset: str, revision: str | None) -> str | None:
-    """Ask the hub once for the commit: fails in seconds where ``load_dataset`` would retry for half a minute."""
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(dataset, revision=revision, timeout=_PROBE_SECONDS).sha
 
 
 @contextlib.contextmanager

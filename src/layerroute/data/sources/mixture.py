@@ -1,9 +1,7 @@
 """Several kinds of text: the source of each, and all of them in turn as one source."""
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from layerroute.data.kinds import EMBEDDED, KindConfig, check_kinds
@@ -14,19 +12,9 @@ from layerroute.data.sources.python_code import standard_library
 from layerroute.data.sources.python_text import library_code, library_documentation, reference_texts
 from layerroute.errors import UserError
 
-
-def embedded_source(word: str) -> Source:
-    """Return the source that one of ``EMBEDDED`` names."""
-    match word:
-        case "python-stdlib":
-            return standard_library()
-        case "python-code":
-            return library_code()
-        case "python-docs":
-            return library_documentation()
-        case "python-reference":
-            return reference_texts()
-    raise ValueError(f"{word!r} is none of {EMBEDDED}")
+EMBEDDED_SOURCES: dict[str, Callable[[], Source]] = dict(
+    zip(EMBEDDED, (standard_library, library_code, library_documentation, reference_texts), strict=True)
+)
 
 
 def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
@@ -41,15 +29,9 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
     for name, kind in kinds.items():
         source: Source
         if kind.dataset is not None:
-            source = HubSource(
-                kind.dataset,
-                subset=kind.subset,
-                split=kind.split,
-                revision=kind.revision,
-                text_field=kind.text_field,
-            )
+            source = HubSource(kind)
         elif len(kind.paths) == 1 and kind.where in EMBEDDED and not Path(kind.where).exists():
-            source = embedded_source(kind.where)
+            source = EMBEDDED_SOURCES[kind.where]()
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
         for path in getattr(source, "real_paths", [source.describe()]):
@@ -65,9 +47,6 @@ class Mixture:
     """A source of several kinds, whose documents come in turn so that each kind has its share of the characters.
 
     It ends where the first kind runs out: what follows would no longer be the mixture that was asked for.
-
-    Args:
-        kinds: by name.
     """
 
     def __init__(self, kinds: Mapping[str, KindConfig]) -> None:

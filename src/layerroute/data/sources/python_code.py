@@ -1,52 +1,48 @@
 """Python source text that is already on the machine: the standard library, and installed packages."""
 
-from __future__ import annotations
-
-import hashlib
 import importlib.metadata
 import io
 import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from layerroute.data.sources.base import Document, clean_text
+from layerroute.data.sources.base import NamedTexts, clean_text, read_bytes
 from layerroute.errors import UserError, nearest
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _SOURCE_SUFFIXES = (".py", ".pyi")
 
 
-class PythonCode:
+class PythonCode(NamedTexts):
     """Python files under a name each; files that do not decode as their own header declares are left out.
 
     Args:
-        description: the line for records.
         files: (document name, path), in the order of reading.
     """
 
+    mark: ClassVar[bytes] = b"python-code"
+
     def __init__(self, description: str, files: list[tuple[str, Path]]) -> None:
-        self._description = description
+        super().__init__(description)
         self.files = files
 
-    def describe(self) -> str:
-        return self._description
+    def items(self) -> Sequence[tuple[str, Path]]:
+        return self.files
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(b"python-code")
-        for name, path in self.files:
-            data = _read(path)
-            digest.update(f"{name}\0{len(data)}\0".encode())
-            digest.update(data)
-        return digest.hexdigest()
+    def read(self, content: Path) -> bytes:
+        return read_bytes(content)
 
-    def documents(self) -> Iterator[Document]:
-        for index, (name, path) in enumerate(self.files):
-            text = _decode(_read(path))
-            if text:
-                yield Document(name, text, (index + 1) / len(self.files))
+    def text(self, data: bytes) -> str:
+        """As the file's coding line or BOM says (UTF-8 without one); empty where it does not hold."""
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+            return clean_text(data.decode(encoding))
+        except (SyntaxError, UnicodeDecodeError, LookupError):
+            return ""
 
 
 def standard_library() -> PythonCode:
@@ -111,19 +107,3 @@ def installed_packages(names: list[str]) -> PythonCode:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; make it readable") from error
-
-
-def _decode(data: bytes) -> str:
-    """Decode as the file's coding line or BOM says (UTF-8 without one); '' where it does not hold."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return clean_text(data.decode(encoding))
-    except (SyntaxError, UnicodeDecodeError, LookupError):
-        return ""

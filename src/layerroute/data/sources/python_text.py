@@ -4,17 +4,16 @@ The modules of the standard library are parted in two by a digest of their names
 ``python-code``, the documentation strings of the other half are ``python-docs``. So no text is in both.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import ClassVar
 
-from layerroute.data.sources.base import Document, clean_text
+from layerroute.data.sources.base import NamedTexts, clean_text
 from layerroute.data.sources.python_code import PythonCode, standard_library
 from layerroute.errors import UserError
 
@@ -25,36 +24,29 @@ _SHORTEST = 80
 """Characters of a documentation string or description below which it is left out."""
 
 
-class PlainTexts:
+class PlainTexts(NamedTexts):
     """Texts that are made on the first use and held in memory.
 
     Args:
-        description: the line for records.
         read: makes (name, text) pairs.
     """
 
+    mark: ClassVar[bytes] = b"plain-texts"
+
     def __init__(self, description: str, read: Callable[[], list[tuple[str, str]]]) -> None:
-        self._description, self._read = description, read
+        super().__init__(description)
+        self._read = read
 
     @cached_property
     def _texts(self) -> list[tuple[str, str]]:
         # By a digest of the name: neighbours in the alphabet are of one package and much alike.
         return sorted(self._read(), key=lambda item: _digest(item[0]))
 
-    def describe(self) -> str:
-        return self._description
+    def items(self) -> Sequence[tuple[str, str]]:
+        return self._texts
 
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(b"plain-texts")
-        for name, text in self._texts:
-            data = text.encode()
-            digest.update(f"{name}\0{len(data)}\0".encode())
-            digest.update(data)
-        return digest.hexdigest()
-
-    def documents(self) -> Iterator[Document]:
-        for index, (name, text) in enumerate(self._texts):
-            yield Document(name, text, (index + 1) / len(self._texts))
+    def read(self, content: str) -> bytes:
+        return content.encode()
 
 
 def library_code() -> PythonCode:

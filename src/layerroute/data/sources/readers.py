@@ -4,8 +4,6 @@ Formats go by the name's endings (``.jsonl.xz``: JSON Lines under xz) and are ch
 a misnamed, damaged or binary file is told as such and never becomes text to train on.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import contextlib
@@ -13,10 +11,10 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, Self, cast
 
 from layerroute.errors import UserError, require
 
@@ -32,7 +30,12 @@ _MAGIC = {
     ".bz2": (b"BZh",),
     ".parquet": (b"PAR1",),
 }
-_COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
+_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+    ".bz2": bz2.BZ2File,
+}
+_COMPRESSIONS = (*_OPENERS, ".zst")
 _KNOWN_CONTENT = (
     (b"\x1f\x8b", "gzip data; name it .gz"),
     (b"\xfd7zXZ\x00", "xz data; name it .xz"),
@@ -69,7 +72,7 @@ class InputFile:
     compression: str
 
     @classmethod
-    def of(cls, path: Path, name: str) -> InputFile:
+    def of(cls, path: Path, name: str) -> Self:
         suffixes = [suffix.lower() for suffix in path.suffixes]
         compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
         return cls(path, name, suffixes[-1] if suffixes else "", compression)
@@ -116,26 +119,21 @@ def _check_magic(file: InputFile, raw: IO[bytes]) -> None:
     head = raw.read(8)
     raw.seek(0)
     if not head.startswith(_MAGIC[suffix]):
+        found = (_content(head) or "other data").split(";")[0]
         raise UserError(
-            f"{file.name} is named {suffix} but holds {_content(head)}; rename it to what it is, or copy it again"
+            f"{file.name} is named {suffix} but holds {found}; rename it to what it is, or copy it again"
         )
 
 
-def _content(head: bytes) -> str:
-    for magic, what in _KNOWN_CONTENT:
-        if head.startswith(magic):
-            return what.split(";")[0]
-    return "other data"
+def _content(head: bytes) -> str | None:
+    """What bytes with this beginning are, and what to do about it."""
+    return next((what for magic, what in _KNOWN_CONTENT if head.startswith(magic)), None)
 
 
 def decompressed(file: InputFile, raw: IO[bytes]) -> io.BufferedReader:
     """What is under the compression."""
-    if file.compression == ".gz":
-        return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BLOCK)
-    if file.compression == ".xz":
-        return io.BufferedReader(cast(io.RawIOBase, lzma.LZMAFile(raw)), _BLOCK)
-    if file.compression == ".bz2":
-        return io.BufferedReader(cast(io.RawIOBase, bz2.BZ2File(raw)), _BLOCK)
+    if opener := _OPENERS.get(file.compression):
+        return io.BufferedReader(opener(raw), _BLOCK)
     if file.compression == ".zst":
         require("pyarrow", extra="data")
         import pyarrow
@@ -146,9 +144,8 @@ def decompressed(file: InputFile, raw: IO[bytes]) -> io.BufferedReader:
 
 def not_text(file: InputFile, where: str, head: bytes) -> NoTextError:
     """What to raise for bytes that are no UTF-8 text; ``where`` says how that shows, ``head`` are the first of them."""
-    for magic, what in _KNOWN_CONTENT:
-        if head.startswith(magic):
-            return NoTextError(f"{file.name} is not UTF-8 text but {what}")
+    if what := _content(head):
+        return NoTextError(f"{file.name} is not UTF-8 text but {what}")
     return NoTextError(
         f"{file.name} is binary, not UTF-8 text ({where}); give text, or convert it (iconv -t UTF-8) first"
     )

@@ -3,8 +3,6 @@
 A format is one entry of :data:`FORMATS`. Whatever reads text (training, calibration, evaluation, tasks) reads it here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

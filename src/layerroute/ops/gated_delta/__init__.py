@@ -2,5 +2,3 @@
 
 from layerroute.ops.gated_delta.dispatch import backend_report, gated_delta_rule
 from layerroute.ops.gated_delta.flops import gated_delta_flops
-
-__all__ = ["backend_report", "gated_delta_flops", "gated_delta_rule"]

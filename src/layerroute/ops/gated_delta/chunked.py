@@ -81,7 +81,7 @@ def chunked_gated_delta_rule(
     size = min(chunk, max(chunk_math.SMALLEST_CHUNK, 1 << (time - 1).bit_length()))
     inputs = _Inputs(query, key, value, log_decay, beta, initial_state, resets)
     if torch.compiler.is_compiling():
-        output, final_state, _, _ = _forward_operator(*inputs, size, scale, normalize_qk)
+        output, final_state, _, _ = _forward_operator(list(inputs[:6]), resets, size, scale, normalize_qk)
     else:
         output, final_state = _ChunkedRule.apply(*inputs, size, scale, normalize_qk, torch.is_grad_enabled())
     return output, final_state if output_final_state else None
@@ -205,34 +205,17 @@ class _ChunkedRule(torch.autograd.Function):
 
 @torch.library.custom_op("layerroute::chunked_gated_delta", mutates_args=())
 def _forward_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    size: int,
-    scale: float,
-    normalize: bool,
+    tensors: list[Tensor], resets: Tensor | None, size: int, scale: float, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = _Inputs(query, key, value, log_decay, beta, initial_state, resets)
-    return _forward(inputs, size, scale, normalize)
+    return _forward(_Inputs._make((*tensors, resets)), size, scale, normalize)
 
 
 @_forward_operator.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor,
-    resets: Tensor | None,
-    size: int,
-    *_: Any,
+    tensors: list[Tensor], resets: Tensor | None, size: int, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = _Inputs(query, key, value, log_decay, beta, initial_state, resets)
+    inputs = _Inputs._make((*tensors, resets))
+    value, initial_state = inputs.value, inputs.initial_state
     count, step, dtype = inputs.chunks(size), inputs.span(size), inputs.dtype
     groups = value.shape[0] * value.shape[2]
     return (
@@ -245,12 +228,7 @@ def _(
 
 @torch.library.custom_op("layerroute::chunked_gated_delta_backward", mutates_args=())
 def _backward_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor,
+    tensors: list[Tensor],
     resets: Tensor | None,
     starts: Tensor,
     inverses: Tensor,
@@ -259,35 +237,27 @@ def _backward_operator(
     size: int,
     scale: float,
     normalize: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = _Inputs(query, key, value, log_decay, beta, initial_state, resets)
-    return _backward(inputs, starts, inverses, grad_output, grad_final, size, scale, normalize)
+) -> list[Tensor]:
+    inputs = _Inputs._make((*tensors, resets))
+    return list(_backward(inputs, starts, inverses, grad_output, grad_final, size, scale, normalize))
 
 
 @_backward_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    initial_state: Tensor,
-    *_: Any,
-) -> tuple[Tensor, ...]:
-    inputs = (query, key, value, log_decay, beta, initial_state)
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs)
+def _(tensors: list[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:7], *output[2:])
-    ctx.options = inputs[7:]
+    tensors, resets, *ctx.options = inputs
+    ctx.save_for_backward(*tensors, resets, *output[2:])
 
 
 def _operator_backward(
     ctx: Any, grad_output: Tensor | None, grad_final: Tensor | None, *_: Any
-) -> tuple[Tensor | None, ...]:
-    grads = _backward_operator(*ctx.saved_tensors, grad_output, grad_final, *ctx.options)
-    return *grads, None, None, None, None
+) -> tuple[list[Tensor] | None, ...]:
+    *tensors, resets, starts, inverses = ctx.saved_tensors
+    grads = _backward_operator(tensors, resets, starts, inverses, grad_output, grad_final, *ctx.options)
+    return grads, None, None, None, None
 
 
 torch.library.register_autograd(

@@ -14,10 +14,6 @@ def gated_delta_flops(
     decoding are left out.
 
     Args:
-        time: T.
-        heads: H.
-        key_dim: K.
-        value_dim: V.
         chunk: tokens a chunk; shorter sequences use the next power of two.
         block: smallest block of the inverse.
     """

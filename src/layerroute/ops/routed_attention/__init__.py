@@ -5,21 +5,3 @@ from layerroute.ops.routed_attention.flops import WINDOW_BLOCK, share_of_keys, w
 from layerroute.ops.routed_attention.gathered import BlockPlan, block_size
 from layerroute.ops.routed_attention.inputs import Intervals, Padding, document_starts, intervals
 from layerroute.ops.routed_attention.sight import Sight, sight_of
-
-__all__ = [
-    "BACKENDS",
-    "WINDOW_BLOCK",
-    "BlockPlan",
-    "Intervals",
-    "Padding",
-    "Sight",
-    "attend_spans",
-    "backend_report",
-    "block_size",
-    "document_starts",
-    "intervals",
-    "routed_attention",
-    "share_of_keys",
-    "sight_of",
-    "window_keys",
-]

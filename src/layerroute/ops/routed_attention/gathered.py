@@ -50,7 +50,6 @@ class BlockPlan:
     """The blocks of a set of queries. Made once a site and call; reading it costs one device synchronisation.
 
     Args:
-        spans: what the queries see.
         block: most queries a block; by default what ``block_size`` says of each row.
     """
 
@@ -135,10 +134,6 @@ class _PrefixMasks:
     """Masks of key prefixes, added to scores: each row is a stretch of zeros followed by minus infinity.
 
     A CPU's kernel turns a boolean mask into this form anyway, in passes that cost more than to copy the rows.
-
-    Args:
-        keys: S, the longest row.
-        dtype: of the scores.
     """
 
     def __init__(self, keys: int, dtype: torch.dtype) -> None:

@@ -36,8 +36,6 @@ def sight_of(
         padding: over all tokens of the sequence.
         past: tokens before the new ones.
         offset: of these, first ones that are no longer among the keys.
-        window: of sliding-window attention.
-        documents: of packed tokens; only without a past.
         heads: where the index is over pairs of row and head, as are the rows of keys.
     """
     if heads > 1 and documents is not None:

@@ -1,18 +1,12 @@
 """The sections `model`, `start`, `adapt` and `objective` of layer-skipping recipes. No torch here."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from layerroute.errors import UserError
+from layerroute.errors import expect, expect_limits
 from layerroute.training.configuration import RateScheduleConfig, ScheduleConfig
 
 Arm = Literal["routed", "static_influence", "static_greedy", "random", "periodic", "early_exit"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(kw_only=True)
@@ -68,17 +62,14 @@ class StartConfig:
     thresholds: Literal["auto", "site", "model"] = "auto"
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             self.method == "calibrated" or (self.arm == "routed" and self.folder is None),
             "start.arm and start.folder belong to start.method: calibrated; a fresh start is made by the skip section",
         )
-        for name in ("tokens_statistics", "tokens_selection", "tokens_search"):
-            value = getattr(self, name)
-            _require(value >= 1, f"start.{name} must be at least 1, got {value}")
-        _require(0.0 <= self.own_text < 1.0, f"start.own_text is a share below 1, got {self.own_text}")
-        _require(
-            0.0 <= self.min_share <= 1.0, f"start.min_share is a share from 0 to 1, got {self.min_share}"
-        )
+        tokens = ("tokens_statistics", "tokens_selection", "tokens_search")
+        expect_limits(self, "start", "must be at least 1", *tokens)
+        expect(0.0 <= self.own_text < 1.0, f"start.own_text is a share below 1, got {self.own_text}")
+        expect_limits(self, "start", "is a share from 0 to 1", "min_share")
 
     @property
     def threshold_scope(self) -> str:
@@ -113,18 +104,11 @@ class AdaptConfig:
     skip_begin: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.lora_rank >= 0, f"adapt.lora_rank must not be negative, got {self.lora_rank}")
-        _require(bool(self.lora_targets) or not self.lora_rank, "adapt.lora_targets is empty; name some")
-        _require(
-            0.0 <= self.lora_dropout < 1.0,
-            f"adapt.lora_dropout is a share, 0 <= share < 1, got {self.lora_dropout}",
-        )
-        for name in ("router_rate", "skip_rate"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0.0, f"adapt.{name} must not be negative, got {value}")
-        for name in ("lora_begin", "router_begin", "skip_begin"):
-            value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"adapt.{name} is a share of the run, 0 <= share < 1, got {value}")
+        expect_limits(self, "adapt", "must not be negative", "lora_rank", "router_rate", "skip_rate")
+        expect(bool(self.lora_targets) or not self.lora_rank, "adapt.lora_targets is empty; name some")
+        expect_limits(self, "adapt", "is a share, 0 <= share < 1", "lora_dropout")
+        begins = ("lora_begin", "router_begin", "skip_begin")
+        expect_limits(self, "adapt", "is a share of the run, 0 <= share < 1", *begins)
 
 
 @dataclass(kw_only=True)
@@ -165,31 +149,14 @@ class SkippingObjectiveConfig:
     rate: RateScheduleConfig = field(default_factory=RateScheduleConfig)
 
     def __post_init__(self) -> None:
-        for name in (
-            "ce_weight",
-            "kd_weight",
-            "activity_weight",
-            "budget_weight",
-            "lagrangian_step",
-            "policy_weight",
-        ):
-            value = getattr(self, name)
-            _require(
-                math.isfinite(value) and value >= 0.0, f"objective.{name} must not be negative, got {value}"
-            )
-        _require(
+        weights = "ce_weight kd_weight activity_weight budget_weight lagrangian_step policy_weight"
+        expect_limits(self, "objective", "must not be negative", *weights.split())
+        expect(
             self.ce_weight + self.kd_weight > 0.0,
             "objective.ce_weight and kd_weight are both 0: there is nothing to learn from",
         )
-        _require(
-            self.kd_temperature > 0.0, f"objective.kd_temperature must be above 0, got {self.kd_temperature}"
-        )
-        for name in ("kd_begin", "budget_begin"):
-            value = getattr(self, name)
-            _require(0.0 <= value < 1.0, f"objective.{name} is a share of the run, got {value}")
+        expect_limits(self, "objective", "must be above 0", "kd_temperature")
+        expect_limits(self, "objective", "is a share of the run, 0 <= share < 1", "kd_begin", "budget_begin")
         for budget in self.budgets:
-            _require(
-                0.0 < budget < 1.0, f"objective.budgets are shares to skip, between 0 and 1, got {budget}"
-            )
-        for name, value in (("start", self.temperature.start), ("end", self.temperature.end)):
-            _require(value > 0.0, f"objective.temperature.{name} must be above 0, got {value}")
+            expect(0.0 < budget < 1.0, f"objective.budgets are shares to skip, between 0 and 1, got {budget}")
+        expect_limits(self.temperature, "objective.temperature", "must be above 0", "start", "end")

@@ -17,10 +17,10 @@ from layerroute.objectives import (
     quadratic_budget,
     shift_labels,
 )
-from layerroute.routing import RouteDecision, collect_decisions
+from layerroute.routing import RouteDecision
 from layerroute.skipping.model import get_router, router_disabled
 from layerroute.skipping.tuners import tuners
-from layerroute.training.objective import LossTerms
+from layerroute.training.objective import LossTerms, RoutedLoss, decided
 from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 
 
@@ -39,14 +39,8 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = was
 
 
-class SkippingLoss:
-    """Cross-entropy, distillation from the same model at full depth, and what holds the budget.
-
-    Args:
-        config: weights.
-        rate: share of tokens asked to run, for the Lagrangian.
-        seed: of the budgets drawn for batches.
-    """
+class SkippingLoss(RoutedLoss):
+    """Cross-entropy, distillation from the same model at full depth, and what holds the budget."""
 
     def __init__(self, config: SkippingObjectiveConfig, *, rate: float, seed: int = 0) -> None:
         self.config, self.seed = config, seed
@@ -57,13 +51,6 @@ class SkippingLoss:
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
-        """Loss of a batch.
-
-        Args:
-            inputs: of the model, with ``labels`` (not shifted, -100 = not counted).
-            rate: share of tokens asked to run at this step.
-            done: share of the run.
-        """
         config = self.config
         router = get_router(model)
         if config.budgets:
@@ -71,9 +58,7 @@ class SkippingLoss:
             rate = 1.0 - router.budgets.current if router.budgets is not None else rate
         inputs = dict(inputs)
         targets = shift_labels(inputs.pop("labels"))
-        with collect_decisions(model, graph=True) as decisions:
-            output = model(**inputs, use_cache=False)
-        decision = decisions[-1] if decisions else None
+        output, decision = decided(model, inputs)
         language = cross_entropy(output.logits, targets)
         parts = {"lm_loss": language.detach()}
         total = config.ce_weight * language
@@ -127,7 +112,6 @@ class SkippingLoss:
         return self.config.budgets[int.from_bytes(digest[:4], "big") % len(self.config.budgets)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, exact in JSON."""
         state: dict[str, Any] = {"batches": self.batches}
         for name in ("lagrangian", "policy"):
             module: nn.Module | None = getattr(self, name)
@@ -136,7 +120,6 @@ class SkippingLoss:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
         self.batches = int(state.get("batches", 0))
         for name in ("lagrangian", "policy"):
             module: nn.Module | None = getattr(self, name)

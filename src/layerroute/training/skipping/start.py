@@ -1,7 +1,6 @@
 """From a plain pretrained model to one that is ready to be trained: its router, its adapter, and who learns."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,6 @@ def start_router(
 
     Args:
         skip: of the recipe. A calibrated start takes from it what may be skipped and how much, and how routers train.
-        train: text to calibrate on.
-        also: further budgets.
 
     Raises:
         UserError: where a calibration cannot make what the recipe's `skip` section asks for.
@@ -134,26 +131,22 @@ def calibration_config(
                 f"skip.{key} {value!r} cannot be calibrated (only {' or '.join(map(str, made))}); set start.method: "
                 "fresh"
             )
+    names = ("tokens_statistics", "tokens_selection", "tokens_search")
+    tokens = {name: max(getattr(start, name), length) for name in names}
+    asked = {name: getattr(start, name) for name in ("own_text", "allocation", "min_share", "seed")}
+    asked |= {
+        name: getattr(skip, name) for name in ("unit", "granularity", "router_layer", "rank", "sink_tokens")
+    }
     return CalibrationConfig(
         budget=round(skip.budget, 6),
         also=sorted({round(b, 6) for b in also} - {round(skip.budget, 6)}),
-        unit=skip.unit,
-        granularity=skip.granularity,
         layers=None if skip.layers is None else list(skip.layers),
-        router_layer=skip.router_layer,
-        rank=skip.rank,
-        sink_tokens=skip.sink_tokens,
         sink_ids=list(skip.sink_ids or []),
         length=length,
-        tokens_statistics=max(start.tokens_statistics, length),
-        own_text=start.own_text,
-        tokens_selection=max(start.tokens_selection, length),
-        tokens_search=max(start.tokens_search, length),
-        allocation=start.allocation,
         refits=2 if start.allocation == "cost" else 1,
-        min_share=start.min_share,
         precision=precision,
-        seed=start.seed,
+        **tokens,
+        **asked,
     )
 
 
@@ -200,37 +193,31 @@ def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
 
 def choose_trainable(model: nn.Module, config: AdaptConfig) -> list[ParameterGroup]:
     """Freeze all that a recipe does not train; the rest in groups: adapter, routers, skip paths."""
-    router = get_router(model)
-    routers = {id(parameter) for parameter in router.routings.parameters()}
-    skips = {id(parameter) for parameter in router.skip_paths.parameters()}
-    groups = {
-        "adapter": ParameterGroup(name="adapter", parameters={}, factor=1.0, begin=config.lora_begin),
-        "router": ParameterGroup(
-            name="router", parameters={}, factor=config.router_rate, begin=config.router_begin
-        ),
-        "skip paths": ParameterGroup(
-            name="skip paths", parameters={}, factor=config.skip_rate, begin=config.skip_begin
-        ),
-    }
-    for name, parameter in model.named_parameters():
-        kind = (
-            "router"
-            if id(parameter) in routers
-            else "skip paths"
-            if id(parameter) in skips
-            else "adapter"
-            if "lora_" in name
-            else None
-        )
-        if kind is None or groups[kind].factor == 0.0:
-            parameter.requires_grad_(False)
-            continue
-        parameter.requires_grad_(True)
-        groups[kind].parameters[name] = parameter
-    chosen = [group for group in groups.values() if group.parameters]
+    parts = trained_parts(model)
+    rates = {"adapter": 1.0, "router": config.router_rate, "skip paths": config.skip_rate}
+    begins = (config.lora_begin, config.router_begin, config.skip_begin)
+    model.requires_grad_(False)
+    chosen = []
+    for (name, rate), begin in zip(rates.items(), begins, strict=True):
+        if rate and parts[name]:
+            chosen.append(ParameterGroup(name=name, parameters=parts[name], factor=rate, begin=begin))
+            for parameter in parts[name].values():
+                parameter.requires_grad_(True)
     if not chosen:
         raise UserError(
             "nothing is trained: adapt.lora_rank, router_rate and skip_rate are 0, or the arm has no router and no "
             "skip paths; set one of them"
         )
-    return [replace(group) for group in chosen]
+    return chosen
+
+
+def trained_parts(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters that may be trained, by name in the model: adapter, routers, skip paths."""
+    router = get_router(model)
+    routers, skips = ({id(p) for p in part.parameters()} for part in (router.routings, router.skip_paths))
+    named = dict(model.named_parameters())
+    return {
+        "adapter": {name: p for name, p in named.items() if "lora_" in name},
+        "router": {name: p for name, p in named.items() if id(p) in routers},
+        "skip paths": {name: p for name, p in named.items() if id(p) in skips},
+    }

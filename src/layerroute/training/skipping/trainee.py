@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -15,7 +14,7 @@ from layerroute.data.progress import stages
 from layerroute.errors import UserError
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision
-from layerroute.recipe import Recipe, recipe_to_dict
+from layerroute.recipe import Recipe
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.skipping.families import FAMILIES
@@ -27,7 +26,6 @@ from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
 from layerroute.training.samples import Boundaries
-from layerroute.training.saving import replace_folder
 from layerroute.training.skipping.configuration import (
     AdaptConfig,
     PretrainedConfig,
@@ -35,9 +33,15 @@ from layerroute.training.skipping.configuration import (
     StartConfig,
 )
 from layerroute.training.skipping.loss import SkippingLoss
-from layerroute.training.skipping.start import add_adapter, choose_trainable, load_base, start_router
+from layerroute.training.skipping.start import (
+    add_adapter,
+    choose_trainable,
+    load_base,
+    start_router,
+    trained_parts,
+)
 from layerroute.training.summary import describe_data, describe_run
-from layerroute.training.trainee import Trainee
+from layerroute.training.trainee import Trainee, parameter_section
 
 
 class SkippingTrainee(Trainee):
@@ -55,10 +59,6 @@ class SkippingTrainee(Trainee):
         self.start = cast("StartConfig", sections["start"])
         self.adapt = cast("AdaptConfig", sections["adapt"])
         self.objective = cast("SkippingObjectiveConfig", sections["objective"])
-
-    def plain(self) -> dict[str, Any]:
-        """See ``Trainee``."""
-        return recipe_to_dict(self.recipe)
 
     def read(self, *, progress: bool) -> None:
         """Prepare the data with the model's own tokenizer.
@@ -130,23 +130,21 @@ class SkippingTrainee(Trainee):
         return self._groups
 
     def write_weights(self, model: nn.Module, folder: Path) -> None:
-        """See ``Trainee``."""
         save_router(model, folder, notes=self._notes())
 
     def read_weights(self, model: nn.Module, folder: Path) -> None:
-        """See ``Trainee``."""
         restore_router(model, folder)
 
     @property
     def asked_rate(self) -> float | None:
-        """See ``Trainee``. Without ``train.threshold_tokens`` only what holds a budget asks for one."""
+        """Without ``train.threshold_tokens`` only what holds a budget asks for one."""
         routing, objective = self.skip.routing, self.objective
         held = objective.budget_weight or objective.lagrangian_step or routing.budget != "none"
         asked = routing.control is None and (held or self.recipe.train.threshold_tokens)
         return routing.rate if asked else None
 
     def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
-        """See ``Trainee``; for each budget."""
+        """As ``Trainee`` does, for each budget."""
         router = get_router(self.model)
         before = None if router.budgets is None else router.budgets.current
         router.set_rate(router.config.routing.rate)
@@ -160,9 +158,9 @@ class SkippingTrainee(Trainee):
             assert budgets is not None
             router.set_budget(self.skip.budget if budgets.holds(self.skip.budget) else before)
 
-    def save(self, path: Path) -> None:
+    def write(self, folder: Path) -> None:
         """A router folder."""
-        replace_folder(path, partial(self.write_weights, self.model))
+        self.write_weights(self.model, folder)
 
     def _notes(self) -> dict[str, Any]:
         """Where the folder comes from, and the form of the base on which it was trained."""
@@ -192,7 +190,6 @@ class SkippingTrainee(Trainee):
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        """See ``Trainee``."""
         return {
             "parameters": self._parameters(),
             "flops": self.flops_section(None, None),
@@ -202,7 +199,6 @@ class SkippingTrainee(Trainee):
         }
 
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
-        """See ``Trainee``."""
         config = get_router(self.model).config
         return {
             "cost_weighted_rate": statistics.cost_weighted_rate,
@@ -215,7 +211,6 @@ class SkippingTrainee(Trainee):
         }
 
     def flops_section(self, statistics: RoutingStatistics | None, executed: float | None) -> dict[str, Any]:
-        """See ``Trainee``."""
         section = self.flops.to_dict()
         config, length = self.flops.config, self.flops.context_length
         units = path_costs(self.model.config.get_text_config(), config, length)[: len(config.units)]
@@ -227,15 +222,8 @@ class SkippingTrainee(Trainee):
 
     def _parameters(self) -> dict[str, Any]:
         """The record's ``parameters``."""
-        router, named = get_router(self.model), dict(self.model.named_parameters())
         parts = {
-            "adapter": sum(p.numel() for name, p in named.items() if "lora_" in name),
-            "router": sum(p.numel() for p in router.routings.parameters()),
-            "skip paths": sum(p.numel() for p in router.skip_paths.parameters()),
+            name: sum(p.numel() for p in part.values()) for name, part in trained_parts(self.model).items()
         }
-        total = sum(p.numel() for p in named.values())
-        return {
-            "total": total,
-            "trainable": sum(p.numel() for p in named.values() if p.requires_grad),
-            "by_part": {"base": total - sum(parts.values()), **parts},
-        }
+        base = sum(p.numel() for p in self.model.parameters()) - sum(parts.values())
+        return parameter_section(self.model, {"base": base, **parts})

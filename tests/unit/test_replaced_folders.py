@@ -3,21 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from layerroute.folders import recover_folder, replace_folder
 from layerroute.integrity import MANIFEST, verify
-from layerroute.training.saving import recover_model, save_model
-
-
-class Saved:
-    """Stands for a model or a tokenizer: writes one file."""
-
-    def __init__(self, name: str, text: str, fails: bool = False) -> None:
-        self.name, self.text, self.fails = name, text, fails
-
-    def save_pretrained(self, folder: Path) -> None:
-        if self.fails:
-            raise OSError(28, "No space left on device")
-        folder.mkdir(exist_ok=True)
-        (folder / self.name).write_text(self.text)
 
 
 def content(path: Path) -> dict[str, str]:
@@ -25,8 +12,14 @@ def content(path: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in path.iterdir() if file.name != MANIFEST}
 
 
-def save(path: Path, text: str, **fault: bool) -> None:
-    save_model(Saved("model", text), Saved("tokenizer", text, **fault), path)
+def save(path: Path, text: str, *, fails: bool = False) -> None:
+    def write(folder: Path) -> None:
+        (folder / "model").write_text(text)
+        if fails:
+            raise OSError(28, "No space left on device")
+        (folder / "tokenizer").write_text(text)
+
+    replace_folder(path, write)
 
 
 def test_the_new_model_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -67,7 +60,7 @@ def test_a_kill_between_any_two_moves_loses_no_model(
                 save(tmp_path / "best", "two")
         else:
             save(tmp_path / "best", "two")
-    recover_model(tmp_path / "best")
+    recover_folder(tmp_path / "best")
     whole = {0: "one", 1: "two", 2: "two"}[killed_at]
     assert content(tmp_path / "best") == {"model": whole, "tokenizer": whole}
     assert [entry.name for entry in tmp_path.iterdir()] == ["best"]
@@ -75,5 +68,5 @@ def test_a_kill_between_any_two_moves_loses_no_model(
 
 def test_there_is_nothing_to_recover_of_a_model_never_finished(tmp_path: Path) -> None:
     (tmp_path / ".best.saving").mkdir()
-    recover_model(tmp_path / "best")
+    recover_folder(tmp_path / "best")
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 _MIB = 1 << 20
+_KEEPING = {_MMAP_THRESHOLD: 1024 * _MIB, _TRIM_THRESHOLD: 2047 * _MIB, _TOP_PAD: 64 * _MIB}
 
 
 def keep_freed_memory() -> bool:
@@ -20,7 +21,15 @@ def keep_freed_memory() -> bool:
         Whether it was done; never outside of Linux with glibc.
     """
     # The first one is refused by older libraries, and by others: large tensors are then as slow as before.
-    return _set({_MMAP_THRESHOLD: 1024 * _MIB, _TRIM_THRESHOLD: 2047 * _MIB, _TOP_PAD: 64 * _MIB})
+    return _set(_KEEPING)
+
+
+def keeping_variables() -> dict[str, str]:
+    """The same for a process that is yet to start: what its environment needs, nothing where the user has chosen."""
+    if _chosen():
+        return {}
+    names = {_MMAP_THRESHOLD: "MMAP_THRESHOLD", _TRIM_THRESHOLD: "TRIM_THRESHOLD", _TOP_PAD: "TOP_PAD"}
+    return {f"MALLOC_{names[option]}_": str(limit) for option, limit in _KEEPING.items()}
 
 
 def give_freed_memory_back() -> bool:
@@ -35,7 +44,11 @@ def give_freed_memory_back() -> bool:
 
 
 def _set(limits: dict[int, int]) -> bool:
-    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+    if not sys.platform.startswith("linux") or _chosen():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(option, limit) == 1 for option, limit in limits.items())
+
+
+def _chosen() -> bool:
+    return any(name.startswith("MALLOC_") for name in os.environ)

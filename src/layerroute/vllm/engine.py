@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from layerroute.allocator import keep_freed_memory, keeping_variables
 from layerroute.errors import UserError
 
 INSTALL = "make vllm (or see docs/serving.md) makes an environment for it"
@@ -61,7 +62,7 @@ def server_command(
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = {"--served-model-name": name, "--host": host, "--port": str(port), "--dtype": dtype}
     command += [word for pair in options.items() for word in pair]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **keeping_variables(), **os.environ}
     environment.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="layerroute-metrics-"))
     return [*command, *more], environment
 
@@ -247,6 +248,7 @@ class Remote:
 
 def _serve(pipe: Any, folder: str, options: dict[str, Any]) -> None:
     os.dup2(2, 1)  # what vLLM prints is no result
+    keep_freed_memory()
     try:
         session = Session(folder, **options)
         pipe.send((True, None))

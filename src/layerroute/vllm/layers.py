@@ -106,7 +106,7 @@ class RoutedLayer:
         if {"block", "attention"} & set(config.units):
             bias = self.attention.qkv_proj.bias is not None
             layer.kv_proj = ReplicatedLinear(size, 2 * self.attention.kv_size, bias=bias, return_bias=False)
-        self.skips = nn.ModuleDict()
+        self.skips: Any = nn.ModuleDict()
         if config.skip_path == "low_rank":
             self.skips.update({unit: FoldedSkip(size, config.rank) for unit in config.units})
         layer.skips = self.skips
@@ -135,7 +135,7 @@ class RoutedLayer:
 
     def _skipped(self, unit: str, h: Tensor) -> Tensor:
         """(M, D) what skipping adds to tokens."""
-        out: Tensor = self.skips[unit](h) if unit in self.skips else torch.zeros_like(h)  # type: ignore[operator]
+        out: Tensor = self.skips[unit](h) if unit in self.skips else torch.zeros_like(h)
         return out
 
     def _nobody(self, unit: str, h: Tensor) -> State:

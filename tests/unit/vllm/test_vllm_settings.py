@@ -1,5 +1,6 @@
 """What vLLM cannot serve rightly is refused by name when it loads the model, and the settings that it can are left."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,15 @@ def test_the_server_counts_in_all_of_its_processes(tmp_path):
     assert command[3:5] == ["--model", str(tmp_path)]
     assert command[-2:] == ["--max-num-seqs", "3"]
     assert environment["PROMETHEUS_MULTIPROC_DIR"]
+
+
+def test_the_server_keeps_freed_memory_unless_told_otherwise(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    options = {"name": "n", "host": "localhost", "port": 1, "dtype": "auto", "more": []}
+    assert int(server_command(tmp_path, **options)[1]["MALLOC_MMAP_THRESHOLD_"]) == 1 << 30
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert "MALLOC_MMAP_THRESHOLD_" not in server_command(tmp_path, **options)[1]
 
 
 def cut_at(skip, fixed=False):

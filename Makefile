@@ -78,7 +78,7 @@ $(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
 	@touch $@
 
 vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin, and run its tests
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/parity/test_engine.py tests/unit/vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/parity/test_engine.py tests/parity/test_engine_smollm2.py tests/unit/vllm
 
 dist: $(STAMP) ## build wheel and sdist, install the wheel in an empty environment, ask its doctor
 	rm -rf dist

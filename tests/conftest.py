@@ -36,8 +36,9 @@ CHECKED_PACKAGES = [
 ]
 
 if os.environ.get("LAYERROUTE_NO_TYPECHECK") != "1":
-    from jaxtyping import install_import_hook
+    import jaxtyping
 
-    import tests.typecheck  # noqa: F401  (the hook looks it up by name)
+    from tests.typecheck import checked_once
 
-    install_import_hook(CHECKED_PACKAGES, "tests.typecheck.check")
+    jaxtyping.jaxtyped = checked_once
+    jaxtyping.install_import_hook(CHECKED_PACKAGES, "tests.typecheck.check")

@@ -84,10 +84,10 @@ def test_products_of_four_bits_are_counted(folder):
     batches = [{"input_ids": torch.arange(5, 37).view(1, -1)}]
     with router_disabled(model):
         counted = count_executed(model, batches)
-    assert counted.full_depth is not None
-    assert counted.per_token == pytest.approx(counted.full_depth, rel=0.02)
+    assert counted["full_depth_per_token"] is not None
+    assert counted["executed_per_token"] == pytest.approx(counted["full_depth_per_token"], rel=0.02)
     get_router(model).execution = "sparse"
-    assert count_executed(model, batches).per_token != counted.per_token
+    assert count_executed(model, batches)["executed_per_token"] != counted["executed_per_token"]
 
 
 @pytest.mark.slow

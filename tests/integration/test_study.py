@@ -79,7 +79,7 @@ def test_two_workers_share_a_study_and_a_killed_one_costs_one_retry(tmp_path: Pa
     session = session_of(study, out)
     process = start(study, out, "--workers", "2", "--json")
     key = wait_for(lambda: at_work(session))
-    worker = str(session.states()[key].worker).rpartition(":")[2]
+    worker = session.states()[key].attributes["worker"].split(":")[-2]
     os.kill(int(worker), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr

@@ -9,7 +9,7 @@ import atexit
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
 
 _TOLERANCE = 1e-4
+COMPILED = "plain compiled"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +158,7 @@ class Engines:
         plain, unit, layers = self._plain()
         engines = {"plain": self.engine("plain", plain, dtype=options.dtype), "routed": self.routed(skip)}
         if options.compile:
-            engines["plain compiled"] = self.engine("plain compiled", plain, dtype=options.dtype, eager=False)
+            engines[COMPILED] = self.engine(COMPILED, plain, dtype=options.dtype, eager=False)
         if options.static is not None:
             engines["static"] = self.engine(
                 "static", options.static, dtype=options.dtype, eager=not options.compile
@@ -268,4 +269,25 @@ def plain_model(model: Any, folder: Path) -> None:
     file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-CASES = {"engine": Case(description=__doc__ or "", add_arguments=add_arguments, comparisons=comparisons)}
+def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """By row with a compiled rival: how fast routed is against plain vLLM in its best setting."""
+    found: dict[str, float] = {}
+    lines: list[str] = []
+    for row in record["rows"]:
+        speed = {name: arm["speedup"]["median"] for name, arm in row["arms"].items()}
+        if COMPILED not in speed:
+            continue
+        rival = max(("plain", COMPILED), key=lambda name: speed[name])
+        found[row["title"]] = ratio = speed["routed"] / speed[rival]
+        lines.append(
+            f"{row['title']}: routed is {ratio:.2f}x as fast as {rival}, plain vLLM's best setting; compiling alone "
+            f"makes it {speed[COMPILED]:.2f}x as fast."
+        )
+    return found, lines
+
+
+CASES = {
+    "engine": Case(
+        description=__doc__ or "", add_arguments=add_arguments, comparisons=comparisons, conclude=conclude
+    )
+}

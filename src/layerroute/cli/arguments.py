@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from layerroute.argument_types import at_least
 from layerroute.cli.output import file
@@ -87,6 +88,32 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="folder of a run, of a saved model or of a router"
     )
+
+
+def add_comparing(parser: argparse.ArgumentParser) -> None:
+    """What `lab.compare.compare` takes beside the runs; see `comparing`."""
+    parser.add_argument(
+        "--baseline",
+        metavar="ARM",
+        help="arm that the others are compared with (default: 'baseline', or a static arm of equal cost, or any static "
+        "arm; for layer skipping none: the routed arm is compared with all others)",
+    )
+    parser.add_argument(
+        "--subject",
+        metavar="ARM",
+        help="routed arm that the question is about (default: a learned one whose decisions are causal, with most "
+        "controls at its FLOPs, then most seeds)",
+    )
+    parser.add_argument(
+        "--allow-different-data",
+        action="store_true",
+        help="compare runs that saw different data nevertheless; what is shown then says so and gives no verdict",
+    )
+
+
+def comparing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given of `add_comparing`."""
+    return {name: getattr(arguments, name) for name in ("baseline", "subject", "allow_different_data")}
 
 
 def add_window_sizes(

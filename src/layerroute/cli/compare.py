@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from layerroute.cli.arguments import add_comparing, comparing
 from layerroute.cli.output import make_console, print_json
 
 DESCRIPTION = """\
@@ -27,23 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="run directories, record files, or directories of runs",
     )
-    parser.add_argument(
-        "--baseline",
-        metavar="ARM",
-        help="arm that the others are compared with (default: 'baseline', or a static arm of equal cost, or any static "
-        "arm; for layer skipping none: the routed arm is compared with all others)",
-    )
-    parser.add_argument(
-        "--subject",
-        metavar="ARM",
-        help="routed arm that the question is about (default: a learned one whose decisions are causal, with most "
-        "controls at its FLOPs, then most seeds)",
-    )
-    parser.add_argument(
-        "--allow-different-data",
-        action="store_true",
-        help="compare runs that saw different data nevertheless; the tables then say so and there is no verdict",
-    )
+    add_comparing(parser)
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
@@ -52,12 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from layerroute.lab.compare import compare
     from layerroute.lab.runs import load_runs
 
-    comparison = compare(
-        load_runs(arguments.runs),
-        baseline=arguments.baseline,
-        subject=arguments.subject,
-        allow_different_data=arguments.allow_different_data,
-    )
+    comparison = compare(load_runs(arguments.runs), **comparing(arguments))
     if arguments.json:
         print_json(comparison.to_dict(), indent=2)
         return 0

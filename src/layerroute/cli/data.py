@@ -23,7 +23,30 @@ from layerroute.errors import UserError, nearest
 if TYPE_CHECKING:
     from layerroute.data import PreparedData
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+_FIELDS = {field.name: field for field in dataclasses.fields(DataConfig)}
+_OPTIONS = {
+    "source": {
+        "paths": ("PATH", "files, folders and globs (files)"),
+        "validation_paths": ("PATH", "validation documents; all others then train"),
+        "text_field": ("NAME", "key or column of the text"),
+        "document_separator": ("TEXT", "parts text files into documents (default: one document a file)"),
+        "dataset": ("NAME", "name of the dataset (hub)"),
+        "subset": ("NAME", "configuration of the dataset (hub)"),
+        "split": ("NAME", "split of the dataset (hub)"),
+        "revision": ("NAME", "branch, tag or commit of the dataset (hub)"),
+        "packages": ("NAME", "installed packages (installed-packages)"),
+        "max_documents": ("N", "read no more documents"),
+        "max_characters": ("N", "read no more characters"),
+    },
+    "tokens": {
+        "tokenizer": ("NAME", "bpe to train one, or a pretrained one's name or folder"),
+        "vocabulary_size": ("N", "entries of the bpe tokenizer"),
+        "sequence_length": ("N", "tokens of a window"),
+        "validation_share": ("SHARE", "share of documents held out"),
+        "split_seed": ("N", "draws another split"),
+    },
+}
+"""Fields of :class:`DataConfig` that are options, by group: what stands for the value, and what it is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,50 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", nargs="?", help=f"{', '.join(SOURCES)}, or a recipe's YAML file"
     )
-    source = parser.add_argument_group("source")
-    source.add_argument("--paths", nargs="+", metavar="PATH", help="files, folders and globs (files)")
-    source.add_argument(
-        "--validation-paths", nargs="+", metavar="PATH", help="validation documents; all others then train"
-    )
-    source.add_argument("--text-field", metavar="NAME", help=_help("key or column of the text", "text_field"))
-    source.add_argument(
-        "--document-separator",
-        metavar="TEXT",
-        help="parts text files into documents (default: one document a file)",
-    )
-    source.add_argument("--dataset", metavar="NAME", help="name of the dataset (hub)")
-    source.add_argument("--subset", metavar="NAME", help="configuration of the dataset (hub)")
-    source.add_argument("--split", metavar="NAME", help=_help("split of the dataset (hub)", "split"))
-    source.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the dataset (hub)")
-    source.add_argument(
-        "--packages", nargs="+", metavar="NAME", help="installed packages (installed-packages)"
-    )
-    source.add_argument("--max-documents", type=int, metavar="N", help="read no more documents")
-    source.add_argument("--max-characters", type=int, metavar="N", help="read no more characters")
-    tokens = parser.add_argument_group("tokens")
-    tokens.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help=_help("bpe to train one, or a pretrained one's name or folder", "tokenizer"),
-    )
-    tokens.add_argument(
-        "--vocabulary-size",
-        type=int,
-        metavar="N",
-        help=_help("entries of the bpe tokenizer", "vocabulary_size"),
-    )
-    tokens.add_argument(
-        "--sequence-length", type=int, metavar="N", help=_help("tokens of a window", "sequence_length")
-    )
-    tokens.add_argument(
-        "--validation-share",
-        type=float,
-        metavar="SHARE",
-        help=_help("share of documents held out", "validation_share"),
-    )
-    tokens.add_argument(
-        "--split-seed", type=int, metavar="N", help=_help("draws another split", "split_seed")
-    )
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, (metavar, told) in options.items():
+            field = _FIELDS[name]
+            default = "" if field.default in (None, dataclasses.MISSING) else f" (default: {field.default})"
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                metavar=metavar,
+                nargs="+" if field.type == "list[str]" else None,
+                type={"int": int, "float": float}.get(str(field.type).split()[0], str),
+                help=told + default,
+            )
     parser.add_argument(
         "--cache-dir", metavar="DIR", help="the cache (default: $LAYERROUTE_CACHE or ~/.cache/layerroute)"
     )
@@ -119,13 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _help(text: str, field: str) -> str:
-    return f"{text} (default: {_DEFAULTS[field]})"
-
-
 def _config(arguments: argparse.Namespace) -> DataConfig:
     # Fields that have no option (of sources that need a recipe) keep their defaults.
-    given = {name: value for name in _DEFAULTS if (value := getattr(arguments, name, None)) is not None}
+    given = {name: value for name in _FIELDS if (value := getattr(arguments, name, None)) is not None}
     if arguments.source.endswith((".yaml", ".yml")):
         from layerroute.recipe import load_recipe
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from layerroute.argument_types import at_least
 from layerroute.cli.arguments import add_checkpoint, add_device, add_json, add_text_field, add_window_sizes
-from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.output import folder, make_console, print_json, write_csv, write_json
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -70,14 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         first.paths[-1],
     )
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         content = {"checkpoint": str(arguments.checkpoint), "texts": texts, **found.to_dict()}
-        (arguments.out / "domains.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        lines = ["domain,site,rate"]
-        lines += [
-            f"{one.domain},{site},{rate:.6g}" for one in found.domains for site, rate in one.sites.items()
+        write_json(arguments.out / "domains.json", content)
+        rows = [
+            (one.domain, site, f"{rate:.6g}") for one in found.domains for site, rate in one.sites.items()
         ]
-        (arguments.out / "domains.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_csv(arguments.out / "domains.csv", [("domain", "site", "rate"), *rows])
     if arguments.json:
         print_json(found.to_dict())
     else:

@@ -5,8 +5,6 @@ jsonl, json, csv, tsv, parquet, compressed or not), folders or globs.
 """
 
 import argparse
-import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +20,7 @@ from layerroute.cli.arguments import (
     add_text_field,
     add_window_sizes,
 )
-from layerroute.cli.output import folder, print_json
+from layerroute.cli.output import folder, print_json, write_csv, write_json
 from layerroute.data.kinds import KINDS_HELP, UNNAMED, parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
@@ -175,14 +173,10 @@ def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
 
 def _write(folder: Path, content: dict[str, Any], losses: dict[str, list[float]]) -> None:
     """``results.json``, and ``windows.csv`` with the mean loss of each window in nats."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    named = list(losses) != [UNNAMED]
-    with (folder / "windows.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*(["kind"] if named else []), "window", "loss"])
-        for kind, values in losses.items():
-            writer.writerows([*([kind] if named else []), *row] for row in enumerate(values))
+    write_json(folder / "results.json", content)
+    rows = [("kind", "window", "loss")]
+    rows += [(kind, *row) for kind, values in losses.items() for row in enumerate(values)]
+    write_csv(folder / "windows.csv", rows if list(losses) != [UNNAMED] else [row[1:] for row in rows])
 
 
 def _batches(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-from layerroute.cli.output import print_json
+from layerroute.cli.output import print_json, write_csv, write_json
 from layerroute.errors import UserError, nearest
 
 
@@ -35,9 +34,7 @@ def evaluate_tasks(arguments: argparse.Namespace) -> int:
     samples = found.pop("samples")
     found = {"checkpoint": arguments.checkpoint, **found}
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=2) + "\n"
-        (arguments.out / "results.json").write_text(text, encoding="utf-8")
+        write_json(arguments.out / "results.json", found)
         for name, rows in samples.items():
             _write_samples(arguments.out / f"{name.replace('/', '_')}.csv", rows)
     if arguments.json:
@@ -61,12 +58,11 @@ def _check_names(names: list[str]) -> None:
 def _write_samples(path: Path, rows: list[dict[str, Any]]) -> None:
     """One line a document: its number, what was right, the model's answer, and the metrics."""
     metrics = sorted({name for row in rows for name in row.get("metrics", [])})
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["document", "target", "responses", *metrics])
-        for row in rows:
-            responses = json.dumps(row.get("filtered_resps"), ensure_ascii=False)
-            writer.writerow([row["doc_id"], row["target"], responses, *(_plain(row.get(m)) for m in metrics)])
+    lines: list[list[Any]] = [["document", "target", "responses", *metrics]]
+    for row in rows:
+        responses = json.dumps(row.get("filtered_resps"), ensure_ascii=False)
+        lines.append([row["doc_id"], row["target"], responses, *(_plain(row.get(m)) for m in metrics)])
+    write_csv(path, lines)
 
 
 def _plain(value: Any) -> Any:

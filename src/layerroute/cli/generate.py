@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from layerroute.argument_types import at_least
 from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
-from layerroute.cli.generate_timing import time_generation
+from layerroute.cli.generate_timing import describe, time_generation
 from layerroute.cli.output import make_console, print_json, write_text
 from layerroute.errors import UserError
 
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
             "prompt_seconds": result.prompt_seconds,
             "seconds": result.seconds,
             "compiled": arguments.compile,
-            "timed": None if timed is None else timed.to_dict(),
+            "timed": timed,
             "lossless": None
             if result.lossless is None
             else {
@@ -186,7 +186,7 @@ def run(arguments: argparse.Namespace) -> int:
         parts.append(f"{statistics.paths[-1]}: {rates}")
     print(f"[{'; '.join(parts)}]", file=sys.stderr)
     if timed is not None:
-        print(f"[{timed.describe()}]", file=sys.stderr)
+        print(f"[{describe(timed)}]", file=sys.stderr)
     return 0
 
 

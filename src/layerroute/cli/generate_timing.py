@@ -1,55 +1,22 @@
 """Speed of a routed model against the same model at full depth, on one prompt."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
-    from layerroute.benchmark.timing import Spread
     from layerroute.evaluation.loading import LoadedModel
 
 ROUTED, FULL = "routed", "full depth"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedGeneration:
-    """Greedy continuations of the same prompt by the same number of tokens, in turn.
+def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, rounds: int) -> dict[str, Any]:
+    """Prove first that masked execution gives the tokens that are served, then time greedy continuations in turn.
 
-    Attributes:
-        new_tokens: of each continuation.
-        rounds: of both.
-        tokens_per_second: by ``routed`` and ``full depth``, medians; the prompt's time is in them.
-        speedup: of the routed one, from the ratios of the rounds' pairs.
-    """
-
-    new_tokens: int
-    rounds: int
-    tokens_per_second: dict[str, float]
-    speedup: "Spread"
-
-    def describe(self) -> str:
-        """One line."""
-        speeds = ", ".join(f"{name} {value:.1f} tokens/s" for name, value in self.tokens_per_second.items())
-        spread = self.speedup
-        return (
-            f"timed: {speeds}: {spread.median:.2f}× (quartiles {spread.q1:.2f} to {spread.q3:.2f}; {self.rounds} "
-            f"rounds in turn of the prompt and {self.new_tokens} tokens; masked execution gave the same tokens)"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "new_tokens": self.new_tokens,
-            "rounds": self.rounds,
-            "tokens_per_second": self.tokens_per_second,
-            "speedup": self.speedup.to_dict(),
-        }
-
-
-def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, rounds: int) -> TimedGeneration:
-    """Prove first that masked execution gives the tokens that are served, then time.
+    Returns:
+        ``new_tokens`` of each continuation, ``rounds`` of both, ``tokens_per_second`` by ``routed`` and ``full depth``
+        (medians; the prompt's time is in them), and ``speedup``: the spread of the routed one's, by rounds.
 
     Raises:
         UserError: a model without a layer router; execution that is not equal: nothing is timed then.
@@ -91,9 +58,20 @@ def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, roun
         warmup=1,
         synchronize=partial(torch.cuda.synchronize, loaded.device) if cuda else lambda: None,
     )
-    return TimedGeneration(
-        new_tokens=new_tokens,
-        rounds=rounds,
-        tokens_per_second={name: new_tokens / timings.spread(name).median for name in (ROUTED, FULL)},
-        speedup=timings.speedup(ROUTED, FULL),
+    return {
+        "new_tokens": new_tokens,
+        "rounds": rounds,
+        "tokens_per_second": {name: new_tokens / timings.spread(name).median for name in (ROUTED, FULL)},
+        "speedup": timings.speedup(ROUTED, FULL).to_dict(),
+    }
+
+
+def describe(timed: dict[str, Any]) -> str:
+    """What `time_generation` found, in one line."""
+    speeds = ", ".join(f"{name} {value:.1f} tokens/s" for name, value in timed["tokens_per_second"].items())
+    spread = timed["speedup"]
+    return (
+        f"timed: {speeds}: {spread['median']:.2f}× (quartiles {spread['q1']:.2f} to {spread['q3']:.2f}; "
+        f"{timed['rounds']} rounds in turn of the prompt and {timed['new_tokens']} tokens; masked execution gave the "
+        "same tokens)"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import errno
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -139,6 +140,18 @@ def write_text(text: str) -> None:
     else:
         buffer.write(text.encode("utf-8", "surrogatepass"))
     sys.stdout.flush()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One JSON value as a file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Rows, the headings first, as a CSV file in a folder that is there."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def never_fail_to_encode() -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from layerroute.cli.arguments import add_comparing, comparing
 from layerroute.cli.output import folder, print_json
 
 DESCRIPTION = """\
@@ -34,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=folder, help="folder of the report (default: DIR/report)"
     )
-    parser.add_argument("--baseline", metavar="ARM", help="arm that the others are compared with")
-    parser.add_argument("--subject", metavar="ARM", help="routed arm that the question is about")
-    parser.add_argument(
-        "--allow-different-data",
-        action="store_true",
-        help="report on runs that saw different data nevertheless; the report then says so and gives no verdict",
-    )
+    add_comparing(parser)
     parser.add_argument(
         "--bench",
         nargs="+",
@@ -69,9 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.directory,
             arguments.runs,
             out=arguments.out,
-            baseline=arguments.baseline,
-            subject=arguments.subject,
-            allow_different_data=arguments.allow_different_data,
+            **comparing(arguments),
             bench=arguments.bench,
             progress=progress,
         )

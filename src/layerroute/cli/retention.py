@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from layerroute.cli.arguments import (
     add_text_field,
     add_window_sizes,
 )
-from layerroute.cli.output import folder, make_console, print_json
+from layerroute.cli.output import command_line, folder, make_console, print_json, write_csv, write_json
 from layerroute.errors import UserError
 
 DESCRIPTION = """\
@@ -113,8 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         for other, path in list(zip(labels, arguments.runs, strict=True))[1:]
         if arguments.equal_flops
     ]
-    first, *others = [_scores(scored) for scored in (base, *models)]
-    found = retention(first, others, dict(zip(labels[1:], map(_scores, at_cost), strict=False)))
+    found = retention(base, models, dict(zip(labels[1:], at_cost, strict=False)))
     if arguments.out is not None:
         _write(arguments.out, found)
     if arguments.json:
@@ -127,23 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
     if found.against_others:
         print_table(found.differences, out)
     return 0
-
-
-def _scores(scored: Any) -> Any:
-    from layerroute.lab.retention import Scores
-
-    return Scores(
-        label=scored.label,
-        skipped=scored.skipped,
-        values={_measure(key): numbers for key, numbers in scored.values.items()},
-        executed={_measure(key): flops for key, flops in scored.executed.items()},
-    )
-
-
-def _measure(key: str) -> tuple[str, str]:
-    """``("arc_easy", "acc")`` from ``"arc_easy acc"``."""
-    task, _, metric = key.rpartition(" ")
-    return task, metric
 
 
 def _labels(runs: list[Path]) -> list[str]:
@@ -163,15 +141,10 @@ def _labels(runs: list[Path]) -> list[str]:
 def _write(folder: Path, found: Any) -> None:
     from layerroute.provenance import provenance
 
-    folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["layerroute", "retention", *sys.argv[2:]])
-    content = {"command": command, **provenance(), **found.to_dict()}
-    (folder / "retention.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {"command": command_line("retention"), **provenance(), **found.to_dict()}
+    write_json(folder / "retention.json", content)
     tables = [found.table, *([found.differences] if found.against_others else [])]
     text = "\n\n".join(table.to_markdown() for table in tables)
     (folder / "retention.md").write_text(text + "\n", encoding="utf-8")
-    with (folder / "retention.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = [asdict(change) for change in (*found.kept, *found.against_others)]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [asdict(change) for change in (*found.kept, *found.against_others)]
+    write_csv(folder / "retention.csv", [rows[0], *(row.values() for row in rows)])

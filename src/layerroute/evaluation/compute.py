@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,56 +14,23 @@ from layerroute.skipping import FAMILIES, find_router, skip_flops
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayersRun:
-    """Layers that a token runs, on average.
+def skipped_share(model: nn.Module, routing: RoutingStatistics | None) -> float | None:
+    """Share of the routed compute that was skipped, each site weighted by what skipping it saves.
 
-    Attributes:
-        total: layers of the model.
-        by_layer: by unit (``block``, ``attention``, ``mlp``), the share of tokens that ran it in each layer; layers
-            that may not be skipped are run by all.
-        skipped: share of the routed compute that was skipped, each site weighted by what skipping it saves.
+    None for a model without a layer router, or with one that is switched off.
     """
-
-    total: int
-    by_layer: dict[str, list[float]]
-    skipped: float
-
-    @property
-    def per_token(self) -> dict[str, float]:
-        """By unit, the number of layers in which a token ran it, of ``total``."""
-        return {unit: sum(shares) for unit, shares in self.by_layer.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"total": self.total, "run_per_token": self.per_token, "by_layer": self.by_layer}
+    router = find_router(model)
+    if router is None or not router.enabled or routing is None:
+        return None
+    return 1.0 - routing.cost_weighted_rate
 
 
-@dataclass(frozen=True, kw_only=True)
-class Executed:
-    """FLOPs of forward passes, as PyTorch counts them.
+def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> dict[str, Any] | None:
+    """What a token runs of the model's layers, from the routing that was served; None as in ``skipped_share``.
 
-    Attributes:
-        per_token: of the model as it is served.
-        windows: on which they were counted.
-        full_depth: analytic FLOPs of a token that runs all layers, None where they are not known.
+    ``total`` layers; ``by_layer``, by unit (``block``, ``attention``, ``mlp``), the share of tokens that ran it in each
+    (layers that may not be skipped are run by all); ``run_per_token``, by unit, in how many a token ran it on average.
     """
-
-    per_token: float
-    windows: int
-    full_depth: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "executed_per_token": self.per_token,
-            "full_depth_per_token": self.full_depth,
-            "windows": self.windows,
-        }
-
-
-def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> LayersRun | None:
-    """From the routing that was served; None for a model without a layer router, or with one that is switched off."""
     router = find_router(model)
     if router is None or not router.enabled or routing is None:
         return None
@@ -74,7 +40,8 @@ def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> LayersRun
         unit: [routing.rate.get(f"layer{layer}.{unit}", 1.0) for layer in range(total)]
         for unit in router.config.units
     }
-    return LayersRun(total=total, by_layer=by_layer, skipped=1.0 - routing.cost_weighted_rate)
+    run = {unit: sum(shares) for unit, shares in by_layer.items()}
+    return {"total": total, "run_per_token": run, "by_layer": by_layer}
 
 
 def layers_by_token(model: nn.Module, choice: Sequence[Sequence[int]]) -> tuple[int | None, list[float]]:
@@ -102,8 +69,12 @@ def count_executed(
     *,
     most: int = 4,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Executed:
-    """Count on at most ``most`` batches, evenly spaced: counting costs another forward pass."""
+) -> dict[str, float | None]:
+    """FLOPs of forward passes as PyTorch counts them, on at most ``most`` batches: that costs another forward pass.
+
+    ``executed_per_token`` of the model as it is served, ``full_depth_per_token``, the analytic FLOPs of a token that
+    runs all layers (None where they are not known), and ``windows``, on which they were counted, evenly spaced.
+    """
     chosen = [batches[index] for index in evenly(len(batches), most)]
     sizes = [batch["input_ids"].numel() for batch in chosen]
     flops = [
@@ -116,8 +87,8 @@ def count_executed(
         lengths = [batch["input_ids"].shape[1] for batch in chosen]
         base = [skip_flops(config, router.config, length).base_per_token for length in lengths]
         full = sum(one * size for one, size in zip(base, sizes, strict=True)) / sum(sizes)
-    return Executed(
-        per_token=sum(flops) / sum(sizes),
-        windows=sum(len(batch["input_ids"]) for batch in chosen),
-        full_depth=full,
-    )
+    return {
+        "executed_per_token": sum(flops) / sum(sizes),
+        "full_depth_per_token": full,
+        "windows": sum(len(batch["input_ids"]) for batch in chosen),
+    }

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
 
+from layerroute.evaluation.perplexity import inference
 from layerroute.ops.flops import flop_counter
 
 
-@torch.no_grad()
 def executed_flops_per_token(
     model: nn.Module,
     batch: Mapping[str, Tensor],
@@ -21,13 +20,7 @@ def executed_flops_per_token(
     It counts matrix products, convolutions and attention (a multiply-add is 2 FLOPs), not element-wise work, and
     knows nothing of kernels outside PyTorch: on CUDA with flash-linear-attention the delta rule is not in it.
     """
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    was_training = model.training
-    model.eval()
-    try:
-        with flop_counter() as counter, precision():
-            model(**inputs, use_cache=False)
-    finally:
-        model.train(was_training)
+    with inference(model) as device, flop_counter() as counter, precision():
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        model(**inputs, use_cache=False)
     return counter.get_total_flops() / inputs["input_ids"].numel()

@@ -8,7 +8,7 @@ from typing import Any
 
 from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
-from layerroute.evaluation.compute import Batch, count_executed, layers_run
+from layerroute.evaluation.compute import Batch, count_executed, layers_run, skipped_share
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.perplexity import evaluate
 
@@ -115,8 +115,7 @@ def _one(
         advance(done / total)
 
     result = evaluate(loaded.model, batches, precision=loaded.in_precision, on_batch=count)
-    executed = count_executed(loaded.model, batches, precision=loaded.in_precision)
-    routing, layers = result.routing, layers_run(loaded.model, result.routing)
+    routing = result.routing
     return {
         "data": source,
         "loss": result.loss,
@@ -132,12 +131,12 @@ def _one(
             "paths": routing.paths,
             "rate": routing.rate,
             "mean_rate": routing.mean_rate,
-            "skipped": None if layers is None else layers.skipped,
+            "skipped": skipped_share(loaded.model, routing),
             "entropy": routing.entropy,
             "token_entropy": routing.token_entropy,
             "causal": routing.causal,
             "tokens": routing.tokens,
         },
-        "layers": None if layers is None else layers.to_dict(),
-        "flops": executed.to_dict(),
+        "layers": layers_run(loaded.model, routing),
+        "flops": count_executed(loaded.model, batches, precision=loaded.in_precision),
     }, result.window_losses

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,18 @@ class _Places:
         return found
 
 
-@torch.no_grad()
+@contextmanager
+def inference(model: nn.Module) -> Iterator[torch.device]:
+    """Inference mode while this lasts, without gradients; the device of the model."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(was_training)
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
@@ -94,17 +105,14 @@ def evaluate(
     Raises:
         ValueError: if no token is predicted at all.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    count = torch.zeros((), dtype=torch.int64, device=device)
     windows: list[Tensor] = []
-    places = _Places(device)
     routing = RoutingAccumulator()
     started = time.perf_counter()
-    try:
+    with inference(model) as device:
+        places = _Places(device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        count = torch.zeros((), dtype=torch.int64, device=device)
         for batch in batches:
             inputs = {name: value.to(device) for name, value in batch.items()}
             labels = inputs.pop("labels", inputs["input_ids"])
@@ -129,8 +137,6 @@ def evaluate(
                 routing.add(decision)
             if on_batch is not None:
                 on_batch(len(labels))
-    finally:
-        model.train(was_training)
     tokens = int(count)
     if tokens == 0:
         raise ValueError("nothing to evaluate: no batch holds a token to predict")

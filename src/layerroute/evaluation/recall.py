@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerroute.data.recall.prepared import RecallData
-from layerroute.evaluation.perplexity import evaluate
+from layerroute.evaluation.perplexity import evaluate, inference
 from layerroute.objectives.language_model import IGNORE
 
 
@@ -63,7 +63,6 @@ def recall_by_length(
     return points
 
 
-@torch.no_grad()
 def recall_by_distance(
     model: nn.Module,
     data: RecallData,
@@ -76,18 +75,13 @@ def recall_by_distance(
     ids, answers = data.validation(rows)
     far = distances(ids, answers, writes=data.task.writes)
     right = np.zeros(ids.shape, dtype=np.bool_)
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
+    with inference(model) as device:
         for start in range(0, rows, batch_size):
             part = torch.from_numpy(ids[start : start + batch_size]).to(device)
             with precision():
                 logits: Tensor = model(input_ids=part, use_cache=False).logits
             hits = logits[:, :-1].argmax(dim=-1) == part[:, 1:]
             right[start : start + batch_size, 1:] = hits.cpu().numpy()
-    finally:
-        model.train(was_training)
     points, low = [], 1
     while low <= int(far.max()):
         inside = answers & (far >= low) & (far < 2 * low)

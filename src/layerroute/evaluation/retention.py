@@ -7,12 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from layerroute.errors import UserError
-from layerroute.evaluation.compute import layers_run
+from layerroute.evaluation.compute import skipped_share
 from layerroute.evaluation.harness import (
     HFLM,
     LayerrouteLM,
@@ -25,6 +25,7 @@ from layerroute.evaluation.loading import LoadedModel, load_model, precision_of
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_tasks
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
+from layerroute.lab.retention import PERPLEXITY, Scores
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import Precision
 from layerroute.routing import get_handle, set_serve
@@ -33,7 +34,6 @@ from layerroute.skipping.storage import DESCRIPTION, base_source, read_router
 
 BASE = "base"
 TEXT = "text"
-PERPLEXITY = "perplexity"
 _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
 _PROBED, _PROBES = 64, 6  # documents on which a rate is sought, and how often
 _MOST = 0.99  # a rate of 0 or 1 is not held
@@ -45,19 +45,6 @@ Work = Callable[[int | None], tuple[Values, float]]
 """Scores so many documents (None: all that were asked for); their values, and the FLOPs that it took."""
 Made = tuple[float | None, Values, dict[str, float]]
 """Share of routed compute that was skipped, values, and FLOPs by the keys of the values."""
-
-
-class Scored(NamedTuple):
-    """One model's scores.
-
-    ``skipped``: share of routed compute that was skipped while it was scored, 0 for the base. ``executed``: by the keys
-    of ``values``, the FLOPs of all forward passes that scored it, as ``ops.flops.flop_counter`` sees them.
-    """
-
-    label: str
-    skipped: float | None
-    values: Values
-    executed: dict[str, float]
 
 
 class Scorer:
@@ -100,7 +87,7 @@ class Scorer:
         self.precision, self.serve = precision, serve
         self._skipped_of_text: float | None = None
 
-    def base(self, name: str, precision: str) -> Scored:
+    def base(self, name: str, precision: str) -> Scores:
         """The pretrained model itself: no router, no adapter; by the harness's own class."""
 
         def make() -> Made:
@@ -129,7 +116,7 @@ class Scorer:
         """In which a run of layer skipping, or a router folder, is scored."""
         return self.precision or precision_of(read_router(router_folder(checkpoint)).notes.get("precision"))
 
-    def routed(self, label: str, checkpoint: Path) -> Scored:
+    def routed(self, label: str, checkpoint: Path) -> Scores:
         """A run of layer skipping, or a router folder."""
 
         def make() -> Made:
@@ -139,7 +126,7 @@ class Scorer:
 
         return self._kept(label, str(checkpoint), make, self.precision, self.serve)
 
-    def at_cost_of(self, other: str, rival: Path, label: str, checkpoint: Path) -> Scored:
+    def at_cost_of(self, other: str, rival: Path, label: str, checkpoint: Path) -> Scores:
         """A router where it executes as many FLOPs as another model, task by task.
 
         It holds its rate. What rate that is to be is found on the first documents of each task, which both read one by
@@ -225,8 +212,7 @@ class Scorer:
             )
             with flop_counter() as counter:
                 result = evaluate(loaded.model, batches, precision=loaded.in_precision)
-            layers = layers_run(loaded.model, result.routing)
-            self._skipped_of_text = None if layers is None else layers.skipped
+            self._skipped_of_text = skipped_share(loaded.model, result.routing)
             return {f"{TEXT} {PERPLEXITY}": result.window_losses}, float(counter.get_total_flops())
 
         def task(one: Any, documents: int | None) -> tuple[Values, float]:
@@ -269,7 +255,7 @@ class Scorer:
     def _manager(self) -> Any:
         return task_manager(self._made_tasks)
 
-    def _kept(self, label: str, model: str, make: Callable[[], Made], *settings: str | None) -> Scored:
+    def _kept(self, label: str, model: str, make: Callable[[], Made], *settings: str | None) -> Scores:
         file = None if self.folder is None else self.folder / f"{_file_name(label)}.json"
         asked = self._asked(model, settings)
         content: dict[str, Any] | None = None
@@ -290,7 +276,11 @@ class Scorer:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return Scored(label, content["skipped"], content["values"], content["executed"])
+        values, executed = (
+            {tuple(key.rsplit(" ", 1)): found for key, found in content[name].items()}
+            for name in ("values", "executed")
+        )
+        return Scores(label=label, skipped=content["skipped"], values=values, executed=executed)
 
     def _asked(self, model: str, settings: Sequence[str | None]) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""

@@ -59,6 +59,15 @@ class RoutingStatistics:
         }
 
 
+# What is added up, in the order in which processes reduce it.
+_DTYPES = {
+    "counts": torch.int64,
+    "token_entropy": torch.float64,
+    "balance": torch.float64,
+    "tokens": torch.int64,
+}
+
+
 @dataclass(kw_only=True)
 class RoutingAccumulator:
     """Adds up decisions; counts are exact integers, so sums do not depend on the order of batches.
@@ -69,11 +78,8 @@ class RoutingAccumulator:
     sites: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     causal: bool = True
-    _counts: Tensor | None = None
-    _token_entropy: Tensor | None = None
-    _balance: Tensor | None = None
-    _tokens: Tensor | None = None
-    _costs: Tensor | None = field(default=None, repr=False)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _costs: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
     @torch.no_grad()
     def add(self, decision: RouteDecision) -> None:
@@ -81,33 +87,31 @@ class RoutingAccumulator:
         decision = decision.detach()
         tokens = decision.valid.sum()
         weight = tokens.double()
-        counts = decision.counts()
-        entropy = decision.token_entropy().double() * weight
-        balance = switch_loss(decision).double() * weight
+        batch = {
+            "counts": decision.counts(),
+            "token_entropy": decision.token_entropy().double() * weight,
+            "balance": switch_loss(decision).double() * weight,
+            "tokens": tokens,
+        }
         self.causal = self.causal and decision.causal
-        if self._counts is None:
+        if not self._sums:
             self.sites, self.paths, self._costs = decision.sites, decision.paths, decision.costs
-            self._counts, self._token_entropy = counts.clone(), entropy
-            self._balance, self._tokens = balance, tokens
+            self._sums = batch
             return
         if (decision.sites, decision.paths) != (self.sites, self.paths):
             raise ValueError(
                 f"decisions of other sites or paths cannot be added: {decision.sites} {decision.paths}, "
                 f"expected {self.sites} {self.paths}"
             )
-        assert self._token_entropy is not None and self._balance is not None and self._tokens is not None
-        self._counts += counts
-        self._token_entropy = self._token_entropy + entropy
-        self._balance = self._balance + balance
-        self._tokens = self._tokens + tokens
+        self._sums = {name: self._sums[name] + value for name, value in batch.items()}
 
     def result(self) -> RoutingStatistics | None:
         """The statistics so far, None if no valid token was seen."""
-        if self._counts is None or self._tokens is None or int(self._tokens) == 0:
+        if not self._sums or int(self._sums["tokens"]) == 0:
             return None
-        assert self._token_entropy is not None and self._balance is not None and self._costs is not None
-        tokens = int(self._tokens)
-        shares = [[count / tokens for count in row] for row in self._counts.tolist()]
+        sums: dict[str, Any] = {name: value.tolist() for name, value in self._sums.items()}
+        tokens: int = sums["tokens"]
+        shares = [[count / tokens for count in row] for row in sums["counts"]]
         costs = self._costs.double().tolist()
         spread = sum(row[-1] - row[0] for row in costs)
         spent = sum(
@@ -115,7 +119,6 @@ class RoutingAccumulator:
             for row, costs_row in zip(shares, costs, strict=True)
             for share, cost in zip(row, costs_row, strict=True)
         )
-        unsure = self._token_entropy.tolist()
         return RoutingStatistics(
             sites=self.sites,
             paths=self.paths,
@@ -123,65 +126,48 @@ class RoutingAccumulator:
             tokens=tokens,
             rate={site: row[-1] for site, row in zip(self.sites, shares, strict=True)},
             entropy={site: _entropy(row) for site, row in zip(self.sites, shares, strict=True)},
-            token_entropy={site: value / tokens for site, value in zip(self.sites, unsure, strict=True)},
+            token_entropy={
+                site: value / tokens for site, value in zip(self.sites, sums["token_entropy"], strict=True)
+            },
             fraction=dict(zip(self.sites, shares, strict=True)),
-            balance_loss=float(self._balance) / tokens,
+            balance_loss=sums["balance"] / tokens,
             cost_weighted_rate=spent / spread if spread else 0.0,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers from which ``load_state_dict`` restores the sums exactly; JSON can hold them."""
-        if self._counts is None:
+        if not self._sums:
             return {}
-        assert self._token_entropy is not None and self._balance is not None
-        assert self._tokens is not None and self._costs is not None
         return {
             "sites": list(self.sites),
             "paths": list(self.paths),
             "causal": self.causal,
-            "counts": self._counts.tolist(),
-            "token_entropy": self._token_entropy.tolist(),
-            "balance": float(self._balance),
-            "tokens": int(self._tokens),
+            **{name: value.tolist() for name, value in self._sums.items()},
             "costs": self._costs.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Restore what ``state_dict`` returned; an empty state clears the sums."""
-        if not state:
-            self.reset()
-            return
-        self.sites, self.paths = tuple(state["sites"]), tuple(state["paths"])
-        self.causal = state["causal"]
-        self._counts = torch.tensor(state["counts"], dtype=torch.int64, device=device)
-        self._token_entropy = torch.tensor(state["token_entropy"], dtype=torch.float64, device=device)
-        self._balance = torch.tensor(state["balance"], dtype=torch.float64, device=device)
-        self._tokens = torch.tensor(state["tokens"], dtype=torch.int64, device=device)
-        self._costs = torch.tensor(state["costs"], dtype=torch.float32, device=device)
+        self.reset()
+        if state:
+            self.sites, self.paths = tuple(state["sites"]), tuple(state["paths"])
+            self.causal = state["causal"]
+            self._sums = {
+                name: torch.tensor(state[name], dtype=dtype, device=device) for name, dtype in _DTYPES.items()
+            }
+            self._costs = torch.tensor(state["costs"], dtype=torch.float32, device=device)
 
     def over_ranks(self) -> "RoutingAccumulator":
         """The sums of all processes of a distributed run together; all of them must call it."""
-        if self._counts is None:
-            return self
-        assert self._token_entropy is not None and self._balance is not None and self._tokens is not None
-        return replace(
-            self,
-            _counts=all_reduced(self._counts),
-            _token_entropy=all_reduced(self._token_entropy),
-            _balance=all_reduced(self._balance),
-            _tokens=all_reduced(self._tokens),
-        )
+        return replace(self, _sums={name: all_reduced(value) for name, value in self._sums.items()})
 
     def clear_counts(self) -> None:
         """Set all sums to zero, but keep sites and paths: this process adds nothing to the others' sums."""
-        for value in (self._counts, self._token_entropy, self._balance, self._tokens):
-            if value is not None:
-                value.zero_()
+        self._sums = {name: torch.zeros_like(value) for name, value in self._sums.items()}
 
     def reset(self) -> None:
         """Forget all that was added."""
-        self._counts = self._token_entropy = self._balance = self._tokens = self._costs = None
-        self.causal = True
+        self._sums, self.causal = {}, True
 
 
 def _entropy(shares: list[float]) -> float:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from layerroute.evaluation.perplexity import inference
 from layerroute.routing import collect_decisions
 
 SHORTEST, LONGEST = 8, 40
@@ -84,7 +85,6 @@ def choose_sentences(windows: Sequence[Sequence[str]], count: int) -> list[Span]
     return chosen
 
 
-@torch.no_grad()
 def routes_of(
     model: nn.Module,
     input_ids: Tensor,
@@ -95,13 +95,8 @@ def routes_of(
 
     None for a model without routing.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with precision(), collect_decisions(model) as decisions:
-            model(input_ids=input_ids.to(next(model.parameters()).device), use_cache=False)
-    finally:
-        model.train(was_training)
+    with inference(model) as device, precision(), collect_decisions(model) as decisions:
+        model(input_ids=input_ids.to(device), use_cache=False)
     if not decisions:
         return None
     (decision,) = decisions
@@ -145,20 +140,12 @@ def collect_token_routes(
     return {"sites": sites, "paths": paths, "sentences": found}
 
 
-@torch.no_grad()
 def _losses(
     model: nn.Module, ids: Tensor, precision: Callable[[], AbstractContextManager[object]]
 ) -> list[float | None]:
     """Cross-entropy in nats of every token but the first, in inference mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        with precision():
-            logits: Tensor = model(
-                input_ids=ids[None].to(next(model.parameters()).device), use_cache=False
-            ).logits
-    finally:
-        model.train(was_training)
+    with inference(model) as device, precision():
+        logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(logits[0, :-1].float().cpu(), ids[1:].cpu(), reduction="none")
     return [None, *(round(value, 4) for value in losses.tolist())]
 

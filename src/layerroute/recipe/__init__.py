@@ -3,7 +3,6 @@
 from layerroute.recipe.recipe import Recipe, dump_recipe, load_recipe, recipe_to_dict
 from layerroute.recipe.shipped import (
     find_recipe,
-    is_study,
     kind_of_file,
     shipped_folder,
     shipped_recipes,
@@ -15,7 +14,6 @@ __all__ = [
     "Recipe",
     "dump_recipe",
     "find_recipe",
-    "is_study",
     "kind_of_file",
     "load_recipe",
     "recipe_to_dict",

@@ -50,11 +50,6 @@ def kind_of_file(file: Path) -> Literal["recipe", "study", "tasks"]:
     return "study" if "arms" in tree else "tasks" if "tasks" in tree else "recipe"
 
 
-def is_study(file: Path) -> bool:
-    """Whether a YAML file names arms, as studies do and recipes do not. False where it cannot be read."""
-    return kind_of_file(file) == "study"
-
-
 def _shipped() -> Iterator[tuple[str, Literal["recipe", "study", "tasks"]]]:
     folder = shipped_folder()
     for path in sorted(folder.rglob(f"*{SUFFIX}")):

@@ -179,24 +179,7 @@ class Routing(nn.Module):
         paths = len(self.paths)
         forced = None if self.chooser is None else self.chooser(self.sites, positions, token_ids)
         if self.router is None:
-            assert self.config.control is not None
-            keys = positions if token_ids is None else positions + token_ids.long() * 1_000_003
-            if self.config.control == "oracle":
-                if asked is None:
-                    raise UserError("routing.control: oracle needs token ids, and a hybrid model to route")
-                expensive = asked.unsqueeze(-1).expand(-1, -1, len(self.sites))
-            else:
-                expensive = control_choice(
-                    self.config.control,
-                    positions=positions,
-                    keys=keys,
-                    rate=self.rate,
-                    training=self.training,
-                    seed=self.config.control_seed,
-                    sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
-                    first=self.first,
-                    total=self.total,
-                )
+            expensive = self._controlled(positions, token_ids, asked)
             choice = expensive.long() * (paths - 1) if forced is None else forced
             gate = F.one_hot(choice, paths).to(torch.float32)
             probabilities = gate
@@ -241,6 +224,44 @@ class Routing(nn.Module):
             costs=self.costs,
             gate=gate,
             causal=self.causal,
+        )
+
+    @torch.no_grad()
+    def expensive(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        positions: Int[Tensor, "B T"],
+        token_ids: Int[Tensor, "B T"] | None = None,
+    ) -> Bool[Tensor, "B T R"]:
+        """Which tokens take the last path at inference, where thresholds alone decide.
+
+        ``forward`` chooses the same; its probabilities and gates cost more than the router where there is one token.
+        """
+        if self.router is None:
+            return self._controlled(positions, token_ids, None)
+        if len(self.paths) == 2:
+            return self.router.outputs(hidden) > self.thresholds.value
+        return margins(self.router(hidden)) > self.thresholds.value
+
+    def _controlled(
+        self, positions: Tensor, token_ids: Tensor | None, asked: Tensor | None
+    ) -> Bool[Tensor, "B T R"]:
+        assert self.config.control is not None
+        if self.config.control == "oracle":
+            if asked is None:
+                raise UserError("routing.control: oracle needs token ids, and a hybrid model to route")
+            return asked.unsqueeze(-1).expand(-1, -1, len(self.sites))
+        return control_choice(
+            self.config.control,
+            positions=positions,
+            keys=positions if token_ids is None else positions + token_ids.long() * 1_000_003,
+            rate=self.rate,
+            training=self.training,
+            seed=self.config.control_seed,
+            sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
+            first=self.first,
+            total=self.total,
         )
 
     def _held(

@@ -72,12 +72,16 @@ class MLPRouter(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T R P"]:
         """Logits of every path at every site."""
+        logits = self.outputs(hidden).unflatten(-1, (self.sites, -1))
+        return F.pad(logits, (1, 0)) if self.paths == 2 else logits
+
+    def outputs(self, hidden: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens O"]:
+        """What the last map gives: with two paths one logit a site, else one a site and path."""
         with torch.autocast(hidden.device.type, enabled=False):
             x = hidden.float()
             for index, layer in enumerate(self.linears()):
                 x = F.linear(x if index == 0 else F.gelu(x), layer.weight.float(), layer.bias.float())
-        logits = x.unflatten(-1, (self.sites, -1))
-        return F.pad(logits, (1, 0)) if self.paths == 2 else logits
+        return x
 
 
 def build_router(

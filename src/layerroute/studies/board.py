@@ -63,12 +63,6 @@ class RunState:
         """Whether nothing more will be done about it."""
         return self.status in ("completed", "failed")
 
-    @property
-    def worker(self) -> str | None:
-        """Host and process number of the worker that has it, or had it last."""
-        name = self.attributes.get("worker")
-        return None if name is None else str(name).rpartition(":")[0]
-
 
 @dataclass(kw_only=True)
 class Claim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -156,28 +157,15 @@ class Session:
 
     def runs_of(self, claim: Claim) -> list[PlannedRun]:
         """What a claim means: one run, or one for each seed of a sampled point."""
-        attributes = claim.attributes
+        known = {name: claim.attributes[name] for name in ("variant", "fingerprint")}
         if not self.plan.sampled:
-            return [
-                PlannedRun(
-                    key=claim.key,
-                    variant=attributes["variant"],
-                    seed=attributes["seed"],
-                    settings=attributes["settings"],
-                    fingerprint=attributes["fingerprint"],
-                )
-            ]
+            own = {name: claim.attributes[name] for name in ("seed", "settings")}
+            return [PlannedRun(key=claim.key, **known, **own)]
         sweep = self.plan.config.sweep
         assert sweep is not None
         settings = draw(claim.trial, sweep.keys)
         return [
-            PlannedRun(
-                key=f"{claim.key}-seed{seed}",
-                variant=attributes["variant"],
-                seed=seed,
-                settings=settings,
-                fingerprint=attributes["fingerprint"],
-            )
+            PlannedRun(key=f"{claim.key}-seed{seed}", **known, seed=seed, settings=settings)
             for seed in self.plan.config.seeds
         ]
 
@@ -192,13 +180,8 @@ class Session:
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:
-    return {
-        "run": run.key,
-        "variant": run.variant,
-        "seed": run.seed,
-        "settings": dict(run.settings),
-        "fingerprint": run.fingerprint,
-    }
+    content = asdict(run)
+    return {"run": content.pop("key"), **content}
 
 
 def _begun(board: Board) -> int:

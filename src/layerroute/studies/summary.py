@@ -6,7 +6,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from layerroute.lab.statistics import pareto_front
@@ -85,9 +84,3 @@ def _at_the_edge(session: Session, chosen: Mapping[str, Mapping[str, Any] | None
             if settings and len(numbers) == len(values) > 2 and settings[key] in (min(numbers), max(numbers)):
                 found.append(f"{name}: {key} {settings[key]:g}")
     return found
-
-
-def read_summary(out: Path) -> dict[str, Any] | None:
-    """What ``write_summary`` wrote, or None."""
-    file = out / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -15,6 +15,7 @@ from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
 from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.data.windows import evenly
+from layerroute.evaluation.perplexity import inference
 from layerroute.objectives.language_model import IGNORE
 from layerroute.training.configuration import TrainConfig
 
@@ -188,18 +189,12 @@ class ThresholdWindows:
             inputs = model_inputs(sequence, chosen, boundaries)
         return cls(batches=split_rows(inputs, train.evaluation_batch_size), split=split)
 
-    @torch.no_grad()
     def run(self, model: nn.Module, precision: Callable[[], AbstractContextManager[object]]) -> None:
         """One forward pass over all batches, in inference mode."""
-        device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
-        try:
+        with inference(model) as device:
             for batch in self.batches:
                 with precision():
                     model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False)
-        finally:
-            model.train(was_training)
 
 
 def _unread_windows(data: PreparedData, evaluated: int, wanted: int) -> tuple[TokenSequence, str, list[int]]:

@@ -1,9 +1,9 @@
 """Attention of some of a step's tokens, over a paged cache that all of them have written."""
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
@@ -76,38 +76,26 @@ def pieces(metadata: Any, index: Tensor, gap: int = GAP) -> tuple[Any, Tensor, i
     Returns:
         The metadata; where each of the M tokens is among the tokens of all pieces; and how many those are.
     """
-    starts = metadata.query_start_loc.tolist()
-    lengths = metadata.seq_lens.tolist()
-    tokens = index.tolist()
-    begins, requests, sees, inside, total = [0], [], [], [], 0
-    request, first, last = 0, -1, -1
-    for token in tokens:
-        if first < 0 or token >= starts[request + 1] or token - last > gap + 1:
-            if first >= 0:
-                requests.append(request)
-                sees.append(lengths[request] - (starts[request + 1] - 1 - last))
-                total += last - first + 1
-                begins.append(total)
-            while token >= starts[request + 1]:
-                request += 1
-            first = token
-        inside.append(total + token - first)
-        last = token
-    requests.append(request)
-    sees.append(lengths[request] - (starts[request + 1] - 1 - last))
-    total += last - first + 1
-    begins.append(total)
-    kind = metadata.query_start_loc.dtype
+    tokens, starts = index.numpy(), metadata.query_start_loc.numpy()
+    request = np.searchsorted(starts, tokens, side="right") - 1
+    begins = np.ones(len(tokens), dtype=bool)
+    begins[1:] = (np.diff(tokens) > gap + 1) | (np.diff(request) > 0)
+    at = np.flatnonzero(begins)
+    first, last, request = tokens[at], tokens[np.append(at[1:], len(tokens)) - 1], request[at]
+    bounds = np.append(0, np.cumsum(last - first + 1))
+    sees = metadata.seq_lens.numpy()[request] - (starts[request + 1] - 1 - last)
+    piece = np.cumsum(begins) - 1
+    inside, total = torch.from_numpy(bounds[piece] + tokens - first[piece]), int(bounds[-1])
     part = replace(
         metadata,
         num_actual_tokens=total,
-        max_query_len=max(stop - start for start, stop in pairwise(begins)),
-        query_start_loc=torch.tensor(begins, dtype=kind),
-        max_seq_len=max(sees),
-        seq_lens=torch.tensor(sees, dtype=metadata.seq_lens.dtype),
-        block_table=metadata.block_table[torch.tensor(requests)],
+        max_query_len=int((last - first).max()) + 1,
+        query_start_loc=torch.from_numpy(bounds.astype(starts.dtype)),
+        max_seq_len=int(sees.max()),
+        seq_lens=torch.from_numpy(sees).to(metadata.seq_lens.dtype),
+        block_table=metadata.block_table[torch.from_numpy(request)],
     )
-    return part, torch.tensor(inside), total
+    return part, inside, total
 
 
 def _planned(attention: Any, metadata: Any, dtype: torch.dtype) -> Any:

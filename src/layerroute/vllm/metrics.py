@@ -15,7 +15,8 @@ class RateCounters:
     def __init__(self, sites: Sequence[str]) -> None:
         self.tokens = 0
         self.run = dict.fromkeys(sites, 0)
-        self._total, self._by_site = _counters()
+        self._total, by_site = _counters()
+        self._by_site = {site: by_site.labels(site) for site in sites}
 
     def count(self, tokens: int, run: Mapping[str, int]) -> None:
         """Add a step."""
@@ -23,7 +24,7 @@ class RateCounters:
         self._total.inc(tokens)
         for site, number in run.items():
             self.run[site] += number
-            self._by_site.labels(site).inc(number)
+            self._by_site[site].inc(number)
 
     def rates(self) -> dict[str, float | None]:
         """By site; None before the first token."""

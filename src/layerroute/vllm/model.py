@@ -14,13 +14,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from layerroute.errors import UserError
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.router import LayerRouter
-from layerroute.vllm.layers import (
-    FoldedSkip,
-    RoutedLayer,
-    add_key_projection,
-    fill_key_projection,
-    stream,
-)
+from layerroute.vllm.layers import RoutedLayer, stream, whole
 from layerroute.vllm.metrics import RateCounters
 from layerroute.vllm.settings import check
 from layerroute.vllm.step import SiteRun, SlotMemory, Step, metadata_of
@@ -48,8 +42,9 @@ class RoutedCausalLM:
             router = LayerRouter(self.skip, text.hidden_size, costs=path_costs(text, self.skip))
         router.execution = "masked"  # what it lays down for transformers is not used here
         model.layerroute = router.eval().requires_grad_(False)
-        self.memory, self.rates, self.steps = SlotMemory(), RateCounters(router.sites), 0
+        self.memory, self.rates = SlotMemory(), RateCounters(router.sites)
         self.routed: dict[int, RoutedLayer] = {}
+        self.sites: dict[int, list[tuple[str, str]]] = {}
         self.layers: list[Any] = list(model.model.layers)
         self.anchor = self.layers[self.skip.layers[0]].self_attn.attn  # type: ignore[index]
         if self.skip.serve == "rate" and self.anchor.attn_backend.get_name() != "CPU_ATTN":
@@ -57,9 +52,9 @@ class RoutedCausalLM:
                 f"serve: rate is kept beside the cache of vLLM's CPU backend, and this is "
                 f"{self.anchor.attn_backend.get_name()}; export with --serve threshold"
             )
-        if {"block", "attention"} & set(self.skip.units):
-            for layer in self.skip.layers or []:
-                add_key_projection(self.layers[layer])
+        for index in self.skip.layers or []:
+            self.routed[index] = RoutedLayer(self.layers[index], self.skip)
+            self.sites[index] = [(unit, f"layer{index}.{unit}") for unit in self.skip.units]
 
     def forward(
         self,
@@ -77,12 +72,14 @@ class RoutedCausalLM:
             if step is not None and index in step.router.deciders:
                 step.decide(index, stream(hidden, residual))
             routes = {} if step is None else self._routes(step, index)
-            if not routes:
+            if step is None or not step.skipping:
                 hidden, residual = layer(positions, hidden, residual)
-            elif step is not None and step.tokens < len(positions):
+            elif step.tokens < len(positions):
                 raise UserError("a step of a routed model must not be padded; serve it with --enforce-eager")
-            else:
+            elif routes:
                 hidden, residual = self.routed[index](positions, hidden, residual, routes)
+            else:
+                hidden, residual = whole(layer, positions, hidden, residual)
         if step is not None:
             self.rates.count(step.tokens, step.counts)
         out: Tensor = model.model.norm(hidden) if residual is None else model.model.norm(hidden, residual)[0]
@@ -98,9 +95,7 @@ class RoutedCausalLM:
         return Step(router.layerroute, positions, input_ids, metadata, self.memory, size)
 
     def _routes(self, step: Step, index: int) -> dict[str, SiteRun]:
-        if index not in self.routed:
-            return {}
-        found = {unit: step.route(index, unit) for unit in self.skip.units}
+        found = {unit: step.route(site) for unit, site in self.sites.get(index, ())}
         return {unit: route for unit, route in found.items() if route is not None}
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -124,17 +119,9 @@ class RoutedCausalLM:
             ) from error
         if router.budgets is not None and router.budgets.holds(router.config.budget):
             router.set_budget(router.config.budget)
-        dtype = next(self.layers[0].parameters()).dtype
-        for index in self.skip.layers or []:
-            layer = self.layers[index]
-            skips = {unit: router.skip_path(index, unit) for unit in self.skip.units}
-            folded = {unit: None if path is None else FoldedSkip(path, dtype) for unit, path in skips.items()}
-            self.routed[index] = RoutedLayer(layer, folded)
-            if hasattr(layer, "kv_proj"):
-                fill_key_projection(layer)
-                loaded |= {
-                    f"model.layers.{index}.kv_proj.{name}" for name, _ in layer.kv_proj.named_parameters()
-                }
+        for index, layer in self.routed.items():
+            filled = layer.fill({unit: router.skip_path(index, unit) for unit in self.skip.units})
+            loaded |= {f"model.layers.{index}.{name}" for name in filled}
         return loaded | {f"{_PREFIX}{name}" for name, _ in router.named_parameters()}
 
 

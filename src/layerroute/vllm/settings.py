@@ -60,5 +60,8 @@ def _obstacles(vllm_config: Any, config: Any, skip: SkipConfig) -> Iterator[str]
         yield "transfer of keys and values (kv_transfer_config): layers that are skipped do not wait for it"
     if model.runner_type != "generate":
         yield f"runner {model.runner_type}: it generates text"
+    depth = getattr(config, "num_hidden_layers", None)
+    if depth is not None and max(skip.layers or [0]) >= depth:
+        yield f"{depth} layers (num_hidden_layers): its router decides about layer {max(skip.layers or [0])}"
     if skip.sink_ids and getattr(model, "enable_prompt_embeds", False):
         yield "prompt embeddings (enable_prompt_embeds): its separators are known by token id"

@@ -7,6 +7,8 @@ for a prefix that another request computed, and after preemption.
 """
 
 import itertools
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ from layerroute.skipping.context import CallContext
 from layerroute.skipping.router import LayerRouter
 
 _RUN = 1
+_FEW = 64
+
+FREE_ROWS = 8
+"""Rows of a product that take no longer than to read its weights: measured in fp32 on two cores with AVX-512."""
 
 
 class SlotMemory:
@@ -61,6 +67,7 @@ class Step:
         tokens: N real ones; whatever else is in the buffers decides nothing.
         decoding: whether each request has one token.
         counts: by site, tokens that run.
+        skipping: whether anybody skips anything, by what is decided so far.
     """
 
     def __init__(
@@ -77,14 +84,32 @@ class Step:
         self.decoding = int(metadata.max_query_len) == 1
         self.metadata = metadata
         self.counts: dict[str, int] = {}
-        self._runs: dict[str, Tensor] = {}
+        self.skipping = False
+        self._runs: dict[str, tuple[Picked, int]] = {}
         self.positions = positions[: self.tokens].long()
         self.token_ids = None if token_ids is None else token_ids[: self.tokens].long()
-        self._groups: list[tuple[Tensor | None, Tensor | None, CallContext]] = []
-        if router.config.serve == "rate":
-            self._groups = list(self._by_length(block_size))
-        else:
-            self._groups = [(None, None, self._context(slice(None), None))]
+        self._block_size = block_size
+
+    @cached_property
+    def _groups(self) -> list[tuple[Tensor | None, Tensor | None, CallContext]]:
+        """Tokens that decide together, where thresholds alone are not the whole word."""
+        if self.router.config.serve == "rate":
+            return list(self._by_length(self._block_size))
+        return [(None, None, self._context(slice(None), None))]
+
+    @cached_property
+    def _always(self) -> Tensor | None:
+        """(N, 1) tokens that run whatever is decided; None where there are none."""
+        config = self.router.config
+        ids = config.sink_ids if self.token_ids is not None else None
+        if self.tokens <= _FEW:  # plain numbers cost less than a tensor operation
+            late = not config.sink_tokens or min(self.positions.tolist()) >= config.sink_tokens
+            if late and not (ids and not set(ids).isdisjoint(self.token_ids.tolist())):  # type: ignore[union-attr]
+                return None
+        always = self.positions < config.sink_tokens
+        for token in ids or []:
+            always = always | (self.token_ids == token)
+        return always.unsqueeze(-1) if bool(always.any()) else None
 
     def _context(self, rows: Any, served: Served | None) -> CallContext:
         positions, ids = self.positions[rows], None if self.token_ids is None else self.token_ids[rows]
@@ -131,55 +156,100 @@ class Step:
 
     def decide(self, layer: int, hidden: Tensor) -> None:
         """Let the router that reads the input of ``layer`` (N, D) decide for its sites."""
+        # Not all_routings(), which walks through all modules: there may be a router a layer.
+        routing: Any = self.router.routings[self.router.deciders[layer]]
         hidden = hidden[: self.tokens]
-        choices = []
+        if self.router.config.serve == "threshold" and routing.seen is None:
+            ids = None if self.token_ids is None else self.token_ids[None]
+            run = routing.expensive(hidden[None], positions=self.positions[None], token_ids=ids)[0]
+            if self._always is not None:
+                run = run | self._always
+        else:
+            run = self._decided(layer, routing, hidden)
+        counts = run.sum(dim=0).tolist() if self.tokens > 1 else list(map(int, run[0].tolist()))
+        picked = Picked(run, counts)
+        for column, (site, count) in enumerate(zip(routing.sites, counts, strict=True)):
+            self.counts[site] = count
+            if count < self.tokens:
+                self.skipping = True
+                self._runs[site] = picked, column
+
+    def _decided(self, layer: int, routing: Any, hidden: Tensor) -> Tensor:
+        """(N, R) as the router decides in transformers, for all tokens alike or request by request."""
+        run = torch.empty(self.tokens, len(routing.sites), dtype=torch.bool, device=hidden.device)
         for rows, slots, context in self._groups:
             self.router.decide(layer, hidden.unsqueeze(0) if rows is None else hidden[rows], context, None)
-            decision = context.decisions[-1]
             if slots is not None and context.served is not None and context.served.memory is not None:
-                name = f"served{self.router.all_routings()[self.router.deciders[layer]].first}"
+                name = f"served{routing.first}"
                 if name in context.served.memory:
                     self.memory.write(name, slots, context.served.memory[name][:, 1:])
-            choices.append((rows, decision.choice))
-        sites = decision.sites
-        if choices[0][0] is None:
-            run = choices[0][1][0] == _RUN
-        else:
-            run = torch.empty(self.tokens, len(sites), dtype=torch.bool, device=hidden.device)
-            for rows, choice in choices:
-                run[rows] = choice == _RUN
-        for site, column, count in zip(sites, run.T, run.sum(dim=0).tolist(), strict=True):
-            self._runs[site], self.counts[site] = column, count
+            chosen = context.decisions[-1].choice == _RUN
+            if rows is None:
+                run = chosen[0]
+            else:
+                run[rows] = chosen
+        return run
 
-    def route(self, layer: int, unit: str) -> "SiteRun | None":
+    def route(self, site: str) -> "SiteRun | None":
         """What a site does in this step; None where all tokens run."""
-        site = f"layer{layer}.{unit}"
-        if site not in self._runs or self.counts[site] == self.tokens:
+        if site not in self._runs:
             return None
-        return SiteRun(self._runs[site], self.counts[site], self._sparse(self.counts[site]))
+        picked, column = self._runs[site]
+        count = self.counts[site]
+        execution = self.router.config.execution
+        sparse = execution == "sparse" or (execution == "auto" and self._pays(count))
+        context = None
+        if self.decoding and execution != "sparse":
+            context = self._context_tokens * (self.tokens - count) // self.tokens
+        return SiteRun(picked, column, count, sparse, context)
 
-    def _sparse(self, count: int) -> bool:
-        config = self.router.config
-        if config.execution != "auto" or not count:
-            return config.execution != "masked"
-        limits = config.profitability
-        share = limits.decode if self.decoding else limits.prefill
-        return self.tokens - count >= share * self.tokens
+    def _pays(self, count: int) -> bool:
+        """Whether enough rows are spared. The first ones are free: a layer's weights are read for one as for all."""
+        return self.tokens - max(count, FREE_ROWS) >= self.router.config.profitability.prefill * self.tokens
+
+    @cached_property
+    def _context_tokens(self) -> int:
+        """Tokens that all requests attend to."""
+        return int(self.metadata.seq_lens.sum())
 
 
+class Picked:
+    """Which of N tokens run at each of R sites, (N, R), and where they are; found for all sites in one go."""
+
+    def __init__(self, run: Tensor, counts: list[int]) -> None:
+        self._run, self._counts = run, counts
+        self._found: list[tuple[Tensor, ...]] = []
+
+    def indices(self, column: int) -> tuple[Tensor, Tensor]:
+        """Tokens that run at a site, and tokens that skip, in order."""
+        if not self._found:
+            run = self._run.T
+            others = [len(self._run) - count for count in self._counts]
+            for which, counts in ((run, self._counts), (~run, others)):
+                self._found.append(which.nonzero()[:, 1].split(counts))
+        return self._found[0][column], self._found[1][column]
+
+
+@dataclass(slots=True)
 class SiteRun:
-    """Which tokens run at a site: ``count`` of those where ``run`` is true; ``sparse``: nobody else is computed."""
+    """What a site does in a step.
 
-    def __init__(self, run: Tensor, count: int, sparse: bool) -> None:
-        self.run, self.count, self.sparse = run, count, sparse
-        self._indices: tuple[Tensor, Tensor] | None = None
+    Attributes:
+        count: tokens that run.
+        sparse: nobody else is computed, but for what costs less than to leave it out.
+        context: about how many tokens those that skip would attend to, where each is a request of its own; else None.
+    """
+
+    picked: Picked
+    column: int
+    count: int
+    sparse: bool
+    context: int | None
 
     @property
     def indices(self) -> tuple[Tensor, Tensor]:
         """Tokens that run, and tokens that skip, in order."""
-        if self._indices is None:
-            self._indices = self.run.nonzero().squeeze(1), (~self.run).nonzero().squeeze(1)
-        return self._indices
+        return self.picked.indices(self.column)
 
 
 def metadata_of(layer_name: str) -> Any:

@@ -11,7 +11,7 @@ from layerroute.errors import UserError
 from layerroute.recipe import (
     dump_recipe,
     find_recipe,
-    is_study,
+    kind_of_file,
     load_recipe,
     shipped,
     shipped_folder,
@@ -86,8 +86,8 @@ def test_studies_are_shipped_and_are_no_recipes() -> None:
     studies = list(shipped_studies())
     assert "attention_routing/recall" in studies
     assert not set(studies) & set(SHIPPED)
-    assert all(is_study(find_recipe(name)) for name in studies)
-    assert not any(is_study(find_recipe(name)) for name in SHIPPED)
+    assert {kind_of_file(find_recipe(name)) for name in studies} == {"study"}
+    assert {kind_of_file(find_recipe(name)) for name in SHIPPED} == {"recipe"}
     assert list(shipped_task_lists()) == ["evaluation/original"]
     assert not {*shipped_task_lists()} & {*SHIPPED, *studies}
 

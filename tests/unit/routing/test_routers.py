@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from layerroute.errors import UserError
-from layerroute.routing import MLPRouter, build_router
+from layerroute.routing import MLPRouter, RoutingConfig, build_router
+from layerroute.routing.module import Routing
 
 
 def test_two_paths_share_one_logit():
@@ -44,3 +45,26 @@ def test_unknown_kind():
         build_router("linea", 8, 1)
     with pytest.raises(ValueError, match="2 paths"):
         MLPRouter(8, sites=1, paths=1)
+
+
+@pytest.mark.parametrize("paths", [("skip", "run"), ("gdn", "both", "softmax")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"router": "linear"},
+        {"router": "mlp"},
+        *({"control": name} for name in ("random", "periodic", "static")),
+    ],
+    ids=lambda config: next(iter(config.values())),
+)
+def test_the_choice_alone_is_that_of_the_whole_decision(config, paths):
+    torch.manual_seed(0)
+    module = Routing(
+        RoutingConfig(**config), 16, sites=[f"layer{i}.block" for i in range(5)], paths=paths
+    ).eval()
+    module.thresholds.value.normal_()
+    hidden, ids = torch.randn(3, 33, 16) * 30, torch.randint(0, 99, (3, 33))
+    positions = torch.arange(33).expand(3, -1)
+    whole = module(hidden, valid=ids >= 0, positions=positions, token_ids=ids)
+    assert 0.1 < whole.expensive.float().mean() < 0.9
+    assert torch.equal(module.expensive(hidden, positions=positions, token_ids=ids), whole.expensive)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from layerroute.studies.display import StudyLines, StudyTable, last_point
 from layerroute.studies.session import Session
-from layerroute.studies.summary import read_summary, write_summary
+from layerroute.studies.summary import FILE, write_summary
 
 MakeSession = Callable[..., Session]
 
@@ -113,8 +113,7 @@ def test_the_summary_has_the_front_of_both_objectives_and_every_failure(make_ses
         else:
             board.fail(claim, "it diverged")
     write_summary(session)
-    found = read_summary(session.out)
-    assert found is not None
+    found = json.loads((session.out / FILE).read_text(encoding="utf-8"))
     assert set(found["front"]) == {"runs/routed-seed1", "runs/static-seed1", "runs/static-seed2"}
     assert found["counts"] == {"completed": 5, "failed": 1, "running": 0, "waiting": 0}
     failed = [run for run in found["runs"] if run["status"] == "failed"]

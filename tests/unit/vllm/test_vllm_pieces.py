@@ -9,8 +9,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make vllm` runs
 
 import itertools
 
+from layerroute.skipping import SkipConfig
+from layerroute.skipping.router import LayerRouter
 from layerroute.vllm.attention import pieces
-from layerroute.vllm.step import SlotMemory
+from layerroute.vllm.step import Picked, SlotMemory, Step
 
 
 @dataclass
@@ -59,3 +61,41 @@ def test_slots_recall_what_was_written_and_nothing_before_the_first_token():
     assert memory.read("a", torch.tensor([-1, -1])).tolist() == [[0, 0], [0, 0]]
     memory.write("a", torch.tensor([[3, 900]]), torch.tensor([[[1, 2], [3, 4]]]))
     assert memory.read("a", torch.tensor([900, -1, 3, 4])).tolist() == [[3, 4], [0, 0], [1, 2], [0, 0]]
+
+
+def test_where_tokens_run_and_skip_is_found_for_all_sites():
+    run = torch.rand(9, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    run[:, 2] = False
+    picked = Picked(run, run.sum(dim=0).tolist())
+    for site in range(4):
+        ran, skipped = picked.indices(site)
+        assert ran.tolist() == run[:, site].nonzero().squeeze(1).tolist()
+        assert skipped.tolist() == (~run[:, site]).nonzero().squeeze(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count", "execution", "sparse"),
+    [
+        (8, 1, "auto", False),  # a layer's weights are read for one row as for eight
+        (16, 8, "auto", True),
+        (32, 31, "auto", False),
+        (32, 24, "auto", True),
+        (32, 24, "masked", False),
+        (8, 7, "sparse", True),
+    ],
+)
+def test_only_rows_that_cost_something_are_spared(tokens, count, execution, sparse):
+    router = LayerRouter(SkipConfig(layers=[0], router_layer=0, sink_tokens=0, execution=execution), 4)
+    last = router.routings[0].router.linears()[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+        router.routings[0].router.linears()[0].weight.zero_()
+    metadata = Metadata(None, torch.full((tokens,), 10), None, num_actual_tokens=tokens, max_query_len=1)
+    step = Step(router, torch.arange(tokens), None, metadata, SlotMemory(), 0)
+    step.decide(0, torch.zeros(tokens, 4))
+    assert step.counts == {"layer0.block": 0}
+    step.counts["layer0.block"] = count
+    route = step.route("layer0.block")
+    assert route.sparse == sparse
+    assert route.context == (None if execution == "sparse" else 10 * (tokens - count))

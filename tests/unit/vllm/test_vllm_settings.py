@@ -49,6 +49,7 @@ def test_what_can_be_served_runs_without_graphs():
         ({"kv_transfer_config": object()}, "transfer of keys and values"),
         ({"model": {"runner_type": "pooling"}}, "runner pooling"),
         ({"skip": {"sink_ids": [1]}, "model": {"enable_prompt_embeds": True}}, "prompt embeddings"),
+        ({"config": {"num_hidden_layers": 3}}, "3 layers"),
         ({"family": "gemma2"}, "family 'gemma2'"),
         ({"skip": {"granularity": "sequence"}}, "granularity: sequence"),
         ({"skip": {"kv": "evict"}}, "kv: evict"),

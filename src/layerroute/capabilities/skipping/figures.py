@@ -15,6 +15,7 @@ from layerroute.lab.report.figures import (
     final_bars,
     front,
     lines,
+    loss_curve,
     speed,
     token_kinds,
     token_layers,
@@ -48,17 +49,6 @@ def executed_share(arm: Arm) -> dict[int, float]:
     base = arm.by_seed("flops", "base_per_token")
     done = arm.by_seed("flops", "executed_per_token")
     return {seed: 100 * done[seed] / base[seed] for seed in done if base.get(seed)}
-
-
-def _loss_curve(split: str, key: str, unit: str, caption: str, absent: str, *, dots: bool = False):  # type: ignore[no-untyped-def]
-    def draw(view: View) -> Drawn | str:
-        data = curves_data(view.arms, {unit: lambda arm, run: run.curve(split, key)})
-        if data[data["status"] == "completed"].empty:
-            return absent
-        panel = Panel(name=unit, ylabel=unit, dots=dots)
-        return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
-
-    return draw
 
 
 def draw_terms(view: View) -> Drawn | str:
@@ -147,7 +137,7 @@ FIGURES = (
     FigureSpec(
         name="convergence",
         title="Training cross-entropy by arm",
-        draw=_loss_curve(
+        draw=loss_curve(
             "train", "lm_loss", "training cross-entropy (nats / token)",
             "Cross-entropy alone, without the other terms of the training loss; mean over seeds, the band from the "
             "lowest to the highest.",
@@ -157,7 +147,7 @@ FIGURES = (
     FigureSpec(
         name="validation",
         title="Validation loss while training",
-        draw=_loss_curve(
+        draw=loss_curve(
             "validation", "loss", "validation cross-entropy (nats / token)",
             "Arms head to head on the same windows, routed as served; mean over seeds, the band from the lowest to the "
             "highest.",

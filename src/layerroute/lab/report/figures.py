@@ -442,14 +442,19 @@ def speed(caption: str) -> Callable[[View], Drawn | str]:
     return draw
 
 
-def validation_curves(view: View) -> Drawn | str:
-    """Validation loss while training, by arm."""
-    data = curves_data(view.arms, {"loss": lambda arm, run: run.curve("validation", "loss")})
-    if data[data["status"] == "completed"].empty:
-        return "no run was evaluated while it trained."
-    panel = Panel(name="loss", ylabel="validation loss (nats / token)", dots=True)
-    caption = "Mean over seeds, the band from the lowest to the highest."
-    return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
+def loss_curve(
+    split: str, key: str, unit: str, caption: str, absent: str, *, dots: bool = False
+) -> Callable[[View], Drawn | str]:
+    """One loss while training, by arm."""
+
+    def draw(view: View) -> Drawn | str:
+        data = curves_data(view.arms, {unit: lambda arm, run: run.curve(split, key)})
+        if data[data["status"] == "completed"].empty:
+            return absent
+        panel = Panel(name=unit, ylabel=unit, dots=dots)
+        return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
+
+    return draw
 
 
 GENERAL = (
@@ -463,7 +468,18 @@ GENERAL = (
         ),
     ),
     FigureSpec(name="bars", title="Final validation loss by arm", draw=final_bars()),
-    FigureSpec(name="validation", title="Validation loss while training", draw=validation_curves),
+    FigureSpec(
+        name="validation",
+        title="Validation loss while training",
+        draw=loss_curve(
+            "validation",
+            "loss",
+            "validation loss (nats / token)",
+            "Mean over seeds, the band from the lowest to the highest.",
+            "no run was evaluated while it trained.",
+            dots=True,
+        ),
+    ),
     FigureSpec(name="heatmap", title="Where single tokens went", draw=tokens_figure("validation sentence")),
 )
 """Figures of a capability that says nothing of its own."""

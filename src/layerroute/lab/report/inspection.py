@@ -7,7 +7,7 @@ from layerroute.lab.report.html import environment, tokens_view
 from layerroute.lab.report.style import figure_style, save_figure
 from layerroute.lab.report.tokens import TOKENS_SHOWN, draw_tokens
 from layerroute.lab.runs import TokenRoutes
-from layerroute.lab.table import Cell, Column, Row, Table
+from layerroute.lab.table import Table, figures, words
 
 PAGE_NAME, FIGURE_NAME = "routes.html", "routes"
 
@@ -31,11 +31,12 @@ def write_inspection(
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = sum(len(sentence[0]) for sentence in routes.sentences)
-    table = Table(
-        name="Table of sites",
-        title=f"Share of tokens on {routes.paths[-1]}",
-        columns=(Column(label="site"), Column(label=routes.paths[-1], numeric=True)),
-        rows=tuple(Row(cells=(Cell(site), Cell(percent(rate), rate))) for site, rate in rates.items()),
+    expensive = routes.paths[-1]
+    table = Table.of(
+        "Table of sites",
+        f"Share of tokens on {expensive}",
+        [words("site", lambda site: site), figures(expensive, rates.get, percent)],
+        rates,
     )
     page = (
         environment()

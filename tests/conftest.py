@@ -49,3 +49,8 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: no later collection, of which each run makes some, need look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the interpreter's end nothing is left frozen: nanobind would tell of leaks."""
+    gc.unfreeze()

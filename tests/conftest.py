@@ -1,5 +1,6 @@
 """What all tests share: no network, few threads, shapes checked at run time."""
 
+import gc
 import os
 
 # Before anything imports transformers or torch.
@@ -42,3 +43,14 @@ if os.environ.get("LAYERROUTE_NO_TYPECHECK") != "1":
 
     jaxtyping.jaxtyped = checked_once
     jaxtyping.install_import_hook(CHECKED_PACKAGES, "tests.typecheck.check")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no later collection, of which each run makes some, need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At the interpreter's end nothing is left frozen: nanobind would tell of leaks."""
+    gc.unfreeze()

@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
         "save_every": 5,
         "evaluation_sequences": 6,
         "evaluation_batch_size": 4,
+        "threshold_tokens": 512,
         "precision": "fp32",
         "device": "cpu",
         "report_to": [],

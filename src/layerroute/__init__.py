@@ -40,26 +40,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-EXPORTS = {
-    "Calibration": "layerroute.api.calibration",
-    "HybridConfig": "layerroute.hybrid",
-    "HybridForCausalLM": "layerroute.hybrid",
-    "RouteDecision": "layerroute.routing",
-    "SkipConfig": "layerroute.skipping",
-    "UserError": "layerroute.errors",
-    "add_router": "layerroute.skipping",
-    "calibrate": "layerroute.api.calibration",
-    "compare": "layerroute.api.using",
-    "decisions": "layerroute.api.using",
-    "evaluate": "layerroute.api.using",
-    "export": "layerroute.api.saving",
-    "generate": "layerroute.api.using",
-    "load": "layerroute.api.loading",
-    "push_to_hub": "layerroute.api.saving",
-    "remove_router": "layerroute.skipping",
-    "router_disabled": "layerroute.skipping",
-    "save": "layerroute.api.saving",
+_PUBLIC = {
+    "layerroute.api.calibration": "Calibration calibrate",
+    "layerroute.api.loading": "load",
+    "layerroute.api.saving": "export push_to_hub save",
+    "layerroute.api.using": "compare decisions evaluate generate",
+    "layerroute.errors": "UserError",
+    "layerroute.hybrid": "HybridConfig HybridForCausalLM",
+    "layerroute.routing": "RouteDecision",
+    "layerroute.skipping": "SkipConfig add_router remove_router router_disabled",
 }
+EXPORTS = dict(sorted((name, module) for module, names in _PUBLIC.items() for name in names.split()))
 """Public names, and the module that has each."""
 
 MOVED = {

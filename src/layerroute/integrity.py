@@ -112,14 +112,13 @@ def seal(
     return manifest
 
 
-def verify(folder: Path, *, exact: bool = True, again: bool = False) -> Manifest:
+def verify(folder: Path, *, exact: bool = True) -> Manifest:
     """Return the manifest of ``folder`` after comparing every listed file with it.
 
     A second call in one process compares sizes and times of change only.
 
     Args:
         exact: files that the manifest does not list are damage, too.
-        again: read every byte even if this process has verified the folder before.
 
     Raises:
         DamagedError: there is no manifest, or a file is missing, differs, or (``exact``) is not listed.
@@ -132,7 +131,7 @@ def verify(folder: Path, *, exact: bool = True, again: bool = False) -> Manifest
         if exact and (more := sorted(set(content_files(folder)) - set(listed))):
             raise DamagedError(f"it holds {more[0]}, which {MANIFEST} does not list")
         stamps = tuple(_stamp(path) for path in (folder / MANIFEST, *paths.values()))
-        if not again and _verified.get(folder) == stamps:
+        if _verified.get(folder) == stamps:
             return manifest
         for name, path in paths.items():
             compare(path, name, listed[name])

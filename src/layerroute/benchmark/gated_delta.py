@@ -17,8 +17,8 @@ from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import Operator, outputs, results
 from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_sizes
 from layerroute.ops.gated_delta import gated_delta_rule
+from layerroute.ops.gated_delta.chunked import gated_delta_flops
 from layerroute.ops.gated_delta.fla import obstacle
-from layerroute.ops.gated_delta.flops import gated_delta_flops
 from layerroute.precision import choose_device
 
 DESCRIPTION = """\

@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from layerroute.cli.output import print_json
 from layerroute.data.configuration import SOURCES, DataConfig
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", nargs="?", help=f"{', '.join(SOURCES)}, or a recipe's YAML file"
     )
+    hints = get_type_hints(DataConfig)
     for title, options in _OPTIONS.items():
         group = parser.add_argument_group(title)
         for name, (metavar, told) in options.items():
@@ -64,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 metavar=metavar,
-                nargs="+" if field.type == "list[str]" else None,
-                type={"int": int, "float": float}.get(str(field.type).split()[0], str),
+                nargs="+" if hints[name] == list[str] else None,
+                type=next((kind for kind in (int, float) if hints[name] in (kind, kind | None)), str),
                 help=told + default,
             )
     parser.add_argument(

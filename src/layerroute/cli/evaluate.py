@@ -174,7 +174,7 @@ def _show_kinds(kinds: dict[str, dict[str, Any]], mean: dict[str, Any]) -> None:
 def _write(folder: Path, content: dict[str, Any], losses: dict[str, list[float]]) -> None:
     """``results.json``, and ``windows.csv`` with the mean loss of each window in nats."""
     write_json(folder / "results.json", content)
-    rows = [("kind", "window", "loss")]
+    rows: list[tuple[Any, ...]] = [("kind", "window", "loss")]
     rows += [(kind, *row) for kind, values in losses.items() for row in enumerate(values)]
     write_csv(folder / "windows.csv", rows if list(losses) != [UNNAMED] else [row[1:] for row in rows])
 

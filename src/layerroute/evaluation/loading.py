@@ -167,15 +167,7 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
         )
     if not (folder / TOKENIZER_FILE).is_file():
         raise UserError(f"{folder} has no {TOKENIZER_FILE}; save the tokenizer beside the model")
-    model.eval()
-    model.to(target)
-    return LoadedModel(
-        model=model,
-        tokenizer=transformers_tokenizer(folder),
-        path=folder,
-        record=record,
-        precision=choose_precision(precision, target).name,
-    )
+    return _ready(model.to(target), transformers_tokenizer(folder), folder, precision, record)
 
 
 def _load_router(
@@ -198,12 +190,18 @@ def _load_router(
     if "quantization_config" not in options:
         model.to(target)  # type: ignore[arg-type]
     precision = precision or precision_of(notes.get("precision"))
+    return _ready(model, tokenizer, path, precision, _record_of(path))
+
+
+def _ready(
+    model: Any, tokenizer: Any, path: Path, precision: Precision, record: dict[str, Any] | None = None
+) -> LoadedModel:
     return LoadedModel(
         model=model.eval(),
         tokenizer=tokenizer,
         path=path,
-        record=_record_of(path),
-        precision=choose_precision(precision, target).name,
+        record=record,
+        precision=choose_precision(precision, model.device).name,
     )
 
 
@@ -223,14 +221,7 @@ def model_type_of(folder: Path) -> str | None:
 def _load_export(folder: Path, target: torch.device, precision: Precision | None) -> LoadedModel:
     """What `layerroute export` wrote."""
     model, tokenizer = load_pretrained(str(folder), dtype=torch.float32)
-    model.to(target)  # type: ignore[arg-type]
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        path=folder,
-        record=None,
-        precision=choose_precision(precision or "fp32", target).name,
-    )
+    return _ready(model.to(target), tokenizer, folder, precision or "fp32")  # type: ignore[arg-type]
 
 
 def model_folder(path: Path) -> Path:

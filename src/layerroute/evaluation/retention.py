@@ -276,11 +276,12 @@ class Scorer:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        values, executed = (
-            {tuple(key.rsplit(" ", 1)): found for key, found in content[name].items()}
-            for name in ("values", "executed")
+        return Scores(
+            label=label,
+            skipped=content["skipped"],
+            values={_measure(key): numbers for key, numbers in content["values"].items()},
+            executed={_measure(key): flops for key, flops in content["executed"].items()},
         )
-        return Scores(label=label, skipped=content["skipped"], values=values, executed=executed)
 
     def _asked(self, model: str, settings: Sequence[str | None]) -> str:
         """Digest of model and questions: files by their content, a router by its manifest."""
@@ -348,6 +349,12 @@ def by_document(samples: dict[str, list[dict[str, Any]]]) -> Values:
                 sign = -1.0 if metric == PERPLEXITY else 1.0
                 found[f"{task} {metric}"] = [sign * float(row[metric]) for row in rows]
     return found
+
+
+def _measure(key: str) -> tuple[str, str]:
+    """``("arc_easy", "acc")`` from ``"arc_easy acc"``."""
+    task, _, metric = key.rpartition(" ")
+    return task, metric
 
 
 def _file_name(label: str) -> str:

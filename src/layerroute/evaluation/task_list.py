@@ -10,7 +10,7 @@ from typing import Any
 from layerroute.errors import UserError
 from layerroute.evaluation.recall_tasks import PREFIX, recall_task
 from layerroute.recipe import find_recipe, yaml_reader
-from layerroute.recipe.conversion import Misfit, build
+from layerroute.recipe.conversion import build_file
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -49,13 +49,7 @@ def load_task_list(path: str | Path) -> list[TaskConfig]:
         UserError: the file cannot be read, or holds something else; the message names it.
     """
     file = find_recipe(path)
-    try:
-        config, _ = build(TaskListConfig, yaml_reader.read_mapping(file))
-    except Misfit as misfit:
-        reason = misfit.reason.replace("is not a key of recipes", "is not a key of task lists")
-        raise UserError(f"{file}: {'.'.join(misfit.path)} {reason}") from None
-    except UserError as error:
-        raise UserError(f"{file}: {str(error).lstrip(': ')}") from None
+    config = build_file(TaskListConfig, yaml_reader.read_mapping(file), file, "task lists")
     found = []
     for entry in config.tasks:
         task = TaskConfig(task=entry) if isinstance(entry, str) else entry

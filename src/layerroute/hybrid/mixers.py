@@ -59,16 +59,12 @@ class SoftmaxMixer(nn.Module):
         head_gate: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend; ``head_gate`` scales each head's output before the output projection."""
-        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        key, value = self._keys_values(hidden, None)
-        if context.rotary is not None:
-            query, key = apply_rotary_pos_emb(query, key, *context.rotary)
+        query = self._queries(hidden, context)
         if member is None:
-            if context.cache is not None:
-                key, value = context.cache.update(key, value, self.layer)
+            key, value = self._cached(hidden, context)
             mask = None if self.window else context.attention_mask(key.shape[2])
         else:
-            key, value, mask = self._own_keys(key, value, context, member)
+            key, value, mask = self._own_keys(hidden, context, member)
         if self.window:
             output = self._see_window(query, key, value, context, self.window)
         else:
@@ -118,9 +114,7 @@ class SoftmaxMixer(nn.Module):
             keys, values, spans = self._write_own(key[0], value[0], context, index, hidden.shape[0])
             visible = plan = None
         else:
-            key, value = self._keys_values(hidden, context.rotary)
-            if context.cache is not None:
-                key, value = context.cache.update(key, value, self.layer)
+            key, value = self._cached(hidden, context)
             keys, values = key.transpose(1, 2), value.transpose(1, 2)
             spans, visible, plan = context.sight(index, keys.shape[1])
         if index.flat.shape[0] == 0:
@@ -139,12 +133,8 @@ class SoftmaxMixer(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """Attention of the indexed pairs of head and token (rows of the index are those of B·H); others give 0."""
         batch, time = hidden.shape[:2]
-        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-        if context.rotary is not None:
-            query, _ = apply_rotary_pos_emb(query, query, *context.rotary)
-        key, value = self._keys_values(hidden, context.rotary)
-        if context.cache is not None:
-            key, value = context.cache.update(key, value, self.layer)
+        query = self._queries(hidden, context)
+        key, value = self._cached(hidden, context)
         repeats = self.heads // self.key_heads
         keys, values = (x.repeat_interleave(repeats, dim=1).flatten(0, 1).unsqueeze(2) for x in (key, value))
         spans, visible, plan = context.sight(index, keys.shape[1], self.heads)
@@ -155,6 +145,15 @@ class SoftmaxMixer(nn.Module):
         if head_gate is not None:
             output = output * head_gate.unsqueeze(-1).to(output.dtype)
         return self.o_proj(output.flatten(2))
+
+    def _queries(self, hidden: Float[Tensor, "B T D"], context: TokenContext) -> Float[Tensor, "B H T K"]:
+        query = self.q_proj(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return query if context.rotary is None else apply_rotary_pos_emb(query, query, *context.rotary)[0]
+
+    def _cached(self, hidden: Float[Tensor, "B T D"], context: TokenContext) -> tuple[Tensor, Tensor]:
+        """Keys and values of these tokens behind those of the cache, (B, G, S, K) each."""
+        key, value = self._keys_values(hidden, context.rotary)
+        return (key, value) if context.cache is None else context.cache.update(key, value, self.layer)
 
     def _keys_values(
         self, hidden: Float[Tensor, "B T D"], rotary: tuple[Tensor, Tensor] | None
@@ -203,9 +202,10 @@ class SoftmaxMixer(nn.Module):
         return keys, values, intervals(index.row, rank + before, documents=documents)
 
     def _own_keys(
-        self, key: Tensor, value: Tensor, context: TokenContext, member: Tensor
+        self, hidden: Float[Tensor, "B T D"], context: TokenContext, member: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Stored keys of this path's earlier tokens before those of this call, and who sees what."""
+        key, value = self._keys_values(hidden, context.rotary)
         mask = context.own_mask(member)
         layer = None if context.cache is None else context.cache.layers[self.layer]
         if layer is None:

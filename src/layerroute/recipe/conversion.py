@@ -13,9 +13,11 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from layerroute.errors import UserError, nearest
+
+T = TypeVar("T")
 
 _PLAIN = {
     bool: "true or false",
@@ -119,6 +121,21 @@ def build(
         raise
     except _refusals() as error:
         raise UserError(f"{'.'.join(path)}: {error}") from error
+
+
+def build_file(cls: type[T], tree: Mapping[str, Any], file: Path, kind: str) -> T:
+    """Make a ``cls`` of what a file of some kind (``studies``) holds.
+
+    Raises:
+        UserError: it does not fit; the message names the file and the key.
+    """
+    try:
+        return cast("T", build(cls, tree)[0])
+    except Misfit as misfit:
+        reason = misfit.reason.replace("is not a key of recipes", f"is not a key of {kind}")
+        raise UserError(f"{file}: {'.'.join(misfit.path)} {reason}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).lstrip(': ')}") from None
 
 
 def _nested_defaults(cls: type) -> dict[str, Any]:

@@ -113,11 +113,7 @@ class RouteDecision:
     @staticmethod
     def one_after_the_other(decisions: Sequence["RouteDecision"]) -> "RouteDecision":
         """Put decisions about the same sites at later and later tokens behind each other."""
-        over_time: dict[str, Any] = {
-            name: torch.cat([getattr(one, name) for one in decisions], dim=1)
-            for name in ("probabilities", "choice", "valid", "gate")
-        }
-        return replace(decisions[0], **over_time)
+        return _joined(decisions, ("probabilities", "choice", "valid", "gate"), dim=1)
 
     @staticmethod
     def join(decisions: Sequence["RouteDecision"]) -> "RouteDecision":
@@ -135,13 +131,18 @@ class RouteDecision:
             )
         if len(decisions) == 1:
             return first
-        return RouteDecision(
-            probabilities=torch.cat([d.probabilities for d in decisions], dim=2),
-            choice=torch.cat([d.choice for d in decisions], dim=2),
-            valid=first.valid,
+        return _joined(
+            decisions,
+            ("probabilities", "choice", "gate"),
+            dim=2,
             sites=tuple(site for d in decisions for site in d.sites),
-            paths=first.paths,
             costs=torch.cat([d.costs for d in decisions]),
-            gate=torch.cat([d.gate for d in decisions], dim=2),
             causal=all(d.causal for d in decisions),
         )
+
+
+def _joined(
+    decisions: Sequence[RouteDecision], names: Sequence[str], *, dim: int, **others: Any
+) -> RouteDecision:
+    tensors: Any = {name: torch.cat([getattr(one, name) for one in decisions], dim=dim) for name in names}
+    return replace(decisions[0], **tensors, **others)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from layerroute.errors import UserError
 from layerroute.recipe import find_recipe, yaml_reader
-from layerroute.recipe.conversion import Misfit, build
+from layerroute.recipe.conversion import build_file
 
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
     "metrics.validation_loss": "minimize",
@@ -257,14 +257,7 @@ def load_study(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None
     tree = {"name": file.stem, **tree}
     if overrides:
         tree["overrides"] = {**(tree.get("overrides") or {}), **overrides}
-    try:
-        config, _ = build(StudyConfig, tree)
-    except Misfit as misfit:
-        reason = misfit.reason.replace("is not a key of recipes", "is not a key of studies")
-        raise UserError(f"{file}: {'.'.join(misfit.path)} {reason}") from None
-    except UserError as error:
-        raise UserError(f"{file}: {str(error).lstrip(': ')}") from None
-    return Study(file=file, config=config)
+    return Study(file=file, config=build_file(StudyConfig, tree, file, "studies"))
 
 
 def short(keys: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from layerroute.data.prepare import prepare_data
 from layerroute.data.recall.prepared import RecallData
 from layerroute.errors import UserError
 from layerroute.evaluation.bigram import bigram_cross_entropy
+from layerroute.evaluation.perplexity import inference
 from layerroute.evaluation.recall import recall_by_distance, recall_by_length
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, bytes_read, forward_flops, parameters_by_part
@@ -186,12 +187,10 @@ class HybridTrainee(Trainee):
             },
         }
 
-    @torch.no_grad()
     def _cache_section(self) -> dict[str, Any]:
         """On the sequences on which executed FLOPs are counted."""
         batch = self.validation()[0]["input_ids"].to(self.device)
-        self.model.eval()
-        with self.in_precision():
+        with inference(self.model), self.in_precision():
             decision = self.model(input_ids=batch, use_cache=False).decision
         number = 2 if self.precision.name == "bf16" else 4
         found = bytes_read(self.config, batch.shape[1], decision, number=number)

@@ -39,6 +39,11 @@ class RunDirectory:
         self.checkpoints, self.tensorboard = path / "checkpoints", path / "tensorboard"
         self.best, self.last = path / "best", path / "last"
 
+    def check_folder(self) -> None:
+        """Refuse a file in the place of the folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out: {self.path} is a file; give a folder")
+
     def check_there(self) -> None:
         """Raise OSError if the folder is not the one whose lock this process holds: it was removed or unmounted.
 
@@ -54,8 +59,7 @@ class RunDirectory:
         Raises:
             UserError: if another process trains in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out: {self.path} is a file; give a folder")
+        self.check_folder()
         self.path.mkdir(parents=True, exist_ok=True)
         with hold(self.path) as free:
             if not free:
@@ -124,9 +128,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     Raises:
         UserError: if the folder holds another run or other files, or the checkpoint does not fit.
     """
-    path = directory.path
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out: {path} is a file; give a folder")
+    path, fingerprint = directory.path, recipe_fingerprint(recipe)
+    directory.check_folder()
     # A lock, or a record that a killed process did not finish writing, is no content.
     names = [entry.name for entry in path.iterdir()] if path.exists() else []
     entries = sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
@@ -141,18 +144,17 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
                 f"--out: {path} holds no run but other files ({', '.join(entries[:3])}); give an empty or new folder"
             )
         record = read_record(directory.record)
-        if recipe_fingerprint(record["recipe"]) != recipe_fingerprint(recipe):
+        if recipe_fingerprint(record["recipe"]) != fingerprint:
             raise UserError(
                 f"--out: {path} holds another run ({record['run']}): {first_difference(record['recipe'], recipe)}; "
                 "give another --out"
             )
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
-        check_resumable(checkpoint, recipe_fingerprint(recipe))
+        check_resumable(checkpoint, fingerprint)
         return Start("resume", checkpoint, record)
     if record is not None and record["status"] == "completed":
         return Start("completed", None, record)
-    fingerprint = recipe_fingerprint(recipe)
     damaged = []
     for checkpoint in reversed(checkpoints(directory.checkpoints)):
         try:
@@ -174,10 +176,8 @@ def seen_start(directory: RunDirectory, recipe: Mapping[str, Any]) -> Start:
         record = read_record(directory.record)
     except UserError:
         return Start("new")
-    done = record["status"] == "completed" and recipe_fingerprint(record["recipe"]) == recipe_fingerprint(
-        recipe
-    )
-    return Start("completed" if done else "new", None, record)
+    same = recipe_fingerprint(record["recipe"]) == recipe_fingerprint(recipe)
+    return Start("completed" if same and record["status"] == "completed" else "new", None, record)
 
 
 def first_difference(there: Any, here: Any, key: str = "") -> str:

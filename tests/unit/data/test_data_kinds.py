@@ -164,7 +164,7 @@ def test_embedded_kinds_are_apart_and_the_same_each_time():
     assert list(kinds) == ["code", "docs", "reference"]
     first, second = Texts(kinds), Texts(kinds)
     assert first.fingerprint == second.fingerprint
-    sources = kind_sources(kinds)
+    sources = first.sources
     modules = {
         name: {d.name.partition("#")[0] for d in sources[name].documents()} for name in ("code", "docs")
     }

@@ -5,6 +5,7 @@ prefixes under causal attention. Flash attention's causal flag would be wrong he
 keys, but gathered queries lie anywhere.
 """
 
+import math
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,6 +21,10 @@ _LONGEST_ADDITIVE = 2048
 """Keys beyond which, as in training, rows of masks cost more to copy than booleans to turn into them (docs/LOG.md)."""
 
 
+WINDOW_BLOCK = 64
+"""Queries a block where all tokens look through a window: each block reads its window and itself."""
+
+
 def block_size(queries: int, keys: int) -> int:
     """Queries a block, where ``queries`` of them spread over a stretch of ``keys`` keys.
 
@@ -29,6 +34,21 @@ def block_size(queries: int, keys: int) -> int:
     if queries >= 0.4 * keys:
         return 192
     return 64 if queries >= 256 else 32
+
+
+def window_keys(tokens: int, window: int) -> float:
+    """Keys that a token's block reads on average, where all of ``tokens`` look through a window."""
+    blocks = ((first, min(first + WINDOW_BLOCK, tokens)) for first in range(0, tokens, WINDOW_BLOCK))
+    return sum((last - first) * (last - max(0, first - window + 1)) for first, last in blocks) / tokens
+
+
+def share_of_keys(queries: float, keys: float) -> float:
+    """Keys that a gathered query's block reads on average, as a share of ``keys``, if they are spread evenly."""
+    if queries <= 0:
+        return 0.0
+    size = block_size(math.ceil(queries), math.ceil(keys))
+    ends = [min((index + 1) * size, queries) for index in range(math.ceil(queries / size))]
+    return sum((end - start) / queries * end / queries for start, end in pairwise([0.0, *ends]))
 
 
 class Block(NamedTuple):

@@ -35,11 +35,16 @@ def _scores(q, k, visible, scale, softcap, HAS_SOFTCAP: tl.constexpr, PRECISION:
 
 
 @triton.jit
-def _block(block_ptr):
-    """Row, queries ``first`` to ``last`` and keys ``low`` to ``high`` of this program's block."""
+def _block(block_ptr, start_ptr, stop_ptr, BLOCK_M: tl.constexpr):
+    """Of this program's block: row, first and last key, queries, which of them there are, and what each sees."""
     mine = block_ptr + tl.program_id(0) * 5
     row = tl.load(mine).to(tl.int64)
-    return row, tl.load(mine + 1), tl.load(mine + 2), tl.load(mine + 3), tl.load(mine + 4)
+    m = tl.load(mine + 1) + tl.arange(0, BLOCK_M)
+    inside = m < tl.load(mine + 2)
+    m = m.to(tl.int64)
+    start = tl.load(start_ptr + m, mask=inside, other=0)
+    stop = tl.load(stop_ptr + m, mask=inside, other=0)
+    return row, tl.load(mine + 3), tl.load(mine + 4), m, inside, start, stop
 
 
 @triton.jit
@@ -78,14 +83,9 @@ def _forward(
     HAS_SOFTCAP: tl.constexpr, HAS_VISIBLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    row, first, last, low, high = _block(block_ptr)
-    m = first + tl.arange(0, BLOCK_M)
+    row, low, high, m, inside, start, stop = _block(block_ptr, start_ptr, stop_ptr, BLOCK_M)
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    inside = m < last
-    m = m.to(tl.int64)
     q = _tile(q_ptr + head * q_h, m, q_n, d, inside, D)
-    start = tl.load(start_ptr + m, mask=inside, other=0)
-    stop = tl.load(stop_ptr + m, mask=inside, other=0)
     best = tl.full([BLOCK_M], -1.0e30, dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_V], dtype=tl.float32)
@@ -125,17 +125,12 @@ def _backward_query(
     HAS_SOFTCAP: tl.constexpr, HAS_VISIBLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
-    row, first, last, low, high = _block(block_ptr)
-    m = first + tl.arange(0, BLOCK_M)
+    row, low, high, m, inside, start, stop = _block(block_ptr, start_ptr, stop_ptr, BLOCK_M)
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    inside = m < last
-    m = m.to(tl.int64)
     q = _tile(q_ptr + head * q_h, m, q_n, d, inside, D)
     grad = _tile(grad_ptr + head * o_h, m, o_n, e, inside, V)
     lse = tl.load(lse_ptr + m * HEADS + head, mask=inside, other=0.0)
     delta = tl.load(delta_ptr + m * HEADS + head, mask=inside, other=0.0)
-    start = tl.load(start_ptr + m, mask=inside, other=0)
-    stop = tl.load(stop_ptr + m, mask=inside, other=0)
     dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     k_base = k_ptr + row * k_b + (head // REPEAT) * k_g
     v_base = v_ptr + row * v_b + (head // REPEAT) * v_g

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "hybrid": {"errors", *ROUTING},
     "skipping": {"folders", "data", "errors", "integrity", "precision", "registration", *ROUTING},
     "exporting": {"errors", "registration", "routing", "skipping"},
-    "vllm": {"errors", "exporting", "registration", "routing", "skipping"},
+    "vllm": {"allocator", "errors", "exporting", "registration", "routing", "skipping"},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
     **{
         part: {*LEAVES, "folders", "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK, "lab"}

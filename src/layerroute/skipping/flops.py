@@ -153,20 +153,27 @@ class SkipFlops:
         """Masked execution: everything, router and skip paths too."""
         return self.base_per_token + self.router + self.skip_path * len(self.config.sites())
 
-    def sparse_per_token(self, rate: Mapping[str, float] | Sequence[float]) -> float:
+    def sparse_per_token(self, rate: Mapping[str, float] | Sequence[float], *, least: float = 0.0) -> float:
         """Sparse execution where the share ``rate`` of the tokens runs at each site (by name, or in their order).
 
         The tokens that run are taken to be spread evenly over the sequence.
+
+        Args:
+            rate: the shares.
+            least: sites where a smaller share than this skips are computed in full, skip path and all
+                (``profitability`` of ``execution: auto``).
         """
         sites = self.config.sites()
         rates = dict(rate) if isinstance(rate, Mapping) else dict(zip(sites, rate, strict=True))
-        saved = sum(self.saved(site, rates[site]) for site in sites)
+        saved = sum(self.saved(site, rates[site], least=least) for site in sites)
         return self.base_per_token + self.router - saved
 
-    def saved(self, site: str, rate: float) -> float:
-        """What one site saves against the whole unit."""
+    def saved(self, site: str, rate: float, *, least: float = 0.0) -> float:
+        """What one site saves against the whole unit; see `sparse_per_token`."""
         if rate >= 1.0:
             return 0.0
+        if 1 - rate < least:
+            return -self.skip_path
         index, unit = layer_and_unit(site)
         layer, saved = self.layers[index], 0.0
         if unit in ("block", "attention"):

@@ -64,6 +64,24 @@ def test_analytic_equals_counted_within_two_percent(family, unit, kv, granularit
     )
 
 
+@pytest.mark.parametrize("unit", ["block", "mlp"])
+def test_a_site_that_too_few_tokens_skip_is_counted_as_auto_executes_it(unit):
+    size = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = routed("llama", model=size, unit=unit)
+    ids, config = tokens(2, 400, VOCABULARY), get_router(model).config
+    least, sites = 0.2, len(get_router(model).sites)
+    config.profitability.prefill = least
+    rates = [1 - least / 2, 1.0, *[0.5] * (sites - 2)]
+    order = (
+        torch.rand(2, 400, sites, generator=torch.Generator().manual_seed(0)).argsort(dim=1).argsort(dim=1)
+    )
+    choice = (order < torch.tensor(rates) * 400).long()
+    flops = skip_flops(model.config, config, 400)
+    more = flops.sparse_per_token(rates, least=least) - flops.sparse_per_token(rates)
+    counted = count(model, ids, "auto", choice) - count(model, ids, "sparse", choice)
+    assert more > 0 and counted == pytest.approx(more, rel=0.05)
+
+
 def test_costs_of_decisions_are_those_of_the_layer():
     model = routed("llama", skip_path="identity")
     config = get_router(model).config

@@ -63,12 +63,19 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
     found = layer_by_layer(model, read, ids.split(step))
     losses = [loss for loss, _ in found]
     counts = [count for _, count in found if count is not None]
-    skipped = torch.stack(counts).sum(dim=0) if counts else None
+    skipped = torch.stack(counts) if counts else None
     by_layer: dict[int, float] = {}
     saved = 0.0
     if skipped is not None:
-        shares = skipped / ids.numel()
-        saved = saved_share(model, 1 - shares, ids.shape[1])
+        shares = skipped.sum(dim=0) / ids.numel()
+        sizes = torch.tensor([part.numel() for part in ids.split(step)], device=skipped.device)
+        rates = 1 - skipped / sizes.unsqueeze(1)
+        # By call: which sites are executed sparsely is decided anew in each.
+        paid = [
+            saved_share(model, rate, ids.shape[1]) * int(size)
+            for rate, size in zip(rates, sizes, strict=True)
+        ]
+        saved = sum(paid) / ids.numel()
         of_layer: dict[int, list[float]] = {}
         for name, share in zip(get_router(model).sites, shares.tolist(), strict=True):
             of_layer.setdefault(layer_and_unit(name)[0], []).append(share)
@@ -78,11 +85,11 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
 
 
 def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
-    """Share of the decoder layers' forward FLOPs that sparse execution saves, by the analytic count.
+    """Share of the decoder layers' forward FLOPs that one call saves as it is executed, by the analytic count.
 
     Args:
-        model: with its router.
-        rates: (R,) share of tokens that run at each site.
+        model: with its router. With ``execution: auto`` a site where too few tokens skip saves nothing.
+        rates: (R,) share of the call's tokens that run at each site.
         length: T, of the windows.
 
     Returns:
@@ -93,7 +100,8 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
     if base.config.get_text_config().model_type not in FAMILIES:
         return float(1 - rates.float().mean())
     flops = skip_flops(base.config, router.config, length)
-    return 1 - (flops.sparse_per_token(rates.tolist()) - flops.output) / flops.layers_per_token
+    least = router.config.profitability.prefill if router.execution == "auto" else 0.0
+    return 1 - (flops.sparse_per_token(rates.tolist(), least=least) - flops.output) / flops.layers_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

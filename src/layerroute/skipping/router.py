@@ -225,8 +225,8 @@ class LayerRouter(RoutingHandle):
             decision = self._decide_by_prefix(routing, layer, hidden, context, cache)
         else:
             decision = self._decide_by_mean(routing, layer, hidden, context, cache)
-        if routing.chooser is None and self._has_sinks:
-            decision = force_run(decision, self._sinks(context))
+        if routing.chooser is None and self.has_sinks:
+            decision = force_run(decision, self.sinks(context))
         return decision
 
     def _served(self, context: CallContext, cache: Cache | None) -> Served | None:
@@ -237,17 +237,18 @@ class LayerRouter(RoutingHandle):
             documents = context.documents(cache)
             context.served = Served(
                 begins=None if documents is None else F.pad(documents.diff(dim=1) != 0, (1, 0)),
-                always=self._sinks(context) if self._has_sinks else None,
+                always=self.sinks(context) if self.has_sinks else None,
                 memory=None if cache is None else row_state(cache, min(self.deciders)),
                 past=context.past,
             )
         return context.served
 
     @property
-    def _has_sinks(self) -> bool:
+    def has_sinks(self) -> bool:
+        """Whether any tokens run whatever is decided."""
         return bool(self.config.sink_tokens or self.config.sink_ids)
 
-    def _sinks(self, context: CallContext) -> Bool[Tensor, "B T"]:
+    def sinks(self, context: CallContext) -> Bool[Tensor, "B T"]:
         """Tokens that always run; found once a call, for a router at every layer asks."""
         if context.sinks is None:
             context.sinks = context.positions < self.config.sink_tokens

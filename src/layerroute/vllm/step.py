@@ -106,9 +106,7 @@ class Step:
             late = not config.sink_tokens or min(self.positions.tolist()) >= config.sink_tokens
             if late and not (ids and not set(ids).isdisjoint(self.token_ids.tolist())):  # type: ignore[union-attr]
                 return None
-        always = self.positions < config.sink_tokens
-        for token in ids or []:
-            always = always | (self.token_ids == token)
+        always = self.router.sinks(self._context(slice(None), None))[0]
         return always.unsqueeze(-1) if bool(always.any()) else None
 
     def _context(self, rows: Any, served: Served | None) -> CallContext:
@@ -149,7 +147,7 @@ class Step:
                 memory[name] = self.memory.read(name, slots).unsqueeze(1)
             context = self._context(rows, None)
             router = self.router
-            always = router._sinks(context) if router._has_sinks else None
+            always = router.sinks(context) if router.has_sinks else None
             # To the module, a request has one token behind it: the last one, which recalls all before.
             context.served = Served(always=always, memory=memory, past=1)
             yield rows, data.slot_mapping[rows].long(), context

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerroute.errors import UserError
+from layerroute.exporting.configuration import routed_config_class
 
 
 class RoutedExport:
@@ -18,6 +19,10 @@ class RoutedExport:
 
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         add_router(self, SkipConfig.from_dict(config.layerroute["skip"]))  # type: ignore[type-var]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: its class is made here, and cannot be found under its name."""
+        return _unfilled, (self.config.model_type,), vars(self).copy()  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -52,6 +57,12 @@ def settle(model: Any) -> None:
     if router.budgets is not None and router.budgets.holds(router.config.budget):
         router.set_budget(router.config.budget)
     router.requires_grad_(False)
+
+
+def _unfilled(base_model_type: str) -> Any:
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    made = mapping[routed_config_class(base_model_type)]
+    return made.__new__(made)
 
 
 def routed_model_class(config_class: Any, base_config_class: Any) -> Any:

@@ -20,7 +20,7 @@ class RoutedExport:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         add_router(self, SkipConfig.from_dict(config.layerroute["skip"]))  # type: ignore[type-var]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce__(self) -> Any:
         """For copies and pickles: its class is made here, and cannot be found under its name."""
         return _unfilled, (self.config.model_type,), vars(self).copy()  # type: ignore[attr-defined]
 

@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerroute.errors import UserError
-from layerroute.exporting.configuration import routed_config_class
 
 
 class RoutedExport:
@@ -22,7 +21,7 @@ class RoutedExport:
 
     def __reduce__(self) -> Any:
         """For copies and pickles: its class is made here, and cannot be found under its name."""
-        return _unfilled, (self.config.model_type,), vars(self).copy()  # type: ignore[attr-defined]
+        return _unfilled, (self.config,), vars(self).copy()  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -59,9 +58,9 @@ def settle(model: Any) -> None:
     router.requires_grad_(False)
 
 
-def _unfilled(base_model_type: str) -> Any:
+def _unfilled(config: Any) -> Any:
     mapping: Any = AutoModelForCausalLM._model_mapping
-    made = mapping[routed_config_class(base_model_type)]
+    made = mapping[type(config)]
     return made.__new__(made)
 
 

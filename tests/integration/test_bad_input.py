@@ -61,6 +61,10 @@ CASES: list[tuple[str, str]] = [
     (f"{TRANSFER} --data a=a.jsonl b=a.jsonl", "share a text"),
     (f"{TRANSFER} --data a=a.jsonl b=copy.jsonl", "'a' and 'b' hold the same text"),
     (f"{TRANSFER} --data a=a.jsonl b=b.jsonl --budget 0.1", "less than one of 4 layers"),
+    (
+        f"{TRANSFER} --data a=a.jsonl b=b.jsonl --unit attention+mlp --budget 0.05",
+        "one of 8 halves of layers",
+    ),
     (f"{TRANSFER} --data a=a.jsonl b=b.jsonl --budget 0.95", "takes out all of 4 layers"),
     (f"{TRANSFER} --data a=a.jsonl b=b.jsonl --budget 0.5 1.5", "between 0 and 1"),
     (f"{TRANSFER} --data a=a.jsonl b=b.jsonl --budget 0.5 0.5", "names a share twice"),

@@ -32,9 +32,9 @@ def add_input_arguments(
     add_text_field(parser)
     parser.add_argument(
         "--unit",
-        choices=("block", "attention", "mlp"),
-        help="the part of a layer that a token may skip: its MLP, its attention, or all of it (default: mlp; "
-        "block for models whose layers layerroute cannot take apart)",
+        choices=("block", "attention", "mlp", "attention+mlp"),
+        help="the part of a layer that a token may skip: its MLP, its attention, all of it, or each half by itself "
+        "(default: mlp; block for models whose layers layerroute cannot take apart)",
     )
     parser.add_argument(
         "--layers",

@@ -8,7 +8,12 @@ from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
 from layerroute.skipping.skip_config import SkipConfig
 
-PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the MLP of layers"}
+PRUNED = {
+    "block": "layers",
+    "attention": "the attention of layers",
+    "mlp": "the MLP of layers",
+    "attention+mlp": "halves of layers",
+}
 """What static pruning takes out, by unit."""
 
 UNITS = tuple(PRUNED)
@@ -27,8 +32,8 @@ class CalibrationConfig:
         budget: share of routed compute to skip, between 0 and 1 (of ``unit`` in ``layers``).
         also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
             thresholds alone.
-        unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, or all of
-            it (``block``).
+        unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, all of it
+            (``block``), or each half of it (``attention+mlp``; one router decides about both from the layer's input).
         granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
             ``router_layer`` layers decides for all: one decision a token, which decodes faster).
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.

@@ -65,7 +65,7 @@ def config_for(
     # A skip path is a map of the state: no rank is above its width.
     config = replace(config, rank=min(config.rank, model.config.get_text_config().hidden_size))
     for share in checked:
-        check_budget(share, len(config.skip_config(len(stack)).layers or []))
+        check_budget(share, len(config.skip_config(len(stack)).places()), config.unit)
     return config
 
 
@@ -74,17 +74,18 @@ def _allocated(allocation: str) -> dict[str, Any]:
     return {"allocation": allocation, "refits": 2 if allocation == "cost" else 1}
 
 
-def check_budget(budget: float, layers: int) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
-    if round(budget * layers) < 1:
+def check_budget(budget: float, sites: int, unit: str) -> None:
+    """Raise :class:`UserError` for a budget that no static subset of so many sites can meet."""
+    of = f"{sites} {'halves of ' if '+' in unit else ''}layers"
+    if round(budget * sites) < 1:
         raise UserError(
-            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
-            f"is {1 / layers:.1%}"
+            f"a budget of {budget:.1%} is less than one of {of}: static pruning cannot meet it; the least "
+            f"is {1 / sites:.1%}"
         )
-    if round(budget * layers) >= layers:
+    if round(budget * sites) >= sites:
         raise UserError(
-            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
-            f"{1 - 1 / layers:.1%}"
+            f"a budget of {budget:.1%} takes out all of {of}: static pruning cannot meet it; the most is "
+            f"{1 - 1 / sites:.1%}"
         )
 
 

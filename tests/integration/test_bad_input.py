@@ -39,6 +39,8 @@ CASES: list[tuple[str, str]] = [
     (f"{CALIBRATE} --own-text some", "--own-text"),
     (f"{CALIBRATE} --rank 0", "argument --rank: 0 is too few"),
     (f"{CALIBRATE} --length 15", "must be at least 16"),
+    (f"{CALIBRATE} --length 16 --router sequence", "too short: the first 16 decide for the rest"),
+    (f"{CALIBRATE} --router sequence --allocation cost", "is by token; with granularity sequence use even"),
     (f"{CALIBRATE} --threads 0", "must be at least 1"),
     (f"{CALIBRATE} --min-share 2", "not a share from 0 to 1"),
     (f"{CALIBRATE} --unit attention --layers 2-9", "out of range"),

@@ -76,10 +76,10 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
     )
     parser.add_argument(
         "--router",
-        choices=("per_layer", "token"),
+        choices=("per_layer", "token", "sequence"),
         default="per_layer",
         help="per_layer: each layer decides from its own input; token: one decision per token for all layers, "
-        "which is faster (default: %(default)s)",
+        "which is faster; sequence: one choice of layers per prompt, from its first 16 tokens (default: %(default)s)",
     )
 
 

@@ -81,7 +81,8 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
         control = "static"
     if control is None:
         if policy.router_layer is not None:
-            config = replace(config, granularity="token", router_layer=policy.router_layer)
+            granularity = "token" if policy.prefix_tokens is None else "sequence"
+            config = replace(config, granularity=granularity, router_layer=policy.router_layer)
         return replace(config, budgets={f"{config.budget:g}": running})
     kept = [index for index, rate in enumerate(running) if rate == 1.0] if control == "static" else None
     routing = replace(

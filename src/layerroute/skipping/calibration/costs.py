@@ -100,7 +100,8 @@ def measure_costs(
                 own = influence(given, stack.through(place, given), policy.sites[place].skip)[counted]
                 predictor = None if policy.chooser == "oracle" else policy.sites[place].predictor
                 read = states if stack.reads_at(place, policy.router_layer) else features
-                seen[place] = (skips, own, own if predictor is None else predictor(read)[counted])
+                score = own if predictor is None else policy.scores(predictor, read)[counted]
+                seen[place] = (skips, own, score)
             states, features, _ = step(stack, policy, place, states, features, search.ids)
         notes.note(
             {"next": place + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen}

@@ -54,6 +54,8 @@ class Policy:
             itself), ``random`` or ``periodic`` (which only a router carries out); rates of 0 and 1 are the same in
             all.
         router_layer: whose input predictors read; None: each its own layer's.
+        prefix_tokens: a sequence decides as one, by the mean state of so many first tokens, which run; None: each
+            token decides for itself.
         unit: what is skipped: ``block``, ``attention``, ``mlp`` or ``attention+mlp``.
         sink_tokens: first tokens that always run.
         sink_ids: ids of tokens that always run.
@@ -63,6 +65,7 @@ class Policy:
     sites: dict[int, Site] = field(default_factory=dict)
     chooser: str = "predicted"
     router_layer: int | None = None
+    prefix_tokens: int | None = None
     unit: str = "block"
     sink_tokens: int = 1
     sink_ids: tuple[int, ...] = ()
@@ -79,8 +82,26 @@ class Policy:
 
     def sinks(self, ids: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
         """True at tokens that always run."""
-        first = (torch.arange(ids.shape[1], device=ids.device) < self.sink_tokens).expand_as(ids)
+        always = max(self.sink_tokens, self.prefix_tokens or 0)
+        first = (torch.arange(ids.shape[1], device=ids.device) < always).expand_as(ids)
         return first | torch.isin(ids, torch.tensor(self.sink_ids, dtype=ids.dtype, device=ids.device))
+
+    def scores(self, predictor: Predictor, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """What decides about each token. Predictors are linear: the mean prediction is that of the mean state."""
+        own = predictor(features)
+        if self.prefix_tokens is None:
+            return own
+        return own[:, : self.prefix_tokens].mean(dim=1, keepdim=True).expand_as(own)
+
+    def choose(
+        self, scores: Float[Tensor, "N T"], may: Bool[Tensor, "N T"], share: float
+    ) -> tuple[Bool[Tensor, "N T"], float]:
+        """The tokens (or all of a sequence) of lowest score that make up a share, and the cut above them."""
+        if self.prefix_tokens is None:
+            found, cut = lowest(scores.flatten(), may.flatten(), share)
+            return found.view_as(may), cut
+        found, cut = lowest(scores[:, 0], may.any(dim=1), share)
+        return found.unsqueeze(1) & may, cut
 
     def skips(
         self,
@@ -98,10 +119,9 @@ class Policy:
         if self.chooser == "random":
             return random_skips(ids, place, site.rate, self.seed) & ~sinks
         if self.chooser == "oracle":
-            found, _ = lowest(log_influence().flatten(), (~sinks).flatten(), site.rate)
-            return found.view_as(sinks)
+            return self.choose(log_influence(), ~sinks, site.rate)[0]
         assert site.predictor is not None and features is not None
-        return (site.predictor(features) <= site.predictor.threshold) & ~sinks
+        return (self.scores(site.predictor, features) <= site.predictor.threshold) & ~sinks
 
 
 def random_skips(ids: Int[Tensor, "N T"], place: int, rate: float, seed: int) -> Bool[Tensor, "N T"]:
@@ -138,10 +158,12 @@ def calibrate_in_order(
     Returns:
         The policy, with a site for each place of ``rates``.
     """
-    shared = config.router_layer if config.granularity == "token" else None
+    shared = None if config.granularity == "per_layer" else config.router_layer
+    decided = chooser == "predicted" and any(0.0 < rate < 1.0 for rate in rates.values())
     policy = Policy(
         chooser=chooser,
         router_layer=shared,
+        prefix_tokens=config.prefix_tokens if config.granularity == "sequence" and decided else None,
         unit=stack.unit,
         sink_tokens=config.sink_tokens,
         sink_ids=tuple(config.sink_ids),
@@ -258,31 +280,33 @@ def _fit_site(
             chosen = random_skips(ids, place, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
     fit = PredictorFit(read[rows], config.predictor_ridge)
-    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
+    may = ~sinks.view(ids.shape)
+    predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         weight = torch.where(chosen[rows], 1.0, config.background)
         skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
-        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
+        predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
 
 
 def _fit_predictor(
     x: Tensor,
     y: Tensor,
-    read: Tensor,
+    features: Tensor,
     rows: Tensor,
     may: Tensor,
     rate: float,
     skip_map: SkipMap,
     fit: PredictorFit,
+    policy: Policy,
     wanted: "_Wanted",
 ) -> tuple[Predictor, Tensor]:
     score = wanted.own * influence(x, y, skip_map, relative=wanted.relative)
     if wanted.offset is not None:
         score = score + wanted.offset
     predictor = fit(score[rows])
-    chosen, cut = lowest(predictor(read), may, rate)
-    return replace(predictor, threshold=cut), chosen
+    chosen, cut = policy.choose(policy.scores(predictor, features), may, rate)
+    return replace(predictor, threshold=cut), chosen.flatten()
 
 
 @torch.inference_mode()

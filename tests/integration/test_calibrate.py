@@ -112,8 +112,8 @@ def test_a_model_that_does_not_fit_is_read_layer_by_layer(files, tmp_path, capsy
     assert "--stream always" in told and "\n" not in told
 
 
-@pytest.mark.parametrize("unit", ["attention", "mlp"])
-def test_attention_and_mlps_alone_are_calibrated_with_their_controls(files, tmp_path, capsys, unit):
+@pytest.mark.parametrize("unit", ["attention+mlp", "mlp"])
+def test_parts_of_layers_are_calibrated_with_their_controls(files, tmp_path, capsys, unit):
     out, record_file = tmp_path / "router", tmp_path / "record.json"
     words = ["--budget", "0.4", "--unit", unit, "--out", str(out), "--controls", "--record", str(record_file)]
     assert calibrate(files, *words) == 0
@@ -122,17 +122,23 @@ def test_attention_and_mlps_alone_are_calibrated_with_their_controls(files, tmp_
     assert record["run"] == f"calibrate-{unit}-40" and record["recipe"]["unit"] == unit
     assert f"budget 40% of {unit}" in printed
     pruned = ", ".join(map(str, record["static"]["greedy"]))
-    of = {"attention": "the attention of layers", "mlp": "the MLP of layers"}[unit]
+    of = {"attention+mlp": "halves of layers", "mlp": "the MLP of layers"}[unit]
     assert f"static prune by greedy takes out {of} {pruned}\n" in printed
     layers = ", ".join(map(str, record["static"]["block_greedy"]))
     assert f"static prune of whole layers by greedy takes out layers {layers}\n" in printed
-    assert list(record["sites"]) == ["2", "3", "4", "5"]
+    parts, layers = unit.split("+"), (2, 3, 4, 5)
+    sites = [f"{layer}.{part}" for layer in layers for part in parts] if len(parts) > 1 else list("2345")
+    assert list(record["sites"]) == sites and set(map(str, record["static"]["greedy"])) < set(sites)
+    skipping = [site["rate"] for site in record["sites"].values()]
+    assert sum(skipping) / len(skipping) == pytest.approx(0.4)
+    for part, rate in zip(parts, skipping, strict=False):
+        assert f"{rate:.0%} at every {part if len(parts) > 1 else 'layer'}" in printed
     for name in ("routed", *CONTROLS):
         arm = record["arms"][name]
         model, tokenizer = load_routed(arm_folder(out, name))
         router = get_router(model)
-        own = "block" if "block" in name else unit
-        assert router.sites == tuple(f"layer{layer}.{own}" for layer in (2, 3, 4, 5))
+        own = ["block"] if "block" in name else parts
+        assert router.sites == tuple(f"layer{layer}.{part}" for layer in layers for part in own)
         assert set(router.skip_paths) == {site.replace(".", "_") for site in router.sites}
         assert any(path.up.any() for path in router.skip_paths.values()), "fitted where tokens skip"
         ids = tokenizer("the router reads a state and decides which tokens run", return_tensors="pt")[

@@ -292,8 +292,8 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
     ("text", "told"),
     [
         (
-            "skip: {unit: attention+mlp}",
-            "skip.unit 'attention+mlp' cannot be calibrated (only block or attention",
+            "skip: {granularity: sequence}",
+            "skip.granularity 'sequence' cannot be calibrated (only token or per_layer",
         ),
         ("skip: {layers: [2, 9]}", "out of range"),
         ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),

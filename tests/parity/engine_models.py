@@ -31,7 +31,12 @@ NEW = 12
 def export(folder, family="llama", threshold=None, seed=0, **skip):
     """A base, a router on it, and its export; returns the export's folder (the base is beside it)."""
     base = folder / "base"
-    plain(family, seed, **SIZES | OVER.get(family, {})).save_pretrained(base)
+    model = plain(family, seed, **SIZES | OVER.get(family, {}))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(".bias"):  # zeros, unless trained
+                value.normal_(std=0.5)
+    model.save_pretrained(base)
     write_documents(folder, {"text": 3}, 40)
     write_tokenizer(base, folder / "text.jsonl")
     model = AutoModelForCausalLM.from_pretrained(base)

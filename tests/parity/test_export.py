@@ -1,6 +1,7 @@
 """An exported folder gives the logits of the model that it was made from, and what cannot be exported is refused."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -90,7 +91,9 @@ def test_kinds_of_router(skip, tmp_path):
     router, expected = make(tmp_path, **skip)
     made = export_router(router, tmp_path / "out", to="hf")
     assert not made.plain
-    assert torch.equal(logits(opened(made.folder)), expected)
+    model = opened(made.folder)
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), expected)  # for another process
 
 
 def test_commands_open_an_export_as_they_open_a_router(tmp_path):
@@ -193,6 +196,9 @@ def test_vllm_finds_our_architecture_and_the_router(family, tmp_path):
     assert config.architectures == [f"Routed{VLLM_FAMILIES[family]}ForCausalLM"]
     assert SkipConfig.from_dict(config.layerroute["skip"]).unit == "mlp"
     assert config.model_type == family  # all that vLLM does for the family is done
+    sent = pickle.loads(pickle.dumps(config))  # to vLLM's workers
+    assert type(sent) is type(config)
+    assert sent.to_dict() == config.to_dict()
 
 
 def test_windows_that_vllm_does_not_have_are_refused(tmp_path):

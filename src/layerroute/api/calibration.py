@@ -177,7 +177,8 @@ def calibrate(
         heldout: text to measure on, in the same forms. Default: further documents of ``data``.
         tokens: of text to fit on. Default: 36,864, or what the text has, 9,216 at least. Where it is given, the sizes
             of all other steps are a part of it: 4096 is enough to see an effect in a minute or two.
-        router: ``per_layer`` (default): each layer's own input decides; ``token``: one decision for all layers.
+        router: ``per_layer`` (default): each layer's own input decides; ``token``: one decision for all layers;
+            ``sequence``: one choice of layers a sequence, from its first tokens.
         controls: what to compare with, of ``layerroute.skipping.calibration.CONTROLS``.
         text_field: key of the text in records.
         progress: show bars on stderr, or in the notebook.

@@ -32,9 +32,9 @@ def add_input_arguments(
     add_text_field(parser)
     parser.add_argument(
         "--unit",
-        choices=("block", "attention", "mlp"),
-        help="the part of a layer that a token may skip: its MLP, its attention, or all of it (default: mlp; "
-        "block for models whose layers layerroute cannot take apart)",
+        choices=("block", "attention", "mlp", "attention+mlp"),
+        help="the part of a layer that a token may skip: its MLP, its attention, all of it, or each half by itself "
+        "(default: mlp; block for models whose layers layerroute cannot take apart)",
     )
     parser.add_argument(
         "--layers",
@@ -76,10 +76,10 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
     )
     parser.add_argument(
         "--router",
-        choices=("per_layer", "token"),
+        choices=("per_layer", "token", "sequence"),
         default="per_layer",
         help="per_layer: each layer decides from its own input; token: one decision per token for all layers, "
-        "which is faster (default: %(default)s)",
+        "which is faster; sequence: one choice of layers per prompt, from its first 16 tokens (default: %(default)s)",
     )
 
 

@@ -91,13 +91,23 @@ def routed_config_class(base_model_type: str) -> Any:
             # Whoever asks an object gets the family, so that all that is done for it is done; on disk it is ours.
             self.model_type = base_model_type
 
+        def reduce(self: Any) -> Any:
+            # For copies and pickles, as vLLM sends to its workers: the class cannot be found under its name.
+            return _unfilled, (base_model_type,), vars(self).copy()
+
         name = f"Routed{base.__name__}"
-        made = type(name, (base,), {"__init__": initialise, "model_type": MODEL_TYPE, "__module__": __name__})
+        own = {"__init__": initialise, "__reduce__": reduce, "model_type": MODEL_TYPE}
+        made = type(name, (base,), {**own, "__module__": __name__})
         _CLASSES[base_model_type] = made
         from layerroute.exporting.modeling import routed_model_class
 
         AutoModelForCausalLM.register(made, routed_model_class(made, base), exist_ok=True)
     return _CLASSES[base_model_type]
+
+
+def _unfilled(base_model_type: str) -> Any:
+    made = routed_config_class(base_model_type)
+    return made.__new__(made)
 
 
 AutoConfig.register(MODEL_TYPE, RoutedConfig, exist_ok=True)

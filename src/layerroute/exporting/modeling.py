@@ -19,6 +19,10 @@ class RoutedExport:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         add_router(self, SkipConfig.from_dict(config.layerroute["skip"]))  # type: ignore[type-var]
 
+    def __reduce__(self) -> Any:
+        """For copies and pickles: its class is made here, and cannot be found under its name."""
+        return _unfilled, (self.config,), vars(self).copy()  # type: ignore[attr-defined]
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """The model in inference mode; ``output_loading_info`` and all other arguments as in transformers.
@@ -52,6 +56,12 @@ def settle(model: Any) -> None:
     if router.budgets is not None and router.budgets.holds(router.config.budget):
         router.set_budget(router.config.budget)
     router.requires_grad_(False)
+
+
+def _unfilled(config: Any) -> Any:
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    made = mapping[type(config)]
+    return made.__new__(made)
 
 
 def routed_model_class(config_class: Any, base_config_class: Any) -> Any:

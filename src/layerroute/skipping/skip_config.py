@@ -238,6 +238,11 @@ class SkipConfig:
             raise ValueError("the sites are known once `resolve` has been called")
         return tuple(f"layer{layer}.{unit}" for layer in self.layers for unit in self.units)
 
+    def places(self) -> tuple[int, ...]:
+        """Numbers of the sites in the order of execution, where the units of all layers of the model are counted."""
+        count = len(self.units)
+        return tuple(layer * count + half for layer in self.layers or [] for half in range(count))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: plain numbers, strings and lists."""
         return asdict(self)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
 
 from layerroute.vllm.step import metadata_of
 
@@ -16,6 +15,8 @@ GAP = 8
 
 def write_keys(attention: Any, key: Tensor, value: Tensor) -> None:
     """Put keys and values (N, G·K) of all tokens of the step into the layer's cache."""
+    from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+
     unified_kv_cache_update(
         key.view(-1, attention.num_kv_heads, attention.head_size),
         value.view(-1, attention.num_kv_heads, attention.head_size_v),

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.forward_context import get_forward_context
 
 from layerroute.routing.serving import Served
 from layerroute.skipping.context import CallContext
@@ -24,6 +23,13 @@ _FEW = 64
 
 FREE_ROWS = 8
 """Rows of a product that take no longer than to read its weights: measured in fp32 on two cores with AVX-512."""
+
+GATHERED_FROM = 0.08
+"""Share of a step's rows that must be spared before it pays to gather the others.
+
+Measured there, too, in prompts of 2,048 tokens: 0.96x of not gathering at 4 %, 1.00x at 8 %, 1.05x at 15 %. In
+transformers it pays earlier (``skip.profitability``): there skip paths are computed for all tokens otherwise.
+"""
 
 
 class SlotMemory:
@@ -202,8 +208,11 @@ class Step:
         return SiteRun(picked, column, count, sparse, context)
 
     def _pays(self, count: int) -> bool:
-        """Whether enough rows are spared. The first ones are free: a layer's weights are read for one as for all."""
-        return self.tokens - max(count, FREE_ROWS) >= self.router.config.profitability.prefill * self.tokens
+        """Whether enough rows are spared. The first ones are free: a layer's weights are read for one as for all.
+
+        In a batch of 32 requests gathering made a step 0.9x as fast where five were spared.
+        """
+        return self.tokens - max(count, FREE_ROWS) >= max(FREE_ROWS, GATHERED_FROM * self.tokens)
 
     @cached_property
     def _context_tokens(self) -> int:
@@ -252,5 +261,7 @@ class SiteRun:
 
 def metadata_of(layer_name: str) -> Any:
     """The engine's attention metadata of a layer; None while it measures its memory."""
+    from vllm.forward_context import get_forward_context  # here: decisions can be tested without vLLM
+
     held = get_forward_context().attn_metadata
     return held.get(layer_name) if isinstance(held, dict) else None

@@ -9,9 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layerroute.skipping.calibration.costs import LayerCosts
+from layerroute.skipping.skip_config import SkipConfig
 
 STEPS = 40
 """Shares of tokens at which a layer's cost curve is read."""
+
+ATTENTION = 0.25
+"""Odds of skipping attention against those of the MLP beside it."""
 
 REACH = 0.5
 """How far a layer's rate may move from the one under which its costs were measured."""
@@ -19,6 +23,26 @@ REACH = 0.5
 
 Bounds = Mapping[int, tuple[int, int]]
 """By layer, the fewest and the most steps that it may take."""
+
+
+def even_rates(skip: SkipConfig, budget: float) -> dict[int, float]:
+    """The same share of the tokens at every site of one unit, of mean ``budget`` over all sites, by place.
+
+    Attention saves less than an MLP and costs more: its odds of being skipped are ``ATTENTION`` times those of an MLP.
+    """
+    if len(skip.units) == 1:
+        return dict.fromkeys(skip.places(), budget)
+    odds = [ATTENTION if unit == "attention" else 1.0 for unit in skip.units]
+
+    def shares(scale: float) -> list[float]:
+        return [scale * own / (1 + scale * own) for own in odds]
+
+    low, high = -60.0, 60.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        short = sum(shares(math.exp(middle))) < budget * len(odds)
+        low, high = (middle, high) if short else (low, middle)
+    return dict(zip(skip.places(), shares(math.exp(low)) * len(skip.layers or []), strict=True))
 
 
 def static_rates(layers: Iterable[int], removed: Iterable[int]) -> dict[int, float]:

@@ -16,12 +16,12 @@ from layerroute.routing.held_out import calibrate_spreads, calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Score, score
-from layerroute.skipping.calibration.in_order import Policy
+from layerroute.skipping.calibration.in_order import Policy, Site
 from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.stack import CHUNK_TOKENS
 from layerroute.skipping.layerwise import layer_by_layer
 from layerroute.skipping.model import add_router, get_router, remove_router
-from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.skip_config import SkipConfig, layer_and_unit
 
 ALWAYS = 10.0
 """Logit of a site at which all tokens take the same path: certain to 1 in 20,000, and still trainable."""
@@ -44,7 +44,7 @@ def install(
 
     Args:
         model: without a router.
-        policy: its sites are the layers of ``config`` (in any order).
+        policy: its sites are those of ``config`` (in any order).
         config: with its layers spelt out.
         adapters: False: tokens that skip keep their state.
         budgets: of the routed arm: shares that run by budget and site. Default: the policy's own.
@@ -57,25 +57,21 @@ def install(
         config = replace(config, budgets=budgets)
     add_router(model, config)
     router = get_router(model)
-    layers = config.layers or []
-    if adapters:
-        for layer in layers:
-            path, fit = router.skip_path(layer, config.unit), policy.sites[layer].skip
+    rows = [(routing, row) for routing in router.all_routings() for row in range(len(routing.sites))]
+    for name, place, (routing, row) in zip(config.sites(), config.places(), rows, strict=True):
+        site = policy.sites[place]
+        if adapters:
+            path, fit = router.skip_path(*layer_and_unit(name)), site.skip
             assert path is not None
             path.set(fit.mean, fit.down, fit.up, fit.bias)
-    routings = router.all_routings()
-    for index, layer in enumerate(layers):
-        routing, row = (routings[index], 0) if config.granularity == "per_layer" else (routings[0], index)
-        if routing.router is None:
-            continue
-        _set_site(routing, row, policy, layer, cut=not several)
+        if routing.router is not None:
+            _set_site(routing, row, site, cut=not several)
     model.eval()
     return model
 
 
 def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipConfig:
-    layers = config.layers or []
-    running = [1.0 - policy.sites[layer].rate for layer in layers]
+    running = [1.0 - policy.sites[place].rate for place in config.places()]
     control: str | None = None
     if policy.chooser in ("random", "periodic"):
         control = policy.chooser
@@ -85,7 +81,8 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
         control = "static"
     if control is None:
         if policy.router_layer is not None:
-            config = replace(config, granularity="token", router_layer=policy.router_layer)
+            granularity = "token" if policy.prefix_tokens is None else "sequence"
+            config = replace(config, granularity=granularity, router_layer=policy.router_layer)
         return replace(config, budgets={f"{config.budget:g}": running})
     kept = [index for index, rate in enumerate(running) if rate == 1.0] if control == "static" else None
     routing = replace(
@@ -95,15 +92,14 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
         config,
         routing=routing,
         granularity="token",
-        router_layer=min(config.router_layer, *layers),
+        router_layer=min(config.router_layer, *(config.layers or [])),
         serve="threshold",
     )
 
 
 @torch.no_grad()
-def _set_site(routing: Routing, row: int, policy: Policy, layer: int, *, cut: bool) -> None:
+def _set_site(routing: Routing, row: int, site: Site, *, cut: bool) -> None:
     """One site's row of the router; with ``cut`` its threshold is part of the bias, so that a threshold of 0 serves."""
-    site = policy.sites[layer]
     assert routing.router is not None
     linear = routing.router.linears()[-1]
     linear.weight[row] = 0.0
@@ -124,10 +120,10 @@ def install_for_budgets(model: Any, calibration: FittedArms, statistics: Int[Ten
     thresholds are quantiles over the statistics windows, of states that routing at this budget produces.
     """
     config, policy = calibration.skip, calibration.policy
-    layers = config.layers or []
     by_budget = {calibration.config.budget: policy.rates(), **calibration.rates}
     table = {
-        f"{budget:g}": [1.0 - rates[layer] for layer in layers] for budget, rates in sorted(by_budget.items())
+        f"{budget:g}": [1.0 - rates[place] for place in config.places()]
+        for budget, rates in sorted(by_budget.items())
     }
     install(model, policy, config, budgets=table)
     router = get_router(model)

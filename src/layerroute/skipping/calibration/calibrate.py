@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
+from layerroute.skipping.calibration.allocation import even_rates
 from layerroute.skipping.calibration.by_cost import Allocated, allocate_by_cost, probe_sensitivity
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_static
@@ -48,11 +49,11 @@ class FittedArms:
         config: what was asked for.
         skip: configuration of the router.
         policy: the routed arm.
-        static: removed layers by method (``influence``, ``greedy``; of whole layers ``block_influence``, ...).
-        rounds: per round of allocation: cross-entropy on the selection windows, and rates by layer.
+        static: removed places by method (``influence``, ``greedy``; of whole layers ``block_influence``, ...).
+        rounds: per round of allocation: cross-entropy on the selection windows, and rates by place.
         chosen: index of the round whose policy was taken.
         arms: policies by name, the routed one among them.
-        rates: of ``config.also``: by budget, the share of tokens that skip by layer.
+        rates: of ``config.also``: by budget, the share of tokens that skip by place.
         seconds: by stage.
     """
 
@@ -135,9 +136,9 @@ def fit_arms(
     journal = journal or Journal()
     stack = LayerStack(model, config.length, precision, config.unit, scratch=journal.folder, journal=journal)
     skip = config.skip_config(len(stack.layers))
-    layers = skip.layers or []
     wanted = applicable(controls, config.unit)
-    count = max(1, round(config.budget * len(layers)))
+    even = {budget: even_rates(skip, budget) for budget in (config.budget, *config.also)}
+    count = max(1, round(config.budget * len(skip.places())))
 
     if own is None and config.own_text:
         advance = clock("the model's own text")
@@ -157,14 +158,14 @@ def fit_arms(
         assert ranking is not None and sensitivity is not None
         found = allocate_by_cost(ranking, statistics, selection, config, count, sensitivity, clock)
     else:
-        even = dict.fromkeys(layers, config.budget)
+        rates = even[config.budget]
         advance = clock("fits under routing")
         policy = calibrate_in_order(
-            stack, statistics, even, config, fit_all=bool(config.also), advance=advance
+            stack, statistics, rates, config, fit_all=bool(config.also), advance=advance
         )
         loss = journal.once(lambda: selection_loss(stack, policy, selection))
-        also = {budget: dict.fromkeys(layers, budget) for budget in config.also}
-        found = Allocated(policy=policy, rounds=[{"rates": even, "loss": loss}], chosen=0, also=also)
+        also = {budget: even[budget] for budget in config.also}
+        found = Allocated(policy=policy, rounds=[{"rates": rates, "loss": loss}], chosen=0, also=also)
 
     arms: dict[str, Policy] = {}
     static: dict[str, tuple[int, ...]] = {}
@@ -172,7 +173,9 @@ def fit_arms(
         arms, static = _fit_all_static(
             ranking, known, statistics, selection, wanted, config, skip, count, clock
         )
-    arms |= fit_chance(stack, statistics, wanted, config, layers=layers, sensitivity=sensitivity, clock=clock)
+    arms |= fit_chance(
+        stack, statistics, wanted, config, rates=even[config.budget], sensitivity=sensitivity, clock=clock
+    )
     clock.stop()
     return FittedArms(
         config=config,
@@ -207,7 +210,7 @@ def _fit_all_static(
         saved = [
             saved_by_skipping(text, replace(skip, unit=unit), config.length) for unit in (skip.unit, "block")
         ]
-        blocks = max(1, round(config.budget * len(skip.layers or []) * saved[0] / saved[1]))
+        blocks = max(1, round(config.budget * len(skip.sites()) * saved[0] / saved[1]))
         blocks_too = replace(config, unit="block")
         if "block" not in known:
             known["block"] = ranking.of_blocks(statistics, selection, blocks_too, clock)

@@ -8,11 +8,16 @@ from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
 from layerroute.skipping.skip_config import SkipConfig
 
-PRUNED = {"block": "layers", "attention": "the attention of layers", "mlp": "the MLP of layers"}
+PRUNED = {
+    "block": "layers",
+    "attention": "the attention of layers",
+    "mlp": "the MLP of layers",
+    "attention+mlp": "halves of layers",
+}
 """What static pruning takes out, by unit."""
 
 UNITS = tuple(PRUNED)
-GRANULARITIES = ("per_layer", "token")
+GRANULARITIES = ("per_layer", "token", "sequence")
 TARGETS = ("update", "dense")
 ALLOCATIONS = ("even", "cost")
 RANKED = 12288
@@ -27,12 +32,15 @@ class CalibrationConfig:
         budget: share of routed compute to skip, between 0 and 1 (of ``unit`` in ``layers``).
         also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
             thresholds alone.
-        unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, or all of
-            it (``block``).
-        granularity: ``per_layer`` (default; each layer's own input decides) or ``token`` (the state after
-            ``router_layer`` layers decides for all: one decision a token, which decodes faster).
+        unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, all of it
+            (``block``), or each half of it (``attention+mlp``; one router decides about both from the layer's input).
+        granularity: ``per_layer`` (default; each layer's own input decides), ``token`` (the state after
+            ``router_layer`` layers decides for all: one decision a token, which decodes faster) or ``sequence`` (the
+            mean of that state over a sequence's first ``prefix_tokens``, which run, decides for all other tokens: one
+            choice of layers a prompt; rates are shares of the sequences).
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
         router_layer: layers that always run. Default 4.
+        prefix_tokens: of ``sequence``. Default 16.
         rank: of the low-rank skip paths. Default 128.
         sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
         sink_ids: ids of further tokens that always run; ``special_tokens`` of the tokenizer, as a rule.
@@ -70,6 +78,7 @@ class CalibrationConfig:
     granularity: str = "per_layer"
     layers: list[int] | None = None
     router_layer: int = 4
+    prefix_tokens: int = 16
     rank: int = 128
     sink_tokens: int = 4
     sink_ids: list[int] = field(default_factory=list)
@@ -127,9 +136,17 @@ class CalibrationConfig:
             ("rank", 1),
             ("sink_tokens", 0),
             ("router_layer", 0),
+            ("prefix_tokens", 1),
         ):
             if getattr(self, key) < least:
                 raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
+        if self.granularity == "sequence":
+            if self.prefix_tokens >= self.length:
+                raise UserError(
+                    f"windows of {self.length} tokens are too short: the first {self.prefix_tokens} decide for the rest"
+                )
+            if self.allocation == "cost":
+                raise UserError("calibration.allocation cost is by token; with granularity sequence use even")
         if not 0.0 <= self.min_share <= 1.0:
             raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
         if not 0.0 <= self.own_text < 1.0:
@@ -151,6 +168,7 @@ class CalibrationConfig:
             unit=self.unit,
             granularity=self.granularity,
             router_layer=self.router_layer,
+            prefix_tokens=self.prefix_tokens,
             rank=self.rank,
             sink_tokens=self.sink_tokens,
             sink_ids=self.sink_ids,

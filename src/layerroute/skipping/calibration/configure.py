@@ -35,7 +35,7 @@ def config_for(
         model: a transformers causal LM.
         tokenizer: its own; its special tokens always run.
         unit: default ``mlp``, or ``block`` where layerroute cannot take the model's layers apart.
-        allocation: default ``cost`` for whole layers, else ``even``.
+        allocation: default ``cost`` for whole layers, but ``even`` where sequences decide; else ``even``.
         checked: the budgets that are to be held, all of them.
         settings: further fields of ``CalibrationConfig``; a ``rank`` above the model's width is that width.
 
@@ -53,19 +53,20 @@ def config_for(
             "they do not fit"
         )
     chosen = unit or "mlp"
+    whole = "even" if settings.get("granularity") == "sequence" else "cost"
     config = CalibrationConfig(
         unit=chosen,
         sink_ids=special_tokens(tokenizer),
-        **{**_allocated(allocation or ("cost" if chosen == "block" else "even")), **settings},
+        **{**_allocated(allocation or (whole if chosen == "block" else "even")), **settings},
     )
     stack = decoder_stack(model)[1]
     if unit is None and family_of(model, stack) is None:
         _logger.warning("the layers of this model cannot be taken apart; whole layers skip")
-        config = replace(config, unit="block", **_allocated("cost"))
+        config = replace(config, unit="block", **_allocated(whole))
     # A skip path is a map of the state: no rank is above its width.
     config = replace(config, rank=min(config.rank, model.config.get_text_config().hidden_size))
     for share in checked:
-        check_budget(share, len(config.skip_config(len(stack)).layers or []))
+        check_budget(share, len(config.skip_config(len(stack)).places()), config.unit)
     return config
 
 
@@ -74,17 +75,18 @@ def _allocated(allocation: str) -> dict[str, Any]:
     return {"allocation": allocation, "refits": 2 if allocation == "cost" else 1}
 
 
-def check_budget(budget: float, layers: int) -> None:
-    """Raise :class:`UserError` for a budget that no static subset of so many layers can meet."""
-    if round(budget * layers) < 1:
+def check_budget(budget: float, sites: int, unit: str) -> None:
+    """Raise :class:`UserError` for a budget that no static subset of so many sites can meet."""
+    of = f"{sites} {'halves of ' if '+' in unit else ''}layers"
+    if round(budget * sites) < 1:
         raise UserError(
-            f"a budget of {budget:.1%} is less than one of {layers} layers: static pruning cannot meet it; the least "
-            f"is {1 / layers:.1%}"
+            f"a budget of {budget:.1%} is less than one of {of}: static pruning cannot meet it; the least "
+            f"is {1 / sites:.1%}"
         )
-    if round(budget * layers) >= layers:
+    if round(budget * sites) >= sites:
         raise UserError(
-            f"a budget of {budget:.1%} takes out all of {layers} layers: static pruning cannot meet it; the most is "
-            f"{1 - 1 / layers:.1%}"
+            f"a budget of {budget:.1%} takes out all of {of}: static pruning cannot meet it; the most is "
+            f"{1 - 1 / sites:.1%}"
         )
 
 

@@ -1,6 +1,6 @@
 """The controls of a calibration, fitted in the same way as the routed arm: routing must beat what cannot be clever."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
@@ -42,14 +42,14 @@ class Ranking:
         final: list[Tensor] | None = None,
     ) -> "Ranking":
         """Run the full model on some of the statistics windows; ``final`` gets the output of its last layer."""
-        layers = config.skip_config(len(stack.layers)).layers or []
+        places = config.skip_config(len(stack.layers)).places()
         few = selection[: max(1, config.tokens_search // config.length)]
         search = Search.of(stack, few, advance=clock(f"full model ({stack.unit})"))
         part = statistics[: max(1, config.tokens_ranking // config.length)]
         start = calibrate_in_order(
             stack,
             part,
-            dict.fromkeys(layers, 0.0),
+            dict.fromkeys(places, 0.0),
             config,
             fit_all=True,
             final=final,
@@ -116,36 +116,36 @@ def fit_chance(
     names: Sequence[str],
     config: CalibrationConfig,
     *,
-    layers: Sequence[int],
+    rates: Mapping[int, float],
     sensitivity: Float[Tensor, "n T"] | None,
     clock: Clock,
 ) -> dict[str, Policy]:
     """Policies of the controls that do not look at what a layer does.
 
-    - ``random``: every layer is skipped by a random share of the tokens.
+    - ``random``: every site is skipped by a random share of the tokens, as many as with routing.
     - ``periodic``: every layer is skipped at evenly spaced positions; skip paths are those of ``random``.
     - ``early_exit``: tokens whose prediction is expected to mind least leave first, and for good: the same score, of
       the state after ``router_layer`` layers, decides at all layers, against thresholds that let the share
       x^(1/budget - 1) skip at depth x.
 
     Args:
+        rates: share of tokens that are to skip, by place.
         sensitivity: of the tokens of the first statistics windows; ``early_exit`` needs it.
     """
     arms: dict[str, Policy] = {}
     if "random" in names or "periodic" in names:
         advance = clock("fits of the random control")
-        even = dict.fromkeys(layers, config.budget)
-        chance = calibrate_in_order(stack, statistics, even, config, chooser="random", advance=advance)
+        chance = calibrate_in_order(stack, statistics, rates, config, chooser="random", advance=advance)
         arms |= {name: replace(chance, chooser=name) for name in ("random", "periodic") if name in names}
     if "early_exit" in names:
         assert sensitivity is not None
         arms["early_exit"] = calibrate_in_order(
             stack,
             statistics[: len(sensitivity)],
-            exit_rates(layers, config.budget),
+            exit_rates(list(rates), config.budget),
             replace(config, granularity="token", also=[]),
             sensitivity=sensitivity,
-            weights=dict.fromkeys(layers, (0.0, 1.0)),
+            weights=dict.fromkeys(rates, (0.0, 1.0)),
             advance=clock("fits of the early exit"),
         )
     return arms
@@ -178,8 +178,7 @@ def greedy_static(
         if removed not in known:
             first = min(removed)  # below it the model is the full one
             policy = start.with_rates(dict.fromkeys(removed, 1.0))
-            features = None if start.router_layer is None else inputs[start.router_layer]
-            final = replay(stack, policy, inputs[first], search.ids, first=first, features=features)
+            final = replay(stack, policy, inputs[first], search.ids, first=first)
             known[removed] = float(search.divergence(stack, final)[counted].mean())
             notes.note(known)
         advance(1 - 1 / (1 + len(known) / (3 * count)))

@@ -1,4 +1,4 @@
-"""What skipping costs, token by token and layer by layer, in the loss and not in the states: forward passes only."""
+"""What skipping costs, token by token and place by place, in the loss and not in the states: forward passes only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from layerroute.skipping.calibration.stack import LayerStack
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The windows on which one layer at a time is changed, and what the full model says about them.
+    """The windows on which one place at a time is changed, and what the full model says about them.
 
     Attributes:
         ids: the windows.
@@ -46,12 +46,12 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCosts:
-    """At one layer, under the routing of all others.
+    """At one place, under the routing of all others.
 
     Attributes:
         cost: (n,) by token: how much larger the divergence is if it skips here than if it runs.
         score: (n,) what the policy orders tokens by, rising.
-        influence: (n,) the true log-influence of the layer's unit.
+        influence: (n,) the true log-influence of the unit.
     """
 
     cost: Float[Tensor, "n"]
@@ -67,7 +67,7 @@ class LayerCosts:
 def measure_costs(
     stack: LayerStack, search: Search, policy: Policy, *, advance: Advance | None = None
 ) -> tuple[dict[int, LayerCosts], float]:
-    """Reverse every token's choice at one layer after the other, and see what happens to the prediction.
+    """Reverse every token's choice at one place after the other, and see what happens to the prediction.
 
     The divergence from the full model stands for the loss: its expectation is the rise in cross-entropy under the
     model's own distribution, and it is far less noisy than the loss itself, because what is drawn in the
@@ -75,11 +75,12 @@ def measure_costs(
     tokens is charged to these).
 
     Returns:
-        The costs by layer, and the mean divergence under the policy itself.
+        The costs by place, and the mean divergence under the policy itself.
     """
     counted = ~policy.sinks(search.ids)
     notes = stack.journal.step()
-    # At layer `next`: the states under the policy, and by layer those with that layer's choices reversed.
+    # At place `next`: the states under the policy and what its routers have read; by place those with that place's
+    # choices reversed.
     now = notes.recall() or {
         "next": 0,
         "states": search.embedded,
@@ -88,33 +89,32 @@ def measure_costs(
         "seen": {},
     }
     states, features, reversed_, seen = now["states"], now["features"], now["reversed"], now["seen"]
-    depth = len(stack.layers)
-    for layer in range(now["next"], depth):
-        if layer == policy.router_layer:
-            features = states
-        with stack.weights(layer):
-            for changed in reversed_:
-                reversed_[changed] = step(stack, policy, layer, reversed_[changed], features, search.ids)[0]
-            if layer in policy.sites:
-                reversed_[layer], skips = step(stack, policy, layer, states, features, search.ids, flip=True)
-                given = stack.before(layer, states)
-                own = influence(given, stack.through(layer, given), policy.sites[layer].skip)[counted]
-                predictor = None if policy.chooser == "oracle" else policy.sites[layer].predictor
-                read = states if features is None else features
-                seen[layer] = (skips, own, own if predictor is None else predictor(read)[counted])
-            states = step(stack, policy, layer, states, features, search.ids)[0]
+    for place in range(now["next"], stack.depth):
+        with stack.weights(place):
+            for changed, (others, read) in reversed_.items():
+                reversed_[changed] = step(stack, policy, place, others, read, search.ids)[:2]
+            if place in policy.sites:
+                *after, skips = step(stack, policy, place, states, features, search.ids, flip=True)
+                reversed_[place] = tuple(after)
+                given = stack.before(place, states)
+                own = influence(given, stack.through(place, given), policy.sites[place].skip)[counted]
+                predictor = None if policy.chooser == "oracle" else policy.sites[place].predictor
+                read = states if stack.reads_at(place, policy.router_layer) else features
+                score = own if predictor is None else policy.scores(predictor, read)[counted]
+                seen[place] = (skips, own, score)
+            states, features, _ = step(stack, policy, place, states, features, search.ids)
         notes.note(
-            {"next": layer + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen}
+            {"next": place + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen}
         )
         if advance is not None:
-            advance(((layer + 1) / depth) ** 2)
+            advance(((place + 1) / stack.depth) ** 2)
     base = search.divergence(stack, states)
     found: dict[int, LayerCosts] = {}
-    for layer in policy.sites:
-        skips, own, score = seen[layer]
-        changed_by = search.divergence(stack, reversed_.pop(layer)) - base
+    for place in policy.sites:
+        skips, own, score = seen[place]
+        changed_by = search.divergence(stack, reversed_.pop(place)[0]) - base
         cost = torch.where(skips, -changed_by, changed_by)
-        found[layer] = LayerCosts(cost=cost[counted], score=score, influence=own)
+        found[place] = LayerCosts(cost=cost[counted], score=score, influence=own)
     return found, float(base[counted].mean())
 
 

@@ -28,7 +28,7 @@ from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"
-METHOD = 5
+METHOD = 6
 """Counts changes of what calibration does with the same settings: older calibrations in the cache are not used."""
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
+from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, even_rates, static_rates
 from layerroute.skipping.calibration.calibrate import Stage, silent
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import greedy_static
@@ -85,18 +85,18 @@ def headroom(
     """
     precision = choose_precision(config.precision, model.device).name
     stack = LayerStack(model, config.length, precision, config.unit)
-    layers = config.skip_config(len(stack.layers)).layers or []
+    skip, length = config.skip_config(len(stack.layers)), selection.shape[1]
+    places = skip.places()
     search = Search.of(stack, selection[: max(1, config.tokens_search // config.length)])
     embedded = stack.embed(selection)
 
-    skip, length = config.skip_config(len(stack.layers)), selection.shape[1]
     known = model.config.get_text_config().model_type in FAMILIES
     flops = skip_flops(model.config, skip, length) if known else None
 
     def serve(policy: Policy) -> Served:
         final, shares = replay_counted(stack, policy, embedded, selection)
         losses = stack.losses(final, selection).mean(dim=1)
-        rates = {f"layer{layer}.{config.unit}": 1.0 - share for layer, share in shares.items()}
+        rates = [1.0 - shares[place] for place in places]
         return Served(
             skipped=sum(shares.values()) / len(shares),
             executed=None if flops is None else flops.sparse_per_token(rates) / flops.base_per_token,
@@ -108,23 +108,23 @@ def headroom(
     start = calibrate_in_order(
         stack,
         statistics,
-        dict.fromkeys(layers, 0.0),
+        dict.fromkeys(places, 0.0),
         config,
         fit_all=True,
         advance=stage("statistics of the full model"),
     )
     by_influence = replace(start, chooser="oracle")
     costs, _ = measure_costs(stack, search, by_influence, advance=stage("cost of each layer"))
-    counts = [max(1, round(budget * len(layers))) for budget in budgets]
-    most = min(len(layers), max(counts) + 1)
+    counts = [max(1, round(budget * len(places))) for budget in budgets]
+    most = min(len(places), max(counts) + 1)
     removed = greedy_static(stack, search, start, costs, most, stage("greedy choice of layers"))
     rows, pruned = [], {0: serve(start.with_rates({}))}
     advance = stage("budgets")
     for index, (budget, count) in enumerate(zip(budgets, counts, strict=True)):
-        around = static_rates(layers, removed[:count])
+        around = static_rates(places, removed[:count])
         felt, _ = measure_costs(stack, search, by_influence.with_rates(around))
         rates = allocate(
-            {layer: cost_curve(cost) for layer, cost in felt.items()}, budget, around=around, reach=REACH
+            {place: cost_curve(cost) for place, cost in felt.items()}, budget, around=around, reach=REACH
         )
         for number in range(max(0, count - 2), min(most, count + 1) + 1):
             if number not in pruned:
@@ -134,7 +134,7 @@ def headroom(
                 budget=budget,
                 influence=serve(by_influence.with_rates(rates)),
                 static=[arm for number, arm in pruned.items() if count - 2 <= number <= count + 1],
-                random=serve(replace(start, chooser="random").with_rates(dict.fromkeys(layers, budget))),
+                random=serve(replace(start, chooser="random").with_rates(even_rates(skip, budget))),
             )
         )
         advance((index + 1) / len(budgets))
@@ -146,10 +146,8 @@ def replay_counted(
 ) -> tuple[Float[Tensor, "M T D"], dict[int, float]]:
     """The output of the last layer under a policy, and the share of tokens that skipped each of its sites."""
     features, shares = None, {}
-    for layer in range(len(stack.layers)):
-        if layer == policy.router_layer:
-            features = states
-        states, skips = step(stack, policy, layer, states, features, ids)
-        if layer in policy.sites:
-            shares[layer] = float(skips.float().mean())
+    for place in range(stack.depth):
+        states, features, skips = step(stack, policy, place, states, features, ids)
+        if place in policy.sites:
+            shares[place] = float(skips.float().mean())
     return states, shares

@@ -1,4 +1,4 @@
-"""Calibration in order: each layer is fitted on the states that routing below it really produces."""
+"""Calibration in order: each site is fitted on the states that routing below it really produces."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,8 +33,8 @@ class Site:
     Attributes:
         rate: share of tokens that skip.
         skip: its skip path, of the unit's input.
-        predictor: reads the layer's input (or that of ``Policy.router_layer``); None where rate is 0 or 1 and nothing
-            needs to be predicted.
+        predictor: reads what routers read, the layer's input (or that of ``Policy.router_layer``); None where rate is
+            0 or 1 and nothing needs to be predicted.
         influence: mean of 1 - cos(h_in, h_out) around the unit over the statistics tokens; of blocks, the block
             influence.
     """
@@ -47,14 +47,16 @@ class Site:
 
 @dataclass(kw_only=True)
 class Policy:
-    """Who skips where: calibrated sites by layer.
+    """Who skips where: calibrated sites by place (see ``stack``).
 
     Attributes:
         chooser: ``predicted`` (by the sites' predictors), ``oracle`` (by the true influence, which needs the layer
             itself), ``random`` or ``periodic`` (which only a router carries out); rates of 0 and 1 are the same in
             all.
         router_layer: whose input predictors read; None: each its own layer's.
-        unit: what is skipped: ``block``, ``attention`` or ``mlp``.
+        prefix_tokens: a sequence decides as one, by the mean state of so many first tokens, which run; None: each
+            token decides for itself.
+        unit: what is skipped: ``block``, ``attention``, ``mlp`` or ``attention+mlp``.
         sink_tokens: first tokens that always run.
         sink_ids: ids of tokens that always run.
         seed: of ``random``.
@@ -63,51 +65,69 @@ class Policy:
     sites: dict[int, Site] = field(default_factory=dict)
     chooser: str = "predicted"
     router_layer: int | None = None
+    prefix_tokens: int | None = None
     unit: str = "block"
     sink_tokens: int = 1
     sink_ids: tuple[int, ...] = ()
     seed: int = 0
 
     def rates(self) -> dict[int, float]:
-        """Shares of skipping tokens by layer."""
-        return {layer: site.rate for layer, site in self.sites.items()}
+        """Shares of skipping tokens by place."""
+        return {place: site.rate for place, site in self.sites.items()}
 
     def with_rates(self, rates: Mapping[int, float]) -> "Policy":
         """Other rates for the same fits; predictors' thresholds are not moved."""
-        sites = {layer: replace(site, rate=rates.get(layer, 0.0)) for layer, site in self.sites.items()}
+        sites = {place: replace(site, rate=rates.get(place, 0.0)) for place, site in self.sites.items()}
         return replace(self, sites=sites)
 
     def sinks(self, ids: Int[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
         """True at tokens that always run."""
-        first = (torch.arange(ids.shape[1], device=ids.device) < self.sink_tokens).expand_as(ids)
+        always = max(self.sink_tokens, self.prefix_tokens or 0)
+        first = (torch.arange(ids.shape[1], device=ids.device) < always).expand_as(ids)
         return first | torch.isin(ids, torch.tensor(self.sink_ids, dtype=ids.dtype, device=ids.device))
+
+    def scores(self, predictor: Predictor, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+        """What decides about each token. Predictors are linear: the mean prediction is that of the mean state."""
+        own = predictor(features)
+        if self.prefix_tokens is None:
+            return own
+        return own[:, : self.prefix_tokens].mean(dim=1, keepdim=True).expand_as(own)
+
+    def choose(
+        self, scores: Float[Tensor, "N T"], may: Bool[Tensor, "N T"], share: float
+    ) -> tuple[Bool[Tensor, "N T"], float]:
+        """The tokens (or all of a sequence) of lowest score that make up a share, and the cut above them."""
+        if self.prefix_tokens is None:
+            found, cut = lowest(scores.flatten(), may.flatten(), share)
+            return found.view_as(may), cut
+        found, cut = lowest(scores[:, 0], may.any(dim=1), share)
+        return found.unsqueeze(1) & may, cut
 
     def skips(
         self,
-        layer: int,
-        features: Float[Tensor, "N T D"],
+        place: int,
+        features: Float[Tensor, "N T D"] | None,
         log_influence: Callable[[], Float[Tensor, "N T"]],
         ids: Int[Tensor, "N T"],
     ) -> Bool[Tensor, "N T"]:
-        """Which tokens skip a layer."""
-        site, sinks = self.sites[layer], self.sinks(ids)
+        """Which tokens skip a place."""
+        site, sinks = self.sites[place], self.sinks(ids)
         if site.rate <= 0.0:
             return torch.zeros_like(sinks)
         if site.rate >= 1.0:
             return ~sinks
         if self.chooser == "random":
-            return random_skips(ids, layer, site.rate, self.seed) & ~sinks
+            return random_skips(ids, place, site.rate, self.seed) & ~sinks
         if self.chooser == "oracle":
-            found, _ = lowest(log_influence().flatten(), (~sinks).flatten(), site.rate)
-            return found.view_as(sinks)
-        assert site.predictor is not None
-        return (site.predictor(features) <= site.predictor.threshold) & ~sinks
+            return self.choose(log_influence(), ~sinks, site.rate)[0]
+        assert site.predictor is not None and features is not None
+        return (self.scores(site.predictor, features) <= site.predictor.threshold) & ~sinks
 
 
-def random_skips(ids: Int[Tensor, "N T"], layer: int, rate: float, seed: int) -> Bool[Tensor, "N T"]:
-    """A draw by hashing token, position and layer."""
+def random_skips(ids: Int[Tensor, "N T"], place: int, rate: float, seed: int) -> Bool[Tensor, "N T"]:
+    """A draw by hashing token, position and place."""
     keys = torch.arange(ids.shape[1], device=ids.device) + ids.long() * 1_000_003
-    return hashed_uniform(keys, layer + 1, seed)[..., layer] < rate
+    return hashed_uniform(keys, place + 1, seed)[..., place] < rate
 
 
 def calibrate_in_order(
@@ -123,34 +143,36 @@ def calibrate_in_order(
     final: list[Float[Tensor, "N T D"]] | None = None,
     advance: Advance | None = None,
 ) -> Policy:
-    """Fit skip paths and predictors layer by layer, on states that come out of the layers fitted before.
+    """Fit skip paths and predictors place by place, on states that come out of the places fitted before.
 
     Args:
         ids: the statistics windows.
-        rates: share of tokens that are to skip, by layer (those that may be skipped).
+        rates: share of tokens that are to skip, by place (those that may be skipped).
         chooser: ``predicted`` or ``random``; at rates of 0 and 1 there is nothing to choose.
-        sensitivity: of the tokens' predictions (see ``sensitivity.probe``); with ``weights``, by layer, of
+        sensitivity: of the tokens' predictions (see ``sensitivity.probe``); with ``weights``, by place, of
             log-influence and sensitivity in what predictors predict. Default: influence alone.
         fit_all: also fit sites of rate 0, to all tokens (their predictor's threshold then lets all run).
         final: the output of the last layer is appended to it.
         advance: told the share done.
 
     Returns:
-        The policy, with a site for each layer of ``rates``.
+        The policy, with a site for each place of ``rates``.
     """
-    shared = config.router_layer if config.granularity == "token" else None
+    shared = None if config.granularity == "per_layer" else config.router_layer
+    decided = chooser == "predicted" and any(0.0 < rate < 1.0 for rate in rates.values())
     policy = Policy(
         chooser=chooser,
         router_layer=shared,
+        prefix_tokens=config.prefix_tokens if config.granularity == "sequence" and decided else None,
         unit=stack.unit,
         sink_tokens=config.sink_tokens,
         sink_ids=tuple(config.sink_ids),
         seed=config.seed,
     )
     sinks = policy.sinks(ids).flatten()
-    last = max(layer for layer, rate in rates.items() if rate > 0 or fit_all)
+    last = max(place for place, rate in rates.items() if rate > 0 or fit_all)
     notes = stack.journal.step()
-    # At layer `next`: what comes in, what the full model has there, and what a token router has read.
+    # At place `next`: what comes in, what the full model has there, and what routers have read below.
     now = notes.recall() or {
         "next": 0,
         "sites": {},
@@ -161,51 +183,52 @@ def calibrate_in_order(
     states, dense, features, policy.sites = now["states"], now["dense"], now["features"], now["sites"]
     if config.target == "dense" and dense is None:
         dense = states
-    for layer in range(now["next"], last + 1):
-        if layer == shared:
+    for place in range(now["next"], last + 1):
+        if stack.reads_at(place, shared):
             features = states
-        with stack.weights(layer):
-            given = stack.before(layer, states)
-            ran = reached = stack.through(layer, given)
+        with stack.weights(place):
+            given = stack.before(place, states)
+            ran = reached = stack.through(place, given)
             if dense is not None and dense is not states:
-                reached = stack.through(layer, stack.before(layer, dense))
-            out, rate = ran, rates.get(layer, 0.0)
-            if layer in rates and (rate > 0 or fit_all):
-                read = states if shared is None else features
-                assert read is not None
+                reached = stack.through(place, stack.before(place, dense))
+            out, rate = ran, rates.get(place, 0.0)
+            if place in rates and (rate > 0 or fit_all):
+                assert features is not None
                 wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
                 if weights is not None and sensitivity is not None:
-                    own, common = weights[layer]
+                    own, common = weights[place]
                     wanted = replace(wanted, relative=1.0, own=own, offset=common * sensitivity.flatten())
-                site, skip = _fit_site(given, reached, read, ids, sinks, rate, layer, policy, config, wanted)
-                policy.sites[layer] = site
+                site, skip = _fit_site(
+                    given, reached, features, ids, sinks, rate, place, policy, config, wanted
+                )
+                policy.sites[place] = site
                 if rate > 0:
                     out = skipped_by(stack, skip.view(ids.shape), site.skip, given, ran)
-            states = stack.after(layer, out)
+            states = stack.after(place, out)
             if dense is not None:
-                dense = states if reached is out else stack.after(layer, reached)
+                dense = states if reached is out else stack.after(place, reached)
         now = {
-            "next": layer + 1,
+            "next": place + 1,
             "sites": policy.sites,
             "states": states,
             "dense": dense,
-            "features": features,
+            "features": None if stack.reads_at(place + 1, shared) else features,
         }
-        if layer < last:
+        if place < last:
             notes.note(now)
         if advance is not None:
-            advance((layer + 1) / (last + 1))
+            advance((place + 1) / (last + 1))
     if final is None:
         now = {"next": last + 1, "sites": policy.sites, "states": None, "dense": None, "features": None}
     notes.note(now, done=True)
     if final is not None:
-        for layer in range(last + 1, len(stack.layers)):
-            states = stack.run(layer, states)
+        for place in range(last + 1, stack.depth):
+            states = stack.run(place, states)
         final.append(states)
-    for layer in rates:
-        if layer not in policy.sites:
+    for place in rates:
+        if place not in policy.sites:
             empty = SkipMap.identity(stack.hidden_size, config.rank, ids.device)
-            policy.sites[layer] = Site(rate=0.0, skip=empty)
+            policy.sites[place] = Site(rate=0.0, skip=empty)
     policy.sites = dict(sorted(policy.sites.items()))
     return policy
 
@@ -240,7 +263,7 @@ def _fit_site(
     ids: Tensor,
     sinks: Tensor,
     rate: float,
-    layer: int,
+    place: int,
     policy: Policy,
     config: CalibrationConfig,
     wanted: "_Wanted",
@@ -254,34 +277,36 @@ def _fit_site(
     if policy.chooser == "random" or not wanted.predict:
         chosen = ~sinks
         if 0.0 < rate < 1.0:
-            chosen = random_skips(ids, layer, rate, policy.seed).flatten() & ~sinks
+            chosen = random_skips(ids, place, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
     fit = PredictorFit(read[rows], config.predictor_ridge)
-    predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
+    may = ~sinks.view(ids.shape)
+    predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         weight = torch.where(chosen[rows], 1.0, config.background)
         skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
-        predictor, chosen = _fit_predictor(x, y, read, rows, ~sinks, rate, skip_map, fit, wanted)
+        predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
 
 
 def _fit_predictor(
     x: Tensor,
     y: Tensor,
-    read: Tensor,
+    features: Tensor,
     rows: Tensor,
     may: Tensor,
     rate: float,
     skip_map: SkipMap,
     fit: PredictorFit,
+    policy: Policy,
     wanted: "_Wanted",
 ) -> tuple[Predictor, Tensor]:
     score = wanted.own * influence(x, y, skip_map, relative=wanted.relative)
     if wanted.offset is not None:
         score = score + wanted.offset
     predictor = fit(score[rows])
-    chosen, cut = lowest(predictor(read), may, rate)
-    return replace(predictor, threshold=cut), chosen
+    chosen, cut = policy.choose(policy.scores(predictor, features), may, rate)
+    return replace(predictor, threshold=cut), chosen.flatten()
 
 
 @torch.inference_mode()
@@ -292,29 +317,26 @@ def replay(
     ids: Int[Tensor, "N T"],
     *,
     first: int = 0,
-    features: Float[Tensor, "N T D"] | None = None,
     keep: list[Float[Tensor, "N T D"]] | None = None,
     advance: Advance | None = None,
 ) -> Float[Tensor, "N T D"]:
-    """Run the layers from ``first`` on under a policy.
+    """Run the places from ``first`` on under a policy.
 
     Args:
-        states: input of layer ``first``.
-        features: what a token router reads, needed if it has been read below ``first``.
-        keep: every layer's input is appended to it.
+        states: input of place ``first``. Routers that read below it cannot be asked.
+        keep: every place's input is appended to it.
         advance: told the share done.
 
     Returns:
         The output of the last layer.
     """
-    for layer in range(first, len(stack.layers)):
+    features = None
+    for place in range(first, stack.depth):
         if keep is not None:
             keep.append(states)
-        if layer == policy.router_layer:
-            features = states
-        states = step(stack, policy, layer, states, features, ids)[0]
+        states, features, _ = step(stack, policy, place, states, features, ids)
         if advance is not None:
-            advance((layer + 1) / len(stack.layers))
+            advance((place + 1) / stack.depth)
     return states
 
 
@@ -322,26 +344,33 @@ def replay(
 def step(
     stack: LayerStack,
     policy: Policy,
-    layer: int,
+    place: int,
     states: Float[Tensor, "N T D"],
     features: Float[Tensor, "N T D"] | None,
     ids: Int[Tensor, "N T"],
     *,
     flip: bool = False,
-) -> tuple[Float[Tensor, "N T D"], Bool[Tensor, "N T"]]:
-    """One layer under a policy, or with every token's choice reversed; and who skipped under the policy."""
-    site = policy.sites.get(layer)
+) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N T D"] | None, Bool[Tensor, "N T"]]:
+    """One place under a policy, or with every token's choice reversed.
+
+    Args:
+        features: what routers have read below; None at the place where they read, and where there are none.
+
+    Returns:
+        The output, the features for the next place, and who skipped under the policy.
+    """
+    site = policy.sites.get(place)
+    features = states if stack.reads_at(place, policy.router_layer) else features
+    after = None if stack.reads_at(place + 1, policy.router_layer) else features
     everyone = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
     if site is None or (site.rate <= 0.0 and not flip):
-        return stack.run(layer, states), everyone
+        return stack.run(place, states), after, everyone
     sinks = policy.sinks(ids)
-    with stack.weights(layer):
-        given = stack.before(layer, states)
+    with stack.weights(place):
+        given = stack.before(place, states)
         if site.rate >= 1.0 and not flip and not policy.sink_tokens and not policy.sink_ids:
-            return stack.after(layer, stack.by_chunk(site.skip, given)), ~everyone
-        ran = stack.through(layer, given)
-        read = states if policy.router_layer is None else features
-        assert read is not None
-        skips = policy.skips(layer, read, lambda: influence(given, ran, site.skip), ids)
+            return stack.after(place, stack.by_chunk(site.skip, given)), after, ~everyone
+        ran = stack.through(place, given)
+        skips = policy.skips(place, features, lambda: influence(given, ran, site.skip), ids)
         taken = (~skips & ~sinks) if flip else skips
-        return stack.after(layer, skipped_by(stack, taken, site.skip, given, ran)), skips
+        return stack.after(place, skipped_by(stack, taken, site.skip, given, ran)), after, skips

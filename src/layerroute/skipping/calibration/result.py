@@ -39,22 +39,39 @@ def result_sections(
     arms = {
         name: arm_section(name, score, routed, (against or {}).get(name)) for name, score in scores.items()
     }
+    unit = calibration.skip.unit
     sites = {
-        str(layer): {"rate": site.rate, "r2": None if site.predictor is None else site.predictor.r2}
-        for layer, site in calibration.policy.sites.items()
+        str(site_name(unit, place)): {
+            "rate": site.rate,
+            "r2": None if site.predictor is None else site.predictor.r2,
+        }
+        for place, site in calibration.policy.sites.items()
     }
     return {
         "arms": arms,
-        "static": {name: list(layers) for name, layers in calibration.static.items()},
+        "static": {
+            name: [site_name("block" if name.startswith("block_") else unit, place) for place in places]
+            for name, places in calibration.static.items()
+        },
         "sites": sites,
         "rounds": [
-            {"loss": one["loss"], "rates": {str(layer): rate for layer, rate in one["rates"].items()}}
+            {
+                "loss": one["loss"],
+                "rates": {str(site_name(unit, place)): rate for place, rate in one["rates"].items()},
+            }
             for one in calibration.rounds
         ],
         "chosen_round": calibration.chosen,
         "seconds": calibration.seconds,
         "documents": len(routed.losses),
     }
+
+
+def site_name(unit: str, place: int) -> int | str:
+    """What a record calls a site: its layer, or ``4.mlp`` where a layer has several."""
+    units = unit.split("+")
+    layer, half = divmod(place, len(units))
+    return layer if len(units) == 1 else f"{layer}.{units[half]}"
 
 
 def arm_section(name: str, score: Score, routed: Score, match: Matched | None) -> dict[str, Any]:
@@ -180,8 +197,15 @@ def facts(record: Mapping[str, Any]) -> list[str]:
         of, what = (" of whole layers", "block") if method != name else ("", unit)
         taken = ", ".join(map(str, layers))
         found.append(f"static prune{of} by {method} takes out {PRUNED[what]} {taken}")
-    rates = {layer: f"{site['rate']:.0%}" for layer, site in record["sites"].items() if site["rate"] > 0}
-    by_layer = ", ".join(f"{layer}: {rate}" for layer, rate in rates.items())
-    same = len(set(rates.values())) == 1
-    told = f"{next(iter(rates.values()))} at every layer" if same else f"by layer: {by_layer}"
-    return [*found, f"routed, share of tokens that skip, {told}"]
+    rates: dict[str, dict[str, str]] = {}
+    for name, site in record["sites"].items():
+        layer, _, half = name.partition(".")
+        if site["rate"] > 0:
+            rates.setdefault(half or "layer", {})[layer] = f"{site['rate']:.0%}"
+    told = [
+        f"{next(iter(own.values()))} at every {what}"
+        if len(set(own.values())) == 1
+        else f"by {what}: {', '.join(f'{layer}: {rate}' for layer, rate in own.items())}"
+        for what, own in rates.items()
+    ]
+    return [*found, f"routed, share of tokens that skip, {'; '.join(told)}"]

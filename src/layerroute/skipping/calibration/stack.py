@@ -2,9 +2,11 @@
 
 All of calibration works layer by layer, so that memory holds the states of one layer and not those of all, and a
 change at a layer costs only the layers above it. Of a model that is larger than the memory the weights of one layer at
-a time are fetched; of one spread over several cards each layer computes on its own card. A layer is three parts one
-after the other: what comes ``before`` the unit that may be skipped, the unit, and what comes ``after``. Where whole
-layers are skipped the outer two are empty.
+a time are fetched; of one spread over several cards each layer computes on its own card.
+
+Calibration walks over places: the units that may be skipped, numbered in order of depth. Where a layer has one unit a
+place is a layer; with ``attention+mlp`` each layer is two. A place is three parts one after the other: what comes
+``before`` the unit, the unit, and what comes ``after``. Where the units are all of a layer the outer two are empty.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,12 +65,13 @@ class LayerStack:
         model: a transformers causal LM without a router. It is put into inference mode and otherwise left alone.
         length: tokens of a window.
         precision: ``bf16`` (layers and head under autocast; states stay in the model's dtype) or ``fp32``.
-        unit: what may be skipped: ``block``, ``attention`` or ``mlp``.
+        unit: what may be skipped: ``block``, ``attention``, ``mlp`` or ``attention+mlp``.
         scratch: folder for states, in files that are mapped into memory. Default: they are in memory.
         journal: keeps what long steps have found.
 
     Attributes:
         layers: the decoder layers.
+        depth: places of the walk.
         home: device of all states between layers.
         hidden_size: D.
 
@@ -97,7 +100,8 @@ class LayerStack:
         self.home = execution_device(model.get_input_embeddings())
         self.scratch = scratch if self.home.type == "cpu" else None
         self.journal = journal or Journal()
-        self.unit, self.family = unit, family_of(model, layers)
+        self.unit, self.units, self.family = unit, unit.split("+"), family_of(model, layers)
+        self.depth = len(self.layers) * len(self.units)
         if unit != "block" and self.family is None:
             kind = model.config.get_text_config().model_type
             raise UserError(
@@ -120,9 +124,14 @@ class LayerStack:
             self.model, self.length, self.precision, unit, scratch=self.scratch, journal=self.journal
         )
 
-    def weights(self, layer: int) -> AbstractContextManager[None]:
+    def weights(self, place: int) -> AbstractContextManager[None]:
         """Keep a layer's weights where it computes for the length of a context, in which it is called several times."""
-        return held(self.layers[layer])
+        return held(self.layers[place // len(self.units)])
+
+    def reads_at(self, place: int, router_layer: int | None) -> bool:
+        """Whether routers read what comes in at a place: the input of ``router_layer``, or by default of each layer."""
+        layer, half = divmod(place, len(self.units))
+        return half == 0 and router_layer in (None, layer)
 
     @contextmanager
     def _recording(
@@ -161,22 +170,25 @@ class LayerStack:
         return self.by_chunk(read, ids)
 
     @torch.inference_mode()
-    def run(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """What a layer makes of the states; every token runs."""
-        return self._in_chunks(self._layer, layer, states)
+    def run(self, place: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """What a place makes of the states; every token runs."""
+        if len(self.units) > 1:
+            return self.through(place, states)
+        return self._in_chunks(self._layer, place, states)
 
-    def before(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """The input of a layer's unit, from the layer's input."""
-        return self._in_chunks(self._attention, layer, states) if self.unit == "mlp" else states
+    def before(self, place: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """The input of a place's unit, from what comes in."""
+        return self._in_chunks(self._attention, place, states) if self.unit == "mlp" else states
 
-    def through(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """What a layer's unit makes of its input; every token runs."""
-        part = {"block": self._layer, "attention": self._attention, "mlp": self._mlp}[self.unit]
+    def through(self, place: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """What a place's unit makes of its input; every token runs."""
+        layer, half = divmod(place, len(self.units))
+        part = {"block": self._layer, "attention": self._attention, "mlp": self._mlp}[self.units[half]]
         return self._in_chunks(part, layer, states)
 
-    def after(self, layer: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
-        """A layer's output, from the output of its unit."""
-        return self._in_chunks(self._mlp, layer, states) if self.unit == "attention" else states
+    def after(self, place: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """What goes out of a place, from the output of its unit."""
+        return self._in_chunks(self._mlp, place, states) if self.unit == "attention" else states
 
     @torch.inference_mode()
     def _in_chunks(self, part: Callable[[int, Tensor], Tensor], layer: int, states: Tensor) -> Tensor:
@@ -184,7 +196,7 @@ class LayerStack:
             with autocast(self.precision, self.devices[layer]):
                 return part(layer, chunk.to(self.devices[layer]))
 
-        with self.weights(layer):
+        with held(self.layers[layer]):
             return self.by_chunk(compute, states)
 
     def by_chunk(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -50,11 +50,11 @@ def test_a_routed_model_is_refused():
         LayerStack(model, LENGTH)
 
 
-@pytest.mark.parametrize("granularity", ["per_layer", "token"])
+@pytest.mark.parametrize("granularity", ["per_layer", "token", "sequence"])
 @pytest.mark.parametrize("target", ["update", "dense"])
 @pytest.mark.parametrize("chooser", ["predicted", "random"])
 def test_a_policy_installed_gives_the_logits_of_its_replay(granularity, target, chooser):
-    model, asked = plain(), config(granularity=granularity, target=target, sink_ids=[3, 9])
+    model, asked = plain(), config(granularity=granularity, target=target, sink_ids=[3, 9], prefix_tokens=5)
     stack = LayerStack(model, LENGTH)
     rates = {2: 0.0, 3: 0.5, 4: 1.0, 5: 0.25}
     if chooser == "random":
@@ -91,6 +91,27 @@ def test_in_order_fits_serve_their_rates_where_they_were_fitted(granularity):
         model(text)
         served = 1 - last_decision(model).rate()
     torch.testing.assert_close(served, torch.tensor(list(rates.values())), atol=0.003, rtol=0)
+
+
+def test_a_prompt_decides_once_for_all_of_its_tokens_but_the_first():
+    """So many sequences skip as were asked for; static pruning beside it waits for no prompt."""
+    settings = {"granularity": "sequence", "prefix_tokens": 5, "precision": "fp32"}
+    model, asked = plain(), config(**settings, unit="mlp", budget=0.5)
+    text = ids(16)
+    found = fit_arms(model, asked, statistics=text, selection=ids(8, seed=3), own=ids(0))
+    with installed(model, found.policy, found.skip), torch.no_grad():
+        model(text)
+        decision = last_decision(model)
+        other = torch.cat([text[:, :5], ids(16, seed=9)[:, 5:]], dim=1)
+        model(other)
+        assert torch.equal(last_decision(model).choice, decision.choice), "the first tokens decide"
+    skips = decision.choice == 0
+    assert not skips[:, :5].any() and torch.equal(skips[:, 5:], skips[:, 5:6].expand(-1, LENGTH - 5, -1))
+    assert skips[:, 5].sum(dim=0).tolist() == [8] * 4 and len(skips[:, 5].unique(dim=0)) > 2
+    scores = evaluate_arms(model, found, text)
+    assert scores["routed"].skipped == pytest.approx(0.5 * (1 - 5 / LENGTH))
+    for name in ("static_influence", "static_greedy"):
+        assert scores[name].skipped == pytest.approx(0.5 * (1 - 1 / LENGTH))
 
 
 @pytest.fixture(scope="module")

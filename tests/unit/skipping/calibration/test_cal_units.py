@@ -1,4 +1,7 @@
-"""Attention or MLPs alone: the calibration's own execution is the model's, and its routers are of that unit."""
+"""Parts of layers: the calibration's own execution is the model's, and its routers are of that unit."""
+
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from layerroute.errors import UserError
-from layerroute.skipping import executed, get_router, last_decision
+from layerroute.ops.flops import flop_counter
+from layerroute.skipping import executed, get_router, last_decision, skip_flops
 from layerroute.skipping.calibration import (
     CONTROLS,
     CalibrationConfig,
@@ -15,12 +19,14 @@ from layerroute.skipping.calibration import (
     install,
     install_for_budgets,
     installed,
+    score,
 )
+from layerroute.skipping.calibration.allocation import even_rates
 from layerroute.skipping.calibration.calibrate import applicable
 from layerroute.skipping.calibration.costs import Search, measure_costs
-from layerroute.skipping.calibration.fits import fit_skip
+from layerroute.skipping.calibration.fits import fit_skip, influence
 from layerroute.skipping.calibration.headroom import headroom
-from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, step
+from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, skipped_by, step
 from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import LayerStack
 from layerroute.skipping.model import remove_router
@@ -28,8 +34,27 @@ from tests.parity.skipping_models import FAMILIES, plain
 from tests.unit.skipping.calibration.tiny_calibration import LAYERS, LENGTH, config, ids
 
 UNITS = ["attention", "mlp"]
+BOTH = "attention+mlp"
 OUTPUT = {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
 """What a unit's update comes out of."""
+
+
+def at(layer, unit):
+    """The place of a layer's unit, the last of two."""
+    return 2 * layer + 1 if unit == BOTH else layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_halves_of_a_layer_are_the_layer(family):
+    model = plain(family)
+    stack, whole = LayerStack(model, LENGTH, unit=BOTH), LayerStack(model, LENGTH)
+    states = stack.embed(ids(3))
+    for layer in range(len(stack.layers)):
+        inner = stack.run(2 * layer, states)
+        assert not torch.allclose(inner, states)
+        out, states = stack.run(2 * layer + 1, inner), whole.run(layer, states)
+        assert not torch.allclose(inner, states)
+        torch.testing.assert_close(out, states, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -48,44 +73,84 @@ def test_the_parts_of_a_layer_are_the_layer(family, unit):
         torch.testing.assert_close(after, states, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [*UNITS, BOTH])
 def test_a_family_that_is_not_described_is_refused_and_its_blocks_are_not(unit):
     tiny = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 7, "num_attention_heads": 4}
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=61, max_position_embeddings=64, **tiny))
-    with pytest.raises(UserError, match=f"unit {unit}: 'gpt_neox' is not a family .* only unit block"):
+    with pytest.raises(
+        UserError, match=f"unit {re.escape(unit)}: 'gpt_neox' is not a family .* only unit block"
+    ):
         fit_arms(model, config(unit=unit), statistics=ids(1), selection=ids(1))
     assert len(LayerStack(model, LENGTH).layers) == 7
 
 
 @pytest.mark.parametrize("target", ["update", "dense"])
 @pytest.mark.parametrize("granularity", ["per_layer", "token"])
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "unit"), [*(("llama", unit) for unit in (*UNITS, BOTH)), ("gemma2", BOTH)]
+)
 def test_a_policy_installed_gives_the_logits_of_its_replay(family, unit, granularity, target):
+    """Of two halves both are decided from the layer's input, whatever the first one does to the state."""
     model, asked = plain(family), config(unit=unit, granularity=granularity, target=target)
-    stack = LayerStack(model, LENGTH, unit=unit)
-    rates = {2: 0.3, 3: 0.5, 4: 1.0, 5: 0.0}
+    stack, skip = LayerStack(model, LENGTH, unit=unit), asked.skip_config(7)
+    shares = [0.3, 0.5, 1.0, 0.0] if unit in UNITS else [0.3, 0.3, 0.5, 0.5, 1.0, 0.4, 0.0, 0.6]
+    rates = dict(zip(skip.places(), shares, strict=True))
     policy = calibrate_in_order(stack, ids(8), rates, asked)
     text = ids(4, seed=1)
     states, features, skips = stack.embed(text), None, []
-    for layer in range(len(stack.layers)):
-        features = states if layer == policy.router_layer else features
-        states, skipped = step(stack, policy, layer, states, features, text)
-        skips += [skipped] if layer in rates else []
+    for place in range(stack.depth):
+        states, features, skipped = step(stack, policy, place, states, features, text)
+        skips += [skipped] if place in rates else []
     expected = stack.logits(states, text)
-    with installed(model, policy, asked.skip_config(7)), torch.no_grad():
-        assert get_router(model).sites == tuple(f"layer{layer}.{unit}" for layer in LAYERS)
+    with installed(model, policy, skip), torch.no_grad():
+        assert get_router(model).sites == tuple(
+            f"layer{layer}.{part}" for layer in LAYERS for part in unit.split("+")
+        )
         with executed(model, "masked"):
             masked = model(text).logits
         decided = last_decision(model).choice == 0
-        with executed(model, "sparse"):
+        with executed(model, "sparse"), flop_counter() as counter:
             sparse = model(text).logits
+        served = 1 - decided.float().mean(dim=(0, 1))
+        judged = score(model, text)
     assert torch.equal(decided, torch.stack(skips, dim=-1))
-    assert decided[..., 2].float().mean() == pytest.approx(1 - 1 / LENGTH) and not decided[..., 3].any()
-    assert 0.1 < decided[..., 1].float().mean() < 0.9
+    everyone, nobody = shares.index(1.0), shares.index(0.0)
+    assert 1 - served[everyone] == pytest.approx(1 - 1 / LENGTH) and served[nobody] == 1
+    assert 0.1 < served[shares.index(0.5)] < 0.9
     torch.testing.assert_close(masked, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sparse, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, model(text).logits, atol=0.1)
+    assert judged.loss == pytest.approx(float(stack.losses(states, text).mean()), abs=1e-4)
+    assert judged.skipped == pytest.approx(float(1 - served.mean()), abs=1e-6)
+    flops = skip_flops(model.config, replace(skip, granularity=granularity), LENGTH)
+    assert counter.get_total_flops() / text.numel() == pytest.approx(
+        flops.sparse_per_token(served.tolist()), rel=0.02
+    )
+
+
+def test_the_second_half_is_predicted_from_what_its_router_reads():
+    """From the layer's input, not from the MLP's own input, which its skip path reads."""
+    model, asked = plain(), config(unit=BOTH, rank=32)
+    stack, text = LayerStack(model, LENGTH, unit=BOTH), ids(40)
+    policy = calibrate_in_order(stack, text, {4: 0.5, 5: 0.5}, replace(asked, refits=0))
+    states = stack.embed(text)
+    for place in range(4):
+        states = stack.run(place, states)
+    inner = skipped_by(
+        stack,
+        policy.skips(4, states, lambda: states, text),
+        policy.sites[4].skip,
+        states,
+        stack.run(4, states),
+    )
+    made, site = stack.run(5, inner), policy.sites[5]
+    missed = influence(inner, made, site.skip, relative=asked.relative)[:, 1:].flatten()
+
+    def told(read):
+        return 1 - float((missed - site.predictor(read)[:, 1:].flatten()).var() / missed.var())
+
+    assert told(states) == pytest.approx(site.predictor.r2, abs=1e-4)
+    assert abs(told(inner) - told(states)) > 2e-3
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -130,11 +195,13 @@ def test_later_layers_are_fitted_to_what_those_below_leave(unit, target):
         states, full = step(stack, policy, layer, states, None, text)[0], stack.run(layer, full)
 
 
-@pytest.mark.parametrize("unit", ["block", *UNITS])
+@pytest.mark.parametrize("unit", ["block", *UNITS, BOTH])
 def test_the_cost_of_a_unit_is_what_reversing_it_changes(unit):
     model, asked = plain(), config(unit=unit)
     stack = LayerStack(model, LENGTH, unit=unit)
-    policy = calibrate_in_order(stack, ids(8), {2: 0.0, 3: 0.5, 4: 1.0, 5: 0.25}, asked, fit_all=True)
+    first, half, every = at(2, unit), at(3, unit), at(4, unit)
+    rates = dict.fromkeys(asked.skip_config(7).places(), 0.25) | {first: 0.0, half: 0.5, every: 1.0}
+    policy = calibrate_in_order(stack, ids(8), rates, asked, fit_all=True)
     search = Search.of(stack, ids(4, seed=2))
     costs, base = measure_costs(stack, search, policy)
 
@@ -143,41 +210,44 @@ def test_the_cost_of_a_unit_is_what_reversing_it_changes(unit):
         return search.divergence(stack, replay(stack, other, search.embedded, search.ids))[:, 1:].flatten()
 
     assert base == pytest.approx(float(divergence({}).mean()), rel=1e-4)
-    for layer in (2, 4):
-        expected = divergence({layer: 1.0}) - divergence({layer: 0.0})
-        torch.testing.assert_close(costs[layer].cost, expected, rtol=1e-3, atol=1e-4)
-    assert costs[3].cost.shape == costs[3].score.shape == (4 * (LENGTH - 1),)
-    states = search.embedded
-    for layer in range(2):
-        states = stack.run(layer, states)
-    given = stack.before(2, states)
-    made = stack.through(2, given)
-    missed = (made - policy.sites[2].skip(given)).square().sum(-1) / made.square().sum(-1)
-    torch.testing.assert_close(costs[2].influence, missed[:, 1:].flatten().log(), rtol=1e-3, atol=1e-3)
+    for place in (first, every):
+        expected = divergence({place: 1.0}) - divergence({place: 0.0})
+        torch.testing.assert_close(costs[place].cost, expected, rtol=1e-3, atol=1e-4)
+    assert costs[half].cost.shape == costs[half].score.shape == (4 * (LENGTH - 1),)
+    states, features = search.embedded, None
+    for place in range(first):
+        states, features, _ = step(stack, policy, place, states, features, search.ids)
+    given = stack.before(first, states)
+    made = stack.through(first, given)
+    missed = (made - policy.sites[first].skip(given)).square().sum(-1) / made.square().sum(-1)
+    torch.testing.assert_close(costs[first].influence, missed[:, 1:].flatten().log(), rtol=1e-3, atol=1e-3)
+    read = states if features is None else features
+    told = policy.sites[first].predictor(read)[:, 1:].flatten()
+    torch.testing.assert_close(costs[first].score, told, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", ["attention", BOTH])
 def test_the_unit_that_does_nothing_is_the_one_that_goes(unit):
     """Its own layer's other half matters as before, so that a calibration of blocks would not find it."""
-    model = plain()
+    model, place, share = plain(), at(4, unit), 0.25 / len(unit.split("+"))
     with torch.no_grad():
-        model.get_submodule(f"model.layers.4.{OUTPUT[unit]}").weight.zero_()
+        model.get_submodule(f"model.layers.4.{OUTPUT.get(unit, OUTPUT['mlp'])}").weight.zero_()
     before = model(ids(2)).logits
-    asked = config(unit=unit, budget=0.25, also=[0.5], allocation="cost")
+    asked = config(unit=unit, budget=share, also=[0.5], allocation="cost")
     found = fit_arms(model, asked, statistics=ids(24), selection=ids(8, seed=3), controls=CONTROLS)
     assert torch.equal(model(ids(2)).logits, before)
     own = {name: layers for name, layers in found.static.items() if not name.startswith("block")}
-    assert own == {"influence": (4,), "greedy": (4,)}
-    assert found.policy.sites[4].rate == 1.0 and found.skip.unit == unit
+    assert own == {"influence": (place,), "greedy": (place,)}
+    assert found.policy.sites[place].rate == 1.0 and found.skip.unit == unit
     scores = evaluate_arms(model, found, ids(8, seed=4))
     assert list(scores) == ["dense", "routed", *applicable(CONTROLS, unit)]
     for name in ("routed", "static_influence", "static_greedy"):
         assert scores[name].loss == pytest.approx(scores["dense"].loss, abs=2e-3)
-        assert scores[name].skipped == pytest.approx(0.25 * (1 - 1 / LENGTH), abs=1e-3)
-        assert scores[name].skipped_by_layer[4] == pytest.approx(1 - 1 / LENGTH)
+        assert scores[name].skipped == pytest.approx(share * (1 - 1 / LENGTH), abs=1e-3)
+        assert scores[name].skipped_by_layer[4] == pytest.approx(4 * share * (1 - 1 / LENGTH))
     for name in ("random", "periodic", "early_exit"):
         assert (scores[name].losses - scores["dense"].losses).abs().mean() > 0.02
-        assert scores[name].skipped == pytest.approx(0.25, abs=0.06)
+        assert scores[name].skipped == pytest.approx(share, abs=0.06)
     controls = {"random": "random", "periodic": "periodic", "early_exit": None}
     for name, policy in found.arms.items():
         router = get_router(install(model, policy, found.skip))
@@ -185,7 +255,7 @@ def test_the_unit_that_does_nothing_is_the_one_that_goes(unit):
         assert router.config.routing.control == controls.get(name, "static"), name
         remove_router(model)
     router = get_router(install_for_budgets(model, found, ids(24)))
-    for budget in (0.25, 0.5):
+    for budget in (share, 0.5):
         router.set_budget(budget)
         model(ids(24))
         assert 1 - last_decision(model).mean_rate() == pytest.approx(budget, abs=0.02)
@@ -218,13 +288,24 @@ def test_headroom_of_a_unit_is_about_that_unit(unit):
 
 
 def test_units_that_are_not_calibrated_are_refused():
-    with pytest.raises(UserError, match="unit: 'attention\\+mlp' is not known"):
-        CalibrationConfig(budget=0.25, unit="attention+mlp")
+    with pytest.raises(UserError, match="unit: 'mlp\\+attention' is not known"):
+        CalibrationConfig(budget=0.25, unit="mlp+attention")
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.8])
+def test_attention_skips_less_often_than_the_mlp_beside_it_and_the_budget_is_the_mean(budget):
+    skip = config(unit=BOTH).skip_config(7)
+    rates = even_rates(skip, budget)
+    attention, mlp = (set(list(rates.values())[half::2]) for half in (0, 1))
+    assert tuple(rates) == skip.places() and len(attention) == len(mlp) == 1
+    (low,), (high,) = attention, mlp
+    assert 0 < low < high < 1 and (low + high) / 2 == pytest.approx(budget)
+    assert set(even_rates(config(unit="mlp").skip_config(7), budget).values()) == {budget}
 
 
 def test_the_empty_policy_is_the_model_whatever_the_unit():
     model = plain("gemma2")
-    for unit in UNITS:
+    for unit in (*UNITS, BOTH):
         stack = LayerStack(model, LENGTH, unit=unit)
         states = replay(stack, Policy(), stack.embed(ids(3)), ids(3))
         torch.testing.assert_close(stack.logits(states, ids(3)), model(ids(3)).logits, rtol=1e-4, atol=1e-4)

@@ -27,7 +27,7 @@ DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
 DEMO_ARMS := static dynamic
 
-.PHONY: help install demo demo-skip test walk vllm check dist docs docs-serve format bench constraints clean
+.PHONY: help install demo demo-skip test walk install-vllm vllm vllm-short check dist docs docs-serve format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -77,8 +77,15 @@ $(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin, and run its tests
-	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/parity/test_engine.py tests/parity/test_engine_smollm2.py tests/unit/vllm
+install-vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin in .venv-vllm
+
+VLLM_TESTS := OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/unit/vllm tests/parity/test_engine.py
+
+vllm: install-vllm ## run all tests of the vLLM plugin, SmolLM2 among them
+	$(VLLM_TESTS) tests/parity/test_engine_smollm2.py
+
+vllm-short: install-vllm ## run a part of them that takes a few minutes
+	$(VLLM_TESTS) -k "not (masked or threshold or mistral or qwen2)"
 
 dist: $(STAMP) ## build wheel and sdist, install the wheel in an empty environment, ask its doctor
 	rm -rf dist

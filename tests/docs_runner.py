@@ -45,7 +45,7 @@ PAGES_NOT_RUN = {
 NOT_RUN = {
     r"^pip install ": "tests install nothing",
     r"^make (demo|test)$": "`.ci/run` runs it",
-    r"^make (demo-skip|vllm)\b": "installs packages; the commands behind it are run on other pages",
+    r"^make (demo-skip|install-vllm)\b": "installs packages; the commands behind it are run on other pages",
     r"^scripts/gpu/": "tests/integration/test_gpu_scripts.py rehearses them",
     r"^sbatch |^srun |^code=|^\[ \$code |^exit \$code": "tests/integration/test_examples.py gives Slurm's commands",
     r"--storage postgresql:": "needs a database server",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from layerroute.allocator import keep_freed_memory, keeping_variables
 from layerroute.errors import UserError
 
-INSTALL = "make vllm (or see docs/serving.md) makes an environment for it"
+INSTALL = "make install-vllm (or see docs/serving.md) makes an environment for it"
 Texts = Sequence[Sequence[int]]
 
 

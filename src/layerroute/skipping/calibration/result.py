@@ -208,4 +208,5 @@ def facts(record: Mapping[str, Any]) -> list[str]:
         else f"by {what}: {', '.join(f'{layer}: {rate}' for layer, rate in own.items())}"
         for what, own in rates.items()
     ]
-    return [*found, f"routed, share of tokens that skip, {'; '.join(told)}"]
+    who = "sequences" if record["recipe"]["granularity"] == "sequence" else "tokens"
+    return [*found, f"routed, share of {who} that skip, {'; '.join(told)}"]

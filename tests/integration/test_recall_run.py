@@ -73,8 +73,8 @@ def test_samples_depend_on_their_position_alone(tmp_path: Path) -> None:
 
     data = RecallData(load_recipe(write(tmp_path)).data)
     one, two = (RecallSamples(data, samples=12, batch_size=4, seed=3) for _ in range(2))
-    forwards = [one[position] for position in range(12)]
-    backwards = [two[position] for position in reversed(range(12))][::-1]
+    forwards = one.__getitems__(list(range(12)))
+    backwards = [two.__getitems__([position])[0] for position in reversed(range(12))][::-1]
     for left, right in zip(forwards, backwards, strict=True):
         assert left["input_ids"].tolist() == right["input_ids"].tolist()
         assert (left["labels"] >= 0).sum() == 4

@@ -399,7 +399,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             use_cache: default: the configuration's, and never in training.
             document_ids: which packed document each token belongs to; attention, GDN state and convolution do not
                 cross documents.
-            logits_to_keep: compute logits of the last n tokens only (0: all), or of these indices.
+            logits_to_keep: compute logits of the last n tokens only (0: all), of these indices, or (with ``labels``)
+                where a mask (B, T) says so: logits are then (1, N, V), and the loss is that of these N positions.
             output_hidden_states: return the input of each layer and the final state.
             num_items_in_batch: divide the loss by this count instead of the tokens of this call.
             return_dict: False returns a tuple.
@@ -415,14 +416,18 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         hidden = output.last_hidden_state
-        if isinstance(logits_to_keep, Tensor):
+        targets = None if labels is None else shift_labels(labels)
+        if isinstance(logits_to_keep, Tensor) and logits_to_keep.ndim == 2:
+            hidden = hidden[logits_to_keep].unsqueeze(0)
+            targets = None if targets is None else targets[logits_to_keep].unsqueeze(0)
+        elif isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         logits = self.lm_head(hidden)
         loss = None
-        if labels is not None:
-            loss = cross_entropy(logits, shift_labels(labels), count=num_items_in_batch)
+        if targets is not None:
+            loss = cross_entropy(logits, targets, count=num_items_in_batch)
         result = HybridOutput(
             loss=loss,
             logits=logits,

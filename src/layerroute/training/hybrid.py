@@ -102,7 +102,7 @@ class HybridTrainee(Trainee):
 
     def loss(self) -> RoutedLoss:
         """The model's own cross-entropy, and the terms of the recipe."""
-        return HybridLoss(self.recipe.objective)
+        return HybridLoss(self.recipe.objective, few=isinstance(self.data, RecallData))
 
     @property
     def asked_rate(self) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from layerroute.objectives import quadratic_budget, switch_loss
+from layerroute.objectives.language_model import IGNORE, shift_labels
 from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.routing.budget import all_reduced
 from layerroute.training.configuration import ObjectiveConfig
@@ -52,14 +53,20 @@ def decided(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, RouteDeci
 
 
 class HybridLoss(RoutedLoss):
-    """Of models that return their cross-entropy themselves."""
+    """Of models that return their cross-entropy themselves.
 
-    def __init__(self, config: ObjectiveConfig) -> None:
-        self.config = config
+    Args:
+        few: few tokens are predicted (the answers of recall data): logits are computed for these alone.
+    """
+
+    def __init__(self, config: ObjectiveConfig, *, few: bool = False) -> None:
+        self.config, self.few = config, few
 
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float = 0.0
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
+        if self.few:
+            inputs = {**inputs, "logits_to_keep": shift_labels(inputs["labels"]) != IGNORE}
         output, decision = decided(model, inputs)
         return training_loss(self.config, output.loss, decision, rate=rate), decision, output
 

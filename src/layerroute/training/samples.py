@@ -75,8 +75,10 @@ class TrainingWindows(Dataset[Batch]):
 class RecallSamples(Dataset[Batch]):
     """All samples of a run on recall data, made as they are needed: as ``TrainingWindows``.
 
+    A sample is one row of ``data.sequence_length`` tokens, or as many shorter rows as go into that.
+
     Args:
-        batch_size: of one optimizer step: its rows have one number of pairs.
+        batch_size: samples of one optimizer step: its rows have one number of pairs.
 
     Raises:
         UserError: the sequence length is too short for the task.
@@ -90,13 +92,19 @@ class RecallSamples(Dataset[Batch]):
     def __len__(self) -> int:
         return self.samples
 
-    def __getitem__(self, position: int) -> Batch:
-        number, row = divmod(position, self.batch_size)
+    def __getitems__(self, positions: list[int]) -> list[Batch]:
+        return [row for position in positions for row in self._rows(position)]
+
+    def _rows(self, position: int) -> list[Batch]:
+        number, sample = divmod(position, self.batch_size)
         if self._latest is None or self._latest[0] != number:
             batches = self.samples // self.batch_size
             found = self.data.training_batch(number, batches, rows=self.batch_size, seed=self.seed)
             self._latest = (number, answers_batch(*found))
-        return {name: value[row] for name, value in self._latest[1].items()}
+        batch = self._latest[1]
+        each = len(batch["input_ids"]) // self.batch_size
+        rows = range(sample * each, (sample + 1) * each)
+        return [{name: value[row] for name, value in batch.items()} for row in rows]
 
 
 def collate(rows: list[Batch]) -> Batch:

@@ -11,6 +11,8 @@ from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
 from layerroute.hybrid.compaction import Compaction
 from layerroute.routing import routings_of
+from layerroute.training.configuration import ObjectiveConfig
+from layerroute.training.objective import HybridLoss
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 61}
 
@@ -136,6 +138,23 @@ def test_hidden_states_and_tuples():
     out = model(ids, output_hidden_states=True, logits_to_keep=2)
     assert len(out.hidden_states) == 5 and out.logits.shape == (1, 2, 61)
     assert isinstance(model(ids, return_dict=False), tuple)
+
+
+def test_logits_where_a_token_is_predicted_give_the_loss_of_all() -> None:
+    """What training on recall data computes, against what everybody else does: value and gradients."""
+    model = HybridForCausalLM(HybridConfig(**SMALL)).train()
+    inputs = {"input_ids": torch.randint(1, 61, (3, 17))}
+    answers = torch.rand(3, 17) < 0.3
+    inputs["labels"] = inputs["input_ids"].masked_fill(~answers, -100)
+    found = []
+    for few in (False, True):
+        model.zero_grad()
+        torch.manual_seed(1)  # the noise of the estimator
+        terms, _, output = HybridLoss(ObjectiveConfig(), few=few)(model, inputs, rate=0.5)
+        terms.total.backward()
+        found.append((terms.total, *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
+    assert output.logits.shape == (1, int(answers[:, 1:].sum()), 61)
+    torch.testing.assert_close(found[0], found[1])
 
 
 COMPILED = """

@@ -70,6 +70,29 @@ def test_where_tokens_run_and_skip_is_found_for_all_sites():
         assert skipped.tolist() == (~run[:, site]).nonzero().squeeze(1).tolist()
 
 
+def step_of(positions, ids=None, **skip):
+    """A step whose router lets everybody skip, one token a request."""
+    router = LayerRouter(SkipConfig(**{"layers": [0], "router_layer": 0, "sink_tokens": 0} | skip), 4)
+    for parameter in router.routings[0].router.parameters():
+        torch.nn.init.zeros_(parameter)
+    tokens = len(positions)
+    metadata = Metadata(None, torch.full((tokens,), 10), None, num_actual_tokens=tokens, max_query_len=1)
+    step = Step(router, positions, ids, metadata, SlotMemory(), 0)
+    step.decide(0, torch.zeros(tokens, 4))
+    return step
+
+
+@pytest.mark.parametrize("others", [0, 100])
+def test_sinks_run_beside_requests_that_are_far_along(others):
+    late = torch.arange(40, 40 + others)
+    positions = torch.cat([torch.tensor([40, 0, 1, 2, 41]), late])
+    ids = torch.cat([torch.tensor([3, 3, 3, 7, 3]), torch.full_like(late, 3)])
+    step = step_of(positions, ids, sink_tokens=2, sink_ids=[7])
+    assert step.route("layer0.block").indices[0].tolist() == [1, 2, 3]
+    step = step_of(positions, ids.clamp_max(6), sink_tokens=2, sink_ids=[7])
+    assert step.route("layer0.block").indices[0].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("tokens", "count", "execution", "sparse"),
     [
@@ -84,15 +107,7 @@ def test_where_tokens_run_and_skip_is_found_for_all_sites():
     ],
 )
 def test_only_rows_that_cost_something_are_spared(tokens, count, execution, sparse):
-    router = LayerRouter(SkipConfig(layers=[0], router_layer=0, sink_tokens=0, execution=execution), 4)
-    last = router.routings[0].router.linears()[-1]
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.zero_()
-        router.routings[0].router.linears()[0].weight.zero_()
-    metadata = Metadata(None, torch.full((tokens,), 10), None, num_actual_tokens=tokens, max_query_len=1)
-    step = Step(router, torch.arange(tokens), None, metadata, SlotMemory(), 0)
-    step.decide(0, torch.zeros(tokens, 4))
+    step = step_of(torch.arange(tokens), execution=execution)
     assert step.counts == {"layer0.block": 0}
     step.counts["layer0.block"] = count
     route = step.route("layer0.block")

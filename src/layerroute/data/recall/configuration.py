@@ -17,23 +17,27 @@ class CurriculumConfig:
 
     Attributes:
         start: pairs at the beginning of the run.
+        begin: share of the run from which they grow. How to recall is learnt with few pairs, and carries over to many.
         finish: share of the run at which the task's own number is reached.
-        shortest: sequences with fewer pairs are shorter in proportion, with as large a share of pairs and questions,
-            but have so many tokens at least. Needs ``noise``. None (default): all have ``data.sequence_length``.
-        vocabulary: draw fewer pairs from the first keys and values alone, in proportion. How to recall is then learnt
-            with keys that come often, before all the others come.
+        shortest: sequences with fewer pairs are shorter in proportion, with as large a share of noise, but have so many
+            tokens at least. A batch has as many more rows, so that it has about as many tokens as
+            ever. Needs ``noise``. None (default): all have ``data.sequence_length``.
     """
 
     start: int = 2
+    begin: float = 0.0
     finish: float = 0.5
     shortest: int | None = None
-    vocabulary: bool = False
 
     def __post_init__(self) -> None:
         expect(self.start >= 1, f"data.recall.curriculum.start is {self.start}; it must be 1 or more")
         expect(
             0.0 < self.finish <= 1.0,
             f"data.recall.curriculum.finish is a share of the run, 0 < finish <= 1, got {self.finish}",
+        )
+        expect(
+            0.0 <= self.begin < self.finish,
+            f"data.recall.curriculum.begin is a share of the run, 0 <= begin < finish, got {self.begin}",
         )
 
 
@@ -123,6 +127,11 @@ class RecallConfig:
             f"data.recall.curriculum.start is {start}; it must not be above data.recall.pairs ({self.pairs})",
         )
 
+    def room(self, length: int, pairs: int) -> int:
+        """With ``noise``: queries for which so many pairs leave room in a training sequence of ``length`` tokens."""
+        assert self.noise is not None
+        return round(length * (1 - self.noise)) // 2 - pairs * self.writes
+
     def asked(self, length: int) -> int:
         """Queries of ``mqar`` in a training sequence of ``length`` tokens; longer ones for evaluation have as many.
 
@@ -131,21 +140,14 @@ class RecallConfig:
         """
         if self.noise is None:
             return self.queries or self.pairs
+        queries = self.room(length, self.pairs)
         told = self.pairs * self.writes
-        queries = round(length * (1 - self.noise)) // 2 - told
         expect(
             queries >= 1,
             f"data.recall.noise is {self.noise}: of data.sequence_length {length} it leaves "
             f"{round(length * (1 - self.noise))} tokens, and {told} pairs and a query need {2 * told + 2}",
         )
         return queries
-
-    def vocabulary_at(self, pairs: int) -> tuple[int, int]:
-        """Numbers of keys and values of a training sequence with so many pairs."""
-        if self.curriculum is None or not self.curriculum.vocabulary:
-            return self.keys, self.values
-        keys, values = (-(-size * pairs // self.pairs) for size in (self.keys, self.values))
-        return max(keys, pairs), max(values, 2)
 
     def length_at(self, pairs: int, length: int) -> int:
         """Tokens of a training sequence with so many pairs, where those with all of them have ``length``."""
@@ -177,7 +179,8 @@ class RecallConfig:
         plan = self.curriculum
         if plan is None:
             return self.pairs
-        share = min(1.0, batch / max(1.0, plan.finish * batches))
+        begin = plan.begin * batches
+        share = min(1.0, max(0.0, batch - begin) / max(1.0, plan.finish * batches - begin))
         most = round(plan.start * (self.pairs / plan.start) ** share)
         if batch % 2 == 0 or most == plan.start:
             return most

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerroute.data.configuration import DataConfig
-from layerroute.data.recall.configuration import END, FIRST_KEY, RecallConfig
+from layerroute.data.recall.configuration import END, RecallConfig
 from layerroute.data.recall.tasks import Ids, Mask, generate
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RecallData:
         for key, without in (("noise", None), ("writes", 1)):  # not in the fingerprints of older records
             if task[key] == without:
                 del task[key]
-        for key in ("shortest", "vocabulary"):
+        for key in ("begin", "shortest"):
             if task["curriculum"] is not None and not task["curriculum"][key]:
                 del task["curriculum"][key]
         identity = [_FORMAT, task, self.config.sequence_length, self.config.split_seed]
@@ -82,26 +82,21 @@ class RecallData:
         }
 
     def training_batch(self, batch: int, batches: int, *, rows: int, seed: int) -> tuple[Ids, Mask]:
-        """Batch ``batch`` of ``batches``: ids and answers, (rows, T) each; the curriculum decides on pairs and T."""
+        """Batch ``batch`` of ``batches``: ids and answers, (k · rows, T) each; the curriculum decides on pairs and T.
+
+        k is how often T goes into ``data.sequence_length``.
+        """
         pairs = self.task.pairs_at(batch, batches)
         longest = self.config.sequence_length
         length = self.task.length_at(pairs, longest)
-        keys, values = self.task.vocabulary_at(pairs)
-        drawn = self.task
-        if (keys, values) != (drawn.keys, drawn.values):
-            drawn = replace(drawn, pairs=pairs, queries=None, keys=keys, values=values, curriculum=None)
-        ids, answers = generate(
-            drawn,
-            rows,
+        return generate(
+            self.task,
+            rows * (longest // length),
             length,
             seed=f"train {self.config.split_seed} {seed} {batch}",
             pairs=pairs,
-            queries=max(1, self._asked * length // longest),
+            queries=self._asked if self.task.noise is None else max(1, self.task.room(length, pairs)),
         )
-        # Ids of values begin after all keys, and those of filler after all values.
-        beyond = (ids >= FIRST_KEY + keys) * (self.task.keys - keys)
-        beyond += (ids >= FIRST_KEY + keys + values) * (self.task.values - values)
-        return ids + beyond, answers
 
     def held_out(self, rows: int) -> tuple[Ids, Mask]:
         """Sequences that are neither trained on nor evaluated with, to set thresholds on."""

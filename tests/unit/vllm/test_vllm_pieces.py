@@ -97,6 +97,7 @@ def test_sinks_run_beside_requests_that_are_far_along(others):
     ("tokens", "count", "execution", "sparse"),
     [
         (8, 1, "auto", False),  # a layer's weights are read for one row as for eight
+        (12, 3, "auto", False),
         (16, 8, "auto", True),
         (32, 27, "auto", False),  # gathering costs more than five rows
         (32, 24, "auto", True),

@@ -45,7 +45,7 @@ def test_too_little_text_is_an_error_that_says_how_much_there_was():
         ({"budget": 0.0}, "between 0 and 1"),
         ({"budget": 1.0}, "between 0 and 1"),
         ({"budget": float("nan")}, "between 0 and 1"),
-        ({"granularity": "sequence"}, "granularity"),
+        ({"granularity": "sequence_mean"}, "granularity"),
         ({"target": "dens"}, "Did you mean 'dense'"),
         ({"length": 8}, "too short"),
         ({"tokens_heldout": 100}, "less than one window"),

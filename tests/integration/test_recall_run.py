@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from layerroute.cli.main import main
+from layerroute.data.configuration import DataConfig
+from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
+from layerroute.data.recall.prepared import RecallData
 from layerroute.records import read_record
 from layerroute.training.samples import RecallSamples
 from tests.tiny import RECIPE, merge
@@ -68,7 +71,6 @@ def test_a_sequence_that_is_too_short_is_told_before_anything_is_written(
 
 
 def test_samples_depend_on_their_position_alone(tmp_path: Path) -> None:
-    from layerroute.data.recall.prepared import RecallData
     from layerroute.recipe import load_recipe
 
     data = RecallData(load_recipe(write(tmp_path)).data)
@@ -79,3 +81,16 @@ def test_samples_depend_on_their_position_alone(tmp_path: Path) -> None:
         assert left["input_ids"].tolist() == right["input_ids"].tolist()
         assert (left["labels"] >= 0).sum() == 4
     assert len({tuple(sample["input_ids"].tolist()) for sample in forwards}) == 12
+
+
+def test_short_sequences_come_many_in_the_place_of_one() -> None:
+    """Every sequence of a batch is handed out once, whatever micro-batches ask for."""
+    recall = RecallConfig(pairs=8, noise=0.5, curriculum=CurriculumConfig(start=2, shortest=16))
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=64))
+    samples = RecallSamples(data, samples=8, batch_size=2, seed=3)
+    for batch in (0, 3):
+        whole = [row["input_ids"].tolist() for row in samples.__getitems__([2 * batch, 2 * batch + 1])]
+        parts = [row["input_ids"].tolist() for n in (0, 1) for row in samples.__getitems__([2 * batch + n])]
+        made = data.training_batch(batch, 4, rows=2, seed=3)[0].tolist()
+        assert whole == parts == made
+        assert len(made) == (8 if batch == 0 else 2)

@@ -8,6 +8,7 @@ import torch
 
 from layerroute.skipping import SkipConfig
 from layerroute.skipping.router import LayerRouter
+from layerroute.skipping.skip_config import SkipProfitability
 from layerroute.vllm.attention import pieces
 from layerroute.vllm.step import Picked, SlotMemory, Step
 
@@ -114,3 +115,10 @@ def test_only_rows_that_cost_something_are_spared(tokens, count, execution, spar
     route = step.route("layer0.block")
     assert route.sparse == sparse
     assert route.context == (None if execution == "sparse" else 10 * (tokens - count))
+
+
+def test_a_router_may_ask_for_more_rows_before_it_gathers():
+    for least, sparse in ((0.02, True), (0.3, False)):
+        step = step_of(torch.arange(32), profitability=SkipProfitability(prefill=least))
+        step.counts["layer0.block"] = 23
+        assert step.route("layer0.block").sparse == sparse

@@ -20,8 +20,8 @@ class CurriculumConfig:
         begin: share of the run from which they grow. How to recall is learnt with few pairs, and carries over to many.
         finish: share of the run at which the task's own number is reached.
         shortest: sequences with fewer pairs are shorter in proportion, with as large a share of noise, but have so many
-            tokens at least. A batch has as many more rows, so that it has about as many tokens as
-            ever. Needs ``noise``. None (default): all have ``data.sequence_length``.
+            tokens at least. A batch then has more rows, and about as many tokens as ever. Needs ``noise``. None
+            (default): all have ``data.sequence_length``.
     """
 
     start: int = 2

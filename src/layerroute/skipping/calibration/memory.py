@@ -66,9 +66,8 @@ def memory_needed(
         weights += 2 * (outside + (max(sizes) if streamed else sum(sizes)))
     windows = config.tokens_statistics / (1 - config.own_text)
     units = len(config.unit.split("+"))
-    held = (
-        len(config.layers or layers) * units * (1 + units)
-    )  # with two units also what a layer's router has read
+    # With two units also what a layer's router has read.
+    held = len(config.layers or layers) * units * (1 + units)
     search = config.tokens_search * (4 * vocabulary + held * size * byte) + 12 * config.length * vocabulary
     # Of one layer: states mapped or not, and four copies of rows for the regressions.
     states = windows * size * (16 + (0 if streamed else 5 * byte)) + 48 * size**2

@@ -40,6 +40,8 @@ def result_sections(
         name: arm_section(name, score, routed, (against or {}).get(name)) for name, score in scores.items()
     }
     unit = calibration.skip.unit
+    if calibration.skip.granularity == "sequence":
+        arms["routed"]["title"] = "routed per sequence"
     sites = {
         str(site_name(unit, place)): {
             "rate": site.rate,

@@ -15,6 +15,7 @@ from layerroute.skipping.calibration import (
 )
 from layerroute.skipping.calibration.costs import Search
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
+from layerroute.skipping.calibration.result import result_sections
 from layerroute.skipping.calibration.stack import LayerStack
 from tests.parity.skipping_models import FAMILIES, plain
 from tests.unit.skipping.calibration.tiny_calibration import LAYERS, LENGTH, config, ids
@@ -110,6 +111,7 @@ def test_a_prompt_decides_once_for_all_of_its_tokens_but_the_first():
     assert skips[:, 5].sum(dim=0).tolist() == [8] * 4 and len(skips[:, 5].unique(dim=0)) > 2
     scores = evaluate_arms(model, found, text)
     assert scores["routed"].skipped == pytest.approx(0.5 * (1 - 5 / LENGTH))
+    assert result_sections(found, scores)["arms"]["routed"]["title"] == "routed per sequence"
     for name in ("static_influence", "static_greedy"):
         assert scores[name].skipped == pytest.approx(0.5 * (1 - 1 / LENGTH))
 

@@ -119,6 +119,8 @@ def gathered_routed_attention(
     plain = visible is None and softcap is None and not query.requires_grad
     if plain and query.device.type == "cpu" and key.shape[1] <= _LONGEST_ADDITIVE:
         additive = _PrefixMasks(key.shape[1], query.dtype)
+    # Rows first: the gradient of a slice is as large as what it was cut from, filled with zeros and added.
+    own_keys, own_values = keys.unbind(), values.unbind()
     outputs = []
     for row, first, last, start, stop, same_start, nonempty in blocks:
         if stop <= start:
@@ -135,8 +137,8 @@ def gathered_routed_attention(
                 mask = mask & visible[first:last, start:stop]
         out = _attend(
             query[first:last].transpose(0, 1).unsqueeze(0),
-            keys[row : row + 1, :, start:stop],
-            values[row : row + 1, :, start:stop],
+            own_keys[row][None, :, start:stop],
+            own_values[row][None, :, start:stop],
             mask,
             scale=scale,
             softcap=softcap,

@@ -42,6 +42,8 @@ def small(home: Path, recipe: Recipe) -> dict[str, Any]:
             changes |= {"data.kinds": kinds}
         else:
             changes |= {"data.source": "files"} | {f"data.{key}": value for key, value in text.items()}
+    if recipe.data.copies is not None:
+        changes |= {"data.copies": {"length": 2, "beyond": 4}}
     if recipe.capability == "layer_skipping":
         tokens = {"tokens_statistics": 512, "tokens_selection": 128, "tokens_search": 128}
         changes |= {f"start.{key}": value for key, value in tokens.items()}

@@ -14,7 +14,11 @@ from tests.tiny import write_recipe
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a completed run of the tiny routed recipe, with TensorBoard; do not change it."""
     folder = tmp_path_factory.mktemp("finished")
-    recipe = write_recipe(folder, train={"report_to": ["tensorboard"], "max_steps": 30})
+    settings = {
+        "train": {"report_to": ["tensorboard"], "max_steps": 30},
+        "data": {"copies": {"length": 2, "beyond": 4}},
+    }
+    recipe = write_recipe(folder, **settings)
     out = folder / "run"
     assert main(["train", str(recipe), "--out", str(out)]) == 0
     return out

@@ -185,6 +185,8 @@ def test_evaluate_finds_the_figures_of_the_record_bit_by_bit(
     assert found[0]["loss"] == record["metrics"]["validation_loss"]
     assert found[0]["accuracy"] == record["metrics"]["validation_accuracy"]
     assert found[0]["routing"]["rate"] == record["routing"]["rate"]
+    assert found[0]["copies"] == record["copies"] and record["copies"]["copied"]["tokens"] > 0
+    assert record["cache"]["read_per_token"] > 0
     assert run("evaluate", finished_run, "--json") == 0  # the folder of a run means its best model
     assert json.loads(capsys.readouterr().out)["loss"] == record["metrics"]["best_validation_loss"]
 
@@ -197,6 +199,7 @@ def test_evaluate_scores_any_text_file(
     assert run("evaluate", finished_run, "--data", file) == 0
     out = capsys.readouterr().out
     assert "perplexity" in out
+    assert "copied tokens  none nats on 0 tokens that end a stretch of 2 from more than 4 tokens back" in out
     assert "layer2.mixer" in out
 
 

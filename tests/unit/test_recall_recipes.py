@@ -45,15 +45,15 @@ def test_the_wide_static_arm_has_the_parameters_of_dynamic() -> None:
     assert arm("static")[2].total < 0.95 * arm("dynamic")[2].total
 
 
-HARD = Plan(load_study("attention_routing/recall_hard"))
+HARD, COPIES = (Plan(load_study(f"attention_routing/{name}")) for name in ("recall_hard", "copies"))
 CONTEXT = 1024
 
 
-def costs(name: str) -> tuple[float, float]:
-    """FLOPs that an arm of the hard study executes, and bytes that it reads, a token."""
-    recipe = HARD.recipe(name, 1, {})
-    assert recipe.data.recall is not None and recipe.data.sequence_length == CONTEXT
-    config = model_config(recipe.model, recipe.data.recall.vocabulary_size, end_of_text=0)
+def costs(name: str, plan: Plan = HARD) -> tuple[float, float]:
+    """FLOPs that an arm of a study of long sequences executes, and bytes that it reads, a token."""
+    recipe = plan.recipe(name, 1, {})
+    assert recipe.data.sequence_length == CONTEXT
+    config = model_config(recipe.model, (recipe.data.recall or recipe.data).vocabulary_size, end_of_text=0)
     if not config.routed_layers:
         return forward_flops(config, CONTEXT).forward_per_token, bytes_read(config, CONTEXT).per_token
     rate = config.routing_config.rate
@@ -68,6 +68,26 @@ def test_each_rival_of_the_hard_study_has_both_costs_of_a_router(rival: str, mor
     at_rate = costs(f"random{more}")
     assert flops == pytest.approx(at_rate[0], rel=SAME_COST)
     assert read == pytest.approx(at_rate[1], rel=SAME_BYTES)
+
+
+@pytest.mark.parametrize("rival", ["random", "periodic", "window", "gdn_state", "static_3to1"])
+def test_each_rival_of_the_copies_study_has_both_costs_of_its_router(rival: str) -> None:
+    flops, read = costs(rival, COPIES)
+    router = costs("dynamic", COPIES)
+    assert flops == pytest.approx(router[0], rel=SAME_COST)
+    assert read == pytest.approx(router[1], rel=0.01)
+
+
+def test_the_copies_study_marks_what_its_window_does_not_see_and_trains_all_arms_alike() -> None:
+    rival = COPIES.recipe("dynamic", 1, {})
+    assert rival.data.copies is not None and rival.data.recall is None
+    assert rival.data.copies.beyond >= COPIES.recipe("window", 1, {}).model["window"]
+    assert rival.model["serve"] == "rate" and len(COPIES.config.seeds) >= 3 and COPIES.config.tune is not None
+    for name in COPIES.variants:
+        recipe = COPIES.recipe(name, 1, {})
+        assert recipe.data == rival.data and recipe.train == rival.train, name
+        trial = COPIES.recipe(name, COPIES.config.tune.seeds[0], COPIES.config.tune.overrides)
+        assert trial.data.split_seed != recipe.data.split_seed, "what is tuned on is not reported"
 
 
 def test_the_hard_study_has_costs_on_both_sides_of_a_router_wherever_it_looks() -> None:

@@ -26,6 +26,7 @@ from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
+    from layerroute.data.copies import CopiesConfig
     from layerroute.evaluation.loading import LoadedModel
 
 
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         loaded.switch_router_off()
     if arguments.execution is not None:
         loaded.execute(arguments.execution)
-    result = measure(loaded, _batches(arguments, loaded, texts))
+    result = measure(loaded, _batches(arguments, loaded, texts), copies=_copies(loaded))
     measured = result.kinds
     head = {
         "checkpoint": str(loaded.path),
@@ -127,6 +128,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _copies(loaded: "LoadedModel") -> "CopiesConfig | None":
+    """The rule by which the model's run tells copied tokens apart, if it does."""
+    from layerroute.data.copies import CopiesConfig
+
+    rule = ((loaded.record or {}).get("recipe") or {}).get("data", {}).get("copies")
+    return None if rule is None else CopiesConfig(**rule)
+
+
 def _show(head: dict[str, Any], one: dict[str, Any]) -> None:
     print(
         f"{head['checkpoint']} on {one['data']} ({one['tokens']:,} predicted tokens, {head['precision']}, "
@@ -140,6 +149,14 @@ def _show(head: dict[str, Any], one: dict[str, Any]) -> None:
             f"{part['from']:.0f}–{part['to']:.0f}: {part['loss']:.3f}" for part in one["by_position"]
         )
         print(f"by position    {places}")
+    if copies := one.get("copies"):
+        losses = [
+            f"{part['loss']:.4f}" if part["tokens"] else "none" for part in (copies["copied"], copies["rest"])
+        ]
+        print(
+            f"copied tokens  {losses[0]} nats on {copies['copied']['tokens']:,} tokens that end a stretch of "
+            f"{copies['length']} from more than {copies['beyond']} tokens back; {losses[1]} on the rest"
+        )
     routing, layers, flops = one["routing"], one["layers"], one["flops"]
     if layers is not None:
         for unit, number in layers["run_per_token"].items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from layerroute.data.copies import CopiesConfig
 from layerroute.data.kinds import KindConfig, check_kinds
 from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.errors import UserError, nearest
@@ -44,6 +45,8 @@ class DataConfig:
         kinds: of the source ``kinds``: by name, ``paths`` or ``dataset``, and ``share``. Documents come in turn, so
             that each kind has its share of the characters, until the first kind runs out. Empty: the embedded mixture
             (code, docs, reference).
+        copies: which tokens of the validation text count as copied from far back. A run then measures their loss apart
+            from that of the rest, and the bytes of caches that a token reads. None: it does not.
         recall: the task of the source ``recall``. Loss and accuracy are then those of the answers alone.
         paths: files, folders and globs for ``files``; relative ones start at the working directory.
         validation_paths: files, folders and globs of the validation documents. Every other document then
@@ -67,6 +70,7 @@ class DataConfig:
     """
 
     source: SourceName = "python-stdlib"
+    copies: CopiesConfig | None = None
     recall: RecallConfig | None = None
     kinds: dict[str, KindConfig] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
@@ -93,6 +97,9 @@ class DataConfig:
             plan = recall.get("curriculum")
             curriculum = CurriculumConfig(**plan) if isinstance(plan, Mapping) else plan
             object.__setattr__(self, "recall", RecallConfig(**{**recall, "curriculum": curriculum}))
+        copies: object = self.copies
+        if isinstance(copies, Mapping):
+            object.__setattr__(self, "copies", CopiesConfig(**copies))
         kinds = {
             name: KindConfig(**kind) if isinstance(kind, Mapping) else kind
             for name, kind in self.kinds.items()
@@ -126,6 +133,10 @@ class DataConfig:
                 )
             if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        if self.copies is not None and self.source == "recall":
+            raise UserError(
+                "data.copies is set but data.source is 'recall', which is no text; leave data.copies out"
+            )
         check_kinds(self.kinds)
         streams = self.source == "hub" or any(kind.dataset for kind in self.kinds.values())
         if streams and self.max_documents is None and self.max_characters is None:

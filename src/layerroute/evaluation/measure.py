@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from layerroute.data.copies import CopiesConfig
 from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
 from layerroute.evaluation.compute import Batch, count_executed, layers_run, skipped_share
+from layerroute.evaluation.copies import copies_section
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.perplexity import evaluate
 
@@ -82,12 +84,17 @@ def _over(values: list[float | None]) -> float | None:
 
 
 def measure(
-    loaded: LoadedModel, batches: Mapping[str, tuple[Sequence[Batch], str]], *, progress: bool = True
+    loaded: LoadedModel,
+    batches: Mapping[str, tuple[Sequence[Batch], str]],
+    *,
+    copies: CopiesConfig | None = None,
+    progress: bool = True,
 ) -> Measured:
     """Score a model in inference mode.
 
     Args:
         batches: by kind, the windows to score, and where they come from.
+        copies: also tell the loss on tokens that are copied from far back by this rule (``copies`` of each kind).
         progress: show bars on stderr.
 
     Raises:
@@ -99,6 +106,10 @@ def measure(
             kinds[kind], losses[kind] = _one(
                 loaded, found, source, "" if kind == UNNAMED else f" {kind}", stage
             )
+            if copies is not None:
+                kinds[kind]["copies"] = copies_section(
+                    loaded.model, found, loaded.tokenizer, copies, precision=loaded.in_precision
+                )
     return Measured(kinds=kinds, window_losses=losses)
 
 

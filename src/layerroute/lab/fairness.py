@@ -96,6 +96,8 @@ def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
         ("tokens seen", ("tokens_seen",)),
         ("context length", ("flops", "context_length")),
         ("validation windows", ("recipe", "train", "evaluation_sequences")),
+        ("stretches of copied tokens", ("recipe", "data", "copies", "length")),
+        ("distances of copied tokens", ("recipe", "data", "copies", "beyond")),
         ("base model", ("recipe", "model", "name")),
         ("learning rate warm-up", ("recipe", "train", "warmup_share")),
         ("learning rate schedule", ("recipe", "train", "schedule")),

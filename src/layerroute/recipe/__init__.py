@@ -2,6 +2,7 @@
 
 from layerroute.recipe.recipe import Recipe, dump_recipe, load_recipe, recipe_to_dict
 from layerroute.recipe.shipped import (
+    as_given,
     find_recipe,
     kind_of_file,
     shipped_folder,
@@ -12,6 +13,7 @@ from layerroute.recipe.shipped import (
 
 __all__ = [
     "Recipe",
+    "as_given",
     "dump_recipe",
     "find_recipe",
     "kind_of_file",

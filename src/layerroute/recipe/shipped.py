@@ -23,6 +23,12 @@ def shipped_folder() -> Path:
     return packaged if packaged.is_dir() else package.parents[1] / "recipes"
 
 
+def as_given(file: Path) -> str:
+    """How a command names a recipe or study: a shipped one that was found by its name by that, others by their path."""
+    folder = shipped_folder()
+    return file.relative_to(folder).with_suffix("").as_posix() if file.is_relative_to(folder) else str(file)
+
+
 def shipped_recipes() -> Iterator[str]:
     """Yield the names of all shipped recipes (``attention_routing/dynamic``), in order.
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from layerroute.errors import UserError
+from layerroute.recipe import as_given
 from layerroute.records import read_record
 from layerroute.studies.board import Board, Claim
 from layerroute.studies.plan import PlannedRun, fingerprint
@@ -113,7 +114,7 @@ def _run(session: Session, run: PlannedRun, attributes: dict[str, Any]) -> list[
     with log.open("a", encoding="utf-8") as file:
         console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
         code = train_recipe(
-            recipe, out=folder, command=f"layerroute study {plan.study.file}", console=console
+            recipe, out=folder, command=f"layerroute study {as_given(plan.study.file)}", console=console
         )
     if code in (130, 143):
         raise Stopped(code)

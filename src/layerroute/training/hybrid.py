@@ -167,9 +167,13 @@ class HybridTrainee(Trainee):
         return section
 
     def measure(self) -> dict[str, Any]:
-        """On recall data ``recall``, by length and by distance, and ``cache``: the bytes that a token reads."""
+        """On recall data ``recall``, by length and by distance, on text ``copies`` where they are asked for.
+
+        With either comes ``cache``, the bytes that a token reads.
+        """
         if not isinstance(self.data, RecallData):
-            return {}
+            found = super().measure()
+            return {**found, "cache": self._cache_section()} if found else {}
         train, task = self.recipe.train, self.data.task
         sizes: dict[str, Any] = {
             "rows": train.evaluation_sequences,

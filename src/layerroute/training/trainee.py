@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
+from layerroute.evaluation.copies import copies_section
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import Recipe
@@ -176,8 +177,14 @@ class Trainee(ABC):
         """The record's ``flops``: of masked execution, at the measured rate, and executed."""
 
     def measure(self) -> dict[str, Any]:
-        """Further sections of the record, measured on the last model."""
-        return {}
+        """Further sections of the record, measured on the last model: ``copies``, if the recipe has a rule for them."""
+        rule = self.recipe.data.copies
+        if rule is None:
+            return {}
+        found = copies_section(
+            self.model, self.validation(), self.tokenizer, rule, precision=self.in_precision
+        )
+        return {"copies": found}
 
     def bigram_loss(self) -> float | None:
         """What a bigram model of the same training tokens reaches, where that is a floor worth knowing."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from layerroute.capabilities.recall.at_cost import at_equal_cost
 from layerroute.capabilities.recall.measures import recall_by_seed
-from layerroute.capabilities.recall.question import recall_pairs, recall_sentence
+from layerroute.capabilities.recall.question import QUESTION, recall_sentence
+from layerroute.lab.at_cost import at_equal_cost
+from layerroute.lab.claims import claims
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.runs import Run
@@ -65,7 +66,7 @@ def study(seeds: tuple[int, ...] = (1, 2, 3)) -> Comparison:
 def test_each_router_meets_the_controls_of_its_own_rate_and_of_its_own_flops() -> None:
     found = {
         (pair.subject.label, role): pair.rival.label
-        for pair in recall_pairs(study().arms)
+        for pair in claims(QUESTION, study().arms)
         for role in pair.roles
     }
     assert found == {
@@ -86,7 +87,7 @@ def test_each_router_meets_the_controls_of_its_own_rate_and_of_its_own_flops() -
 def test_what_is_said_follows_from_the_seeds() -> None:
     comparison = study()
     pairs = {
-        (pair.subject.label, role): pair for pair in recall_pairs(comparison.arms) for role in pair.roles
+        (pair.subject.label, role): pair for pair in claims(QUESTION, comparison.arms) for role in pair.roles
     }
     best = pairs["dynamic", "random at its rate"]
     assert best.word == "recalls more"
@@ -102,7 +103,7 @@ def test_what_is_said_follows_from_the_seeds() -> None:
 
 def test_one_seed_claims_nothing() -> None:
     comparison = study(seeds=(1,))
-    equal = [pair for pair in recall_pairs(comparison.arms) if pair.rival.label != "wide"]
+    equal = [pair for pair in claims(QUESTION, comparison.arms) if pair.rival.label != "wide"]
     assert {pair.word for pair in equal} == {"one seed: cannot tell"}
     assert "may be chance" in comparison.answers_beside[0]
 
@@ -124,12 +125,12 @@ def test_tables_hold_every_arm_and_every_pair() -> None:
     cells = {row.cells[0].text: row.cells for row in table.rows}
     assert cells["dynamic"][3].value == pytest.approx(0.25)
     assert cells["all_softmax"][5].value == pytest.approx(0.99)
-    assert len(comparison.tables["recall_differences"].rows) == len(recall_pairs(comparison.arms)) == 11
+    assert len(comparison.tables["recall_differences"].rows) == len(claims(QUESTION, comparison.arms)) == 11
 
 
 def test_an_arm_of_other_cost_is_shown_and_gets_no_verdict() -> None:
     comparison = study()
-    wide = next(pair for pair in recall_pairs(comparison.arms) if pair.rival.label == "wide")
+    wide = next(pair for pair in claims(QUESTION, comparison.arms) if pair.rival.label == "wide")
     assert wide.word == "no verdict: −9.1% executed FLOPs per token" and wide.p_adjusted is None
     assert "has no verdict against wide (−4." in comparison.answers_beside[0]
     row = next(row for row in comparison.tables["recall_differences"].rows if "− wide" in row.cells[0].text)
@@ -143,12 +144,12 @@ def test_without_recall_data_there_is_no_such_table() -> None:
 
 
 def test_what_only_one_comparison_would_have_shown_is_said_so() -> None:
-    pair = next(pair for pair in recall_pairs(study().arms) if pair.rival.label == "random")
+    pair = next(pair for pair in claims(QUESTION, study().arms) if pair.rival.label == "random")
     doubtful = replace(pair, p_adjusted=0.09)
     assert doubtful.word == "recalls more, before correction"
     assert doubtful.phrase.startswith("is ahead of random (+69.8 points")
     assert doubtful.phrase.endswith("but p = 0.090 when corrected for the number of comparisons")
-    noisy = next(pair for pair in recall_pairs(study().arms) if pair.rival.label == "narrow")
+    noisy = next(pair for pair in claims(QUESTION, study().arms) if pair.rival.label == "narrow")
     assert replace(noisy, p_adjusted=0.09).word == "no difference within noise"
 
 
@@ -180,7 +181,7 @@ def priced(**changed: tuple[float, float, float]) -> Comparison:
 
 def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     comparison = priced()
-    found = {one.how: one for one in at_equal_cost(comparison.arms)}
+    found = {one.how: one for one in at_equal_cost(QUESTION, comparison.arms)}
     assert set(found) == {"between window and window_more (50% of the way)", "narrow", "random"}
     read = found["between window and window_more (50% of the way)"]
     assert read.difference is not None and read.difference.seeds == (1, 2, 3, 4)
@@ -189,7 +190,9 @@ def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     assert found["narrow"].word == "recalls less"
     assert found["random"].word == "recalls more"
     table = comparison.tables["recall_at_cost"]
-    assert [row.cells[-1].text for row in table.rows] == [one.word for one in at_equal_cost(comparison.arms)]
+    assert [row.cells[-1].text for row in table.rows] == [
+        one.word for one in at_equal_cost(QUESTION, comparison.arms)
+    ]
     assert {column.label for column in comparison.tables["recall"].columns} >= {"Bytes/token, read"}
 
 
@@ -204,23 +207,23 @@ def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     ],
 )
 def test_a_kind_that_is_not_at_the_cost_gets_no_row(changed: dict[str, tuple[float, float, float]]) -> None:
-    assert {one.how for one in at_equal_cost(priced(**changed).arms)} == {"narrow", "random"}
+    assert {one.how for one in at_equal_cost(QUESTION, priced(**changed).arms)} == {"narrow", "random"}
 
 
 def test_equal_flops_at_more_bytes_are_no_equal_cost() -> None:
     comparison = priced(narrow=(0.99, 2.005e6, 80e3))
-    assert "narrow" not in {one.how for one in at_equal_cost(comparison.arms)}
-    pair = next(pair for pair in recall_pairs(comparison.arms) if pair.rival.label == "random")
+    assert "narrow" not in {one.how for one in at_equal_cost(QUESTION, comparison.arms)}
+    pair = next(pair for pair in claims(QUESTION, comparison.arms) if pair.rival.label == "random")
     assert pair.word == "recalls more"
     assert ("dynamic", "narrow") not in {
-        (p.subject.label, p.rival.label) for p in recall_pairs(comparison.arms)
+        (p.subject.label, p.rival.label) for p in claims(QUESTION, comparison.arms)
     }
     rows = comparison.tables["recall_differences"].notes
     assert "bytes of caches read within 5%" in rows[0]
     softmax = run("all_softmax", 1, 0.99, read=160e3, pattern=["softmax"] * 2)
     runs = [r for arm in comparison.arms for r in arm.runs]
     dear = next(
-        p for p in recall_pairs(compare_runs([*runs, softmax]).arms) if p.rival.label == "all_softmax"
+        p for p in claims(QUESTION, compare_runs([*runs, softmax]).arms) if p.rival.label == "all_softmax"
     )
     assert dear.word == "no verdict: −75.0% bytes of caches read per token"
 

@@ -9,6 +9,7 @@ import pytest
 
 from layerroute.errors import UserError
 from layerroute.recipe import (
+    as_given,
     dump_recipe,
     find_recipe,
     kind_of_file,
@@ -53,6 +54,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("text", ["routing/dynamic", "routing/dynamic.yaml", "recipes/routing/dynamic.yaml"])
 def test_a_shipped_recipe_is_found_by_name_from_anywhere(elsewhere: Path, text: str) -> None:
     assert find_recipe(text) == elsewhere
+    assert as_given(elsewhere) == "routing/dynamic", "a record must not tell where it lies on this machine"
+    assert as_given(Path(text)) == text
 
 
 def test_a_file_that_is_there_comes_before_a_shipped_one(elsewhere: Path) -> None:

@@ -17,6 +17,7 @@ PAGE = Page(
                 *tables(
                     "main", "differences", "recall", "recall_differences", "recall_at_cost", "recall_lengths"
                 ),
+                *tables("copies", "copies_differences", "copies_at_cost"),
                 fold("Recall by the distance of key and question", *tables("recall_distances")),
                 *figures("figure-7", "figure-14", "figure-8", "figure-2"),
                 fold("Loss by place in the sequence", *tables("positions")),
@@ -61,6 +62,7 @@ PAGE = Page(
             (
                 *tables("main", "differences", "controls", "recall", "recall_differences"),
                 *tables("recall_at_cost", "recall_lengths", "recall_distances"),
+                *tables("copies", "copies_differences", "copies_at_cost"),
                 *figures("figure-2"),
                 *tables("positions"),
             ),

@@ -219,12 +219,13 @@ def _next(comparison: Comparison) -> str:
     pair, more = comparison.primary, []
     if pair is not None and unequal(pair.subject, pair.rival):
         more.append("arms that are equal in parameters, compute and learning rate")
+    natural = "copies" in comparison.tables
     unseen = [] if comparison.answers_beside else ["associative recall"]
     if "recall_lengths" not in comparison.tables:
         unseen.append("contexts beyond the trained length")
     if unseen:
         more.append(f"tasks that language-model loss does not see: {', and '.join(unseen)}")
-    if comparison.answers_beside:
+    if comparison.answers_beside and not natural:
         more.append("natural text, in which nobody has planted what is to be recalled")
     return needed_next(comparison, more)
 
@@ -235,6 +236,12 @@ def _measure(comparison: Comparison) -> str:
         for run in comparison.runs
         if (task := run.value("recall", "task")) is not None
     }
+    natural = "copies" in comparison.tables
+    if natural and not tasks:
+        return (
+            "Measure: language-model loss, apart on tokens that are copied from far back. Retrieval and length beyond "
+            "training are not measured here."
+        )
     if not tasks:
         return (
             "Measure: language-model loss alone separates such models poorly. Recall, retrieval and length "
@@ -243,7 +250,7 @@ def _measure(comparison: Comparison) -> str:
     known = "recall_lengths" in comparison.tables
     beyond = "" if known else "; lengths beyond that of training are not measured"
     made_up = f"Measure: recall of made-up sequences ({listing(sorted(tasks))}){beyond}"
-    return f"{made_up}. What it says of natural text is open."
+    return f"{made_up}." if natural else f"{made_up}. What it says of natural text is open."
 
 
 def cost_sentence(comparison: Comparison) -> str:

@@ -11,7 +11,6 @@ from layerroute.capabilities.attention.kinds import (
     STATIC,
     kind_of,
 )
-from layerroute.capabilities.recall.at_cost import at_cost_table
 from layerroute.capabilities.recall.lengths import rate_sentence, recall_distances, recall_lengths
 from layerroute.capabilities.recall.measures import (
     lengths,
@@ -21,15 +20,16 @@ from layerroute.capabilities.recall.measures import (
     softmax_rate,
 )
 from layerroute.lab.arms import Arm
+from layerroute.lab.at_cost import at_cost_table
+from layerroute.lab.claims import certain, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
-from layerroute.lab.fairness import SAME_BYTES, SAME_COST_TEXT, cache_bytes
-from layerroute.lab.format import count, listing, percent, plural
-from layerroute.lab.pairs import Pair, judge
+from layerroute.lab.fairness import cache_bytes
+from layerroute.lab.format import count, percent, plural
 from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
 from layerroute.lab.statistics import t_interval
 from layerroute.lab.table import Table, cells, figures, words
-from layerroute.lab.tables import SEEDS, pair_fields
+from layerroute.lab.tables import SEEDS
 
 RECALL = Metric(
     label="answers recalled",
@@ -59,59 +59,29 @@ CONTROLS = (
     Control(name="all-softmax", kinds=(ALL_SOFTMAX,)),
     Control(name="all-GDN", kinds=(ALL_GDN,)),
 )
-_NAMES = [control.name for control in CONTROLS]
 _NO_VERDICT = "has no verdict against {second} ({mean}; {reasons})"
-
-
-def recall_pairs(arms: Sequence[Arm]) -> list[Pair]:
-    """Every learned router that has recall data, against the arms that its claim needs.
-
-    They are random and periodic at its rate (within 2 points, the same layers), static arms at the FLOPs that it
-    executes (within half a point), the same layers with softmax for every token where it routes, all-softmax and
-    all-GDN.
-    """
-    known = [arm for arm in arms if recall_by_seed(arm)]
-    pairs = [
-        (subject, rival, roles)
-        for subject in known
-        if subject.kind.learned
-        for rival in known
-        if (roles := tuple(control.name for control in CONTROLS if control.plays(subject, rival)))
-    ]
-    pairs.sort(key=lambda pair: (known.index(pair[0]), _NAMES.index(pair[2][0])))
-    return judge(QUESTION, pairs, primary=False)
 
 
 def recall_sentence(comparison: Comparison) -> str:
     """The answer about the subject's recall in one sentence; empty where it has no pair."""
-    subject = comparison.subject
-    own = [pair for pair in recall_pairs(comparison.arms) if pair.subject is subject]
+    subject, own = comparison.subject, of_subject(QUESTION, comparison)
     if not own or subject is None:
         return ""
     estimate = t_interval(list(recall_by_seed(subject).values()))
     assert estimate is not None
-    missing = [role for role in _NAMES if role not in {played for pair in own for played in pair.roles}]
-    text = (
+    return (
         f"Recall: {subject.label}, with softmax for {percent(softmax_rate(subject, rate_of(subject)))} of the tokens "
-        f"after the first layer, answers {share_text(estimate)} ({plural(estimate.n, 'seed')}); it "
-        f"{listing([pair.phrase for pair in own])}."
+        f"after the first layer, answers {share_text(estimate)} ({plural(estimate.n, 'seed')}); {told(own)}"
     )
-    return f"{text} Not held against {listing(missing, 'or')}: no such arm." if missing else text
 
 
 def recall_brief(comparison: Comparison) -> str:
     """What can be told of the subject's recall, in a clause; empty where it has no pair."""
-    own = [pair for pair in recall_pairs(comparison.arms) if pair.subject is comparison.subject]
-    better = [pair.rival.label for pair in own if pair.outcome is Outcome.WINS]
-    worse = [pair.rival.label for pair in own if pair.outcome is Outcome.LOSES]
-    certain = [f"more than {listing(better)}"] * bool(better) + [f"less than {listing(worse)}"] * bool(worse)
+    own = of_subject(QUESTION, comparison)
     if not own:
         return ""
-    return (
-        f"it recalls {listing(certain)}"
-        if certain
-        else f"in recall it cannot be told from any of {len(own)} arms"
-    )
+    found = certain(own, {Outcome.WINS: "more", Outcome.LOSES: "less"})
+    return f"it recalls {found}" if found else f"in recall it cannot be told from any of {len(own)} arms"
 
 
 def recall_table(arms: Sequence[Arm]) -> Table | None:
@@ -147,41 +117,22 @@ def recall_table(arms: Sequence[Arm]) -> Table | None:
     )
 
 
-def recall_differences(pairs: Sequence[Pair]) -> Table | None:
-    """Each learned router less each arm that its claim needs, in points of answers recalled; None without pairs."""
-    if not pairs:
-        return None
-    first, *rest = pair_fields(RECALL).values()
-    return Table.of(
-        "Table of recall differences",
-        "Differences in answers recalled (percentage points), paired by seed",
-        [
-            first,
-            words("The second is", lambda pair: listing(pair.roles)),
-            *rest,
-            words("The first", lambda pair: pair.word),
-        ],
-        pairs,
-        notes=[
-            "p by t test over seeds, corrected for the number of comparisons (Holm); intervals are not. Detectable: "
-            "the smallest true difference that these seeds would have found with 80% power. A verdict only where both "
-            f"were treated alike and cost the same: {SAME_COST_TEXT}{_bytes_too(pairs)}; nothing is read off between "
-            "arms."
-        ],
-    )
-
-
-def _bytes_too(pairs: Sequence[Pair]) -> str:
-    told = any(cache_bytes(arm) for pair in pairs for arm in (pair.subject, pair.rival))
-    return f", and bytes of caches read within {percent(SAME_BYTES, 0)}" if told else ""
-
-
 def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
     arms = comparison.arms
     return {
         "recall": recall_table(arms),
-        "recall_differences": recall_differences(recall_pairs(arms)),
-        "recall_at_cost": at_cost_table(arms),
+        "recall_differences": claims_table(
+            claims(QUESTION, arms),
+            name="Table of recall differences",
+            title="Differences in answers recalled (percentage points), paired by seed",
+        ),
+        "recall_at_cost": at_cost_table(
+            QUESTION,
+            arms,
+            name="Table of recall at equal cost",
+            title="Answers recalled by learned routers less those of rivals at the router's FLOPs and bytes",
+            gain="Recall rises",
+        ),
         "recall_lengths": recall_lengths(arms),
         "recall_distances": recall_distances(arms),
     }

@@ -1,16 +1,16 @@
-"""A learned router's recall against each kind of rival at its own cost: in FLOPs and in bytes of caches at once.
+"""A learned router against each kind of rival at its own cost: in FLOPs and in bytes of caches at once.
 
 What a router costs depends on where it looks, and nobody knows that before it is trained. So a rival may be there at
 several costs, and is read off at the router's on the straight line between the two that lie around it, seed by seed.
-Recall rises with the cost ever more slowly, so that the line lies below what a rival in between would reach: a rival
+Metrics gain from cost ever more slowly, so that the line is worse than what a rival in between would reach: a rival
 that is read off looks worse than it is.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
-from layerroute.capabilities.recall.measures import recall_by_seed
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import (
     SAME_BYTES,
@@ -20,7 +20,8 @@ from layerroute.lab.fairness import (
     unequal_cost,
     unlike_treatment,
 )
-from layerroute.lab.format import count, percent, plural, points, probability
+from layerroute.lab.format import count, percent, plural, probability
+from layerroute.lab.question import Metric, Outcome, Question
 from layerroute.lab.statistics import SIGNIFICANT, Difference, by_seed, holm
 from layerroute.lab.table import Table, cells, figures, interval, words
 
@@ -32,10 +33,11 @@ class AtCost:
     Attributes:
         low, high: the rivals between which is read off; one and the same where its costs are the router's.
         weight: of ``high``.
-        difference: of the shares recalled, router less rival.
+        difference: in the question's metric, router less rival.
         p_adjusted: corrected for the number of comparisons; None with one seed.
     """
 
+    question: Question
     router: Arm
     low: Arm
     high: Arm
@@ -60,24 +62,25 @@ class AtCost:
             return "one seed: cannot tell"
         if self.p_adjusted >= SIGNIFICANT:
             return "no difference within noise"
-        if found.mean < 0:
-            return "recalls less"
-        return "recalls more" if self.low is self.high else "recalls more, as read"
+        if (found.mean < 0) is not self.question.metric.lower_is_better:
+            return self.question.words[Outcome.LOSES]
+        won = self.question.words[Outcome.WINS]
+        return won if self.low is self.high else f"{won}, as read"
 
 
-def at_equal_cost(arms: Sequence[Arm]) -> list[AtCost]:
+def at_equal_cost(question: Question, arms: Sequence[Arm]) -> list[AtCost]:
     """Every learned router against every kind of rival that is there at its cost, or on both sides of it.
 
     A kind is arms of the same layers that are the same thing (all static, say). Arms count that were treated as the
     router was and whose records have both costs.
     """
-    known = [arm for arm in arms if recall_by_seed(arm) and arm.executed and cache_bytes(arm)]
+    known = [arm for arm in arms if question.metric.by_seed(arm) and arm.executed and cache_bytes(arm)]
     found = [
         one
         for router in known
         if router.kind.learned
         for family in _families([arm for arm in known if _may_be_held_against(router, arm)])
-        if (one := _read_off(router, family)) is not None
+        if (one := _read_off(question, router, family)) is not None
     ]
     p_values = holm([None if one.difference is None else one.difference.p_value for one in found])
     return [replace(one, p_adjusted=p) for one, p in zip(found, p_values, strict=True)]
@@ -96,12 +99,13 @@ def _families(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
         yield sorted(family, key=lambda arm: arm.executed or 0.0)
 
 
-def _read_off(router: Arm, family: Sequence[Arm]) -> AtCost | None:
-    ours = recall_by_seed(router)
+def _read_off(question: Question, router: Arm, family: Sequence[Arm]) -> AtCost | None:
+    measure = question.metric.by_seed
+    at_cost = partial(AtCost, question=question, router=router)
+    ours = measure(router)
     for arm in family:
         if not unequal_cost(router, arm):
-            difference = by_seed(ours, recall_by_seed(arm))
-            return AtCost(router=router, low=arm, high=arm, weight=0.0, difference=difference)
+            return at_cost(low=arm, high=arm, weight=0.0, difference=by_seed(ours, measure(arm)))
     flops, read = router.executed or 0.0, cache_bytes(router) or 0.0
     for low, high in pairwise(family):
         below, above = low.executed or 0.0, high.executed or 0.0
@@ -111,31 +115,38 @@ def _read_off(router: Arm, family: Sequence[Arm]) -> AtCost | None:
         there = (1 - weight) * (cache_bytes(low) or 0.0) + weight * (cache_bytes(high) or 0.0)
         if abs(there - read) > SAME_BYTES * read:
             return None
-        one, other = recall_by_seed(low), recall_by_seed(high)
+        one, other = measure(low), measure(high)
         theirs = {seed: (1 - weight) * one[seed] + weight * other[seed] for seed in one.keys() & other.keys()}
-        return AtCost(router=router, low=low, high=high, weight=weight, difference=by_seed(ours, theirs))
+        return at_cost(low=low, high=high, weight=weight, difference=by_seed(ours, theirs))
     return None
 
 
-def at_cost_table(arms: Sequence[Arm]) -> Table | None:
-    """One row a router and kind of rival; None where there is none."""
-    found = at_equal_cost(arms)
+def at_cost_table(
+    question: Question, arms: Sequence[Arm], *, name: str, title: str, gain: str
+) -> Table | None:
+    """One row a router and kind of rival; None where there is none.
+
+    Args:
+        gain: what costs buy, as a sentence begins: ``Recall rises``.
+    """
+    found = at_equal_cost(question, arms)
+    metric: Metric = question.metric
     if not found:
         return None
     return Table.of(
-        "Table of recall at equal cost",
-        "Answers recalled by learned routers less those of rivals at the router's FLOPs and bytes",
+        name,
+        title,
         [
             words("Router", lambda one: one.router.label),
             words("Against", lambda one: one.how),
             words("Seeds", lambda one: plural(len(one.difference.seeds) if one.difference else 0, "seed")),
             figures("At FLOPs/token", lambda one: one.router.executed, count),
             figures("At bytes/token", lambda one: cache_bytes(one.router), count),
-            figures("Δ recalled", lambda one: getattr(one.difference, "mean", None), points),
+            figures(metric.column, lambda one: getattr(one.difference, "mean", None), metric.show),
             cells(
                 "95% interval",
                 lambda one: interval(
-                    getattr(one.difference, "low", None), getattr(one.difference, "high", None), points
+                    getattr(one.difference, "low", None), getattr(one.difference, "high", None), metric.show
                 ),
             ),
             figures("p", lambda one: one.p_adjusted, probability),
@@ -145,8 +156,8 @@ def at_cost_table(arms: Sequence[Arm]) -> Table | None:
         notes=[
             f"Equal are {SAME_COST_TEXT}, and bytes of caches that a token reads within {percent(SAME_BYTES, 0)}. A "
             "rival that is there on both sides of the router's cost is read off there, seed by seed, on the straight "
-            f"line between its arms, if that line passes within {percent(SAME_BYTES, 0)} of the router's bytes. Recall "
-            "rises ever more slowly with cost. So the line makes the rival look worse than it is: “as read” marks "
+            f"line between its arms, if that line passes within {percent(SAME_BYTES, 0)} of the router's bytes. "
+            f"{gain} ever more slowly with cost. So the line makes the rival look worse than it is: “as read” marks "
             "what the line alone may have decided. Nothing is extrapolated. p by t test over seeds, corrected for the "
             "number of rows (Holm)."
         ],

@@ -1,0 +1,1 @@
+"""Loss on tokens that are copied from far back, asked beside the loss of attention routing."""

@@ -28,13 +28,14 @@ from layerroute.skipping.calibration import (
     result,
     result_sections,
     save_controls,
+    save_routed,
     score_budgets,
 )
 from layerroute.skipping.calibration.configure import LEAST, MOST, config_for, draw
 from layerroute.skipping.calibration.memory import memory_told
 from layerroute.skipping.devices import is_offloaded
 from layerroute.skipping.model import find_router, remove_router
-from layerroute.skipping.storage import load_router, save_router
+from layerroute.skipping.storage import load_router
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ class Calibration:
         """Write the router to a folder; ``layerroute.load`` opens it, and all commands do.
 
         Args:
-            folder: made if needed.
+            folder: made if needed; a router and controls that are in it are replaced.
             controls: write each control as a router folder, too, to ``controls/``.
 
         Returns:
@@ -107,7 +108,8 @@ class Calibration:
         """
         kinds = self.record["data"]["kinds"]
         notes = {"calibration": self.config.to_dict(), "kinds": kinds}
-        folder = save_router(self.model, folder, notes={**notes, "arm": "routed"})
+        folder = Path(folder)
+        save_routed(self.model, folder, notes=notes)
         if controls:
             remove_router(self.model)
             save_controls(self.model, self.fitted, folder, notes=notes)

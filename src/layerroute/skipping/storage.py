@@ -7,6 +7,7 @@ resized the new rows, ``vocabulary.safetensors``; and ``tokenizer/`` if one was 
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def save_router(
         "notes": notes or {},
     }
     folder = Path(folder)
+    replaces = (folder / DESCRIPTION).is_file()
     if name and Path(name).is_dir():
         description["base"]["path"] = Path(os.path.relpath(name, folder)).as_posix()
     if description["format"] == 2:
@@ -132,6 +134,8 @@ def save_router(
         vocabulary.save_rows(whole, min(rows), folder / VOCABULARY)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / TOKENIZER)
+    elif replaces and rows is None:  # the base's own serves, and what is here is of the router before
+        shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
     save_file(_weights(router), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / DESCRIPTION).write_text(text)
     return folder

@@ -26,7 +26,8 @@ def write_transfer(record: Mapping[str, Any], folder: Path) -> list[Path]:
     data.to_csv(folder / f"{FIGURE}.csv", index=False, lineterminator="\n")
     with figure_style():
         save_figure(transfer_figure(data, titles(record)), folder, FIGURE, formats=("png", "svg"))
-    title = f"{record['model']}: per-token routing against {titles(record)}, at equal executed FLOPs"
+    who = "sequence" if record["recipe"].get("granularity") == "sequence" else "token"
+    title = f"{record['model']}: per-{who} routing against {titles(record)}, at equal executed FLOPs"
     caption = (
         "A line a kind of text. Full dot: the kind was left out (away). Empty dot: held-out text of what was "
         "calibrated on (home). Bars: 95 % intervals."

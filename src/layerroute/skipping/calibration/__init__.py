@@ -16,6 +16,7 @@ from layerroute.skipping.calibration.folders import (
     journal_of,
     save_calibration,
     save_controls,
+    save_routed,
 )
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.journal import Journal
@@ -48,6 +49,7 @@ __all__ = [
     "result_sections",
     "save_calibration",
     "save_controls",
+    "save_routed",
     "saved_share",
     "score",
     "score_budgets",

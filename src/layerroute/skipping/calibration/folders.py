@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,17 @@ def save_calibration(
     """
     notes = {"calibration": calibration.config.to_dict(), **(notes or {})}
     install_for_budgets(model, calibration, statistics)
-    save_router(model, folder, notes={**notes, "arm": "routed"})
+    save_routed(model, folder, notes=notes)
     remove_router(model)
     if controls:
         save_controls(model, calibration, folder, notes=notes)
+
+
+def save_routed(model: Any, folder: Path, *, notes: dict[str, Any]) -> None:
+    """Write the router that is on the model; the controls of one that it replaces do not stay beside it."""
+    if (folder / DESCRIPTION).is_file():
+        shutil.rmtree(folder / CONTROLS_FOLDER, ignore_errors=True)
+    save_router(model, folder, notes={**notes, "arm": "routed"})
 
 
 def save_controls(model: Any, calibration: FittedArms, folder: Path, *, notes: dict[str, Any]) -> None:

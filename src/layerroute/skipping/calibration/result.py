@@ -116,7 +116,8 @@ def verdict(arms: dict[str, Any]) -> str:
             f"{_WORDS[outcome(gap)]} {arm['title']} ({gap['mean']:+.3f} nats, 95 % {gap['low']:+.3f} to "
             f"{gap['high']:+.3f})"
         )
-    told = f"At equal executed FLOPs per-token routing {'; '.join(parts)}." if parts else ""
+    routing = f"per-{arms['routed']['title'].rpartition(' ')[2]} routing"  # token, or sequence
+    told = f"At equal executed FLOPs {routing} {'; '.join(parts)}." if parts else ""
     missing = f"No verdict against {'; '.join(none)}: routing does not reach that share." if none else ""
     return " ".join(filter(None, (told, missing)))
 

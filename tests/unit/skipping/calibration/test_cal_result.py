@@ -8,8 +8,8 @@ from layerroute.skipping.calibration import Score, verdict
 from layerroute.skipping.calibration.result import facts
 
 
-def arms(**gaps):
-    return {
+def arms(routed="routed per token", **gaps):
+    return {"routed": {"title": routed}} | {
         name: {"title": name, "at_equal_cost": {"mean": (low + high) / 2, "low": low, "high": high}}
         for name, (low, high) in gaps.items()
     }
@@ -17,8 +17,9 @@ def arms(**gaps):
 
 def test_the_verdict_says_wins_losses_and_what_is_open():
     text = verdict(arms(static_influence=(-0.2, -0.1), static_greedy=(-0.1, 0.1), random=(0.1, 0.2)))
-    assert "beats static_influence (-0.150 nats" in text
+    assert text.startswith("At equal executed FLOPs per-token routing beats static_influence (-0.150 nats")
     assert "cannot be told from static_greedy" in text and "loses to random" in text
+    assert "per-sequence routing beats" in verdict(arms("routed per sequence", random=(-0.2, -0.1)))
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,13 @@ def test_the_paper_has_no_placeholder_and_its_links_hold(study: Path) -> None:
     assert cited == listed
 
 
+@pytest.mark.parametrize("name", ["index.html", "paper.md"])
+def test_figures_are_numbered_in_the_order_in_which_they_are_shown(study: Path, name: str) -> None:
+    text = Page((study / "report" / name).read_text(encoding="utf-8")).text
+    shown = [int(number) for number in dict.fromkeys(re.findall(r"Figure (\d+): ", text))]
+    assert shown == list(range(1, len(FIGURE_FILES) // 4 + 1))
+
+
 def test_figure_data_agree_with_the_records(study: Path) -> None:
     training = pd.read_csv(study / "report" / "figures" / "figure-2.csv")
     final = training[

@@ -161,6 +161,21 @@ def test_sequences_grow_with_their_pairs_and_hold_as_much_noise() -> None:
     assert data.validation(2)[0].shape == (2, 512), "evaluation is always on the task itself"
 
 
+@pytest.mark.parametrize("writes", [1, 2])
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.5])
+def test_no_number_of_pairs_ends_a_run_whose_whole_task_fits(noise: float, writes: int) -> None:
+    pairs = (round(33 * (1 - noise)) // 2 - 1) // writes
+    plan = CurriculumConfig(start=1, finish=0.8, shortest=1)
+    recall = RecallConfig(pairs=pairs, noise=noise, writes=writes, curriculum=plan)
+    data = RecallData(DataConfig(source="recall", recall=recall, sequence_length=33))
+    seen = set()
+    for batch in range(60):
+        ids, answers = data.training_batch(batch, 60, rows=1, seed=1)
+        assert answers.any(axis=1).all() and ids.size <= 33
+        seen.add(recall.pairs_at(batch, 60))
+    assert seen >= {1, 2, pairs}
+
+
 def test_pairs_stay_few_until_they_are_to_grow() -> None:
     recall = RecallConfig(pairs=64, curriculum=CurriculumConfig(start=2, begin=0.25, finish=0.5))
     most = [recall.pairs_at(batch, 100) for batch in range(0, 100, 2)]

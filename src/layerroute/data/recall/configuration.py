@@ -154,7 +154,9 @@ class RecallConfig:
         plan = self.curriculum
         if plan is None or plan.shortest is None:
             return length
-        return min(length, max(plan.shortest, -(-length * pairs // self.pairs)))
+        # Rounded down, so short a sequence may leave its pairs no room for a question.
+        least = self.least_length(1, pairs)
+        return min(length, max(plan.shortest, least, -(-length * pairs // self.pairs)))
 
     def least_length(self, queries: int | None = None, pairs: int | None = None) -> int:
         """Tokens that a sequence needs; of ``mqar`` with these numbers of ``queries`` and ``pairs``, if given."""

@@ -13,7 +13,7 @@ from layerroute.lab.fairness import machine
 from layerroute.lab.format import listing, number, plural
 from layerroute.lab.report.figures import FigureEntry, View, build_figures, files_of
 from layerroute.lab.report.first_screen import first_screen
-from layerroute.lab.report.html import Paper, data_link, environment, inline_svg, tokens_view
+from layerroute.lab.report.html import Numbering, Paper, data_link, environment, inline_svg, tokens_view
 from layerroute.lab.report.page import Page, all_figures, page_of
 from layerroute.lab.report.speed import read_speed_records
 from layerroute.lab.report.style import LineStyle, arm_styles
@@ -125,6 +125,7 @@ def report_context(view: View, page: Page, figures: dict[str, FigureEntry], fold
         "warnings": _warnings(comparison),
         "tables": tables,
         "figures": figures,
+        "label": Numbering(),
         "data": {f.name: data_link(folder / f"{f.name}.csv") for f in figures.values() if not f.absent},
         "svg": {f.name: inline_svg(folder / f"{f.name}.svg") for f in figures.values() if not f.absent},
         "tokens": tokens,

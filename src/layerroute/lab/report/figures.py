@@ -87,12 +87,6 @@ class FigureEntry:
     absent: str = ""
     hidden: bool = False
 
-    @property
-    def label(self) -> str:
-        """``Figure 2: Training curves``, or the title alone of a figure without a number."""
-        what, _, place = self.name.partition("-")
-        return f"Figure {place}: {self.title}" if what == "figure" else self.title
-
 
 def files_of(name: str) -> list[str]:
     """All files of a figure."""

@@ -66,6 +66,20 @@ def data_link(path: Path) -> str:
     return f"data:text/csv;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+class Numbering:
+    """Labels of a text's figures, ``Figure 2: Training curves``: from 1, in the order in which they are shown."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def __call__(self, figure: FigureEntry) -> str:
+        """Its label; the title alone of a figure that is absent."""
+        if figure.absent:
+            return figure.title
+        place = self._places.setdefault(figure.name, len(self._places) + 1)
+        return f"Figure {place}: {figure.title}"
+
+
 class Markdown(str):
     """Text that is Markdown already and needs no escaping."""
 
@@ -76,6 +90,7 @@ class Paper:
     def __init__(self, tables: Mapping[str, Table], figures: Mapping[str, FigureEntry], folder: str) -> None:
         self._tables, self._figures, self._folder = dict(tables), dict(figures), folder
         self._left = dict.fromkeys([*figures, *tables])
+        self._label = Numbering()
 
     @staticmethod
     def value(value: Any) -> Any:
@@ -102,8 +117,8 @@ class Paper:
         self._left.pop(name, None)
         figure = self._figures[name]
         if figure.absent:
-            return Markdown(f"*{escape_text(figure.label)}. {escape_text(figure.absent)}*\n")
-        path, label = f"{self._folder}/{figure.name}", escape_text(figure.label)
+            return Markdown(f"*{escape_text(self._label(figure))}. {escape_text(figure.absent)}*\n")
+        path, label = f"{self._folder}/{figure.name}", escape_text(self._label(figure))
         links = ", ".join(
             f"[{word}]({path}.{suffix})" for word, suffix in (("data", "csv"), ("SVG", "svg"), ("PDF", "pdf"))
         )

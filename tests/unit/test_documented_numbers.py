@@ -1,0 +1,106 @@
+"""The numbers that README and manual tell are those of the committed records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerroute.lab.format import number, points, signed
+from layerroute.lab.statistics import by_seed
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+SKIPPING, DETAILS, SPEED, SUMMARY, README = (
+    "docs/results-skipping.md", "docs/results-recall.md", "docs/speed.md", "docs/results.md", "README.md",
+)  # fmt: skip
+
+
+def read(record: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / record).read_text(encoding="utf-8"))
+    return found
+
+
+def speed_up(record: str, row: int, arm: str) -> tuple[str, str]:
+    found = read(f"benchmark/{record}.json")["rows"][row]["arms"][arm]["speedup"]
+    median, low, high = (number(found[key], 2) for key in ("median", "q1", "q3"))
+    return f"{median}×", f"{median}× ({low} to {high})"
+
+
+def leads() -> Iterator[tuple[str, str, str]]:
+    """By page and words of a row: what routing leads the best static arm of a text by."""
+    for record, budgets in (("transfer-17", (0.17,)), ("transfer", (0.35, 0.56))):
+        for row in read(f"layer_skipping/transfer/{record}.json")["rows"]:
+            if row["budget"] in budgets:
+                arms = [arm["at_equal_cost"] for arm in row["arms"].values()]
+                least = max(arms, key=lambda lead: float(lead["mean"]))
+                mean, low, high = (signed(least[key]) for key in ("mean", "low", "high"))
+                where = f"without {row['left_out']} | home" if row["home"] else f"{row['kind']} | away"
+                yield SKIPPING, where, f"{mean} ({low} to {high})"
+                if not row["home"]:
+                    yield SUMMARY, f"| {row['kind']} | no", mean
+
+
+def answers() -> Iterator[tuple[str, str, str]]:
+    """What a router answers more than pruning at its FLOPs, in points."""
+    for task, title in (("arc_easy", "ARC-easy"), ("hellaswag", "HellaSwag")):
+        found = read(f"layer_skipping/retention-{task}.json")["differences"][0]
+        assert (found["metric"], found["outcome"]) == ("acc", "better")
+        mean, low, high = (points(found[f"difference{end}"]) for end in ("", "_low", "_high"))
+        yield README, "ARC-easy", f"({low} to {high})"
+        yield README, "ARC-easy", mean
+        yield SKIPPING, f"**{title}, at equal FLOPs", f"{mean[1:]} points ({low} to {high})"
+
+
+def times() -> Iterator[tuple[str, str, str]]:
+    """How many times as fast a model is."""
+    cases = (
+        ("prefill", "sparse", "prefill, 4 × 512 tokens", (0, 1, 2), 1),
+        ("prefill", "sparse", "prefill, 1 × 2,048 tokens", (3, 4, 5), None),
+        ("decode", "sparse", "decoding, batch 1", (0, 1, 2), 1),
+        ("train-skipping", "sparse", "training step", (0,), None),
+        ("attention", "routed", "routed attention, 4,096 tokens", (0, 1), None),
+        ("hybrid", "sparse", "prefill of the hybrid model", (0,), None),
+        ("engine-25", "routed", "decoding in vLLM, batch 8", (), 0),
+    )
+    for record, arm, title, rows, told in cases:
+        for row in rows:
+            short, full = speed_up(record, row, arm)
+            yield SPEED, title, full
+            if told:
+                yield SUMMARY, title, short
+        if told is not None:
+            yield README, title, speed_up(record, told, arm)[1]
+
+
+def recalled() -> Iterator[tuple[str, str, str]]:
+    """What a learned router recalls more than its rivals, in points, over the seeds that both have."""
+
+    def by_arm(arm: str) -> dict[int, float]:
+        records = {seed: read(f"recall/{arm}-seed{seed}/record.json") for seed in range(1, 9)}
+        return {seed: found["recall"]["by_length"][0]["accuracy"] for seed, found in records.items()}
+
+    for rival, title in (
+        ("random", "random at its rate"),
+        ("periodic", "periodic at its rate"),
+        ("static_3to1_flops", "static 3:1 at its FLOPs"),
+    ):
+        found = by_seed(by_arm("dynamic"), by_arm(rival))
+        assert found is not None
+        mean, low, high = (points(value) for value in (found.mean, found.low, found.high))
+        yield DETAILS, "Over eight seeds the router", f"({mean}, {low} to {high})"
+        yield SUMMARY, title, f"{mean} points ({low} to {high})"
+
+
+@pytest.mark.parametrize("told", [leads, answers, times, recalled])
+def test_documents_tell_what_the_records_hold(told: Any) -> None:
+    claims = list(told())
+    assert claims
+    for page, where, text in claims:
+        # A row of a table is a line; a sentence may go on in the next ones.
+        paragraphs = (ROOT / page).read_text(encoding="utf-8").replace("|\n", "|\n\n").split("\n\n")
+        rows = [" ".join(part.split()) for part in paragraphs if where in " ".join(part.split())]
+        assert any(text in row for row in rows), (page, where, text, rows)

@@ -1,6 +1,7 @@
 """An exported folder gives the logits of the model that it was made from, and what cannot be exported is refused."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -205,6 +206,31 @@ def test_windows_that_vllm_does_not_have_are_refused(tmp_path):
     router, _ = make(tmp_path, "qwen2", unit="mlp")
     with pytest.raises(UserError, match="sliding windows"):
         export_router(router, tmp_path / "out", to="vllm")
+
+
+def test_an_empty_folder_may_be_where_the_shell_stands(tmp_path, monkeypatch):
+    router, _ = make(tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    export_router(router, ".", to="hf")
+    opened(".")
+    assert os.path.samefile(".", tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+
+
+def test_two_exports_at_once_do_not_end_in_each_other(tmp_path, monkeypatch):
+    router, _ = make(tmp_path)
+    first = exporting.card
+
+    def late(**facts):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "config.json").write_text("of another process")
+        return first(**facts)
+
+    monkeypatch.setattr(exporting, "card", late)
+    with pytest.raises(UserError, match="holds something"):
+        export_router(router, tmp_path / "out", to="hf")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
 
 
 def test_bad_input_is_named(tmp_path):

@@ -9,6 +9,7 @@ from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import layerroute.skipping.storage as storage
 from layerroute.errors import UserError
 from layerroute.routing import RoutingConfig, set_serve
 from layerroute.skipping import (
@@ -179,6 +180,26 @@ def test_missing_and_damaged_parts_are_errors(tmp_path):
     wrong["skip"]["ranks"] = 5
     damaged("router.json", json.dumps(wrong).encode(), "Did you mean 'rank'")
     load_router(plain("llama"), folder)
+
+
+@pytest.mark.parametrize("cut_off_in", ["save_adapters", "save_file", "replace_text"])
+def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_routers(cut_off_in, tmp_path, monkeypatch):
+    save_router(routed("llama", rank=3), tmp_path)
+    written = getattr(storage, cut_off_in)
+
+    def cut_off(*arguments, **options):
+        if cut_off_in != "replace_text":
+            written(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, cut_off_in, cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            save_router(routed("llama", rank=3), tmp_path)
+    with pytest.raises(UserError, match="its save was cut off; make it again"):
+        load_router(plain("llama"), tmp_path)
+    save_router(routed("llama", rank=3), tmp_path)
+    load_router(plain("llama"), tmp_path)
 
 
 def test_keys_are_those_that_the_router_was_made_with(tmp_path):

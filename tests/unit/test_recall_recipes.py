@@ -82,6 +82,7 @@ def test_the_copies_study_marks_what_its_window_does_not_see_and_trains_all_arms
     rival = COPIES.recipe("dynamic", 1, {})
     assert rival.data.copies is not None and rival.data.recall is None
     assert rival.data.copies.beyond >= COPIES.recipe("window", 1, {}).model["window"]
+    assert COPIES.config.gate is not None and COPIES.config.gate.metric == "copies.margin"
     assert rival.model["serve"] == "rate" and len(COPIES.config.seeds) >= 3 and COPIES.config.tune is not None
     for name in COPIES.variants:
         recipe = COPIES.recipe(name, 1, {})

@@ -27,8 +27,9 @@ def copies_section(
     """The record's ``copies``: cross-entropy in nats of copied tokens and of the rest, over windows without padding.
 
     ``copied`` and ``rest`` have each the ``loss`` and the number of ``tokens``, and by window ``window_losses`` and
-    ``window_tokens``; a loss over no token is None. Where a batch says which documents tokens are of, attention keeps
-    to them: a copy is then of its own document (``within``), else of its sequence.
+    ``window_tokens``; a loss over no token is None. ``margin`` is the loss on the rest less that on copied tokens.
+    Where a batch says which documents tokens are of, attention keeps to them: a copy is then of its own document
+    (``within``), else of its sequence.
     """
     sums: tuple[list[NDArray[np.float64]], ...] = ([], [])
     counts: tuple[list[NDArray[np.int64]], ...] = ([], [])
@@ -47,14 +48,15 @@ def copies_section(
             for place, which in enumerate((marks[:, 1:], ~marks[:, 1:])):
                 sums[place].append((losses * which).sum(axis=1))
                 counts[place].append(which.sum(axis=1))
+    copied, rest = (_part(np.concatenate(sums[place]), np.concatenate(counts[place])) for place in range(2))
+    known = copied["tokens"] and rest["tokens"]
     return {
         "length": rule.length,
         "beyond": rule.beyond,
         "within": "document" if apart else "sequence",
-        **{
-            name: _part(np.concatenate(sums[place]), np.concatenate(counts[place]))
-            for place, name in enumerate(("copied", "rest"))
-        },
+        "margin": rest["loss"] - copied["loss"] if known else None,
+        "copied": copied,
+        "rest": rest,
     }
 
 

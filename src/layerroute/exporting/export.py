@@ -1,7 +1,8 @@
 """From a router folder to one folder that stands alone: adapters merged, router and skip paths inside, tokenizer."""
 
+import errno
 import json
-import shutil
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from layerroute.skipping.model import decoder_stack
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.whole import save_whole
 
+_ASIDE = ".exporting-"
 DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -97,7 +99,8 @@ def export_router(
         remove_router(model)
         drop_layers(model, left_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".exporting-") as work:
+    # In an empty folder itself: it may be a disk of its own, or the only place that may be written.
+    with tempfile.TemporaryDirectory(dir=out if out.exists() else out.parent, prefix=_ASIDE) as work:
         built = Path(work) / "model"
         if left_out is None:
             save_whole(model, built, base=description.base)
@@ -116,9 +119,7 @@ def export_router(
             size=size,
         )
         (built / "README.md").write_text(text, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        shutil.move(built, out)
+        _place(built, out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     return Exported(
         folder=out,
@@ -127,6 +128,25 @@ def export_router(
         layers=layers,
         bytes=sum(path.stat().st_size for path in out.iterdir()),
     )
+
+
+def _place(built: Path, out: Path) -> None:
+    """Move what was built to ``out``; into an empty folder, where a shell may stand, file by file, the config last.
+
+    Raises:
+        UserError: another process was faster.
+    """
+    try:
+        if not out.exists():
+            os.replace(built, out)
+            return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if any(not path.name.startswith(_ASIDE) for path in out.iterdir()):
+        raise UserError(f"{out} holds something by now, of another process; name a new folder")
+    for path in sorted(built.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, out / path.name)
 
 
 def constant_layers(router: LayerRouter) -> list[int] | None:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
 from layerroute.errors import UserError, one_line
-from layerroute.integrity import MANIFEST, check_intact
+from layerroute.integrity import MANIFEST, check_intact, replace_text
 from layerroute.skipping import vocabulary
 from layerroute.skipping.adapters import (
     Adapters,
@@ -128,7 +128,9 @@ def save_router(
         description["vocabulary"] = None if rows is None else list(rows)
     text = json.dumps(description, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)  # of what is replaced here
+    # Of what is replaced here. The new description comes last: a save that is cut off leaves no mixture of two routers.
+    for name in (DESCRIPTION, MANIFEST):
+        (folder / name).unlink(missing_ok=True)
     save_adapters(model, adapters, folder / ADAPTER)
     if rows is not None:
         vocabulary.save_rows(whole, min(rows), folder / VOCABULARY)
@@ -137,7 +139,7 @@ def save_router(
     elif replaces and rows is None:  # the base's own serves, and what is here is of the router before
         shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
     save_file(_weights(router), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / DESCRIPTION).write_text(text)
+    replace_text(folder / DESCRIPTION, text)
     return folder
 
 
@@ -180,7 +182,9 @@ def read_router(folder: str | Path) -> RouterDescription:
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise UserError(f"{folder} is not a router folder: it has no {DESCRIPTION}")
+        cut_off = (folder / WEIGHTS).is_file()
+        why = ", though router weights: its save was cut off; make it again" if cut_off else ""
+        raise UserError(f"{folder} is not a router folder: it has no {DESCRIPTION}{why}")
     check_intact(folder)
     try:
         content = json.loads(path.read_text())

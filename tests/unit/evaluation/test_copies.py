@@ -64,6 +64,7 @@ def test_a_model_that_copies_shows_on_copied_tokens_alone() -> None:
     assert copied["window_tokens"] == [4, 3, 4, 0] and copied["tokens"] == 11
     assert rest["window_tokens"] == [25, 26, 25, 29]
     assert copied["loss"] < 1e-6 and rest["loss"] > math.log(VOCABULARY)
+    assert found["margin"] == pytest.approx(rest["loss"] - copied["loss"])
     assert copied["window_losses"][3] is None, "no token, no loss"
 
 
@@ -89,7 +90,7 @@ def test_where_attention_keeps_to_documents_copies_do(told_by: str) -> None:
     apart = [{**batch, told_by: value.repeat(len(batch["input_ids"]), 1)} for batch in batches()]
     found = section(apart)
     assert found["within"] == "document" and found["copied"]["tokens"] == 0
-    assert found["copied"]["loss"] is None and found["rest"]["loss"] is not None
+    assert found["copied"]["loss"] is None and found["margin"] is None and found["rest"]["loss"] is not None
 
 
 def test_white_space_and_special_tokens_are_blank() -> None:

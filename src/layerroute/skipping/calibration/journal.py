@@ -76,7 +76,9 @@ class Step:
         """Keep a value; unless it is ``done``, only if the last note is old enough."""
         if self.file is None or not (done or time.monotonic() - self._noted >= EVERY):
             return
-        written = self.file.with_suffix(".new")
+        # The same calibration may run twice at once: each writes aside, and one that ends takes the folder with it.
+        written = self.file.with_suffix(f".{os.getpid()}.new")
+        written.parent.mkdir(parents=True, exist_ok=True)
         torch.save(value, written)
         os.replace(written, self.file)
         self._noted = time.monotonic()

@@ -203,6 +203,15 @@ def test_a_damaged_note_is_forgotten(tmp_path):
     assert not tmp_path.exists()
 
 
+def test_the_same_calibration_twice_at_once(tmp_path):
+    one, two = Journal(tmp_path / "notes"), Journal(tmp_path / "notes")
+    assert one.once(lambda: torch.ones(2)) is not None
+    step = two.step()
+    one.discard()
+    step.note(torch.zeros(2), done=True)
+    assert torch.equal(Journal(tmp_path / "notes").step().recall(), torch.zeros(2))
+
+
 MEASURE = """
 import json, sys, torch
 from pathlib import Path

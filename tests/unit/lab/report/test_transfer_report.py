@@ -13,6 +13,7 @@ WHOLE = {
     **RECORD,
     "model": "<b>model</b>",
     "command": "layerroute transfer",
+    "recipe": {"granularity": "sequence"},
     "data": {"kinds": {"prose": {"share": 1.0, "source": "files a.jsonl"}}},
     "seconds": 3.0,
     "hardware": {"cpu": "a cpu", "cores": 2},
@@ -46,6 +47,7 @@ def test_the_page_stands_alone_and_says_the_same_each_time(tmp_path):
     files = write_transfer(WHOLE, tmp_path)
     assert all(path.is_file() for path in files)
     page = files[0].read_text()
+    assert "per-sequence routing against" in page
     assert (
         "&lt;b&gt;model" in page
         and "<b>model" not in page

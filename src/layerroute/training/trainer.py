@@ -224,6 +224,8 @@ class RoutedTrainer(Trainer):
         if not self.trainee.own_weights:
             super()._save(output_dir, state_dict)
             return
+        if not self.args.should_save:  # transformers calls it in every process
+            return
         folder = Path(output_dir or self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.trainee.write_weights(self.accelerator.unwrap_model(self.model), folder)

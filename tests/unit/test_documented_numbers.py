@@ -44,6 +44,20 @@ def leads() -> Iterator[tuple[str, str, str]]:
                     yield SUMMARY, f"| {row['kind']} | no", mean
 
 
+def trained() -> Iterator[tuple[str, str, str]]:
+    """What a trained router leads trained pruning by, on each text."""
+    rows = read("layer_skipping/transfer/trained.json")["rows"]
+    for row in rows:
+        (arm,) = row["arms"].values()
+        lead = arm["at_equal_cost"]
+        mean, low, high = (signed(lead[key]) for key in ("mean", "low", "high"))
+        where = f"| {row['kind']} | {'home' if row['home'] else 'away'} | {number(100 * row['served'], 1)} %"
+        yield SKIPPING, where, f"{mean} ({low} to {high})"
+    away = [row["arms"]["greedy-seed42"]["at_equal_cost"]["mean"] for row in rows if not row["home"]]
+    mean = signed(sum(away) / len(away))
+    yield README, "trained on a million tokens", f"{mean} on average, {signed(max(away))} at least"
+
+
 def answers() -> Iterator[tuple[str, str, str]]:
     """What a router answers more than pruning at its FLOPs, in points."""
     for task, title in (("arc_easy", "ARC-easy"), ("hellaswag", "HellaSwag")):
@@ -95,7 +109,7 @@ def recalled() -> Iterator[tuple[str, str, str]]:
         yield SUMMARY, title, f"{mean} points ({low} to {high})"
 
 
-@pytest.mark.parametrize("told", [leads, answers, times, recalled])
+@pytest.mark.parametrize("told", [leads, trained, answers, times, recalled])
 def test_documents_tell_what_the_records_hold(told: Any) -> None:
     claims = list(told())
     assert claims

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import StaticCache
 
@@ -391,13 +391,18 @@ def test_any_family_batch_and_cache_gives_what_masked_execution_gives(data):
     rate = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
     choice = random_choice(len(lengths), time, len(get_router(model).sites), rate, seed=time)
     cuts = sorted({*data.draw(st.sets(st.integers(1, time), max_size=4)), time})
+    chunks = list(zip([0, *cuts], cuts, strict=False))
+    if (
+        family in LINEAR
+    ):  # transformers takes no token of a call with one for padding there, in plain models too
+        assume(all(stop - start > 1 or mask[:, start].all() for start, stop in chunks))
     with torch.no_grad(), forced(model, choice):
         with executed(model, "masked"):
             expected = model(ids, attention_mask=mask, use_cache=False).logits
         with executed(model, data.draw(st.sampled_from(["sparse", "auto"]))):
             past = StaticCache(config=model.config, max_cache_len=time + 3) if static else None
             pieces = []
-            for start, stop in zip([0, *cuts], cuts, strict=False):
+            for start, stop in chunks:
                 out = model(
                     ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=past, use_cache=True
                 )

@@ -208,11 +208,19 @@ def test_windows_that_vllm_does_not_have_are_refused(tmp_path):
         export_router(router, tmp_path / "out", to="vllm")
 
 
-def test_an_empty_folder_may_be_where_the_shell_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_path", [False, True])
+def test_an_empty_folder_may_be_where_the_shell_stands(by_path, tmp_path, monkeypatch):
     router, _ = make(tmp_path)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    export_router(router, ".", to="hf")
+    first = exporting.card
+
+    def looked_at(**facts):  # nothing is written beside it, where perhaps nothing may be
+        assert not list(tmp_path.glob(".exporting-*"))
+        return first(**facts)
+
+    monkeypatch.setattr(exporting, "card", looked_at)
+    export_router(router, tmp_path / "out" if by_path else ".", to="hf")
     opened(".")
     assert os.path.samefile(".", tmp_path / "out")
     assert not [path for path in (tmp_path / "out").iterdir() if path.is_dir()]

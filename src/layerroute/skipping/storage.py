@@ -82,7 +82,7 @@ def save_router(
 
     Args:
         model: routed, perhaps with adapters of PEFT.
-        folder: made if needed; files in it are replaced.
+        folder: made if needed; the files of a router in it are replaced, its tokenizer too.
         notes: anything JSON can hold, kept for later readers.
         tokenizer: kept too, and given by ``load_routed``. It is needed there where tokens were added.
         base: where the base is that the model has *now*. Default: where it was loaded from.
@@ -129,8 +129,8 @@ def save_router(
     text = json.dumps(description, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     # Of what is replaced here. The new description comes last: a save that is cut off leaves no mixture of two routers.
-    for name in (DESCRIPTION, MANIFEST):
-        (folder / name).unlink(missing_ok=True)
+    for stale in (DESCRIPTION, MANIFEST):
+        (folder / stale).unlink(missing_ok=True)
     save_adapters(model, adapters, folder / ADAPTER)
     if rows is not None:
         vocabulary.save_rows(whole, min(rows), folder / VOCABULARY)

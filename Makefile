@@ -73,7 +73,8 @@ $(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	grep -v '^torch==' constraints-vllm.txt > $(VENV_VLLM)/constraints.txt
 	@# All versions are named there: what vLLM's CPU build asks for beside them is not needed, or gigabytes.
-	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV_VLLM)/constraints.txt
+	@# Modules are compiled when they are first imported: most of them never are.
+	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(VENV_VLLM)/constraints.txt
 	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -12,13 +12,21 @@ os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a part of its sampler anew for each engine: 4 of a test's 15 s
 }
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from layerroute.exporting.export import export_router
-from layerroute.skipping import SkipConfig, add_router, collect_decisions, get_router, save_router
+from layerroute.skipping import (
+    SkipConfig,
+    add_router,
+    collect_decisions,
+    get_router,
+    router_disabled,
+    save_router,
+)
 from tests.parity.skipping_models import DEFAULTS, VOCABULARY, plain, sharpen
 from tests.tiny_pretrained import write_documents, write_tokenizer
 
@@ -60,9 +68,11 @@ def prompts(count=50, seed=3, longest=60, shared=0):
 
 @contextlib.contextmanager
 def engine(folder, **options):
-    """vLLM on a folder, gone afterwards."""
+    """vLLM on a folder, gone afterwards (``cleanup_dist_env_and_memory`` collects it)."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.freeze()  # vLLM collects often while it starts, and would look through all modules each time: 3 of 15 s
 
     settings = {
         "dtype": "float32",
@@ -80,7 +90,6 @@ def engine(folder, **options):
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
-        gc.collect()
         cleanup_dist_env_and_memory()
 
 
@@ -134,6 +143,33 @@ def reference(folder, texts, answers):
             collected[0].sites, collected[0].expensive.sum(dim=(0, 1)).tolist(), strict=True
         ):
             run[site] = run.get(site, 0) + number
+    return told, (count, run)
+
+
+@torch.no_grad()
+def prompts_routed(folder, texts, answers):
+    """As ``reference``, where tokens of prompts are routed and tokens of answers run every layer."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    told, run, count = [], dict.fromkeys(get_router(model).sites, 0), 0
+    for text, answer in zip(texts, answers, strict=True):
+        with collect_decisions(model) as collected:
+            first = model(torch.tensor([text]), use_cache=True)
+        with router_disabled(model):
+            rest = model(torch.tensor([answer[:-1]]), past_key_values=first.past_key_values)
+        logits = torch.cat([first.logits[0], rest.logits[0]])
+        scores = logits.log_softmax(dim=-1)
+        told.append(
+            (
+                logits[len(text) - 1 :].argmax(dim=-1).tolist(),
+                scores.gather(1, torch.tensor(text + answer)[1:, None]).squeeze(1),
+            )
+        )
+        count += len(text) + len(answer) - 1
+        whole = len(answer) - 1
+        for decision in collected:
+            ran = decision.expensive.sum(dim=(0, 1)).tolist()
+            for site, number in zip(decision.sites, ran, strict=True):
+                run[site] += number + whole
     return told, (count, run)
 
 

@@ -8,7 +8,16 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make vllm` runs these")
 
 from layerroute.routing import RoutingConfig
-from tests.parity.engine_models import assert_same, engine, export, generate, prompts, rates, reference
+from tests.parity.engine_models import (
+    assert_same,
+    engine,
+    export,
+    generate,
+    prompts,
+    prompts_routed,
+    rates,
+    reference,
+)
 
 PER_LAYER = {"granularity": "per_layer", "routing": RoutingConfig(router="linear", rate=0.6)}
 
@@ -112,6 +121,23 @@ def test_a_router_that_lets_all_run_is_plain_vllm_bit_for_bit(family, tmp_path):
     with engine(tmp_path / "base") as llm:
         assert generate(llm, texts) == found
     assert set(run.values()) == {tokens}
+
+
+def test_steps_of_many_requests_run_whole_where_that_is_asked_for(tmp_path):
+    folder = export(tmp_path, **PER_LAYER)
+    texts = prompts(6)
+    asked = {"additional_config": {"layerroute": {"full_depth_from": 3}}}
+    with engine(folder, **asked, max_num_seqs=2) as llm:
+        few = generate(llm, texts)
+    assert_same(few, reference(folder, texts, [answer for answer, _ in few])[0])
+    with engine(folder, **asked) as llm:
+        many = generate(llm, texts)
+        tokens, run = rates(llm)
+    # All prompts are read in the first step, by their own routes; from then on six requests decode at once.
+    expected, (count, exact) = prompts_routed(folder, texts, [answer for answer, _ in many])
+    assert_same(many, expected)
+    assert (tokens, run) == (count, exact)
+    assert many != few, "full depth must matter"
 
 
 def test_a_layer_that_nobody_runs_is_not_computed(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerroute.argument_types import add_choice, add_number, share
+from layerroute.argument_types import add_choice, add_number, at_least, share
 from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared
 from layerroute.benchmark.options import add_numbers
 from layerroute.benchmark.runner import BUSY
@@ -25,6 +25,7 @@ from layerroute.errors import UserError
 
 _TOLERANCE = 1e-4
 COMPILED = "plain compiled"
+ADAPTIVE = "full depth in batches"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_choice(parser, "--dtype", ("float32", "bfloat16"), "float32")
     best = "also time the plain models compiled, which is often their best setting"
     parser.add_argument("--compile", action="store_true", help=best)
+    parser.add_argument(
+        "--full-depth-from",
+        type=at_least(2),
+        metavar="B",
+        help="also time the export where steps in which B requests or more decode run every layer",
+    )
     busy = "on a machine that others use: refuse to measure, or measure and mark the record"
     add_choice(parser, "--busy", ("refuse", "mark"), "refuse", busy)
 
@@ -102,7 +109,7 @@ class Engines:
         self.folder = Path(self._work.name)
         self._running: dict[str, Any] = {}
         self._text: Tensor | None = None
-        self._cut: float | None = None
+        self._cut: dict[str, float] = {}
         self.thresholds: list[float] | None = None
         atexit.register(self._stop)
 
@@ -110,6 +117,11 @@ class Engines:
         for engine in self._running.values():
             engine.stop()
         self._work.cleanup()
+
+    def _end_others(self, limit: str) -> None:
+        """End the engines of other rows' limits: each holds weights and a cache, and together they fill the memory."""
+        for name in [name for name in self._running if name.startswith("limit ") and name != limit]:
+            self._running.pop(name).stop()
 
     def texts(self, count: int, length: int) -> list[list[int]]:
         """Different pieces of Python's own documentation and source."""
@@ -129,7 +141,7 @@ class Engines:
             text = torch.cat([text, text.flip(0)])
         return text[: count * length].view(count, length).tolist()
 
-    def engine(self, name: str, folder: Path, *, dtype: str, eager: bool = True) -> Any:
+    def engine(self, name: str, folder: Path, *, dtype: str, eager: bool = True, **more: Any) -> Any:
         """The process of an arm."""
         if name not in self._running:
             from layerroute.vllm.engine import Remote
@@ -142,14 +154,15 @@ class Engines:
                 eager=eager,
                 length=longest,
                 requests=max([*options.batches, options.stream, 1]),
+                **more,
             )
         return self._running[name]
 
-    def routed(self, skip: float | None) -> Any:
-        """The routed arm, cut at a share."""
-        engine = self.engine("routed", self.options.export, dtype=self.options.dtype)
-        if skip is not None and skip != self._cut:
-            self._cut, self.thresholds = skip, engine.cut(self.texts(8, 128), skip)
+    def routed(self, skip: float | None, name: str = "routed", **more: Any) -> Any:
+        """A routed arm, cut at a share."""
+        engine = self.engine(name, self.options.export, dtype=self.options.dtype, **more)
+        if skip is not None and skip != self._cut.get(name):
+            self._cut[name], self.thresholds = skip, engine.cut(self.texts(8, 128), skip)
         return engine
 
     def prepare(self, kind: str, batch: int, length: int, new: int, skip: float | None) -> Prepared:
@@ -157,6 +170,9 @@ class Engines:
         options, texts = self.options, self.texts(batch, length)
         plain, unit, layers = self._plain()
         engines = {"plain": self.engine("plain", plain, dtype=options.dtype), "routed": self.routed(skip)}
+        if options.full_depth_from is not None:
+            least = options.full_depth_from
+            engines[ADAPTIVE] = self.routed(skip, ADAPTIVE, full_depth_from=least)
         if options.compile:
             engines[COMPILED] = self.engine(COMPILED, plain, dtype=options.dtype, eager=False)
         if options.static is not None:
@@ -169,16 +185,22 @@ class Engines:
                 return lambda: engine.stream(texts, new, 4)
             return lambda: engine.generate(texts, new)
 
-        served = self._served(engines["routed"], arm(engines["routed"]))
+        skipped = {
+            name: self._served(engines[name], arm(engines[name]))
+            for name in ("routed", ADAPTIVE)
+            if name in engines
+        }
+        served = skipped["routed"]
         limit = None
         if unit == "block" and (removed := layers_out(served, len(layers))):
-            fewer = self._fewer(plain, layers, removed)
-            engines["limit"] = self.engine(f"limit {removed}", fewer, dtype=options.dtype)
+            fewer, name = self._fewer(plain, layers, removed), f"limit {removed}"
+            self._end_others(name)
+            engines["limit"] = self.engine(name, fewer, dtype=options.dtype)
             limit = Limit(arm="limit", factor=served * len(layers) / removed)
         return Prepared(
             gate=partial(self._gate, texts[: min(batch, 4)], skip),
             arms={name: arm(engine) for name, engine in engines.items()},
-            count=lambda: {"routed": {"skipped": served}},
+            count=lambda: {name: {"skipped": share} for name, share in skipped.items()},
             limit=limit,
         )
 
@@ -235,6 +257,9 @@ class Engines:
             for routing in get_router(model).all_routings():
                 routing.thresholds.value.copy_(torch.tensor([next(parts) for _ in routing.sites]))
         texts = [text[:256] for text in texts]
+        if ADAPTIVE in self._running:
+            alone, same = self._running[ADAPTIVE].generate(texts[:1], 8), engine.generate(texts[:1], 8)
+            yield Check.compare("answers to one request", torch.tensor(alone), torch.tensor(same), 0.0)
         answers = engine.generate(texts, 8)
         whole = [text + answer for text, answer in zip(texts, answers, strict=True)]
         for text, answer, scored in zip(texts, answers, engine.score(whole), strict=True):

@@ -18,6 +18,7 @@ import argparse
 import os
 import sys
 
+from layerroute.argument_types import at_least
 from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
 from layerroute.errors import UserError
 
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "bf16", "fp32"), help="default: that of the training, else fp32"
     )
     parser.add_argument(
+        "--full-depth-from",
+        type=at_least(2),
+        metavar="B",
+        help="vLLM: steps in which B requests or more decode run every layer, as skipping pays little there; an answer "
+        "then depends on how many others are being written (default: never)",
+    )
+    parser.add_argument(
         "--vllm",
         nargs=argparse.REMAINDER,
         default=[],
@@ -53,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_vllm(arguments)
     if arguments.vllm:
         raise UserError("--vllm passes arguments to vLLM's server; it needs --engine vllm")
+    if arguments.full_depth_from is not None:
+        raise UserError("--full-depth-from is of batches, which only vLLM makes; it needs --engine vllm")
     from layerroute.evaluation.loading import load_model
     from layerroute.serving import serve
 
@@ -89,6 +99,7 @@ def _run_vllm(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         dtype={None: "auto", "auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[arguments.precision],
+        full_depth_from=arguments.full_depth_from,
         more=arguments.vllm,
     )
     sys.stdout.flush()

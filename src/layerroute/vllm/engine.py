@@ -1,6 +1,7 @@
 """vLLM on one folder, driven from Python: for evaluation and benchmarks."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
@@ -55,16 +56,30 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def server_command(
-    folder: Path, *, name: str, host: str, port: int, dtype: str, more: Sequence[str]
+    folder: Path,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    dtype: str,
+    full_depth_from: int | None = None,
+    more: Sequence[str],
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment of vLLM's server, which counts what runs in all of its processes."""
     # Not `vllm serve`: it asks for the version of a distribution called vllm, and CPU builds are called otherwise.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     options = {"--served-model-name": name, "--host": host, "--port": str(port), "--dtype": dtype}
+    if full_depth_from is not None:
+        options["--additional-config"] = json.dumps(_plugin(full_depth_from))
     command += [word for pair in options.items() for word in pair]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **keeping_variables(), **os.environ}
     environment.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="layerroute-metrics-"))
     return [*command, *more], environment
+
+
+def _plugin(full_depth_from: int) -> dict[str, Any]:
+    """What vLLM hands on to the plugin."""
+    return {"layerroute": {"full_depth_from": full_depth_from}}
 
 
 class Session:
@@ -76,6 +91,7 @@ class Session:
         length: tokens of the longest request, prompt and answer.
         requests: at most so many at once.
         eager: without compilation (a routed model always is).
+        full_depth_from: steps in which so many requests decode run every layer; default: none do.
         options: more arguments of ``vllm.LLM``.
 
     Raises:
@@ -90,6 +106,7 @@ class Session:
         length: int = 2048,
         requests: int = 16,
         eager: bool = True,
+        full_depth_from: int | None = None,
         **options: Any,
     ) -> None:
         check_installed()
@@ -103,6 +120,8 @@ class Session:
             "enable_prefix_caching": False,
             "disable_log_stats": True,
         }
+        if full_depth_from is not None:
+            settings["additional_config"] = _plugin(full_depth_from)
         try:
             self.llm = LLM(
                 str(folder),

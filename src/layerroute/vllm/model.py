@@ -16,7 +16,7 @@ from layerroute.skipping.flops import path_costs
 from layerroute.skipping.router import LayerRouter
 from layerroute.vllm.layers import RoutedLayer, stream, whole
 from layerroute.vllm.metrics import RateCounters
-from layerroute.vllm.settings import check
+from layerroute.vllm.settings import check, full_depth_from
 from layerroute.vllm.step import SiteRun, SlotMemory, Step, metadata_of
 
 _PREFIX = "layerroute."
@@ -35,6 +35,7 @@ class RoutedCausalLM:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **options: Any) -> None:
         self.skip = check(vllm_config)
+        self.full_depth_from = full_depth_from(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix, **options)  # type: ignore[call-arg]
         model: Any = self
         text = vllm_config.model_config.hf_config.get_text_config()
@@ -68,6 +69,9 @@ class RoutedCausalLM:
         hidden = model.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual: Tensor | None = None
         step = self._step(input_ids, positions)
+        if step is not None and self._whole_step(step):
+            self.rates.count(step.tokens, dict.fromkeys(step.router.sites, step.tokens))
+            step = None
         for index, layer in enumerate(self.layers):
             if step is not None and index in step.router.deciders:
                 step.decide(index, stream(hidden, residual))
@@ -93,6 +97,10 @@ class RoutedCausalLM:
         size = self.anchor.kv_cache.shape[2] if self.skip.serve == "rate" else 0
         router: Any = self
         return Step(router.layerroute, positions, input_ids, metadata, self.memory, size)
+
+    def _whole_step(self, step: Step) -> bool:
+        """Whether all run, as so many requests decode that skipping would not pay."""
+        return self.full_depth_from is not None and step.decoding and step.tokens >= self.full_depth_from
 
     def _routes(self, step: Step, index: int) -> dict[str, SiteRun]:
         found = {unit: step.route(site) for unit, site in self.sites.get(index, ())}

@@ -15,11 +15,40 @@ class RoutedSettings:
     def verify_and_update_config(vllm_config: Any) -> None:
         """Refuse what cannot be served, and run without graphs of the whole model: what runs depends on the tokens."""
         check(vllm_config)
+        full_depth_from(vllm_config)
         vllm_config.model_config.enforce_eager = True
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
         """Nothing to do."""
+
+
+def full_depth_from(vllm_config: Any) -> int | None:
+    """From how many requests on a step that only decodes runs every layer; None: whatever their number.
+
+    In ``additional_config``, where vLLM keeps what plugins are told: ``{"layerroute": {"full_depth_from": 8}}``. Then
+    an answer depends on how many others are being written: tokens of such steps are the base model's own.
+
+    Raises:
+        UserError: naming what is no such setting, or a router whose held rate would not be held.
+    """
+    told = getattr(vllm_config, "additional_config", None)
+    own = told.get("layerroute", {}) if isinstance(told, dict) else {}
+    if not isinstance(own, dict) or set(own) - {"full_depth_from"}:
+        raise UserError(
+            f"additional_config: layerroute has full_depth_from and nothing else, and this is {own!r}"
+        )
+    least = own.get("full_depth_from")
+    if least is None:
+        return None
+    if type(least) is not int or least < 2:
+        raise UserError(f"full_depth_from is a number of requests, 2 or more, and this is {least!r}")
+    if check(vllm_config).serve == "rate":
+        raise UserError(
+            "full_depth_from lets tokens run that should skip, and this router holds its rate (serve: rate); export it "
+            "with --serve threshold"
+        )
+    return least
 
 
 def check(vllm_config: Any) -> SkipConfig:

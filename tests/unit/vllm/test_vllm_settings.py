@@ -1,17 +1,19 @@
 """What vLLM cannot serve rightly is refused by name when it loads the model, and the settings that it can are left."""
 
 import os
+from argparse import Namespace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from layerroute.benchmark.engine import layers_out
+from layerroute.benchmark.engine import Engines, layers_out
 from layerroute.errors import UserError
 from layerroute.exporting.configuration import check_section
 from layerroute.skipping import SkipConfig, get_router
 from layerroute.vllm.engine import _cut, _listen, check_folder, server_command
-from layerroute.vllm.settings import RoutedSettings, check
+from layerroute.vllm.settings import RoutedSettings, check, full_depth_from
 from tests.parity.skipping_models import VOCABULARY, routed, sharpen
 
 
@@ -68,6 +70,32 @@ def test_what_cannot_be_served_is_named(change, named):
     assert isinstance(told.value, UserError)  # which vLLM takes for a ValueError of its own
 
 
+def told(least, **skip):
+    return settings(skip=skip, additional_config={"layerroute": {"full_depth_from": least}})
+
+
+def test_steps_of_many_requests_may_run_whole():
+    assert full_depth_from(settings()) is None
+    assert full_depth_from(settings(additional_config={"another plugin": 1})) is None
+    assert full_depth_from(told(8)) == 8
+
+
+@pytest.mark.parametrize(
+    ("held", "named"),
+    [
+        (told(1), "2 or more, and this is 1"),
+        (told("8"), "and this is '8'"),
+        (told(True), "and this is True"),
+        (told(8, serve="rate"), "holds its rate"),
+        (settings(additional_config={"layerroute": {"full_depth": 8}}), "full_depth_from and nothing else"),
+        (settings(additional_config={"layerroute": 8}), "full_depth_from and nothing else"),
+    ],
+)
+def test_another_setting_of_the_plugin_is_named(held, named):
+    with pytest.raises(UserError, match=named):
+        RoutedSettings.verify_and_update_config(held)
+
+
 def test_a_model_that_is_no_export_is_refused():
     with pytest.raises(UserError, match="layerroute export"):
         check_section(None, "config.json")
@@ -87,6 +115,8 @@ def test_the_server_counts_in_all_of_its_processes(tmp_path):
     assert command[3:5] == ["--model", str(tmp_path)]
     assert command[-2:] == ["--max-num-seqs", "3"]
     assert environment["PROMETHEUS_MULTIPROC_DIR"]
+    command, _ = server_command(tmp_path, **options, full_depth_from=8, more=[])
+    assert command[-2:] == ["--additional-config", '{"layerroute": {"full_depth_from": 8}}']
 
 
 def test_the_server_keeps_freed_memory_unless_told_otherwise(tmp_path, monkeypatch):
@@ -132,3 +162,12 @@ def test_sites_that_decide_alike_for_all_tokens_cannot_be_cut():
 @pytest.mark.parametrize(("served", "out"), [(0.0, 0), (0.01, 0), (0.25, 6), (0.59, 15), (1.0, 24)])
 def test_the_limit_leaves_out_what_is_served(served, out):
     assert layers_out(served, 25) == out
+
+
+def test_only_one_limit_is_in_memory_at_a_time():
+    engines, ended = Engines(Namespace()), []
+    names = ["plain", "routed", "limit 6", "limit 7"]
+    engines._running = {name: SimpleNamespace(stop=partial(ended.append, name)) for name in names}
+    engines._end_others("limit 7")
+    assert ended == ["limit 6"]
+    assert list(engines._running) == ["plain", "routed", "limit 7"]

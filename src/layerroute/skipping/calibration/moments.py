@@ -98,13 +98,6 @@ def reduced_rank(
     return slopes @ leading, leading.T
 
 
-def explained(moments: Moments, slopes: Float[Tensor, "D E"]) -> float:
-    """R² of y ~ (x - mean) W on the rows of the moments."""
-    covariance, cross, variance = moments.covariance()
-    left = variance.sum() - 2 * (cross * slopes).sum() + ((covariance @ slopes) * slopes).sum()
-    return float(1 - left / variance.sum().clamp_min(torch.finfo(torch.float64).tiny))
-
-
 def damped(covariance: Float[Tensor, "D D"], strength: float) -> Float[Tensor, "D D"]:
     """A covariance with ``strength`` times its mean variance on the diagonal."""
     size = covariance.shape[0]

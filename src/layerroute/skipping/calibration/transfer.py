@@ -1,7 +1,7 @@
 """Does a router hold away from home? One kind of text is left out, and each text is judged at equal executed FLOPs."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,3 @@ def code_version() -> str:
 def fingerprint_of(*parts: Any) -> str:
     """SHA-256 of plain data, for telling whether a cell is done."""
     return hashlib.sha256(repr([code_version(), *parts]).encode()).hexdigest()
-
-
-def rest_of(kinds: Sequence[str], left_out: str) -> list[str]:
-    """All kinds but one."""
-    return [kind for kind in kinds if kind != left_out]

@@ -54,13 +54,6 @@ class Windows:
         count = max(1, tokens // self.ids.shape[1])
         return Windows(ids=self.ids[:count], kinds=self.kinds[:count])
 
-    def of_kind(self, kind: str) -> "Windows":
-        """The windows of one kind, in their order."""
-        chosen = [own == kind for own in self.kinds]
-        return Windows(
-            ids=self.ids[torch.tensor(chosen)], kinds=tuple(itertools.compress(self.kinds, chosen))
-        )
-
 
 def draw_windows(
     texts: Iterator[str] | Iterable[str] | Mapping[str, Iterator[str]],

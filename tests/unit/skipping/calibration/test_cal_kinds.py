@@ -39,7 +39,6 @@ def test_windows_know_their_kinds():
     assert drawn.kinds == ("a", "b", "c", "a", "b", "c")
     assert [chr(row[0]) for row in drawn.ids] == ["a", "b", "c", "a", "b", "c"]
     assert drawn.first(60).kinds == ("a", "b", "c")
-    assert drawn.of_kind("b").kinds == ("b", "b") and (drawn.of_kind("b").ids == ord("b")).all()
     assert Windows(ids=torch.zeros(3, 4, dtype=torch.long)).kinds == ("text",) * 3
     with pytest.raises(ValueError, match="as many kinds"):
         Windows(ids=torch.zeros(3, 4, dtype=torch.long), kinds=("a",))

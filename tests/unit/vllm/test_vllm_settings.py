@@ -117,6 +117,10 @@ def test_the_server_counts_in_all_of_its_processes(tmp_path):
     assert environment["PROMETHEUS_MULTIPROC_DIR"]
     command, _ = server_command(tmp_path, **options, full_depth_from=8, more=[])
     assert command[-2:] == ["--additional-config", '{"layerroute": {"full_depth_from": 8}}']
+    for own in (["--additional-config", "{}"], ["--additional_config.layerroute.full_depth_from", "4"]):
+        assert server_command(tmp_path, **options, more=own)[0][-2:] == own
+        with pytest.raises(UserError, match="give one of the two"):
+            server_command(tmp_path, **options, full_depth_from=8, more=own)
 
 
 def test_the_server_keeps_freed_memory_unless_told_otherwise(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """vLLM on a routed export: against vLLM on the same weights without a router, and on fewer layers.
 
-Each arm is a process of its own, which waits asleep while another one is timed. The gate holds the routed engine in
-float32 against transformers with the same router: the same greedy answers, and log-probabilities to round-off.
+Each arm is a process of its own, which waits asleep while another one is timed. One arm is plain vLLM once more: how
+far these two are apart is how far any two arms may be apart by chance. The gate holds the routed engine in float32
+against transformers with the same router: the same greedy answers, and log-probabilities to round-off.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from layerroute.errors import UserError
 _TOLERANCE = 1e-4
 COMPILED = "plain compiled"
 ADAPTIVE = "full depth in batches"
+AGAIN = "plain again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +172,7 @@ class Engines:
         options, texts = self.options, self.texts(batch, length)
         plain, unit, layers = self._plain()
         engines = {"plain": self.engine("plain", plain, dtype=options.dtype), "routed": self.routed(skip)}
+        engines[AGAIN] = self.engine(AGAIN, plain, dtype=options.dtype)
         if options.full_depth_from is not None:
             least = options.full_depth_from
             engines[ADAPTIVE] = self.routed(skip, ADAPTIVE, full_depth_from=least)
@@ -295,9 +298,14 @@ def plain_model(model: Any, folder: Path) -> None:
 
 
 def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """By row with a compiled rival: how fast routed is against plain vLLM in its best setting."""
+    """By row with a compiled rival: routed against plain vLLM in its best setting; and the noise of the bench."""
     found: dict[str, float] = {}
     lines: list[str] = []
+    apart = [abs(row["arms"][AGAIN]["speedup"]["median"] - 1) for row in record["rows"]]
+    if apart:
+        lines.append(
+            f"Two processes of plain vLLM are up to {max(apart):.0%} apart in a row: smaller differences say nothing."
+        )
     for row in record["rows"]:
         speed = {name: arm["speedup"]["median"] for name, arm in row["arms"].items()}
         if COMPILED not in speed:

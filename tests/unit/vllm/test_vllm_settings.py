@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from layerroute.benchmark.engine import Engines, layers_out
+from layerroute.benchmark.engine import Engines, conclude, layers_out
 from layerroute.errors import UserError
 from layerroute.exporting.configuration import check_section
 from layerroute.skipping import SkipConfig, get_router
@@ -175,3 +175,16 @@ def test_only_one_limit_is_in_memory_at_a_time():
     engines._end_others("limit 7")
     assert ended == ["limit 6"]
     assert list(engines._running) == ["plain", "routed", "limit 7"]
+
+
+def test_two_equal_arms_say_what_is_noise():
+    def row(again):
+        speeds = {"plain": 1.0, "plain again": again, "routed": 1.1}
+        return {
+            "title": "t",
+            "arms": {name: {"speedup": {"median": value}} for name, value in speeds.items()},
+        }
+
+    found, lines = conclude({"rows": [row(1.02), row(0.93)]})
+    assert found == {}
+    assert "up to 7% apart" in lines[0]

@@ -62,6 +62,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 _OVERRIDE = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", re.DOTALL)
+_SETTING = re.compile(r"\b(?:calibration|skip)\.(\w+)")
+_OPTION_OF = {"granularity": "router"}
 _TALKATIVE = (
     "bitsandbytes.backends.cpu.ops",  # which PEFT imports: asks every CPU user for one more package
     "lm_eval",  # advises on its own command line
@@ -149,7 +151,22 @@ def _run(argv: list[str]) -> int:
     module, parser = command_parser(name)
     arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
     with json_alone(getattr(arguments, "json", False)):
-        return int(module.run(arguments))
+        try:
+            return int(module.run(arguments))
+        except UserError as error:
+            if getattr(module, "ACCEPTS_OVERRIDES", False):
+                raise
+            raise UserError(_in_options(str(error), parser)) from error
+
+
+def _in_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message that names settings as recipes do, in the words of a command that has options for them."""
+
+    def option(found: re.Match[str]) -> str:
+        word = "--" + _OPTION_OF.get(found[1], found[1]).replace("_", "-")
+        return word if word in parser._option_string_actions else found[0]
+
+    return _SETTING.sub(option, message)
 
 
 def command_parser(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:

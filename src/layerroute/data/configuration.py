@@ -159,6 +159,12 @@ class DataConfig:
             raise UserError(
                 f"data.sequence_length is {self.sequence_length}; a window needs 2 tokens or more to predict one"
             )
+        curriculum = self.recall.curriculum if self.recall is not None else None
+        if curriculum is not None and (curriculum.shortest or 0) > self.sequence_length:
+            raise UserError(
+                f"data.recall.curriculum.shortest is {curriculum.shortest}, more than data.sequence_length "
+                f"({self.sequence_length}); leave it out to have all sequences of that length"
+            )
         if not 0.0 < self.validation_share < 1.0:
             raise UserError(
                 f"data.validation_share is {self.validation_share}; it must lie between 0 and 1, "

@@ -325,6 +325,13 @@ def test_noise_that_leaves_no_room_is_refused() -> None:
         RecallConfig(pairs=5, writes=2, noise=0.6).asked(50)
 
 
+def test_first_sequences_that_would_be_longer_than_all_others_are_refused() -> None:
+    plan = RecallConfig(noise=0.5, curriculum=CurriculumConfig(shortest=65))
+    with pytest.raises(UserError, match=r"curriculum\.shortest is 65, more than data\.sequence_length \(64\)"):
+        DataConfig(source="recall", recall=plan, sequence_length=64)
+    assert DataConfig(source="recall", recall=plan, sequence_length=65).recall == plan
+
+
 def test_the_source_and_its_section_go_together() -> None:
     with pytest.raises(UserError, match=r"data.recall is empty; set data\.recall"):
         DataConfig(source="recall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,11 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from layerroute.cli.main import main
+from layerroute.evaluation.loading import load_model
+from layerroute.evaluation.perplexity import evaluate
+from layerroute.recipe import load_recipe
 from layerroute.records import KILLED, read_record
 from layerroute.training import arguments
 from layerroute.training import run as run_module
 from layerroute.training import trainer as trainer_module
 from layerroute.training.errors import TrainingDiverged
+from layerroute.training.run import make_trainee
 from tests.tiny import write_recipe
 
 WALL_TIME = ("tokens_per_second",)
@@ -126,6 +131,30 @@ def test_the_rate_asked_for_is_served_and_setting_it_leaves_training_alone(name:
     assert trained[0] == trained[1]
     rates = [value for key, value in trained[0][-1].items() if key.startswith("rate/")]
     assert routing["trained_rate"] == pytest.approx(sum(rates) / 2)
+
+
+@pytest.mark.parametrize("name", [*HELD, "random"])
+def test_every_evaluation_is_at_the_rate_asked_whatever_the_schedule(name: str, tmp_path: Path) -> None:
+    """Else an early one, at which nearly all tokens attend, would be the best, and be what every command loads."""
+    given = copy.deepcopy(HELD.get(name, {"model": {"routing": {"control": "random", "rate": 0.25}}}))
+    given.setdefault("objective", {})["rate"] = {"start": 1.0, "begin": 0.3, "finish": 1.0}
+    settings = {"evaluate_every": 3, "threshold_tokens": 512, "evaluation_sequences": 24}
+    assert train(write_recipe(tmp_path, train=settings, **given), tmp_path / "run") == 0
+    points = curves(tmp_path / "run")
+    asked = [point["rate_target"] for point in points if point["split"] == "train"]
+    assert (asked[0], asked[-1]) == (1.0, 0.25)
+    evaluated = [point for point in points if point["split"] != "train"]
+    assert len(evaluated) > 4
+    for point in evaluated:
+        rates = [value for key, value in point.items() if key.startswith("rate/")]
+        assert sum(rates) / len(rates) == pytest.approx(0.25, abs=0.1)
+    best = load_model(tmp_path / "run", device="cpu")
+    trainee = make_trainee(load_recipe(tmp_path / "run" / "recipe.yaml"))
+    trainee.read(progress=False)
+    found = evaluate(best.model, trainee.validation())
+    assert found.loss == pytest.approx(
+        read_record(tmp_path / "run")["metrics"]["best_validation_loss"], abs=1e-5
+    )
 
 
 def test_a_run_goes_on_from_an_older_checkpoint_and_in_another_folder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from layerroute.evaluation.copies import copies_section
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.precision import ChosenPrecision, autocast
 from layerroute.recipe import Recipe
-from layerroute.routing import routings_of
+from layerroute.routing import find_handle, routings_of
 from layerroute.routing.held_out import calibrate_thresholds
 from layerroute.routing.module import Routing
 from layerroute.training.objective import RoutedLoss
@@ -140,13 +140,22 @@ class Trainee(ABC):
         """The rate that a learned router is asked for; None without one, or where it may take what it likes."""
 
     def before_evaluation(self) -> None:
-        """Set the thresholds in inference mode, so that the rate asked for is the rate served.
+        """Ask for the recipe's rate, and set the thresholds in inference mode, so that this rate is the rate served.
 
-        Training has noise, and a rate of its own on the way there: what it made of thresholds serves another rate.
+        Training has noise, and a rate of its own on the way there: what it made of thresholds serves another rate. All
+        evaluations are at one rate, else the best of them would be one of the early ones, at which more tokens run. The
+        next step has its own rate again.
         """
+        self.ask_rate()
         routings = [routing for routing in routings_of(self.model) if routing.router is not None]
         if routings and self.recipe.train.threshold_tokens and self.asked_rate is not None:
             self.set_thresholds(routings, partial(self.threshold_text.run, self.model, self.in_precision))
+
+    def ask_rate(self) -> None:
+        """Ask routers and controls for the rate of the recipe, whatever training asks of them at this step."""
+        handle = find_handle(self.model)
+        if handle is not None and (routings := handle.all_routings()):
+            handle.set_rate(routings[0].config.rate)
 
     def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
         """Set those of ``routings``, which are all that learn, by what ``forward`` shows them."""

@@ -327,7 +327,9 @@ def test_noise_that_leaves_no_room_is_refused() -> None:
 
 def test_first_sequences_that_would_be_longer_than_all_others_are_refused() -> None:
     plan = RecallConfig(noise=0.5, curriculum=CurriculumConfig(shortest=65))
-    with pytest.raises(UserError, match=r"curriculum\.shortest is 65, more than data\.sequence_length \(64\)"):
+    with pytest.raises(
+        UserError, match=r"curriculum\.shortest is 65, more than data\.sequence_length \(64\)"
+    ):
         DataConfig(source="recall", recall=plan, sequence_length=64)
     assert DataConfig(source="recall", recall=plan, sequence_length=65).recall == plan
 

@@ -146,7 +146,9 @@ class CalibrationConfig:
                     f"windows of {self.length} tokens are too short: the first {self.prefix_tokens} decide for the rest"
                 )
             if self.allocation == "cost":
-                raise UserError("calibration.allocation: cost is by token; with calibration.granularity: sequence use even")
+                raise UserError(
+                    "calibration.allocation: cost is by token; with calibration.granularity: sequence use even"
+                )
         if not 0.0 <= self.min_share <= 1.0:
             raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
         if not 0.0 <= self.own_text < 1.0:

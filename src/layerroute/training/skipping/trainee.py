@@ -143,20 +143,24 @@ class SkippingTrainee(Trainee):
         asked = routing.control is None and (held or self.recipe.train.threshold_tokens)
         return routing.rate if asked else None
 
+    def ask_rate(self) -> None:
+        """As ``Trainee`` does; where each batch draws a budget, ask for the recipe's."""
+        super().ask_rate()
+        router = get_router(self.model)
+        if self.objective.budgets and router.budgets is not None and router.budgets.holds(self.skip.budget):
+            router.set_budget(self.skip.budget)
+
     def set_thresholds(self, routings: Sequence[Routing], forward: Callable[[], None]) -> None:
         """As ``Trainee`` does, for each budget."""
         router = get_router(self.model)
         before = None if router.budgets is None else router.budgets.current
-        router.set_rate(router.config.routing.rate)
         for budget in [None] if router.budgets is None else router.budgets.known:
             if budget is not None:
                 router.set_budget(budget)
             calibrate_thresholds(routings, forward, scope=self.start.threshold_scope)
             router.store_thresholds()
         if before is not None:
-            budgets = router.budgets
-            assert budgets is not None
-            router.set_budget(self.skip.budget if budgets.holds(self.skip.budget) else before)
+            router.set_budget(before)
 
     def write(self, folder: Path) -> None:
         """A router folder."""

@@ -302,7 +302,15 @@ REFUSED: dict[str, list[object]] = {
     "stream_options": [{"include_obfuscation": True}],
     "prompt": [[1, 2], ["a", "b"], 7],
     "top_k": [5],
-    "generation_config": ["{", '{"num_beams": 4}', '{"cache_implementation": "paged"}'],
+    "generation_config": [
+        "{",
+        '{"num_beams": 4}',
+        '{"cache_implementation": "paged"}',
+        '{"max_new_tokens": -1}',
+        '{"max_length": 5}',
+        '{"num_beams": "x"}',
+        '{"early_stopping": 7}',
+    ],
 }
 
 
@@ -354,8 +362,63 @@ def test_odd_requests_are_told_and_never_fail(address: str, endpoint: str, hybri
             assert answer.code == 400, wrong
             assert text in answer.content["detail"]
         assert length in ask(**{text: given, length: 0}).content["detail"]
+        for parameter, values in (
+            ("tools", ["x", [3]]),
+            ("chat_template_kwargs", [{"tokenize": False}, "x"]),
+            *([("instructions", [5])] if endpoint == "responses" else []),
+        ):
+            for value in values:
+                answer = ask(**{text: given, length: 2, parameter: value})
+                assert answer.code == 400, (parameter, value)
+                assert parameter in str(answer.content["detail"])
     finally:
         hybrid.tokenizer.chat_template = None
+
+
+def test_an_answer_that_is_given_back_stays_in_the_conversation(address: str, hybrid: LoadedModel) -> None:
+    """OpenAI's client writes ``tool_calls: null`` into it; the key alone made the server drop the content."""
+
+    def ask(**more: Any) -> Answer:
+        turn = {"role": "assistant", "content": "an answer of some words", **more}
+        messages = [{"role": "user", "content": "x"}, turn, {"role": "user", "content": "y"}]
+        return post(f"{address}/v1/chat/completions", {"messages": messages, "max_tokens": 2})
+
+    hybrid.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    try:
+        expected = ask().content["usage"]["prompt_tokens"]
+        for calls in (None, []):
+            answer = ask(tool_calls=calls, refusal=None, function_call=None)
+            assert answer.code == 200
+            assert answer.content["usage"]["prompt_tokens"] == expected
+        call = {"id": "1", "type": "function"}
+        function: dict[str, Any] = {"name": "f", "arguments": "{}"}
+        assert ask(tool_calls=[{**call, "function": function}]).code == 200
+        for wrong in ({"name": "f"}, {**function, "arguments": "{"}, {"arguments": "{}"}, None):
+            answer = ask(tool_calls=[{**call, "function": wrong}])
+            assert (answer.code, "messages[1].tool_calls[0]" in str(answer.content)) == (400, True), wrong
+    finally:
+        hybrid.tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_longer_than_the_model_reads_is_refused(skipping: LoadedModel, stream: bool) -> None:
+    limit = skipping.model.config.max_position_embeddings
+    with running(skipping, "router") as where:
+
+        def ask(words: int, **asked: Any) -> Answer:
+            return post(f"{where}/v1/completions", {"prompt": "router " * words, "stream": stream, **asked})
+
+        tokens = len(skipping.tokenizer("router " * 9)["input_ids"])
+        for answer in (ask(limit), ask(9, max_tokens=limit - tokens + 1)):
+            assert answer.code == 400
+            assert f"this model reads {limit} in all" in answer.content["detail"]
+        if not stream:
+            usage = ask(9).content["usage"]
+            assert usage["prompt_tokens"] + usage["completion_tokens"] <= limit
+
+
+def test_the_least_temperature_draws_the_likeliest(address: str, hybrid: LoadedModel) -> None:
+    assert complete(address, temperature=1e-40).text == generated(hybrid, PROMPTS[1])
 
 
 def test_an_empty_prompt_begins_a_document(address: str, hybrid: LoadedModel) -> None:

@@ -92,11 +92,19 @@ def test_however_it_is_scheduled(name, served):
 def test_from_the_prefix_cache(served):
     folder, texts, expected = served
     with engine(folder, enable_prefix_caching=True) as llm:
+        at_once = generate(llm, texts, scored=False)
+        all_computed = rates(llm)[0]
+        llm.reset_prefix_cache()
         generate(llm, texts[:1], scored=False)
         before = rates(llm)[0]
         found = generate(llm, texts, scored=False)
         computed = rates(llm)[0] - before
     assert_same(found, answers_only(expected))
+    # Asked together of an empty cache, all but one continue a prefix that is computed in the same step.
+    assert_same(at_once, answers_only(expected))
+    assert all_computed < sum(
+        len(text) + len(answer) - 1 for text, (answer, _) in zip(texts, expected, strict=True)
+    )
     assert computed <= sum(
         len(text) + len(answer) - 1 - 64 for text, (answer, _) in zip(texts, expected, strict=True)
     )

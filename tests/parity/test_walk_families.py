@@ -26,6 +26,7 @@ FORMS = {
     "sequence": {"granularity": "sequence", "prefix_tokens": 8},
     "evict": {"kv": "evict"},
     "attention and mlp": {"unit": "attention+mlp"},
+    "rate": {"serve": "rate"},
 }
 
 
@@ -138,7 +139,7 @@ def test_continuous_batching_is_the_same_text_or_refused(family, form):
         "generation_config": GenerationConfig(**GREEDY, eos_token_id=None),
         "continuous_batching_config": ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=64),
     }
-    if form in ("sequence", "evict"):
+    if form in ("sequence", "evict", "rate"):
         for call in (
             lambda: model.generate_batch(rows, **options),
             lambda: model.generate(**one(), **GREEDY, cache_implementation="paged"),

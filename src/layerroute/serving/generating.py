@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, _GenerationCancelled, _StreamError
 
-from layerroute.serving.requests import Sampling
+from layerroute.serving.requests import Refused, Sampling
 
 SAMPLING = "layerroute_sampling"
 """Attribute of a request's generation configuration, taken off again before the model sees it."""
@@ -90,7 +90,29 @@ def _begun(text: str, stop: str) -> int:
 
 
 class OneAtATime(GenerateManager):
-    """transformers' own, with what a request says of the draw."""
+    """transformers' own, with what a request says of the draw.
+
+    Args:
+        context_length: tokens that the model reads at most, prompt and answer together; None: any number.
+    """
+
+    def __init__(self, context_length: int | None = None) -> None:
+        super().__init__()
+        self.context_length = context_length
+
+    def _begun(self, inputs: Any, gen_config: Any) -> Sampling:
+        """What the request says of the draw; its length is made to fit."""
+        sampling: Sampling = gen_config.__dict__.pop(SAMPLING, Sampling())
+        prompt = inputs["input_ids"].shape[-1]
+        room = None if self.context_length is None else self.context_length - prompt
+        if room is not None and room < (sampling.length or 1):
+            asked = "" if sampling.length is None else f" and {sampling.length} new ones"
+            raise Refused(
+                f"the prompt's {prompt} tokens{asked} are too many: this model reads {self.context_length} in all"
+            )
+        if room is not None and gen_config.max_new_tokens is not None:
+            gen_config.max_new_tokens = min(gen_config.max_new_tokens, room)
+        return sampling
 
     def generate_streaming(
         self,
@@ -105,7 +127,7 @@ class OneAtATime(GenerateManager):
         del request_id
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Any] = asyncio.Queue()
-        sampling = _taken_off(gen_config)
+        sampling = self._begun(inputs, gen_config)
         streamer = StoppedStreamer(
             processor._tokenizer, loop, queue, response_parser=response_parser, stops=sampling.stop
         )
@@ -126,17 +148,12 @@ class OneAtATime(GenerateManager):
     ) -> tuple[str, int, Any]:
         """See ``GenerateManager``."""
         del request_id
-        sampling = _taken_off(gen_config)
+        sampling = self._begun(inputs, gen_config)
         rows = await self.async_submit(_generate, model, processor, inputs, gen_config, sampling)
         prompt = inputs["input_ids"].shape[-1]
         new = rows[0, prompt:]
         text = processor.decode(new, skip_special_tokens=True)
         return before_stop(text, sampling.stop), prompt, new
-
-
-def _taken_off(gen_config: Any) -> Sampling:
-    sampling: Sampling = gen_config.__dict__.pop(SAMPLING, Sampling())
-    return sampling
 
 
 def _generate(

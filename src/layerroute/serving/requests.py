@@ -35,6 +35,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stream_options": ({}, {"include_usage": True}, {"include_usage": False}),
 }
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_GREEDY = 1e-5
+"""A temperature below it divides logits beyond what fp32 holds; the largest one is drawn anyway."""
 _NUMBERS = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -58,6 +60,7 @@ class Sampling:
         frequency_penalty, presence_penalty: taken from the logit of a token that was generated before: so much for
             each time, and so much once.
         logit_bias: added to the logits of token ids.
+        length: new tokens at most; None: as many as the server allows, and as the model has room for.
     """
 
     temperature: float | None = None
@@ -67,13 +70,14 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    length: int | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """For transformers' generation configuration."""
         if self.temperature is None and self.top_p is None:
             return {}
-        if self.temperature == 0.0:
+        if self.temperature is not None and self.temperature < _GREEDY:
             return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
         top_p = 1.0 if self.top_p is None else self.top_p
         temperature = 1.0 if self.temperature is None else self.temperature
@@ -100,16 +104,17 @@ def check_request(body: Mapping[str, Any], known: Collection[str], vocabulary: i
     for name in ("previous_response_id", "audio", "web_search_options", "conversation", "reasoning"):
         if body.get(name) is not None:
             raise Refused(f"{name}: not supported; leave it out")
-    for name in _LENGTHS:
-        if body.get(name) is not None and (not _whole(body[name]) or body[name] < 1):
-            raise Refused(f"{name}: {body[name]!r} must be a whole number of 1 or more")
+    lengths = [_length(name, body[name]) for name in _LENGTHS if body.get(name) is not None]
     numbers = {name: _number(body, name, *limits) for name, limits in _NUMBERS.items()}
     seed = body.get("seed")
     if seed is not None and (not _whole(seed) or abs(seed) >= LARGEST_SEED):
         raise Refused(f"seed: {seed!r} must be a whole number of 64 bits")
     if not isinstance(body.get("stream"), bool | None):
         raise Refused(f"stream: {body['stream']!r} must be true or false")
-    _check_generation_config(body.get("generation_config"))
+    lengths += _lengths_of_generation_config(body.get("generation_config"))
+    _check_tools(body.get("tools"))
+    if not isinstance(body.get("instructions"), str | None):
+        raise Refused("instructions: give a text")
     return Sampling(
         temperature=numbers["temperature"],
         top_p=numbers["top_p"],
@@ -118,6 +123,7 @@ def check_request(body: Mapping[str, Any], known: Collection[str], vocabulary: i
         frequency_penalty=numbers["frequency_penalty"] or 0.0,
         presence_penalty=numbers["presence_penalty"] or 0.0,
         logit_bias=_bias(body.get("logit_bias"), vocabulary),
+        length=lengths[0] if lengths else None,
     )
 
 
@@ -137,12 +143,47 @@ def check_messages(name: str, messages: Any) -> None:
             raise Refused(f"{where}.role: give a text such as user")
         content = message.get("content")
         parts = content if isinstance(content, list) else []
-        if not isinstance(content, str | list | None) or (content is None and "tool_calls" not in message):
+        calls = message.get("tool_calls")
+        if not isinstance(content, str | list | None) or (content is None and not calls):
             raise Refused(f"{where}.content: give a text")
+        if not isinstance(calls, list | None):
+            raise Refused(f"{where}.tool_calls: give a list")
+        for number, call in enumerate(calls or ()):
+            _check_call(f"{where}.tool_calls[{number}]", call)
         for part in parts:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
                 raise Refused(f"{where}.content: {kind!r} is not supported; this model reads text")
+
+
+def said(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what says nothing: OpenAI's own client writes ``tool_calls: null`` into every answer.
+
+    A handler that looks for the key alone would take the content for a tool's.
+    """
+    return {
+        key: value
+        for key, value in message.items()
+        if (value is not None or key == "content") and (value or key != "tool_calls")
+    }
+
+
+def _check_call(where: str, call: Any) -> None:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Refused(f"{where}: give an object with a function that has a name")
+    given = function.get("arguments")
+    try:
+        arguments = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise Refused(f"{where}.function.arguments: give a JSON object as a string")
+
+
+def _check_tools(tools: Any) -> None:
+    if not isinstance(tools, list | None) or not all(isinstance(tool, Mapping) for tool in tools or ()):
+        raise Refused("tools: give a list of objects")
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
@@ -182,10 +223,16 @@ def _bias(value: Any, vocabulary: int) -> dict[int, float]:
     return found
 
 
-def _check_generation_config(value: Any) -> None:
-    """Transformers' own clients send one, as JSON in a string."""
+def _length(name: str, value: Any) -> int:
+    if not _whole(value) or value < 1:
+        raise Refused(f"{name}: {value!r} must be a whole number of 1 or more")
+    return int(value)
+
+
+def _lengths_of_generation_config(value: Any) -> list[int]:
+    """New tokens that it asks for, if it does. Transformers' own clients send one, as JSON in a string."""
     if value is None:
-        return
+        return []
     try:
         content = json.loads(value)
     except (TypeError, ValueError):
@@ -197,6 +244,10 @@ def _check_generation_config(value: Any) -> None:
             raise Refused(f"generation_config: {name} {content[name]!r} is not supported")
     if content.get("cache_implementation") not in (None, "dynamic"):
         raise Refused("generation_config: cache_implementation is not supported")
+    if content.get("max_length") is not None:
+        raise Refused("generation_config: max_length is not supported; use max_new_tokens")
+    given = content.get("max_new_tokens")
+    return [] if given is None else [_length("generation_config: max_new_tokens", given)]
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ request names. Requests are generated one after the other by ``model.generate()`
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from layerroute.errors import UserError, require
 from layerroute.evaluation.generation import prompt_ids
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.serving.requests import Refused, Sampling, check_messages, check_request
+from layerroute.hybrid import HybridConfig
+from layerroute.serving.requests import Refused, Sampling, check_messages, check_request, said
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -102,9 +104,17 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
                 raise HTTPException(400, f"{name!r} has no chat template; send its prompt to /v1/completions")
             if not isinstance(body.get(self.conversation), str) or self.conversation == "messages":
                 check_messages(self.conversation, body.get(self.conversation))
+                body[self.conversation] = list(map(said, body[self.conversation]))
+            own = inspect.signature(loaded.tokenizer.apply_chat_template).parameters
+            given = body.get("chat_template_kwargs", {})
+            if not isinstance(given, dict) or not own.keys().isdisjoint(given):
+                raise Refused("chat_template_kwargs: give an object of what the chat template itself reads")
 
         def _build_generation_config(self, body: Any, *given: Any, **more: Any) -> Any:
-            config = super()._build_generation_config(body, *given, **more)  # type: ignore[misc]
+            try:
+                config = super()._build_generation_config(body, *given, **more)  # type: ignore[misc]
+            except (TypeError, ValueError) as error:  # transformers' own checks of it
+                raise Refused(f"generation_config: {error}") from error
             for key, value in body.sampling.settings.items():
                 setattr(config, key, value)
             setattr(config, SAMPLING, body.sampling)
@@ -147,7 +157,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     manager.loaded_models[name] = TimedModel(loaded.model, -1, tokenizer)
     manager.loaded_models[name]._timer.cancel()
     state = GenerationState()
-    state._generate_managers[name] = OneAtATime()
+    state._generate_managers[name] = OneAtATime(_context_length(loaded.model))
     handlers: dict[str, Any] = {"model_manager": manager, "generation_state": state}
     nothing: Any = Nothing()
     return build_server(
@@ -185,6 +195,15 @@ def serve(loaded: LoadedModel, *, name: str, host: str, port: int) -> None:
         server.run()
     except SystemExit as error:  # uvicorn has said why on stderr: most often a port that is taken
         raise UserError(f"cannot listen on {host}:{port}; give another --host or --port") from error
+
+
+def _context_length(model: Any) -> int | None:
+    """Tokens that a pretrained model reads at most; None: any number, or it is not said (hybrid models of ours)."""
+    config = model.config.get_text_config()
+    if isinstance(config, HybridConfig):
+        return None
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def _compute_in_precision(loaded: LoadedModel) -> None:

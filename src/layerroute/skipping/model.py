@@ -107,14 +107,17 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     if hasattr(base, _SAVE):
         setattr(base, _SAVE, partial(save_whole, base))
         setattr(base, _OPEN, AutoModelForCausalLM.from_pretrained)  # its class would open the base alone
-    if router.paged_obstacle is not None and hasattr(base, _PAGED):
-        # Requests of its thread fail one by one, and silently; so it does not begin.
-        setattr(base, _PAGED, partial(_refuse, router.paged_obstacle))
+    if hasattr(base, _PAGED):
+        setattr(base, _PAGED, partial(_begin_paged, base))
     return model
 
 
-def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:  # noqa: ARG001
-    raise UserError(reason)
+def _begin_paged(base: Any, *args: Any, **kwargs: Any) -> Any:
+    """Requests of its thread fail one by one, and silently; so it does not begin where they would."""
+    router = get_router(base)
+    if router.enabled and router.paged_obstacle is not None:
+        raise UserError(router.paged_obstacle)
+    return getattr(type(base), _PAGED)(base, *args, **kwargs)
 
 
 def _outliers_by_call(base: Any) -> bool:

@@ -99,6 +99,8 @@ class LayerRouter(RoutingHandle):
             reason = "kv: evict keeps other keys in each layer"
         elif self.config.granularity not in ("token", "per_layer"):
             reason = f"granularity: {self.config.granularity} decides about whole sequences, which it packs into one"
+        elif self.config.serve == "rate":
+            reason = "serve: rate counts by sequence, and it packs them into one"
         else:
             return None
         return (

@@ -7,6 +7,7 @@ for a prefix that another request computed, and after preemption.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,11 +98,11 @@ class Step:
         self._block_size = block_size
 
     @cached_property
-    def _groups(self) -> list[tuple[Tensor | None, Tensor | None, CallContext]]:
-        """Tokens that decide together, where thresholds alone are not the whole word."""
+    def _groups(self) -> list["_Group"]:
+        """Tokens that decide together, where thresholds alone are not the whole word; in the order of their turns."""
         if self.router.config.serve == "rate":
-            return list(self._by_length(self._block_size))
-        return [(None, None, self._context(slice(None), None))]
+            return list(self._by_turn(self._block_size))
+        return [_Group(self._context(slice(None), None))]
 
     @cached_property
     def _always(self) -> Tensor | None:
@@ -132,31 +133,35 @@ class Step:
             served=served,
         )
 
-    def _by_length(self, block_size: int) -> Any:
-        """Requests with equally many tokens in this step decide together: rows, slots, and what they recall."""
+    def _by_turn(self, block_size: int) -> Iterator["_Group"]:
+        """Requests that decide together: equally many tokens, and none waits for what another of them decides.
+
+        The engine shares a block from when it is scheduled. So a request may continue a prefix that another one
+        computes in this very step. Its turn is after the other's, whose last token then has something to recall.
+        """
         data = self.metadata
         starts, table = data.query_start_loc.tolist(), data.block_table
-        lengths: dict[int, list[int]] = {}
-        for request, (start, stop) in enumerate(itertools.pairwise(starts)):
-            lengths.setdefault(stop - start, []).append(request)
-        for length, requests in lengths.items():
-            if not length:
-                continue
-            first = torch.tensor([starts[request] for request in requests])
-            rows = first[:, None] + torch.arange(length)
-            before = self.positions[first] - 1  # of the request's last token that is in the cache, or -1
-            block = table[torch.tensor(requests), (before.clamp_min(0) // block_size)].long()
-            slots = torch.where(before >= 0, block * block_size + before % block_size, -1)
-            memory = {}
-            for routing in self.router.all_routings():
-                name = f"served{routing.first}"
-                memory[name] = self.memory.read(name, slots).unsqueeze(1)
+        spans = [(r, *span) for r, span in enumerate(itertools.pairwise(starts)) if span[0] < span[1]]
+        requests, first = torch.tensor([span[:2] for span in spans]).T
+        before = self.positions[first] - 1  # of the request's last token that is in the cache, or -1
+        block = table[requests, (before.clamp_min(0) // block_size)].long()
+        last = torch.where(before >= 0, block * block_size + before % block_size, -1)
+        slots, lasts, turns = data.slot_mapping[: self.tokens].tolist(), last.tolist(), [0] * len(spans)
+        owners = {slot: one for one, (_, *span) in enumerate(spans) for slot in slots[slice(*span)]}
+        for one in before.argsort().tolist():  # who computes an earlier part comes first
+            owner = owners.get(lasts[one])
+            turns[one] = 0 if owner is None else turns[owner] + 1
+        groups: dict[tuple[int, int], list[int]] = {}
+        for one, (_, start, stop) in enumerate(spans):
+            groups.setdefault((turns[one], stop - start), []).append(one)
+        for (_, length), members in sorted(groups.items()):
+            chosen = torch.tensor(members)
+            rows = first[chosen, None] + torch.arange(length)
             context = self._context(rows, None)
-            router = self.router
-            always = router.sinks(context) if router.has_sinks else None
+            always = self.router.sinks(context) if self.router.has_sinks else None
             # To the module, a request has one token behind it: the last one, which recalls all before.
-            context.served = Served(always=always, memory=memory, past=1)
-            yield rows, data.slot_mapping[rows].long(), context
+            context.served = Served(always=always, memory={}, past=1)
+            yield _Group(context, rows, data.slot_mapping[rows].long(), last[chosen])
 
     def decide(self, layer: int, hidden: Tensor) -> None:
         """Let the router that reads the input of ``layer`` (N, D) decide for its sites."""
@@ -181,12 +186,15 @@ class Step:
     def _decided(self, layer: int, routing: Any, hidden: Tensor) -> Tensor:
         """(N, R) as the router decides in transformers, for all tokens alike or request by request."""
         run = torch.empty(self.tokens, len(routing.sites), dtype=torch.bool, device=hidden.device)
-        for rows, slots, context in self._groups:
+        name = f"served{routing.first}"
+        for group in self._groups:
+            context, rows = group.context, group.rows
+            memory = None if context.served is None else context.served.memory
+            if memory is not None:  # not sooner: an earlier turn of this step may have written it
+                memory[name] = self.memory.read(name, group.last).unsqueeze(1)
             self.router.decide(layer, hidden.unsqueeze(0) if rows is None else hidden[rows], context, None)
-            if slots is not None and context.served is not None and context.served.memory is not None:
-                name = f"served{routing.first}"
-                if name in context.served.memory:
-                    self.memory.write(name, slots, context.served.memory[name][:, 1:])
+            if memory is not None:
+                self.memory.write(name, group.slots, memory[name][:, 1:])
             chosen = context.decisions[-1].choice == _RUN
             if rows is None:
                 run = chosen[0]
@@ -219,6 +227,23 @@ class Step:
     def _context_tokens(self) -> int:
         """Tokens that all requests attend to."""
         return int(self.metadata.seq_lens.sum())
+
+
+@dataclass(slots=True)
+class _Group:
+    """Tokens of a step that decide together.
+
+    Attributes:
+        context: of the call of the router.
+        rows: (B, T) where they are among the step's tokens; None: these are all of them.
+        slots: (B, T) where the rate is held: of their keys and values.
+        last: (B,) there too: the slot of each request's last token before these; negative where there is none.
+    """
+
+    context: CallContext
+    rows: Tensor | None = None
+    slots: Any = None
+    last: Any = None
 
 
 class Picked:

@@ -21,6 +21,7 @@ class Metadata:
     num_actual_tokens: int = 0
     max_query_len: int = 0
     max_seq_len: int = 0
+    slot_mapping: torch.Tensor | None = None
 
 
 # Three requests: a prompt of 9 whole, one token behind 20, and 5 tokens behind 3.
@@ -122,3 +123,55 @@ def test_a_router_may_ask_for_more_rows_before_it_gathers():
         step = step_of(torch.arange(32), profitability=SkipProfitability(prefill=least))
         step.counts["layer0.block"] = 23
         assert step.route("layer0.block").sparse == sparse
+
+
+BLOCK = 32
+
+
+def held_decisions(router, requests):
+    """(T, sites) by request: those in ``requests`` (first position, hidden states, blocks) share a step, and no more."""
+    hidden = [states for _, states, _ in requests]
+    positions = [torch.arange(first, first + len(states)) for first, states, _ in requests]
+    blocks = [torch.tensor(held) for _, _, held in requests]
+    slots = [held[at // BLOCK] * BLOCK + at % BLOCK for held, at in zip(blocks, positions, strict=True)]
+    metadata = Metadata(
+        torch.tensor([0, *itertools.accumulate(map(len, hidden))], dtype=torch.int32),
+        torch.tensor([int(at[-1]) + 1 for at in positions]),
+        torch.stack(blocks),
+        num_actual_tokens=sum(map(len, hidden)),
+        max_query_len=max(map(len, hidden)),
+        slot_mapping=torch.cat(slots),
+    )
+    step = Step(router, torch.cat(positions), None, metadata, SlotMemory(), BLOCK)
+    decided = []
+    for layer, place in router.deciders.items():
+        decided.append(step._decided(layer, router.routings[place], torch.cat(hidden) * (1 + layer)))
+    return torch.cat(decided, dim=1).split([len(states) for states in hidden])
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("granularity", ["token", "per_layer"])
+def test_a_prefix_that_another_request_computes_in_the_same_step_is_recalled(granularity, order):
+    """One computes blocks 1 and 2, the second goes on behind them and computes 3, the third goes on behind that."""
+    torch.manual_seed(0)
+    skip = {"layers": [0, 1, 2], "router_layer": 0, "sink_tokens": 0, "serve": "rate", "rank": 2}
+    router = LayerRouter(SkipConfig(**skip, granularity=granularity), 16, costs=[(0.0, 1.0)] * 3).eval()
+    for routing in router.routings:
+        for parameter in routing.router.parameters():
+            torch.nn.init.normal_(parameter)
+        routing.thresholds.spread.fill_(1.0)
+    shared, own, second, third = (torch.randn(count, 16) for count in (64, 5, 40, 7))
+    last = torch.cat([second[:32], third])
+    alone = [
+        held_decisions(router, [(0, torch.cat([shared, rest]), [1, 2, 3, 4])])[0]
+        for rest in (own, second, last)
+    ]
+    requests = [
+        (0, torch.cat([shared, own]), [1, 2, 5, 0]),
+        (64, second, [1, 2, 3, 6]),
+        (96, third, [1, 2, 3, 7]),
+    ]
+    found = held_decisions(router, [requests[one] for one in order])
+    for one, decisions in zip(order, found, strict=True):
+        assert torch.equal(decisions, alone[one][requests[one][0] :])
+    assert 0.2 < alone[1].float().mean() < 0.8

@@ -1,6 +1,7 @@
 """The model card of an export: what was measured and what was set, and nothing else."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import layerroute
@@ -19,7 +20,7 @@ def card(
     """README.md of the folder.
 
     Args:
-        base: name of the base model.
+        base: name of the base model, or its folder, of which the last part is told.
         engine: ``vllm`` or ``hf``.
         plain: whether the folder is a plain smaller model.
         skip: the router's ``SkipConfig``.
@@ -27,8 +28,11 @@ def card(
         layers: of the base, and of what was exported.
         size: bytes of weights.
     """
+    local = Path(base).is_absolute() or Path(base).exists()  # the hub takes no path, and nobody is to read ours
+    name = Path(base).name if local else base
+    of_base = "" if local else f"base_model: {base}\n"
     facts = {
-        "base model": base,
+        "base model": name,
         "layers": f"{layers[1]} of {layers[0]}",
         "weights": f"{size / 1e6:,.1f} MB",
         "unit": skip.unit,
@@ -45,8 +49,8 @@ def card(
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     told = "\n".join(f"| {key} | {value} |" for key, value in _flat(notes))
     return (
-        f"---\nbase_model: {base}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [layerroute]\n---\n"
-        f"# {base}, {'with layers left out' if plain else 'with per-token layer skipping'}\n\n{_use(engine, plain)}\n\n"
+        f"---\n{of_base}library_name: transformers\npipeline_tag: text-generation\ntags: [layerroute]\n---\n"
+        f"# {name}, {'with layers left out' if plain else 'with per-token layer skipping'}\n\n{_use(engine, plain)}\n\n"
         f"| what | value |\n|---|---|\n{rows}\n"
         + (f"\nFrom the router folder:\n\n| note | value |\n|---|---|\n{told}\n" if told else "")
     )

@@ -20,6 +20,8 @@ from layerroute.skipping.model import decoder_stack
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.whole import save_whole
 
+_NUMBERS = ("mlp_only_layers", "eos_token_id", "bos_token_id", "pad_token_id")
+"""Lists in a configuration that may be as long as the model has layers, and have no entry for each."""
 _ASIDE = ".exporting-"
 DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -175,8 +177,13 @@ def drop_layers(model: Any, layers: list[int]) -> None:
     if not kept:
         raise UserError("no layer would be left")
     config = model.config.get_text_config()
+    if getattr(config, "mlp_only_layers", None) is not None:  # numbers of layers, and a period beside them
+        every = getattr(config, "decoder_sparse_step", 1)
+        dense = [index in config.mlp_only_layers or (index + 1) % every != 0 for index in kept]
+        config.mlp_only_layers = [place for place, is_dense in enumerate(dense) if is_dense]
+        config.decoder_sparse_step = 1
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == len(found):
+        if isinstance(value, list) and len(value) == len(found) and name not in _NUMBERS:
             setattr(config, name, [value[index] for index in kept])
     if getattr(config, "max_window_layers", None) is not None:
         config.max_window_layers = min(config.max_window_layers, len(kept))
@@ -204,11 +211,10 @@ def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
         UserError: if the hub says no or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=str(folder), repo_id=repo))
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # of the hub's library, or of whatever HTTP client its version uses
         raise UserError(f"{folder} was written, but cannot be pushed to {repo}: {error}") from error

@@ -129,7 +129,7 @@ BLOCK = 32
 
 
 def held_decisions(router, requests):
-    """(T, sites) by request: those in ``requests`` (first position, hidden states, blocks) share a step, and no more."""
+    """(T, sites) by request; ``requests`` (first position, hidden states, blocks) are those of one step."""
     hidden = [states for _, states, _ in requests]
     positions = [torch.arange(first, first + len(states)) for first, states, _ in requests]
     blocks = [torch.tensor(held) for _, _, held in requests]

@@ -168,7 +168,16 @@ def test_a_run_of_one_unit_starts_from_a_calibration_of_that_unit(home, tmp_path
     start = f"start: {{folder: {folders[0]}}}"
     assert main(["train", recipe(home, "other", start), "--out", str(tmp_path / "other")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"was calibrated for unit {unit}, and the recipe asks for skip.unit block" in error
+    assert f"was calibrated with unit {unit}, and the recipe asks for skip.unit block" in error
+    for key, value in {"granularity": "per_layer", "rank": 8, "sink_tokens": 2, "layers": [3, 4]}.items():
+        other = f"skip: {{unit: {unit}, {key}: {value}}}\n{start}"
+        assert main(["train", recipe(home, "other", other), "--out", str(tmp_path / "other")]) == 2
+        assert f"asks for skip.{key} {value}" in capsys.readouterr().err
+
+
+def test_a_router_that_is_to_hold_its_rate_holds_it(home, tmp_path):
+    train(home, tmp_path / "run", "rate", "skip: {serve: rate}")
+    assert get_router(load_model(tmp_path / "run").model).config.serve == "rate"
 
 
 def test_early_exit_never_comes_back(home, tmp_path):

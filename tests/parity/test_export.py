@@ -312,6 +312,7 @@ def test_the_card_tells_facts(tmp_path):
 
 def test_push_uploads_the_folder_or_says_why_not(tmp_path, monkeypatch):
     calls = []
+    raised: Exception
 
     class Api:
         def create_repo(self, repo, **options):
@@ -325,9 +326,11 @@ def test_push_uploads_the_folder_or_says_why_not(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert push(tmp_path, "me/x") == f"me/x:{tmp_path}"
     assert calls == [("me/x", True)]
+
     class OfSomeClient(Exception):
         """Neither an OSError nor of the hub's own, as httpx2's are."""
 
-    for raised in (OSError("no network"), OfSomeClient("no network"), ValueError("no network")):
+    for one in (OSError("no network"), OfSomeClient("no network"), ValueError("no network")):
+        raised = one
         with pytest.raises(UserError, match="cannot be pushed to nobody/x: no network"):
             push(tmp_path, "nobody/x")

@@ -20,6 +20,7 @@ from layerroute.recipe import (
     shipped_studies,
     shipped_task_lists,
 )
+from layerroute.training.recipe_checks import check_recipe
 
 ACCEPTS_OVERRIDES = True
 
@@ -76,6 +77,7 @@ def _check(path: str, overrides: Mapping[str, str]) -> tuple[Recipe | None, dict
             tasks = [{"task": task.task, "shots": task.shots} for task in load_task_list(file)]
             return None, {"file": file, "valid": True, "tasks": tasks}
         recipe = load_recipe(file, overrides)
+        check_recipe(recipe)
     except UserError as error:
         return None, {"file": path, "valid": False, "error": " ".join(str(error).split())}
     return recipe, {"file": file, "valid": True, **_figures(recipe), "recipe": recipe_to_dict(recipe)}

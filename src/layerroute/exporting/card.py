@@ -28,7 +28,9 @@ def card(
         layers: of the base, and of what was exported.
         size: bytes of weights.
     """
-    local = Path(base).is_absolute() or Path(base).exists()  # the hub takes no path, and nobody is to read ours
+    local = (
+        Path(base).is_absolute() or Path(base).exists()
+    )  # the hub takes no path, and nobody is to read ours
     name = Path(base).name if local else base
     of_base = "" if local else f"base_model: {base}\n"
     facts = {

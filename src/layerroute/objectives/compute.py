@@ -65,12 +65,12 @@ class Lagrangian(nn.Module):
         """The penalty of this batch; the multiplier is a constant in it."""
         weight = decision.costs[:, -1] - decision.costs[:, 0]
         used = (decision.mean_probabilities()[:, -1] * weight).sum() / weight.sum()
-        # A copy: `update` moves the multiplier in place before the backward pass has read it.
+        # A copy: `update` moves the multiplier in place, maybe before the backward pass has read it.
         return self.multiplier.detach().clone() * (used - self.target)
 
     @torch.no_grad()
-    def update(self, decision: RouteDecision) -> None:
-        """Dual ascent after a step."""
-        used = mean_over_ranks(decision.cost_weighted_rate())
+    def update(self, used: Float[Tensor, ""]) -> None:
+        """Dual ascent after a step: ``used`` is its hard rate on this rank (``RouteDecision.cost_weighted_rate``)."""
+        used = mean_over_ranks(used)
         self.multiplier += self.step * (used - self.target).nan_to_num()
         self.multiplier.clamp_(min=0)

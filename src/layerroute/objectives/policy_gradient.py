@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from layerroute.routing.budget import mean_over_ranks
 from layerroute.routing.decision import RouteDecision
 
 
@@ -34,9 +35,12 @@ class PolicyGradient(nn.Module):
         reference = torch.where(self.updates > 0, self.baseline, cost)
         weight = decision.valid.unsqueeze(-1).float()
         log_probability = (decision.log_probability() * weight).sum() / weight.sum().clamp_min(1)
-        with torch.no_grad():
-            self.baseline.copy_(
-                torch.where(self.updates > 0, self.momentum * reference + (1 - self.momentum) * cost, cost)
-            )
-            self.updates += 1
         return (cost - reference) * log_probability
+
+    @torch.no_grad()
+    def update(self, cost: Float[Tensor, ""]) -> None:
+        """Move the baseline after a step: ``cost`` is that of its choices on this rank."""
+        cost = mean_over_ranks(cost.detach().float())
+        moved = self.momentum * self.baseline + (1 - self.momentum) * cost
+        self.baseline.copy_(torch.where(self.updates > 0, moved, cost))
+        self.updates += 1

@@ -37,6 +37,9 @@ class RoutedLoss(ABC):
     ) -> tuple[LossTerms, RouteDecision | None, Any]:
         """Terms, decision and output; ``rate`` is the rate asked for, ``done`` the share of the run."""
 
+    def step_ended(self) -> None:  # noqa: B027 (most keep nothing)
+        """An optimizer step is over, of however many parts."""
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, exact in JSON."""
         return {}

@@ -39,6 +39,7 @@ from layerroute.training.parallel import (
     refuse_deepspeed,
 )
 from layerroute.training.progress import ProgressCallback
+from layerroute.training.recipe_checks import check_recipe
 from layerroute.training.routing_schedule import trained_rate
 from layerroute.training.run_directory import RunDirectory, Start, find_start, recipe_fingerprint, seen_start
 from layerroute.training.run_record import RunRecord
@@ -51,7 +52,12 @@ SITES_IN_WORDS = 6
 
 
 def make_trainee(recipe: Recipe) -> Trainee:
-    """What the recipe's capability trains."""
+    """What the recipe's capability trains.
+
+    Raises:
+        UserError: its sections do not fit each other.
+    """
+    check_recipe(recipe)
     if recipe.capability == "layer_skipping":
         from layerroute.training.skipping.trainee import SkippingTrainee
 

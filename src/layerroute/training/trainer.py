@@ -186,6 +186,7 @@ class RoutedTrainer(Trainer):
             seconds = time.perf_counter() - self._step_started
             self.meter.add_step(tokens=self._step_tokens * self.args.world_size, seconds=seconds)
             self._step_tokens = 0
+            self.loss.step_ended()
         super()._maybe_log_save_evaluate(*arguments, **keywords)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

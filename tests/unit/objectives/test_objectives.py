@@ -72,11 +72,11 @@ def test_lagrangian_grows_only_while_over_budget():
     over, under = make([[[1, 1], [1, 1]]]), make([[[0, 0], [0, 0]]])
     term = Lagrangian(0.25, step=0.5)
     assert term(over).item() == 0.0
-    term.update(over)
+    term.update(over.cost_weighted_rate())
     assert term.multiplier.item() == pytest.approx(0.375)
     assert term(over).item() > 0
     for _ in range(5):
-        term.update(under)
+        term.update(under.cost_weighted_rate())
     assert term.multiplier.item() == 0.0
 
 
@@ -85,9 +85,9 @@ def test_the_lagrangian_may_move_before_the_backward_pass():
     decision = make([[[1, 1], [1, 1]]])
     decision = replace(decision, probabilities=decision.probabilities + weights)
     term = Lagrangian(0.25, step=0.5)
-    term.update(decision)
+    term.update(decision.cost_weighted_rate())
     penalty = term(decision)
-    term.update(decision)
+    term.update(decision.cost_weighted_rate())
     penalty.backward()
     assert weights.grad is not None
     assert weights.grad.abs().sum() > 0
@@ -111,7 +111,9 @@ def test_policy_gradient_learns_the_cheaper_path():
     valid, positions = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
     for _ in range(200):
         decision = routing(torch.ones(1, 1, 2), valid=valid, positions=positions)
-        loss = objective(decision, decision.choice.float().mean())  # softmax costs 1, gdn 0
+        cost = decision.choice.float().mean()  # softmax costs 1, gdn 0
+        loss = objective(decision, cost)
+        objective.update(cost)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -36,6 +36,26 @@ def test_distillation_waits_for_its_begin():
     assert "kd_loss" in terms(GUMBEL, 0.2, kd_begin=0.2).parts
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_multiplier_baseline_and_budget_move_once_a_step_however_many_parts_it_has(parts):
+    ids = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(0))
+    weights = {"policy_weight": 1.0, "lagrangian_step": 0.5, "kd_weight": 0.0, "ce_weight": 1.0}
+    loss = SkippingLoss(SkippingObjectiveConfig(**weights), rate=0.1)
+    model = routed(**POLICY).eval()  # it then decides in the second step as in the first
+    used, costs = [], []
+    for _ in range(2):
+        for rows in ids.chunk(parts):
+            terms, decision, _ = loss(model, {"input_ids": rows, "labels": rows}, rate=0.1, done=0.5)
+            used.append(float(decision.cost_weighted_rate()))
+            costs.append(float(terms.parts["lm_loss"]))
+        loss.step_ended()
+    state = loss.state_dict()
+    expected = 2 * 0.5 * (sum(used) / len(used) - 0.1)
+    assert state["lagrangian"]["multiplier"] == pytest.approx(expected, rel=1e-5)
+    assert (state["steps"], state["policy"]["updates"]) == (2, 2)
+    assert state["policy"]["baseline"] == pytest.approx(sum(costs) / len(costs), rel=1e-5)
+
+
 def test_a_policy_pays_for_compute_in_its_cost_alone():
     weights = {"ce_weight": 1.0, "kd_weight": 0.0, "policy_weight": 1.0, "activity_weight": 3.0}
     found = terms(POLICY, **weights)

@@ -46,7 +46,9 @@ class SkippingLoss(RoutedLoss):
         self.config, self.seed = config, seed
         self.lagrangian = Lagrangian(rate, step=config.lagrangian_step) if config.lagrangian_step else None
         self.policy = PolicyGradient() if config.policy_weight else None
-        self.batches = 0
+        self.steps = 0
+        self._used: list[Tensor] = []
+        self._costs: list[Tensor] = []
 
     def __call__(
         self, model: nn.Module, inputs: Mapping[str, Tensor], *, rate: float, done: float
@@ -70,8 +72,15 @@ class SkippingLoss(RoutedLoss):
             total = total + config.kd_weight * divergence
         if decision is not None:
             total = total + self._compute_terms(decision, rate, language, done, parts)
-        self.batches += 1
         return LossTerms(total=total, parts=parts), decision, output
+
+    def step_ended(self) -> None:
+        """Move what is moved once a step, by the mean over its parts."""
+        self.steps += 1
+        for module, found in ((self.lagrangian, self._used), (self.policy, self._costs)):
+            if module is not None and found:
+                module.update(torch.stack(found).mean())
+            found.clear()
 
     def _compute_terms(
         self, decision: RouteDecision, rate: float, language: Tensor, done: float, parts: dict[str, Tensor]
@@ -90,11 +99,12 @@ class SkippingLoss(RoutedLoss):
         if self.lagrangian is not None:
             self.lagrangian.to(activity.device).target = rate
             total = total + self.lagrangian(decision)
-            self.lagrangian.update(decision)
+            self._used.append(decision.cost_weighted_rate().detach())
             parts["multiplier"] = self.lagrangian.multiplier.detach().clone()
         if self.policy is not None:
             price = ramp * config.activity_weight
             cost = language.detach() + price * decision.cost_weighted_rate().to(language)
+            self._costs.append(cost.detach())
             surrogate = self.policy.to(activity.device)(decision, cost)
             parts["policy_loss"] = surrogate.detach()
             total = total + config.policy_weight * surrogate
@@ -107,12 +117,12 @@ class SkippingLoss(RoutedLoss):
         return logits
 
     def _drawn(self) -> float:
-        """The budget of this batch; a function of seed and batch alone, so that a resumed run draws the same."""
-        digest = hashlib.sha256(f"{self.seed} {self.batches}".encode()).digest()
+        """The budget of this step; a function of seed and step alone, so that a resumed run draws the same."""
+        digest = hashlib.sha256(f"{self.seed} {self.steps}".encode()).digest()
         return self.config.budgets[int.from_bytes(digest[:4], "big") % len(self.config.budgets)]
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"batches": self.batches}
+        state: dict[str, Any] = {"steps": self.steps}
         for name in ("lagrangian", "policy"):
             module: nn.Module | None = getattr(self, name)
             if module is not None:
@@ -120,7 +130,7 @@ class SkippingLoss(RoutedLoss):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.batches = int(state.get("batches", 0))
+        self.steps = int(state.get("steps", 0))
         for name in ("lagrangian", "policy"):
             module: nn.Module | None = getattr(self, name)
             if module is not None and name in state:

@@ -87,18 +87,24 @@ def start_router(
         raise UserError(
             f"start.folder: {folder} holds no calibrated {start.arm}; make it with layerroute calibrate --controls"
         )
-    load_router(model, arm, execution=skip.execution, trainable=True)
+    serve = skip.serve if start.arm == "routed" else None  # others have no rate to hold
+    load_router(model, arm, execution=skip.execution, serve=serve, trainable=True)
     router = get_router(model)
     if not abs(router.config.budget - skip.budget) < 1e-6:
         raise UserError(
             f"start.folder: {folder} was calibrated for a budget of {router.config.budget:g}, and the recipe asks for "
             f"{skip.budget:g} (1 - skip.routing.rate)"
         )
-    if router.config.unit != skip.unit:
-        raise UserError(
-            f"start.folder: {folder} was calibrated for unit {router.config.unit}, and the recipe asks for skip.unit "
-            f"{skip.unit}"
-        )
+    asked_for = ["unit", "kv"]
+    if router.config.routing.control is None:
+        asked_for += ["granularity", "router_layer", "rank", "sink_tokens"]
+        asked_for += ["layers"] if skip.layers is not None else []
+    for key in asked_for:
+        made, wanted = getattr(router.config, key), getattr(skip, key)
+        if made != wanted:
+            raise UserError(
+                f"start.folder: {folder} was calibrated with {key} {made}, and the recipe asks for skip.{key} {wanted}"
+            )
     router.config.profitability = skip.profitability
     if skip.skip_path == "identity":
         router.config.skip_path = "identity"

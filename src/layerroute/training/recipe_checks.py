@@ -1,0 +1,72 @@
+"""What one section of a recipe makes of another: settings that would say something and do nothing are refused."""
+
+from typing import Any
+
+from layerroute.errors import expect
+from layerroute.recipe import Recipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Hold the sections of a recipe against each other.
+
+    Raises:
+        UserError: a setting has no effect, or not the one that it promises, beside another.
+    """
+    check = _skipping if recipe.capability == "layer_skipping" else _attention
+    check(recipe.sections)
+
+
+def _attention(sections: Any) -> None:
+    model, objective = sections["model"], sections["objective"]
+    routing = model.get("routing") or {}
+    if "routed" not in model.get("layer_pattern", ()) or routing.get("control") is not None:
+        return
+    expect(
+        routing.get("estimator") != "reinforce",
+        "model.routing.estimator: reinforce learns from a policy loss, which layer skipping has and attention routing "
+        "has not; use gumbel_st or selected",
+    )
+    held = routing.get("budget", "none") != "none" or objective.budget_weight > 0
+    told = "nothing holds it: set model.routing.budget (quantile, say) or objective.budget_weight too"
+    expect(
+        held or model.get("serve") == "rate" or routing.get("rate", 0.5) == 0.5,
+        f"model.routing.rate is {routing.get('rate')}, and {told}",
+    )
+    expect(held or objective.rate.start is None, f"objective.rate leads to a rate, and {told}")
+
+
+def _skipping(sections: Any) -> None:
+    routing, start, objective = sections["skip"].routing, sections["start"], sections["objective"]
+    expect(
+        objective.rate.start is None or not objective.budgets,
+        "objective.rate.start has no effect with objective.budgets, of which each step draws one; leave one out",
+    )
+    if routing.control is not None or start.arm != "routed":
+        return
+    policy = routing.estimator == "reinforce"
+    expect(
+        policy == (objective.policy_weight > 0),
+        "skip.routing.estimator: reinforce and objective.policy_weight go together: the one draws choices, from which "
+        "the other learns",
+    )
+    expect(
+        not policy or (start.method == "fresh" and routing.budget == "none"),
+        "skip.routing.estimator: reinforce draws by the router's own probabilities: thresholds move them. Use "
+        "start.method: fresh and skip.routing.budget: none",
+    )
+    if start.method == "fresh":
+        return
+    for key, usual in _NOT_CALIBRATED.items():
+        expect(
+            getattr(routing, key) in usual,
+            f"skip.routing.{key} is {getattr(routing, key)!r}, but a calibration makes a linear router, at its own "
+            "start; leave it out, or set start.method: fresh",
+        )
+
+
+_NOT_CALIBRATED: dict[str, tuple[Any, ...]] = {
+    "router": ("linear", "mlp"),  # the latter is the section's default
+    "widths": (None,),
+    "initial_bias": (0.0, 2.0),
+    "zero_init": (False,),
+}

@@ -1,0 +1,56 @@
+"""Settings of one section that do nothing, or something else, beside those of another."""
+
+import pytest
+
+from layerroute.errors import UserError
+from layerroute.recipe import load_recipe, shipped_recipes
+from layerroute.training.recipe_checks import check_recipe
+
+HELD = "nothing holds it: set model.routing.budget"
+TOGETHER = "reinforce and objective.policy_weight go together"
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_shipped_recipes_fit_together(name):
+    check_recipe(load_recipe(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("attention_routing/dynamic", {"model.routing.rate": "0.25"}, HELD),
+        ("attention_routing/dynamic", {"objective.rate.start": "1.0"}, HELD),
+        ("attention_routing/dynamic", {"model.routing.estimator": "reinforce"}, "has not; use gumbel_st"),
+        ("layer_skipping/token", {"skip.routing.estimator": "reinforce"}, TOGETHER),
+        ("layer_skipping/token_v2", {"objective.policy_weight": "1"}, TOGETHER),
+        ("layer_skipping/reinforce", {"objective.policy_weight": "0"}, TOGETHER),
+        ("layer_skipping/reinforce", {"start.method": "calibrated"}, "thresholds move them"),
+        ("layer_skipping/reinforce", {"skip.routing.budget": "quantile"}, "thresholds move them"),
+        ("layer_skipping/token", {"skip.routing.widths": "[8]"}, "a calibration makes a linear router"),
+        ("layer_skipping/token", {"skip.routing.zero_init": "true"}, "a calibration makes a linear router"),
+        (
+            "layer_skipping/token",
+            {"objective.budgets": "[0.2, 0.4]", "objective.rate.start": "1.0"},
+            "no effect with objective.budgets",
+        ),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_is_refused(name, overrides, told):
+    with pytest.raises(UserError) as error:
+        check_recipe(load_recipe(name, overrides))
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.routing.budget": "quantile"},
+        {"objective.budget_weight": "1"},
+        {"model.serve": "rate"},
+        {"model.routing.control": "random"},
+    ],
+    ids=str,
+)
+def test_a_rate_is_taken_where_something_holds_it(overrides):
+    check_recipe(load_recipe("attention_routing/dynamic", {"model.routing.rate": "0.25"} | overrides))

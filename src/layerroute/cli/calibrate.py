@@ -23,7 +23,7 @@ from layerroute.errors import UserError
 EPILOG = """\
 examples:
   layerroute calibrate smollm2-135m --budget 0.25 --data train/*.jsonl.xz --heldout valid.jsonl.xz --out routers/25
-  layerroute calibrate smollm2-135m --budget 0.25 --data prose=train/*.jsonl.xz --data code:2=src --out routers/mixed
+  layerroute calibrate smollm2-135m --budget 0.25 --data 'prose=train/*.jsonl.xz' --data code:2=src --out routers/mixed
   layerroute calibrate ./my-llama --budget 0.4 --router token --layers 4-28
   layerroute calibrate smollm2-135m --unit attention --budget 0.4 --data train/*.jsonl.xz --out routers/attention-40"""
 

@@ -133,6 +133,10 @@ class DataConfig:
                 )
             if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        if self.document_separator is not None and self.source != "files":
+            raise UserError(
+                f"data.document_separator is for data.source files, and has no effect with {self.source!r}; leave it out"
+            )
         if self.copies is not None and self.source == "recall":
             raise UserError(
                 "data.copies is set but data.source is 'recall', which is no text; leave data.copies out"

@@ -227,9 +227,12 @@ def _load_export(folder: Path, target: torch.device, precision: Precision | None
 def model_folder(path: Path) -> Path:
     """The folder of the model that ``path`` means: itself, or ``best`` or ``last`` of a run."""
     if not path.exists():
-        raise UserError(f"there is no checkpoint {path}; give the folder of a run or of a saved model")
+        raise UserError(
+            f"there is no checkpoint {path}; give the folder of a run, of a saved model or of a router, which "
+            "layerroute calibrate makes"
+        )
     if not path.is_dir():
-        raise UserError(f"{path} is a file; give the folder of a run or of a saved model")
+        raise UserError(f"{path} is a file; give the folder of a run, of a saved model or of a router")
     for folder in (path, path / "best", path / "last"):
         if (folder / DESCRIPTION).is_file() or (folder / "config.json").is_file():
             return folder

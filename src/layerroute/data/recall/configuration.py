@@ -106,6 +106,14 @@ class RecallConfig:
             0.0 < self.gap_power <= 1.0, f"data.recall.gap_power is {self.gap_power}; it must be in (0, 1]"
         )
         expect(
+            self.gap_power == 1.0 or self.task == "mqar",
+            f"data.recall.gap_power is {self.gap_power}; it is for mqar, and {self.task} has no such gaps",
+        )
+        expect(
+            self.curriculum is None or self.task != "induction",
+            "data.recall.curriculum is for tasks with pairs, and induction has one key; leave it out",
+        )
+        expect(
             self.writes == 1 or self.task == "mqar",
             f"data.recall.writes is {self.writes}; it is for mqar, and others tell everything once",
         )

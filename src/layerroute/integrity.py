@@ -89,6 +89,15 @@ def content_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def content_sha256(folder: Path, *, without: str | None = None) -> str:
+    """Digest of all files of a folder, by name and content, but for a folder in it called ``without``."""
+    digest = hashlib.sha256()
+    for name in content_files(folder):
+        if without not in name.split("/")[:-1]:
+            digest.update(f"{name} {file_sha256(folder / name)} ".encode())
+    return digest.hexdigest()
+
+
 def seal(
     folder: Path, about: Mapping[str, Any] | None = None, *, files: Iterable[str] | None = None
 ) -> Manifest:

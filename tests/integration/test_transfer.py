@@ -9,6 +9,7 @@ from layerroute.cli.main import main
 from layerroute.skipping.calibration.transfer import STATIC
 from tests.tiny_pretrained import SENTENCE, write_documents, write_pretrained
 
+JUDGED = ["--length", "32", "--tokens-heldout", "384"]
 SIZES = ["--length", "32", "--tokens-statistics", "384", "--tokens-selection", "128", "--rank", "4"]
 SIZES += ["--tokens-heldout", "384", "--layers", "2-5", "--router-layer", "2"]
 OTHER = "def run self return value for index in range import yield while with open as file lambda raise error"
@@ -18,6 +19,7 @@ OTHER = "def run self return value for index in range import yield while with op
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transfer")
     write_documents(folder, {"a": 60}, length=90)
+    write_documents(folder, {"more": 60}, length=90, sentence=f"{SENTENCE} and more")
     write_documents(folder, {"b": 60}, length=90, sentence=OTHER)
     write_documents(folder, {"c": 60}, length=90, sentence=f"{SENTENCE} {OTHER} one two three four")
     write_pretrained(folder / "model", folder / "a.jsonl")
@@ -85,11 +87,13 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     words = ["calibrate", str(files / "model"), *kinds(files, "a", "c"), *sizes, "--budget", "0.5"]
     assert main([*words, "--out", str(router), "--controls"]) == 0
     capsys.readouterr()
+    more = ["--data", f"a={files / 'more'}.jsonl"]
     words = [
         "transfer",
         str(router),
-        *kinds(files, "a", "b"),
-        *SIZES,
+        *more,
+        *kinds(files, "b"),
+        *JUDGED,
         "--out",
         str(tmp_path / "out"),
         "--json",
@@ -102,15 +106,29 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     ]
     assert all(set(row["arms"]) == set(STATIC) for row in rows)
     static = router / "controls" / "static_greedy"
-    assert main([*words[:2], *kinds(files, "b"), *SIZES, "--against", str(static), "--json"]) == 0
+    assert main([*words[:2], *kinds(files, "b"), *JUDGED, "--against", str(static), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     row_b = rows[1]
     assert row["arms"]["static_greedy"] == rows[1]["arms"]["static_greedy"]
-    assert main([*words[:2], *kinds(files, "b"), *SIZES, "--serve", "rate", "--json"]) == 0
+    assert main([*words[:2], *kinds(files, "b"), *JUDGED, "--serve", "rate", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     (held,) = record["rows"]
     assert record["recipe"]["serve"] == "rate" and held["arms"].keys() == row_b["arms"].keys()
     assert held["held"]["served"] == held["served"] == row_b["held"]["served"]
     assert abs(held["served"] - 0.5) < 0.06 and held["loss"] != row_b["loss"]
-    assert main(["transfer", str(static), *kinds(files, "b"), *SIZES]) == 2
+    assert main(["transfer", str(static), *kinds(files, "b"), *JUDGED]) == 2
     assert "has no static arms to compare with" in capsys.readouterr().err
+    for wrong, told in (
+        (["--data", f"fresh={files / 'c'}.jsonl"], "was calibrated on the text of the kind 'fresh'"),
+        ([*kinds(files, "b"), "--unit", "block"], "--unit is for a MODEL"),
+        ([*kinds(files, "b"), "--tokens-search", "64"], "--tokens-search is for a MODEL"),
+    ):
+        assert main([*words[:2], *JUDGED, *wrong]) == 2
+        assert told in capsys.readouterr().err
+    write_pretrained(tmp_path / "other", files / "b.jsonl", vocab_size=300)
+    sizes = [*sizes, "--budget", "0.5", "--out", str(tmp_path / "of_other"), "--controls"]
+    assert main(["calibrate", str(tmp_path / "other"), *kinds(files, "a", "c"), *sizes]) == 0
+    capsys.readouterr()
+    static = tmp_path / "of_other" / "controls" / "static_greedy"
+    assert main([*words[:2], *kinds(files, "b"), *JUDGED, "--against", str(static)]) == 2
+    assert "is of another base model than" in capsys.readouterr().err

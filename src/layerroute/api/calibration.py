@@ -206,6 +206,12 @@ def calibrate(
     started = utc_now()
     texts = texts_of(data, text_field=text_field)
     heldout_texts = texts if heldout is None else texts_of(heldout, text_field=text_field)
+    shared = None if heldout_texts is texts else texts.shared_with(heldout_texts)
+    if shared is not None:
+        raise UserError(
+            f"the text to judge on is text to calibrate on, too ({shared}); leave heldout (--heldout) out, and further "
+            "documents of the same text are judged on"
+        )
     config = config_for(
         model,
         tokenizer,

@@ -12,12 +12,10 @@ from layerroute.argument_types import at_least
 from layerroute.cli.arguments import add_json, add_threads, figure_file, json_file, use_threads
 from layerroute.cli.output import json_alone, make_console, print_json
 from layerroute.errors import UserError
+from layerroute.lab.drawn import DRAWN
 
 if TYPE_CHECKING:
     from layerroute.benchmark.case import Case, Comparison
-
-DRAWN = ("prefill", "decode", "train-skipping", "attention", "hybrid")
-"""Cases whose records can be drawn as speed-up against the share left out."""
 
 DESCRIPTION = """\
 Prove that the arms of a case compute the same, then measure them in turn (A B A B ...).

@@ -89,6 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         from layerroute.cli.evaluate_engine import evaluate_engine
 
         return evaluate_engine(arguments)
+    for name in ("data", "sequences", "sequence_length") if arguments.tasks else ("limit", "shots"):
+        if getattr(arguments, name):
+            option, wanted = name.replace("_", "-"), "text, not for --tasks" if arguments.tasks else "--tasks"
+            raise UserError(f"--{option} is for {wanted}; leave it out, or score the two one after the other")
     if arguments.tasks:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 

@@ -26,6 +26,10 @@ examples:
   layerroute transfer runs/token-seed42 --against runs/static_greedy-seed42 --data prose=valid.jsonl"""
 
 RECORD = "transfer.json"
+_CALIBRATES = (
+    *("unit", "layers", "router_layer", "rank", "router", "own_text", "stream"),
+    *("tokens_statistics", "tokens_selection", "tokens_search"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.serve is not None and not routed:
         raise UserError("--serve is for a ROUTER folder; a model is calibrated and served by thresholds")
+    if routed:
+        _refuse_sizes(arguments)
     if len(set(arguments.budget or ())) < len(arguments.budget or ()):
         raise UserError("--budget names a share twice")
     texts = Texts(kinds)
@@ -109,6 +115,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         print(f"The page is {files[0]}")
     return 0
+
+
+def _refuse_sizes(arguments: argparse.Namespace) -> None:
+    """A router is judged as it is: nothing is calibrated."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in _CALIBRATES:
+        if getattr(arguments, name) != parser.get_default(name):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is for a MODEL, which is calibrated; {arguments.model} is a router")
 
 
 def _is_router(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -14,11 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from layerroute.benchmark.output import save
+from layerroute.cli.arguments import use_threads
 from layerroute.cli.calibration_inputs import open_base, router_settings_of, settings_of
+from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
+from layerroute.integrity import content_sha256
 from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.configure import config_for
@@ -116,6 +118,7 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     Raises:
         UserError: there is no static arm to compare with, or a budget that the router does not serve.
     """
+    use_threads(arguments)
     folder = Path(arguments.model)
     against = _static_folders(folder, arguments.against)
     if arguments.budget and len(arguments.budget) > 1:
@@ -123,6 +126,9 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     loaded = load_model(
         folder, device=arguments.device, budget=(arguments.budget or [None])[0], serve=arguments.serve
     )
+    _check_unseen(loaded, texts)
+    for path in against.values():
+        _check_alike(loaded, path)
     skip = get_router(loaded.model).config
     budget = (arguments.budget or [skip.budget])[0]
     length, tokens = arguments.length, arguments.tokens_heldout
@@ -133,16 +139,18 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
         for kind, documents in texts.documents.items()
     }
     home = _home_kinds(loaded)
-    digests = {name: _digest(path) for name, path in {"routed": loaded.path, **against}.items()}
-    keys = {
-        kind: fingerprint_of(budget, skip.serve, digests, own.fingerprint) for kind, own in held_out.items()
+    digests = {
+        name: content_sha256(model_folder(path), without="controls")
+        for name, path in {"routed": loaded.path, **against}.items()
     }
+    settings = [budget, skip.serve, digests, loaded.precision]
+    keys = {kind: fingerprint_of(*settings, own.fingerprint) for kind, own in held_out.items()}
     cells = {kind: _done(arguments.out, kind, budget, keys[kind]) for kind in held_out}
     open_ = {kind: own for kind, own in held_out.items() if cells[kind] is None}
     with stages(True) as stage:
         scores: dict[str, dict[str, Any]] = {kind: {} for kind in open_}
         for name, path in against.items() if open_ else ():
-            other = load_model(path, device=arguments.device)
+            other = load_model(path, device=arguments.device, precision=loaded.precision)
             advance = stage(f"scoring {name}")
             for index, (kind, own) in enumerate(open_.items()):
                 scores[kind][name] = score(other.model, own.ids.to(other.device), precision=other.precision)
@@ -250,14 +258,23 @@ def _home_kinds(loaded: LoadedModel) -> set[str]:
     recipe = (loaded.record or {}).get("recipe") or {}
     trained = (recipe.get("data") or {}).get("kinds") or {}
     noted = read_router(loaded.path).notes.get("kinds") or {}
-    return {*trained, *noted}
+    return {*trained, *noted} - {UNNAMED}  # any file without a name is called so
 
 
-def _digest(path: Path) -> str:
-    """Of the files of a router folder."""
-    folder = model_folder(path)
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and "controls" not in file.relative_to(folder).parts:
-            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()
+def _check_unseen(loaded: LoadedModel, texts: Texts) -> None:
+    """Nothing is judged on what a router was calibrated on: the fits and the static choice have seen it."""
+    noted = read_router(loaded.path).notes.get("kinds") or {}
+    seen = {kind.get("fingerprint") for kind in noted.values()}
+    for name, own in texts.fingerprints.items():
+        if own in seen:
+            raise UserError(
+                f"{loaded.path} was calibrated on the text of the kind {name!r}; give --data that it has not seen"
+            )
+
+
+def _check_alike(loaded: LoadedModel, path: Path) -> None:
+    """Static arms are of the same base: what is told apart is where compute is left out."""
+    own, other = (read_router(folder).fingerprint for folder in (loaded.path, model_folder(path)))
+    for part, found in own.items():
+        if None not in (found, other.get(part)) and found != other[part]:
+            raise UserError(f"{path} is of another base model than {loaded.path}: they cannot be compared")

@@ -135,7 +135,7 @@ class DataConfig:
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
         if self.document_separator is not None and self.source != "files":
             raise UserError(
-                f"data.document_separator is for data.source files, and has no effect with {self.source!r}; leave it out"
+                f"data.document_separator is for data.source files, and not for {self.source!r}; leave it out"
             )
         if self.copies is not None and self.source == "recall":
             raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 
 from layerroute.data.kinds import UNNAMED, KindConfig, default_kinds
 from layerroute.data.sources import Source
@@ -61,6 +62,11 @@ class Texts:
             return next(iter(found.values()))
         return hashlib.sha256(repr([sorted(self.shares.items()), sorted(found.items())]).encode()).hexdigest()
 
+    def shared_with(self, other: "Texts") -> str | None:
+        """A text that both hold, in words; None: none that can be told by its file or by all of a kind's content."""
+        theirs = dict(_marks(other))
+        return next((name for mark, name in _marks(self) if mark in theirs), None)
+
     def describe(self) -> dict[str, dict[str, object]]:
         """Share, source and fingerprint of each kind, for records."""
         return {
@@ -71,6 +77,13 @@ class Texts:
             }
             for name, source in self.sources.items()
         }
+
+
+def _marks(texts: Texts) -> Iterator[tuple[str, str]]:
+    """What tells a text from another one, and what it is called."""
+    for name, source in texts.sources.items():
+        yield source.fingerprint(), f"the kind {name!r}"
+        yield from ((path, Path(path).name) for path in getattr(source, "real_paths", ()))
 
 
 def _opened(name: str, source: Source) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from layerroute.evaluation.harness import (
 from layerroute.evaluation.loading import LoadedModel, load_model, precision_of
 from layerroute.evaluation.perplexity import evaluate
 from layerroute.evaluation.task_list import make_tasks
-from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
+from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches, text_source
+from layerroute.integrity import content_sha256, file_sha256, replace_text
 from layerroute.lab.retention import PERPLEXITY, Scores
 from layerroute.ops.flops import flop_counter
 from layerroute.precision import Precision
@@ -38,7 +40,7 @@ _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
 _PROBED, _PROBES = 64, 6  # documents on which a rate is sought, and how often
 _MOST = 0.99  # a rate of 0 or 1 is not held
 _NEAR = 0.002  # shares of FLOPs: well within what counts as equal
-_SCORED_BY = 3  # part of what kept scores are known by: raise it when the same question gets another answer
+_SCORED_BY = 4  # part of what kept scores are known by: raise it when the same question gets another answer
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
 Work = Callable[[int | None], tuple[Values, float]]
@@ -210,6 +212,8 @@ class Scorer:
                 batch_size=self.batch_size,
                 limit=self.windows if windows is None else min(windows, self.windows),
             )
+            if len(batches) > 1 and batches[-1]["input_ids"].shape[1] < self.length:
+                batches.pop()  # the short rest of the text, which would count as much as a whole window
             with flop_counter() as counter:
                 result = evaluate(loaded.model, batches, precision=loaded.in_precision)
             self._skipped_of_text = skipped_share(loaded.model, result.routing)
@@ -260,7 +264,8 @@ class Scorer:
         asked = self._asked(model, settings)
         content: dict[str, Any] | None = None
         if file is not None and file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            with suppress(ValueError):  # cut short: it is made anew
+                content = json.loads(file.read_text(encoding="utf-8"))
         # Scores of earlier versions, without FLOPs, are made anew: nothing could be said by them.
         if content is None or content.get("asked") != asked or "executed" not in content:
             self.tell(f"scoring {label}")
@@ -275,7 +280,7 @@ class Scorer:
             }
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+                replace_text(file, json.dumps(content) + "\n")
         return Scores(
             label=label,
             skipped=content["skipped"],
@@ -284,7 +289,7 @@ class Scorer:
         )
 
     def _asked(self, model: str, settings: Sequence[str | None]) -> str:
-        """Digest of model and questions: files by their content, a router by its manifest."""
+        """Digest of model, questions and how they are asked: texts, task files and routers by their content."""
         parts: list[Any] = [
             _SCORED_BY,
             model,
@@ -293,14 +298,21 @@ class Scorer:
             self.length,
             self.shots,
             self.text_field,
+            self.batch_size,
+            self.device,
             *settings,
         ]
-        for name in [*self.tasks, *self.text]:
-            path = Path(name)
-            parts.append([name, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None])
-        description = router_folder(Path(model)) / DESCRIPTION
-        if description.is_file():
-            parts.append(hashlib.sha256(description.read_bytes()).hexdigest())
+        for name in self.tasks:
+            parts.append([name, file_sha256(Path(name)) if Path(name).is_file() else None])
+        if self.text:
+            parts.append(text_source(self.text, self.text_field).fingerprint())
+        folder = router_folder(Path(model))
+        if (folder / DESCRIPTION).is_file():
+            parts.append(content_sha256(folder, without="controls"))
+            model = base_source(folder)
+        if Path(model).is_dir():  # a base: its weights may be many gigabytes
+            files = sorted(Path(model).glob("*.*"))
+            parts += [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

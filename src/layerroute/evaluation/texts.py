@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from layerroute.data.configuration import DataConfig
-from layerroute.data.sources import make_source
+from layerroute.data.sources import Source, make_source
 from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
@@ -23,8 +23,13 @@ def read_texts(paths: list[str], text_field: str = TEXT_FIELD) -> Iterator[str]:
     Raises:
         UserError: missing, empty or binary files.
     """
-    for document in make_source(DataConfig(source="files", paths=paths, text_field=text_field)).documents():
+    for document in text_source(paths, text_field).documents():
         yield document.text
+
+
+def text_source(paths: list[str], text_field: str = TEXT_FIELD) -> Source:
+    """What ``read_texts`` reads."""
+    return make_source(DataConfig(source="files", paths=paths, text_field=text_field))
 
 
 def text_batches(

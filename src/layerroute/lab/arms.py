@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -83,6 +83,11 @@ class Arm:
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the completed runs."""
         return tuple(run.seed for run in self.completed)
+
+    def on(self, seeds: Iterable[int]) -> "Arm":
+        """The arm with its runs of these seeds alone."""
+        kept = set(seeds)
+        return replace(self, runs=tuple(run for run in self.runs if run.seed in kept))
 
     def by_seed(self, *keys: str) -> dict[int, float]:
         """The record's number at ``keys`` for every completed run that has one."""
@@ -293,3 +298,9 @@ def _leaf(key: str) -> str:
 def _shown(settings: Mapping[str, Any], key: str) -> str:
     value = settings.get(key)
     return "/".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def on_common_seeds(*arms: Arm) -> tuple[Arm, ...]:
+    """Arms with the runs that can be paired; as they are where no seed is common to all."""
+    common = set(arms[0].seeds).intersection(*(arm.seeds for arm in arms[1:]))
+    return tuple(arm.on(common) if common and common != set(arm.seeds) else arm for arm in arms)

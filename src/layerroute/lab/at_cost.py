@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, on_common_seeds
 from layerroute.lab.fairness import (
     SAME_BYTES,
     SAME_COST_TEXT,
@@ -106,13 +106,14 @@ def _read_off(question: Question, router: Arm, family: Sequence[Arm]) -> AtCost 
     for arm in family:
         if not unequal_cost(router, arm):
             return at_cost(low=arm, high=arm, weight=0.0, difference=by_seed(ours, measure(arm)))
-    flops, read = router.executed or 0.0, cache_bytes(router) or 0.0
     for low, high in pairwise(family):
-        below, above = low.executed or 0.0, high.executed or 0.0
+        paired = on_common_seeds(low, high, router)
+        below, above, flops = (arm.executed or 0.0 for arm in paired)
+        read = cache_bytes(paired[2]) or 0.0
         if not below < flops < above:
             continue
         weight = (flops - below) / (above - below)
-        there = (1 - weight) * (cache_bytes(low) or 0.0) + weight * (cache_bytes(high) or 0.0)
+        there = (1 - weight) * (cache_bytes(paired[0]) or 0.0) + weight * (cache_bytes(paired[1]) or 0.0)
         if abs(there - read) > SAME_BYTES * read:
             return None
         one, other = measure(low), measure(high)

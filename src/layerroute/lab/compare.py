@@ -9,7 +9,7 @@ from layerroute.errors import UserError
 from layerroute.lab.agreement import agreement_table
 from layerroute.lab.arms import Arm, alike_besides, arm_named, group_arms
 from layerroute.lab.controls import ControlCheck, check_controls
-from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, equal_cost, equal_cost_table
+from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, deciding, equal_cost, equal_cost_table
 from layerroute.lab.fairness import choose_subject, data_identity, no_verdict, served_apart, unequal
 from layerroute.lab.format import listing, plural, plus_minus
 from layerroute.lab.pairs import Pair, judge
@@ -255,8 +255,8 @@ class Comparison:
         return " ".join(filter(None, said))
 
     def _phrase(self, rival: Arm, entries: Sequence[EqualCost]) -> str:
-        """``beats greedy (−0.02 nats, 95% −0.03 to −0.01)``: of the readings at equal cost the first one's numbers."""
-        one, subject = entries[0], self.subject
+        """``beats greedy (−0.02 nats, 95% −0.03 to −0.01)``: numbers of the reading that decides."""
+        one, subject = deciding(entries), self.subject
         assert subject is not None
         pair = Pair(question=self.question, subject=subject, rival=rival, difference=one.gap)
         facts = {**pair.facts, "second": one.control}
@@ -267,6 +267,9 @@ class Comparison:
         outcome = {"wins": Outcome.WINS, "loses": Outcome.LOSES}.get(agreed(entries))
         if outcome is not None:
             return self.question.phrases[outcome].format_map(facts)
+        said = {entry.outcome for entry in entries}
+        if {"wins", "loses"} <= said:
+            return f"cannot be told from {one.control} (it wins read off one way, and loses the other)"
         if any(entry.outcome.endswith("as read") for entry in entries):
             doubt = ", and the straight line there may have made the difference"
             return f"cannot be told from {one.control} ({facts['amount']}{doubt})"

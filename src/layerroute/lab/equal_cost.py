@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, on_common_seeds
 from layerroute.lab.fairness import SAME_COST_TEXT, same_cost, unlike_treatment
 from layerroute.lab.format import number, percent, signed
 from layerroute.lab.statistics import Difference, WindowLosses, by_window
@@ -114,6 +114,11 @@ def agreed(entries: Sequence[EqualCost]) -> str:
     return said.pop() if len(said) == 1 else "cannot be told"
 
 
+def deciding(entries: Sequence[EqualCost]) -> EqualCost:
+    """The reading whose numbers are told: the first that says what all say together."""
+    return next((one for one in entries if one.outcome == agreed(entries)), entries[0])
+
+
 def read_off(
     line: Sequence[T], cost: Callable[[T], float | None], at: float | None
 ) -> tuple[T, T, float] | None:
@@ -136,7 +141,16 @@ def read_off(
 
 def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, float] | None:
     alike = [arm for arm in line if not unlike_treatment(arm, at)]
-    return read_off(alike, lambda arm: arm.executed_share, at.executed_share)
+    found = read_off(alike, lambda arm: arm.executed_share, at.executed_share)
+    if found is None:
+        return None
+    # Again of the runs that are paired: an arm may have others, which cost more or less.
+    below, above, there = on_common_seeds(*found[:2], at)
+    paired = read_off([below, above], lambda arm: arm.executed_share, there.executed_share)
+    if paired is None:
+        return None
+    low, high = (found[0] if arm is below else found[1] for arm in paired[:2])
+    return low, high, paired[2]
 
 
 def _between(low: Arm, high: Arm, weight: float) -> WindowLosses:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from layerroute.lab.arms import Arm, arm_named
+from layerroute.lab.arms import Arm, arm_named, on_common_seeds
 from layerroute.lab.format import count, learning_rate, listing, path_name, percent, signed_percent
 from layerroute.lab.runs import Run
 
@@ -37,10 +37,11 @@ def same_cost(one: float | None, other: float | None) -> bool:
 
 
 def cost_shares(subject: Arm, rival: Arm) -> tuple[float | None, float | None]:
-    """Executed forward FLOPs per token as shares; None where they were not counted.
+    """Executed forward FLOPs per token as shares, over common seeds; None where they were not counted.
 
     Of each arm's plain model where both records have it, else of the dearer arm's.
     """
+    subject, rival = on_common_seeds(subject, rival)
     costs, bases = (
         [arm.mean("flops", key) for arm in (subject, rival)]
         for key in ("executed_per_token", "base_per_token")
@@ -59,7 +60,11 @@ def cache_bytes(arm: Arm) -> float | None:
 
 
 def unequal_cost(subject: Arm, rival: Arm) -> list[str]:
-    """What keeps two arms from equal cost, as short phrases: executed FLOPs, and bytes read where both records tell."""
+    """What keeps two arms from equal cost, as short phrases: executed FLOPs, and bytes read where both records tell.
+
+    Of the runs that are paired: an arm may have others, which cost more or less.
+    """
+    subject, rival = on_common_seeds(subject, rival)
     return [*_unequal_flops(subject, rival), *_unequal_bytes(subject, rival)]
 
 

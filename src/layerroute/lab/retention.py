@@ -76,6 +76,8 @@ class Change:
         if not same_cost(self.executed, self.executed_reference):
             counted = self.executed is not None and self.executed_reference is not None
             return f"no verdict: {'unequal FLOPs' if counted else 'FLOPs not counted'}"
+        if self.documents < 2:
+            return "cannot be told"
         low, high = sorted(
             (-1 if self.metric == PERPLEXITY else 1) * end
             for end in (self.difference_low, self.difference_high)

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from layerroute.few_units import widening
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WindowLosses = Mapping[int, Sequence[float] | Floats]
@@ -101,10 +103,12 @@ def by_seed_and_window(a: WindowLosses, b: WindowLosses, fewest: int = FEWEST_WI
 def by_window(a: WindowLosses, b: WindowLosses) -> Difference | None:
     """As ``by_seed_and_window`` with two windows or more; else a bootstrap over windows, which tells nothing of seeds.
 
-    None where they have no seed, or not the same windows, in common.
+    None where they have no seed, or not the same windows, in common, or one window, which has no interval.
     """
     seeds, matrix = _paired(a, b)
     if matrix is None:
+        return None
+    if matrix.shape[1] < 2:
         return None
     if (crossed := by_seed_and_window(a, b, fewest=2)) is not None:
         return crossed
@@ -224,7 +228,7 @@ def bootstrap(
     level: float = LEVEL,
     generator: np.random.Generator | None = None,
 ) -> Floats:
-    """Low and high end of the percentile bootstrap interval, (2, ...).
+    """Low and high end of the percentile bootstrap interval, (2, ...), widened where there are few units.
 
     What ``scipy.stats.bootstrap`` gives, which takes longer to import than most reports to compute.
 
@@ -244,7 +248,10 @@ def bootstrap(
     low_and_high: Floats = np.nanquantile(
         np.concatenate(found, axis=-1), [(1 - level) / 2, (1 + level) / 2], axis=-1
     )
-    return low_and_high
+    if (wider := widening(units)) == 1.0:
+        return low_and_high
+    whole = statistic(*samples, axis=-1)
+    return whole + wider * (low_and_high - whole)
 
 
 def permutation_test(

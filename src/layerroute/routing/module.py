@@ -71,7 +71,7 @@ class RoutingConfig:
                 raise UserError(f"routing.{key}: {value!r} is not known.{nearest(str(value), names)}")
         if self.widths is not None and (self.router == "linear" or any(width < 1 for width in self.widths)):
             raise UserError(
-                f"routing.widths is {list(self.widths)}; they are sizes of an mlp router's hidden layers, 1 or more each"
+                f"routing.widths is {list(self.widths)}; sizes of an mlp router's hidden layers, 1 or more each"
             )
         if not 0.0 <= self.rate <= 1.0:
             raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")

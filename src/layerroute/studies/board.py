@@ -81,13 +81,16 @@ class Claim:
         return str(self.attributes["run"])
 
 
+_MEASURED = "objectives"
+
+
 class Board:
     """One Optuna study in a storage.
 
     Args:
         url: of the storage, as SQLAlchemy writes it. A SQLite file is made with its folder.
         name: of the Optuna study.
-        directions: of the objectives.
+        objectives: names of what is measured, and the direction of each.
         retries: attempts beyond the first after a worker's death.
         heartbeat, grace: seconds, as ``HEARTBEAT`` and ``GRACE``.
         sampler: makes the sampler of the n-th trial; the default samples nothing.
@@ -100,7 +103,7 @@ class Board:
         self,
         url: str,
         name: str,
-        directions: Sequence[str],
+        objectives: Mapping[str, str],
         *,
         retries: int,
         heartbeat: int = HEARTBEAT,
@@ -122,16 +125,22 @@ class Board:
         try:
             with self.locked(), _no_warnings():
                 self._storage = _with_patience(open_storage)
-                self._study = self._create_or_load(directions)
+                self._study = self._create_or_load(list(objectives.values()))
+                measured = self._study.user_attrs.get(_MEASURED)
+                if measured is None:  # new, or of an earlier version
+                    measured = list(objectives)
+                    self._study.set_user_attr(_MEASURED, measured)
         except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
             cause = str(error.__cause__ or error).splitlines()[0]
             if isinstance(error, ImportError):
                 cause += "; install the driver of this database"
             raise UserError(f"--storage: cannot open {_without_password(url)}: {cause}") from error
-        found = [direction.name.lower() for direction in self._study.directions]
-        if found != list(directions):
+        directions = [direction.name.lower() for direction in self._study.directions]
+        found = list(zip(measured, directions, strict=False))
+        if found != list(objectives.items()):
+            told = ", ".join(f"{what}: {direction}" for what, direction in found)
             raise UserError(
-                f"--storage: the study {name} in {_without_password(url)} has other objectives ({', '.join(found)}); "
+                f"--storage: the study {name} in {_without_password(url)} has other objectives ({told}); "
                 "give the study another name"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -45,7 +46,7 @@ class Session:
         make = partial(
             Board,
             self.storage,
-            directions=list(config.objectives.values()),
+            objectives=config.objectives,
             retries=config.retries,
             heartbeat=heartbeat,
             grace=grace,
@@ -172,7 +173,12 @@ class Session:
     def _samples(self, variant: str) -> list[dict[str, Any]]:
         sweep = self.plan.config.sweep
         assert sweep is not None and sweep.trials is not None
-        mark = fingerprint(self.plan.recipe(variant, self.plan.config.seeds[0], {}))
+        own = fingerprint(self.plan.recipe(variant, self.plan.config.seeds[0], {}))
+        drawn = {
+            key: value for key, value in asdict(sweep).items() if key != "trials"
+        }  # there may be more of them
+        plan = [own, self.plan.config.seeds, drawn]
+        mark = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         return [
             {"run": f"{RUNS}/{variant}-t{number:03d}", "variant": variant, "fingerprint": mark}
             for number in range(sweep.trials)

@@ -267,6 +267,25 @@ def test_a_changed_study_is_refused(make_session: MakeSession) -> None:
         make_session(overrides={"train.max_steps": 4}).begin()
 
 
+def test_other_objectives_of_the_same_direction_are_refused(make_session: MakeSession) -> None:
+    make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
+    make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
+    with pytest.raises(UserError, match=r"has other objectives \(metrics.validation_loss: minimize\)"):
+        make_session(objectives={"timing.train_seconds": "minimize"}).begin()
+
+
+def test_a_sampled_sweep_with_other_seeds_or_another_range_is_refused(make_session: MakeSession) -> None:
+    def begin(high: float = 1e-2, trials: int = 2, **more: Any) -> None:
+        keys = {"train.learning_rate": {"low": 1e-4, "high": high}}
+        make_session(sweep={"keys": keys, "sampler": "random", "trials": trials}, **more).begin()
+
+    begin()
+    begin(trials=3)
+    for other in ({"high": 0.5}, {"seeds": [1]}):
+        with pytest.raises(UserError, match="changed since it was begun"):
+            begin(**other)
+
+
 def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSession) -> None:
     keys = {
         "train.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -5,7 +5,7 @@ from typing import Any
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
-from layerroute.lab.equal_cost import EqualCost, agreed
+from layerroute.lab.equal_cost import EqualCost, agreed, deciding
 from layerroute.lab.fairness import PARAMETER_TOLERANCE, relative, unlike_treatment
 from layerroute.lab.format import listing, percent, plural
 from layerroute.lab.pairs import ENOUGH_SEEDS
@@ -128,12 +128,12 @@ def _price(comparison: Comparison, subject: Arm) -> str:
 
 
 def _lead(entries: Sequence[EqualCost]) -> float:
-    gap = entries[0].gap
+    gap = deciding(entries).gap
     return float("-inf") if gap is None else gap.mean
 
 
 def _amount(comparison: Comparison, entries: Sequence[EqualCost]) -> str:
-    metric, gap = comparison.question.metric, entries[0].gap
+    metric, gap = comparison.question.metric, deciding(entries).gap
     if gap is None:
         return "not paired"
     return f"{metric.show(gap.mean)}{metric.unit}, 95% {metric.show(gap.low)} to {metric.show(gap.high)}"

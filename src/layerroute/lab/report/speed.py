@@ -4,7 +4,7 @@ import json
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from layerroute.errors import UserError
+from layerroute.lab.drawn import DRAWN
 from layerroute.lab.report.plots import Panel as Plot
 from layerroute.lab.report.plots import curves
 from layerroute.lab.report.style import (
@@ -42,7 +43,6 @@ _USUAL = {
     "context": "full_context",
 }
 _DOTS = (":", (0, (1, 3)), (0, (3, 3)), (0, (1, 1, 3, 2)))
-_DRAWN = "prefill, decode, train-skipping, attention and hybrid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,19 @@ def _all_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
         found = list(_panels(record))
         if not found:
             raise UserError(
-                f"bench {record['case']} has no speed-up by share to draw; figures are for {_DRAWN}"
+                f"this record of bench {record['case']} has no speed-up by share to draw; figures are for "
+                f"{', '.join(DRAWN)}, where several shares were measured"
             )
         panels += found
-    return panels
+    titles = [panel.title for panel in panels]
+    machines = [_machine(record) for record in records for _ in _panels(record)]
+    told = [f"{title}, {machine}" for title, machine in zip(titles, machines, strict=True)]
+    return [
+        panel
+        if titles.count(panel.title) == 1
+        else replace(panel, title=name if told.count(name) == 1 else f"{name}, record {number + 1}")
+        for number, (panel, name) in enumerate(zip(panels, told, strict=True))
+    ]
 
 
 def draw_speed(records: Sequence[Mapping[str, Any]]) -> Figure:
@@ -171,7 +180,8 @@ def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the benchmark record {path}: {error}") from None
-        if not isinstance(content, dict) or content.get("kind") != "benchmark":
+        rows = content.get("rows") if isinstance(content, dict) else None
+        if not isinstance(rows, list) or content.get("kind") != "benchmark":
             raise UserError(
                 f"{path} is not a benchmark record: give files that `layerroute bench --out` wrote"
             )
@@ -192,6 +202,8 @@ def _machine(record: Mapping[str, Any]) -> str:
 
 def _panels(record: Mapping[str, Any]) -> Iterator[Panel]:
     groups: dict[str, list[Row]] = {}
+    if record["case"] not in DRAWN:
+        return
     share = "skip" if any("skip" in row for row in record["rows"]) else "rate"
     for row in record["rows"]:
         if share in row and ("limit" in row or record["case"] in ("attention", "hybrid")):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerroute.errors import UserError
+from layerroute.few_units import widening
 from layerroute.precision import autocast
 from layerroute.routing import last_decision
 from layerroute.skipping.calibration.journal import kept
@@ -116,10 +118,17 @@ class Difference:
 def paired_bootstrap(
     a: Float[Tensor, "N"], b: Float[Tensor, "N"], *, seed: int = 0, draws: int = DRAWS
 ) -> Difference:
-    """A - b, with the percentile interval of means over documents drawn with replacement."""
+    """A - b, with the percentile interval of means over documents drawn with replacement, widened where they are few.
+
+    Raises:
+        UserError: there is one document, which has no interval.
+    """
     difference = (a - b).double().cpu()
+    if len(difference) < 2:
+        raise UserError("one window of text has no interval; give more text to judge on (--tokens-heldout)")
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(difference), (draws, len(difference)), generator=generator)
     means = difference[picks].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Difference(mean=float(difference.mean()), low=low, high=high)
+    mean, wider = float(difference.mean()), widening(len(difference))
+    return Difference(mean=mean, low=mean + wider * (low - mean), high=mean + wider * (high - mean))

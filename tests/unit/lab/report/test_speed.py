@@ -8,7 +8,7 @@ import pytest
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
-from layerroute.lab.report.speed import _panels, speed_figures
+from layerroute.lab.report.speed import _panels, speed_at, speed_data, speed_figures
 
 
 def spread(median: float) -> dict[str, float]:
@@ -132,3 +132,22 @@ def test_what_cannot_be_drawn_is_one_line(
 def test_the_form_of_the_file_is_known() -> None:
     with pytest.raises(UserError, match=r"\.png, \.svg or \.pdf"):
         speed_figures([PREFILL], Path("speed.jpg"))
+
+
+def test_two_machines_have_a_panel_each_and_both_are_told() -> None:
+    other = record("prefill", [skipping(0.5, 0.8, 0.8), skipping(0.25, 0.6, 0.96)], threads=16)
+    for records in ([PREFILL, other], [other, PREFILL], [PREFILL, PREFILL]):
+        told = [words for words, *_ in speed_at(records, 0.75)]
+        assert len(set(told)) == 2
+        data = speed_data(records)
+        assert data[data["arm"] == "sparse"].groupby("panel").size().tolist() == [2, 2]
+    assert [words[:5] for words, *_ in speed_at([other, PREFILL], 0.75)] == ["0.60\u00d7", "1.20\u00d7"]
+
+
+def test_records_that_are_not_drawn_are_refused_in_a_line(tmp_path: Path, capsys: Any) -> None:
+    engine = record("engine", [{"skip": 0.25, "limit": {}, "batch": 1, "arms": {}}])
+    for number, content in enumerate((engine, {"kind": "benchmark", "case": "prefill"})):
+        (tmp_path / f"{number}.json").write_text(json.dumps(content))
+        words = ["bench", "figure", str(tmp_path / f"{number}.json"), "--out", str(tmp_path / "x.png")]
+        assert main(words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1

@@ -63,13 +63,14 @@ def trained() -> Iterator[tuple[str, str, str]]:
 
 def answers() -> Iterator[tuple[str, str, str]]:
     """What a router answers more than pruning at its FLOPs, in points."""
-    for task, title in (("arc_easy", "ARC-easy"), ("hellaswag", "HellaSwag")):
+    for task, title in (("lambada", "LAMBADA"), ("arc_easy", "ARC-easy"), ("hellaswag", "HellaSwag")):
         found = read(f"layer_skipping/retention-{task}.json")["differences"][0]
         assert (found["metric"], found["outcome"]) == ("acc", "better")
         mean, low, high = (points(found[f"difference{end}"]) for end in ("", "_low", "_high"))
         yield README, "ARC-easy", f"({low} to {high})"
         yield README, "ARC-easy", mean
-        yield SKIPPING, f"**{title}, at equal FLOPs", f"{mean[1:]} points ({low} to {high})"
+        unit = "points of last words" if task == "lambada" else "points"
+        yield SKIPPING, f"**{title}, at equal FLOPs", f"{mean[1:]} {unit} ({low} to {high})"
 
 
 def times() -> Iterator[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
-from layerroute.evaluation.loading import LoadedModel, load_model, model_folder
+from layerroute.evaluation.loading import LoadedModel, load_model, model_folder, precision_of
 from layerroute.integrity import content_sha256
 from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
@@ -150,7 +150,7 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     with stages(True) as stage:
         scores: dict[str, dict[str, Any]] = {kind: {} for kind in open_}
         for name, path in against.items() if open_ else ():
-            other = load_model(path, device=arguments.device, precision=loaded.precision)
+            other = load_model(path, device=arguments.device, precision=precision_of(loaded.precision))
             advance = stage(f"scoring {name}")
             for index, (kind, own) in enumerate(open_.items()):
                 scores[kind][name] = score(other.model, own.ids.to(other.device), precision=other.precision)

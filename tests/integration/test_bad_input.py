@@ -48,6 +48,7 @@ CASES: list[tuple[str, str]] = [
     (f"{CALIBRATE} --min-share 2", "not a share from 0 to 1"),
     (f"{CALIBRATE} --unit attention --layers 2-9", "out of range"),
     (f"{CALIBRATE} --tokens-heldout 31", "less than one window"),
+    (f"{CALIBRATE} --tokens-heldout 32", "--tokens-heldout is 32, less than two windows"),
     (f"{CALIBRATE} --tokens-heldout 64000", "has 3 documents"),
     (f"{CALIBRATE} --record record.txt", "give the name of a .json file"),
     (f"{CALIBRATE} --controls", "--controls needs --out"),

@@ -282,10 +282,9 @@ def sizes(tokens: int) -> dict[str, int]:
     """All sizes of a calibration on so many tokens, none above its default."""
     usual = CalibrationConfig(budget=0.5)
     parts = {"tokens_selection": 4, "tokens_search": 8, "tokens_heldout": 2}
-    return {
-        "tokens_statistics": tokens,
-        **{key: max(usual.length, min(getattr(usual, key), tokens // part)) for key, part in parts.items()},
-    }
+    found = {key: max(usual.length, min(getattr(usual, key), tokens // part)) for key, part in parts.items()}
+    found["tokens_heldout"] = max(2 * usual.length, found["tokens_heldout"])  # one window has no interval
+    return {"tokens_statistics": tokens, **found}
 
 
 def head(

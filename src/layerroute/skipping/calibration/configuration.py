@@ -130,11 +130,6 @@ class CalibrationConfig:
                 raise UserError(
                     f"calibration.{key} is {getattr(self, key)}, less than one window of {self.length} tokens"
                 )
-        if self.tokens_heldout < 2 * self.length:
-            raise UserError(
-                f"calibration.tokens_heldout is {self.tokens_heldout}, less than two windows of {self.length} tokens: "
-                "one has no interval"
-            )
         for key, least in (
             ("refits", 0),
             ("rounds", 1),

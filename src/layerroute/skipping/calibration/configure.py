@@ -41,7 +41,8 @@ def config_for(
 
     Raises:
         UserError: the tokenizer has ids for which the model has no embedding; the model is to skip layers that it does
-            not have; a budget that no static subset of them can meet; a setting that does not exist.
+            not have; a budget that no static subset of them can meet; one window to judge on; a setting that does not
+            exist.
     """
     check_keys(settings, [one.name for one in fields(CalibrationConfig)], "calibration")
     embeddings = model.get_input_embeddings()
@@ -59,6 +60,11 @@ def config_for(
         sink_ids=special_tokens(tokenizer),
         **{**_allocated(allocation or (whole if chosen == "block" else "even")), **settings},
     )
+    if config.tokens_heldout < 2 * config.length:
+        raise UserError(
+            f"calibration.tokens_heldout is {config.tokens_heldout}, less than two windows of {config.length} tokens: "
+            "one has no interval"
+        )
     stack = decoder_stack(model)[1]
     if unit is None and family_of(model, stack) is None:
         _logger.warning("the layers of this model cannot be taken apart; whole layers skip")

@@ -87,6 +87,14 @@ class LoadedModel:
         return handle if handle is not None and handle.enabled and handle.all_routings() else None
 
     @property
+    def context_length(self) -> int | None:
+        """Tokens that a pretrained model reads at most; None: any number (hybrid models), or it is not said."""
+        config = self.model.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None)
+        told = isinstance(length, int) and length > 0 and not isinstance(config, HybridConfig)
+        return length if told else None
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from layerroute.errors import UserError, require
 from layerroute.evaluation.generation import prompt_ids
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.hybrid import HybridConfig
 from layerroute.serving.requests import Refused, Sampling, check_messages, check_request, said
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     manager.loaded_models[name] = TimedModel(loaded.model, -1, tokenizer)
     manager.loaded_models[name]._timer.cancel()
     state = GenerationState()
-    state._generate_managers[name] = OneAtATime(_context_length(loaded.model))
+    state._generate_managers[name] = OneAtATime(loaded.context_length)
     handlers: dict[str, Any] = {"model_manager": manager, "generation_state": state}
     nothing: Any = Nothing()
     return build_server(
@@ -195,15 +194,6 @@ def serve(loaded: LoadedModel, *, name: str, host: str, port: int) -> None:
         server.run()
     except SystemExit as error:  # uvicorn has said why on stderr: most often a port that is taken
         raise UserError(f"cannot listen on {host}:{port}; give another --host or --port") from error
-
-
-def _context_length(model: Any) -> int | None:
-    """Tokens that a pretrained model reads at most; None: any number, or it is not said (hybrid models of ours)."""
-    config = model.config.get_text_config()
-    if isinstance(config, HybridConfig):
-        return None
-    length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def _compute_in_precision(loaded: LoadedModel) -> None:

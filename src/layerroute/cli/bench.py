@@ -171,7 +171,8 @@ def _record(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not JSON; give a file that `layerroute bench CASE --out` wrote."
         ) from None
-    if not isinstance(record, dict) or record.get("kind") != "benchmark":
+    rows = record.get("rows") if isinstance(record, dict) else None
+    if not isinstance(rows, list) or record.get("kind") != "benchmark":
         raise UserError(f"{path} is not a record of `layerroute bench`.")
     return record
 

@@ -26,7 +26,7 @@ def test_shipped_recipes_fit_together(name):
         ("layer_skipping/reinforce", {"objective.policy_weight": "0"}, TOGETHER),
         ("layer_skipping/reinforce", {"start.method": "calibrated"}, "thresholds move them"),
         ("layer_skipping/reinforce", {"skip.routing.budget": "quantile"}, "thresholds move them"),
-        ("layer_skipping/token", {"skip.routing.widths": "[8]"}, "a calibration makes a linear router"),
+        ("layer_skipping/token", {"skip.routing.initial_bias": "1.0"}, "a calibration makes a linear router"),
         ("layer_skipping/token", {"skip.routing.zero_init": "true"}, "a calibration makes a linear router"),
         (
             "layer_skipping/token",

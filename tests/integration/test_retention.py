@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerroute.cli.main import main
+from layerroute.data.windows import DocumentEncoder
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import SkipConfig, add_router, get_router, save_router, skip_flops
 from tests.parity.skipping_models import sharpen
@@ -185,3 +187,58 @@ def test_the_first_is_served_at_the_flops_of_another(files: Path, tmp_path: Path
         assert abs(found["executed"] - found["executed_reference"]) < 0.005, found
         assert abs(as_it_is["executed"] - found["executed_reference"]) > 0.01, as_it_is
         assert not found["outcome"].startswith("no verdict")
+
+
+def kept_values(out: Path, run: str) -> dict[str, list[float]]:
+    return json.loads((out / "scores" / f"{run}.json").read_text())["values"]
+
+
+def test_scores_are_kept_for_the_same_model_text_and_batch_alone(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A router's manifest may stay as it is when it is trained anew; a folder keeps its name with other text."""
+    for name in ("model", "wide", "text.txt"):
+        copy = shutil.copytree if (files / name).is_dir() else shutil.copy
+        copy(files / name, tmp_path / name)
+    router, texts, out = tmp_path / "wide", tmp_path / "texts", tmp_path / "out"
+    description = json.loads((router / "router.json").read_text())
+    description["base"]["id"] = str(tmp_path / "model")
+    (router / "router.json").write_text(json.dumps(description))
+    texts.mkdir()
+    shutil.move(tmp_path / "text.txt", texts / "a.txt")
+
+    def scored(batch: int = 2) -> list[str]:
+        words = ["retention", str(router), "--data", str(texts), "--windows", "4", "--sequence-length", "32"]
+        assert main([*words, "--out", str(out), "--device", "cpu", "--batch-size", str(batch)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        return [line.rpartition(" ")[2] for line in said if "scoring" in line]
+
+    assert scored() == ["base", "wide"]
+    first = kept_values(out, "wide")
+    assert scored() == []
+    weights = load_file(router / "router.safetensors")
+    save_file({name: 3 * value for name, value in weights.items()}, router / "router.safetensors")
+    assert scored() == ["wide"]
+    assert kept_values(out, "wide") != first
+    (texts / "a.txt").write_text((texts / "a.txt").read_text()[200:])
+    assert scored() == ["base", "wide"]
+    assert scored(batch=1) == ["base", "wide"]
+    (out / "scores" / "base.json").write_text('{"label"')
+    assert scored(batch=1) == ["base"]
+
+
+def test_the_short_rest_of_a_text_does_not_count_as_a_window(files: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    text = (files / "text.txt").read_text()
+    tokens = len(DocumentEncoder.of(tokenizer).windows([text], 32, None)[0])
+    words = [
+        "retention",
+        str(files / "wide"),
+        "--data",
+        str(files / "text.txt"),
+        "--windows",
+        str(tokens + 5),
+    ]
+    assert main([*words, "--sequence-length", "32", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    (losses,) = kept_values(tmp_path, "base").values()
+    assert len(losses) == tokens

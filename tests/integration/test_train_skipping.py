@@ -462,6 +462,9 @@ def test_a_run_on_a_mixture_is_scored_and_judged_by_kind(home, tmp_path, capsys)
     losses = [kind["loss"] for kind in found["kinds"].values()]
     assert found["mean"]["loss"] == pytest.approx(sum(losses) / 2)
     data = ["--data", f"prose={home / 'heldout.jsonl'}", "--length", "32", "--tokens-heldout", "256"]
+    own = [word.replace("heldout.jsonl", "train.jsonl") for word in data]
+    assert main(["transfer", str(out), *own, "--against", str(out)]) == 2
+    assert "has seen this text" in capsys.readouterr().err
     assert main(["transfer", str(out), *data, "--against", str(out), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["home"] is True, "the run says what it was trained on"

@@ -119,7 +119,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     assert main(["transfer", str(static), *kinds(files, "b"), *JUDGED]) == 2
     assert "has no static arms to compare with" in capsys.readouterr().err
     for wrong, told in (
-        (["--data", f"fresh={files / 'c'}.jsonl"], "was calibrated on the text of the kind 'fresh'"),
+        (["--data", f"fresh={files / 'c'}.jsonl"], "has seen this text (the kind 'fresh')"),
         ([*kinds(files, "b"), "--unit", "block"], "--unit is for a MODEL"),
         ([*kinds(files, "b"), "--tokens-search", "64"], "--tokens-search is for a MODEL"),
     ):

@@ -5,6 +5,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor
 from layerroute.benchmark.output import save
 from layerroute.cli.arguments import use_threads
 from layerroute.cli.calibration_inputs import open_base, router_settings_of, settings_of
+from layerroute.data.configuration import DataConfig
 from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
-from layerroute.data.texts import Texts
+from layerroute.data.sources import make_source
+from layerroute.data.texts import Texts, marks_of
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder, precision_of
 from layerroute.integrity import content_sha256
@@ -262,14 +265,14 @@ def _home_kinds(loaded: LoadedModel) -> set[str]:
 
 
 def _check_unseen(loaded: LoadedModel, texts: Texts) -> None:
-    """Nothing is judged on what a router was calibrated on: the fits and the static choice have seen it."""
+    """Nothing is judged on what a router was calibrated or trained on: the fits and the static choice have seen it."""
     noted = read_router(loaded.path).notes.get("kinds") or {}
     seen = {kind.get("fingerprint") for kind in noted.values()}
-    for name, own in texts.fingerprints.items():
-        if own in seen:
-            raise UserError(
-                f"{loaded.path} was calibrated on the text of the kind {name!r}; give --data that it has not seen"
-            )
+    trained = ((loaded.record or {}).get("recipe") or {}).get("data")
+    with suppress(UserError):  # what is no longer there is not judged on either
+        seen |= marks_of(make_source(DataConfig(**trained))) if trained else set()
+    if (known := texts.known_as(seen)) is not None:
+        raise UserError(f"{loaded.path} has seen this text ({known}); give --data that it has not seen")
 
 
 def _check_alike(loaded: LoadedModel, path: Path) -> None:

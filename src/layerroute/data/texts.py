@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -64,8 +64,12 @@ class Texts:
 
     def shared_with(self, other: "Texts") -> str | None:
         """A text that both hold, in words; None: none that can be told by its file or by all of a kind's content."""
-        theirs = dict(_marks(other))
-        return next((name for mark, name in _marks(self) if mark in theirs), None)
+        return self.known_as(mark for mark, _ in _marks(other.sources))
+
+    def known_as(self, marks: Iterable[str]) -> str | None:
+        """The text that has one of these marks (``marks_of``), in words; None: none has."""
+        theirs = set(marks)
+        return next((name for mark, name in _marks(self.sources) if mark in theirs), None)
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Share, source and fingerprint of each kind, for records."""
@@ -79,9 +83,14 @@ class Texts:
         }
 
 
-def _marks(texts: Texts) -> Iterator[tuple[str, str]]:
-    """What tells a text from another one, and what it is called."""
-    for name, source in texts.sources.items():
+def marks_of(source: Source) -> set[str]:
+    """What tells the texts of a source from others: fingerprints of their kinds, and where their files are."""
+    return {mark for mark, _ in _marks(getattr(source, "sources", {"": source}))}
+
+
+def _marks(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
+    """The marks of kinds of text, and what each is called."""
+    for name, source in sources.items():
         yield source.fingerprint(), f"the kind {name!r}"
         yield from ((path, Path(path).name) for path in getattr(source, "real_paths", ()))
 

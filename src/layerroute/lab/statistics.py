@@ -248,7 +248,7 @@ def bootstrap(
     low_and_high: Floats = np.nanquantile(
         np.concatenate(found, axis=-1), [(1 - level) / 2, (1 + level) / 2], axis=-1
     )
-    if (wider := widening(units)) == 1.0:
+    if (wider := widening(units, level)) == 1.0:
         return low_and_high
     whole = statistic(*samples, axis=-1)
     return whole + wider * (low_and_high - whole)

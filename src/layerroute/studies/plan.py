@@ -12,6 +12,7 @@ from layerroute.errors import UserError, nearest
 from layerroute.recipe import Recipe, find_recipe, load_recipe
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
 from layerroute.training.hybrid import resolved_recipe
+from layerroute.training.recipe_checks import check_recipe
 from layerroute.training.run_directory import recipe_fingerprint
 
 RUNS, SEARCH = "runs", "search"
@@ -85,7 +86,9 @@ class Plan:
         """The recipe of one run; ``name`` defaults to the variant's."""
         chosen = self.variants[variant]
         overrides = {**chosen.overrides, **settings, "name": name or variant, "seed": seed}
-        return load_recipe(chosen.file, overrides)
+        recipe = load_recipe(chosen.file, overrides)
+        check_recipe(recipe)
+        return recipe
 
     def trial_runs(self, variant: str) -> list[PlannedRun]:
         """The runs in which an arm chooses its settings; empty without ``tune``."""

@@ -174,9 +174,8 @@ class Session:
         sweep = self.plan.config.sweep
         assert sweep is not None and sweep.trials is not None
         own = fingerprint(self.plan.recipe(variant, self.plan.config.seeds[0], {}))
-        drawn = {
-            key: value for key, value in asdict(sweep).items() if key != "trials"
-        }  # there may be more of them
+        # More trials of the same sweep are no other study.
+        drawn = {key: value for key, value in asdict(sweep).items() if key != "trials"}
         plan = [own, self.plan.config.seeds, drawn]
         mark = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         return [

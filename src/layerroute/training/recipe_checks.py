@@ -33,6 +33,7 @@ def _attention(sections: Any) -> None:
         f"model.routing.rate is {routing.get('rate')}, and {told}",
     )
     expect(held or objective.rate.start is None, f"objective.rate leads to a rate, and {told}")
+    _check_schedule(sections)
 
 
 def _skipping(sections: Any) -> None:
@@ -43,6 +44,7 @@ def _skipping(sections: Any) -> None:
     )
     if routing.control is not None or start.arm != "routed":
         return
+    _check_schedule(sections)
     policy = routing.estimator == "reinforce"
     expect(
         policy == (objective.policy_weight > 0),
@@ -62,6 +64,15 @@ def _skipping(sections: Any) -> None:
             f"skip.routing.{key} is {getattr(routing, key)!r}, but a calibration makes a linear router, at its own "
             "start; leave it out, or set start.method: fresh",
         )
+
+
+def _check_schedule(sections: Any) -> None:
+    """Thresholds that are not set at evaluations serve the rate that training has come to."""
+    expect(
+        sections["objective"].rate.start is None or sections["train"].threshold_tokens > 0,
+        "objective.rate.start needs train.threshold_tokens: without it evaluations are at the rate of the schedule, "
+        "and the best model is one of a denser time",
+    )
 
 
 _NOT_CALIBRATED: dict[str, tuple[Any, ...]] = {

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from layerroute.errors import UserError
+from layerroute.few_units import student_t
 from layerroute.lab.statistics import (
     bootstrap,
     by_seed,
@@ -138,6 +139,12 @@ def test_few_units_give_no_more_false_verdicts_than_many(units: int) -> None:
     low, high = bootstrap(noise, draws=800)
     assert np.mean((low > 0) | (high < 0)) < 0.09
     assert paired_missed(noise[:60]) <= 8
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_students_t_is_that_of_scipy(level: float) -> None:
+    for freedom in range(1, 35):
+        assert student_t(freedom, level) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-9)
 
 
 def paired_missed(noise: np.ndarray) -> int:

@@ -21,6 +21,16 @@ def test_shipped_recipes_fit_together(name):
         ("attention_routing/dynamic", {"model.routing.rate": "0.25"}, HELD),
         ("attention_routing/dynamic", {"objective.rate.start": "1.0"}, HELD),
         ("attention_routing/dynamic", {"model.routing.estimator": "reinforce"}, "has not; use gumbel_st"),
+        (
+            "attention_routing/dynamic_budget",
+            {"train.threshold_tokens": "0"},
+            "objective.rate.start needs train.threshold_tokens",
+        ),
+        (
+            "layer_skipping/token",
+            {"objective.rate.start": "1.0", "train.threshold_tokens": "0"},
+            "objective.rate.start needs train.threshold_tokens",
+        ),
         ("layer_skipping/token", {"skip.routing.estimator": "reinforce"}, TOGETHER),
         ("layer_skipping/token_v2", {"objective.policy_weight": "1"}, TOGETHER),
         ("layer_skipping/reinforce", {"objective.policy_weight": "0"}, TOGETHER),

@@ -130,7 +130,9 @@ class SkippingLoss(RoutedLoss):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.steps = int(state.get("steps", 0))
+        self.steps = int(
+            state.get("steps", state.get("batches", 0))
+        )  # earlier versions counted parts of steps
         for name in ("lagrangian", "policy"):
             module: nn.Module | None = getattr(self, name)
             if module is not None and name in state:

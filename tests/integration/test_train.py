@@ -89,7 +89,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(
     settings: dict[str, Any] = {
         "model": ROUTINGS[name],
         "train": {"save_every": 4, "gradient_accumulation": 2},
-        "objective": {"rate": {"start": 1.0, "begin": 0.0, "finish": 1.0}},
+        # The budget's loss too, so that the rate is held where the router's own budget does not hold it.
+        "objective": {"budget_weight": 1.0, "rate": {"start": 1.0, "begin": 0.0, "finish": 1.0}},
     }
     recipe = write_recipe(tmp_path, **settings)
     assert train(recipe, tmp_path / "straight") == 0

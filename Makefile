@@ -63,8 +63,8 @@ demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes
 test: $(STAMP) ## run all tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
-walk: $(STAMP) ## run every shipped recipe and study for two steps on tiny text, and make its report
-	$(BIN)/python -m pytest -n $(JOBS) -m walk tests/integration/test_walk_recipes.py
+walk: $(STAMP) ## run every shipped recipe and study for two steps on tiny text, and the long forms of tests
+	$(BIN)/python -m pytest -n $(JOBS) -m walk tests
 
 # vLLM pins another transformers, so that it has an environment of its own.
 VENV_VLLM ?= .venv-vllm

@@ -21,15 +21,24 @@ check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 _jaxtyped = jaxtyping.jaxtyped
 
 
+@functools.cache
+def _group(kind: type) -> type:
+    return next((one for one in (torch.Tensor, list, tuple, dict, str) if issubclass(kind, one)), object)
+
+
 def _kind(value: Any) -> Any:
     """All of a value that an annotation can be about: shape and dtype, the choice of a `Literal`, else its type."""
-    if isinstance(value, torch.Tensor):
-        return type(value), value.shape, value.dtype
-    if isinstance(value, (list, tuple)):
-        return type(value), *map(_kind, value)
-    if isinstance(value, dict):
-        return type(value), *((_kind(key), _kind(one)) for key, one in value.items())
-    return value if isinstance(value, str) else type(value)
+    kind = type(value)
+    group = _group(kind)
+    if group is object:
+        return kind
+    if group is str:
+        return value
+    if group is torch.Tensor:
+        return kind, value.shape, value.dtype
+    if group is dict:
+        return kind, *((_kind(key), _kind(one)) for key, one in value.items())
+    return kind, *map(_kind, value)
 
 
 _passed: dict[CodeType, dict[Any, set[Any]]] = {}

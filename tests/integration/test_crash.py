@@ -28,7 +28,6 @@ from layerroute.training.run_directory import RunDirectory, find_start
 from tests.integration.test_train import assert_same_run, train
 from tests.tiny import write_corpus, write_recipe
 
-KILLS = 16
 # The state at the end, beyond what the saved models show: optimizer, schedule, random numbers.
 STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -54,15 +53,16 @@ def sums(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [5, pytest.param(16, marks=pytest.mark.walk)])
+def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(count: int, tmp_path: Path) -> None:
     routing = {"budget": "controller", "rate": 0.3, "threshold_step": 0.1}
     recipe = write_recipe(
         tmp_path, model={"routing": routing}, train={"save_every": 2, "keep_checkpoints": 2}
     )
-    result = helper("killed_runs.py", recipe, tmp_path, KILLS, 20261122)
+    result = helper("killed_runs.py", recipe, tmp_path, count, 20261122)
     assert result.returncode == 0, result.stderr
     kills = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(kills) == KILLS
+    assert len(kills) == count
     for kill in kills:
         out = tmp_path / kill["run"]
         assert kill["code"] == 0, (kill, (tmp_path / f"{kill['run']}.log").read_text()[-2000:])
@@ -75,7 +75,7 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_been(tmp_path: Path
         hidden = {path.name for path in out.rglob(".*")} - {".lock"}
         assert not hidden, (kill, hidden)
     in_saves = [kill for kill in kills if any(name != ".lock" for name in kill["left"])]
-    assert len(in_saves) >= 3, "too few kills came while something was being written"
+    assert len(in_saves) >= count // 5, "too few kills came while something was being written"
 
 
 def damages(folder: Path, names: list[str], count: int, seed: int) -> Iterator[str]:

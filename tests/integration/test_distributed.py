@@ -32,6 +32,8 @@ RECIPE: dict[str, Any] = {
     "train": {"max_steps": 16, "save_every": 4, "log_every": 3, "keep_checkpoints": 9},
 }
 MEASURED = ("loss", "lm_loss", "balance_loss", "budget_loss", "gradient_norm", "learning_rate")
+# Minutes each: the plain run has DDP for the hybrid model and shards for a router; the walk has the other way round.
+WALK = pytest.mark.walk
 
 
 SKIPPING = """
@@ -107,7 +109,7 @@ def lines_of_second(logs: dict[str, str], name: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp", "shards"])
+@pytest.mark.parametrize("engine", ["ddp", *(pytest.param(it, marks=WALK) for it in ("fsdp", "shards"))])
 def test_two_processes_train_what_one_does_stop_together_and_go_on(tmp_path: Path, engine: str) -> None:
     term, kill, lost = f"{engine}-term", f"{engine}-kill", f"{engine}-lost"
     cases = ["one", engine, term, kill, *([lost] if engine == "ddp" else [])]
@@ -150,9 +152,11 @@ def test_mixed_precision_checkpointing_and_accumulation_change_nothing_over_proc
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_router_as_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "events", [["shards-kill"], pytest.param(["ddp-kill", "fsdp-term"], marks=WALK)], ids=" ".join
+)
+def test_two_processes_train_a_router_as_one_does(events: list[str], tmp_path: Path) -> None:
     """LoRA, skip paths and router of a pretrained model, taught by the same model at full depth."""
-    events = ("ddp-kill", "fsdp-term", "shards-kill")
     engines = [event.partition("-")[0] for event in events]
     found = run(tmp_path, "one", *engines, *events, recipe=skipping_recipe(tmp_path))
     assert found["one"]["codes"] == [0]
@@ -169,8 +173,9 @@ def test_two_processes_train_a_router_as_one_does(tmp_path: Path) -> None:
         assert curves(tmp_path / engine) == curves(tmp_path / event), event
         before, after = weights(tmp_path / engine / "last"), weights(tmp_path / event / "last")
         assert all(torch.equal(value, after[key]) for key, value in before.items()), event
-    shards = tmp_path / "shards" / "checkpoints" / "checkpoint-8"
-    assert (shards / "shards" / ".metadata").is_file() and not (shards / "router.safetensors").exists()
+        checkpoint = tmp_path / engine / "checkpoints" / "checkpoint-8"
+        assert (checkpoint / "shards" / ".metadata").is_file() == (engine == "shards")
+        assert (checkpoint / "router.safetensors").exists() == (engine != "shards")
 
 
 ROOT = Path(__file__).parents[2]

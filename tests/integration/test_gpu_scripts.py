@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
+from layerroute.cli.main import _parse, command_parser
 from layerroute.errors import UserError
+from layerroute.recipe import load_recipe
 from scripts.gpu import collecting, packing, sitting
 from scripts.gpu.phases import PHASES, Place, Step
 
@@ -46,8 +48,30 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sitting")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("rehearse", [False, True])
 @pytest.mark.parametrize("phase", PHASES)
+def test_commands_of_a_phase_are_understood(phase: str, rehearse: bool, tmp_path: Path) -> None:
+    """With their options, recipes and keys: minutes before anything runs."""
+    pack = tmp_path / "pack"
+    for name in ("text/train", "text/validation", "model", "tokenizer"):
+        (pack / name).mkdir(parents=True)
+        (pack / name / "text.txt").write_text("a text")
+    found = 0
+    for one in PHASES[phase](Place(out=tmp_path, pack=pack, rehearse=rehearse)):
+        if list(one.command[1:3]) != ["-m", "layerroute"]:
+            continue
+        found += 1
+        module, parser = command_parser(one.command[3])
+        arguments = _parse(parser, module, list(one.command[4:]))
+        if one.command[3] == "train":
+            load_recipe(arguments.recipe, arguments.overrides)
+    assert found or phase == "tests"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "phase", [pytest.param(name, marks=[] if name == "kernels" else pytest.mark.walk) for name in PHASES]
+)
 def test_a_phase_is_rehearsed_to_its_end_after_it_was_killed_in_the_middle(phase: str, out: Path) -> None:
     process = start(phase, out)
     end = time.monotonic() + MOST

@@ -74,8 +74,8 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
     assert run(installed / "layerroute", "--version", cwd=tmp_path).startswith("layerroute ")
 
 
-def test_its_doctor_and_its_top_level_work(installed: Path, tmp_path: Path) -> None:
-    assert "layerroute" in run(installed / "layerroute", "doctor", cwd=tmp_path)
+def test_its_top_level_works(installed: Path, tmp_path: Path) -> None:
+    """Its doctor is asked by `make dist`, in an environment that has nothing else."""
     (tmp_path / "router").mkdir()
     model = write_stand_in(tmp_path)
     code = (
@@ -95,8 +95,10 @@ def test_its_doctor_and_its_top_level_work(installed: Path, tmp_path: Path) -> N
 
 
 def test_shipped_recipes_are_found_by_name(installed: Path, tmp_path: Path) -> None:
-    for name in ("attention_routing/dynamic", "recipes/attention_routing/dynamic.yaml"):
-        (entry,) = json.loads(run(installed / "layerroute", "validate", name, "--json", cwd=tmp_path))
+    names = ("attention_routing/dynamic", "recipes/attention_routing/dynamic.yaml")
+    entries = json.loads(run(installed / "layerroute", "validate", *names, "--json", cwd=tmp_path))
+    assert len(entries) == len(names)
+    for entry in entries:
         assert entry["name"] == "dynamic"
         assert Path(entry["file"]).is_relative_to(installed.parent)
 

@@ -18,7 +18,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "ground.yaml").write_text(
         GOOD + "train: {max_steps: 10, batch_size: 4}\ndata: {sequence_length: 32}\n"
     )
-    (tmp_path / "leaf.yaml").write_text("base: ground.yaml\nmodel: {routing: {rate: 0.25}}\n")
+    (tmp_path / "leaf.yaml").write_text(
+        "base: ground.yaml\nmodel: {routing: {rate: 0.25, budget: quantile}}\n"
+    )
     return tmp_path
 
 
@@ -26,7 +28,7 @@ def test_key_figures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(folder / "leaf.yaml"), "--train.max_steps", "29"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"leaf  ({folder / 'leaf.yaml'})\n")
-    assert "layer_pattern [gdn routed], routing (rate 0.25)" in out
+    assert "layer_pattern [gdn routed], routing (rate 0.25, budget quantile)" in out
     assert "29 steps x 4 sequences x 32 tokens = 3,712 tokens, learning rate 0.001" in out
 
 

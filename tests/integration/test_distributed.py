@@ -141,7 +141,7 @@ def test_two_processes_train_what_one_does_stop_together_and_go_on(tmp_path: Pat
         assert (resumption["step"], resumption["status_before"]) == (step, before)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_mixed_precision_checkpointing_and_accumulation_change_nothing_over_processes(tmp_path: Path) -> None:
     found = run(tmp_path, "mixed_one", "mixed_ddp", "mixed_fsdp")
     assert [case["codes"] for case in found.values()] == [[0], [0, 0], [0, 0]]
@@ -188,7 +188,7 @@ def node8(recipe: Path, out: Path, **environment: str) -> tuple[list[str], dict[
     return command, {**os.environ, "GPUS": "2", "OMP_NUM_THREADS": "1", "PATH": path, **environment}
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_example_for_one_node_is_preempted_and_goes_on(tmp_path: Path) -> None:
     """`torchrun` itself: SIGTERM to the launcher, and the same command again."""
     recipe = write_recipe(tmp_path, train={"max_steps": 150, "save_every": 50, "evaluate_every": 50})

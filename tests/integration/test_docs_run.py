@@ -92,8 +92,18 @@ def runner(
     return Runner(home, monkeypatch, capsys)
 
 
+# Pages that train take minutes: they run in the walk.
+LONG = {"layer-skipping.md", "studies.md"}
+
+
+def test_long_pages_are_there() -> None:
+    assert set(RUN) >= LONG
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(it, marks=pytest.mark.walk if it in LONG else []) for it in RUN]
+)
 def test_blocks_run_and_print_what_they_show(page: str, runner: Runner) -> None:
     text = PAGES[page].read_text(encoding="utf-8")
     could = [command for command in shell(PAGES[page]) if not reason(command)]

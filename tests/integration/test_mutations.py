@@ -75,9 +75,9 @@ def recipe_bytes(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=500, suppress_health_check=QUIET)
+@settings(deadline=None, max_examples=200, suppress_health_check=QUIET)
 @given(data=recipe_bytes())
-def test_five_hundred_mutated_recipes(tmp_path: Path, data: bytes) -> None:
+def test_two_hundred_mutated_recipes(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "mutated.yaml"
     path.write_bytes(data)
     assert_answered(*answer("validate", path))
@@ -102,7 +102,7 @@ def is_small(recipe: Recipe) -> bool:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=20, suppress_health_check=QUIET)
+@settings(deadline=None, max_examples=10, suppress_health_check=QUIET)
 @given(tree=mutated(merge(RECIPE, {"model": {"routing": {"router": "linear", "rate": 0.5}}})))
 def test_mutated_recipes_that_are_valid_train_or_say_why_not(tmp_path: Path, tree: dict[str, Any]) -> None:
     corpus = tmp_path / "corpus.txt"

@@ -73,7 +73,7 @@ def at_work(session: Session) -> str | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_two_workers_share_a_study_and_a_killed_one_costs_one_retry(tmp_path: Path) -> None:
     study, out = write_study(tmp_path, steps=LONG), tmp_path / "out"
     session = session_of(study, out)
@@ -176,7 +176,10 @@ def test_studies_are_validated_with_all_their_arms(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("most", "code"), [(99.0, 0), (0.5, 1)], ids=["passed", "not passed"])
+@pytest.mark.parametrize(
+    ("most", "code"),
+    [pytest.param(99.0, 0, marks=pytest.mark.walk, id="passed"), pytest.param(0.5, 1, id="not passed")],
+)
 def test_a_gate_is_told_and_a_study_that_does_not_pass_it_goes_no_further(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], most: float, code: int
 ) -> None:

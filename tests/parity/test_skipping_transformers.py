@@ -243,7 +243,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_compiled_with_graph_breaks():
     """In a process of its own: torch.compile cannot trace the run-time type checks of the tests."""
     environment = os.environ | {"LAYERROUTE_NO_TYPECHECK": "1", "OMP_NUM_THREADS": "1"}

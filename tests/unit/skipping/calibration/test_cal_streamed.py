@@ -231,7 +231,7 @@ print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_streaming_saves_the_memory_of_the_layers(tmp_path):
     """A model of a gigabyte, most of it in layers."""
     if not sys.platform.startswith("linux"):

@@ -61,10 +61,10 @@ demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes
 	  --show-routes --time $(SKIP_ROUNDS)
 
 test: $(STAMP) ## run all tests
-	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 walk: $(STAMP) ## run every shipped recipe and study for two steps on tiny text, and the long forms of tests
-	$(BIN)/python -m pytest -n $(JOBS) -m walk tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m walk tests
 
 # vLLM pins another transformers, so that it has an environment of its own.
 VENV_VLLM ?= .venv-vllm

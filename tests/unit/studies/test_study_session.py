@@ -48,7 +48,8 @@ def test_arms_times_seeds(make_session: MakeSession) -> None:
 
 def test_a_grid_makes_arms(make_session: MakeSession) -> None:
     keys = {"model.routing.rate": [0.1, 0.25], "train.batch_size": [4, 8]}
-    plan = make_session(arms=["routed.yaml"], sweep={"keys": keys}).plan
+    held = {"model.routing.budget": "quantile"}
+    plan = make_session(arms=["routed.yaml"], overrides=held, sweep={"keys": keys}).plan
     assert list(plan.variants) == [f"routed-rate{r}-batch_size{b}" for r in (0.1, 0.25) for b in (4, 8)]
     recipe = plan.recipe("routed-rate0.25-batch_size4", 1, {})
     assert (recipe.model["routing"]["rate"], recipe.train.batch_size) == (0.25, 4)

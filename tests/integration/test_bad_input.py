@@ -98,6 +98,8 @@ CASES: list[tuple[str, str]] = [
     ("generate run text --temperature -1", "--temperature"),
     ("generate run text --top-k 5", "--temperature above 0"),
     ("generate one x --time 0", "--time"),
+    ("generate one x --max-new-tokens 3000", "and 3000 new ones are too many: this model reads 2048 in all"),
+    ("generate one x --max-new-tokens 3000 --lossless", "are too many: this model reads 2048 in all"),
     ("generate one x --lossless --temperature 0.5", "--lossless is greedy"),
     ("generate one x --lossless --show-routes", "--lossless is greedy"),
     ("generate one x --lossless --draft-tokens 0", "at least 1"),
@@ -125,6 +127,8 @@ CASES: list[tuple[str, str]] = [
     ("domains one a.jsonl", "write NAME=FILE"),
     ("domains one a=a.jsonl --windows 0", "--windows"),
     ("export nowhere out --to hf", "there is no checkpoint nowhere"),
+    ("export one out --to hf --public", "give --push USER/NAME"),
+    ("evaluate one --engine vllm --data a.jsonl --device cpu", "--device is not for --engine vllm"),
     ("serve nowhere", "there is no checkpoint nowhere"),
     ("bench gated-deltas --json", "Did you mean 'gated-delta'?"),  # its cases' own: tests/unit/benchmark
     ("data prepare", "needs a SOURCE"),

@@ -23,6 +23,8 @@ def evaluate_engine(arguments: argparse.Namespace) -> int:
                 "; for tasks: lm_eval --model vllm --model_args pretrained=OUT" if name == "tasks" else ""
             )
             raise UserError(f"--{option} is not for --engine vllm{advice}")
+    if arguments.device != "auto":
+        raise UserError("--device is not for --engine vllm: vLLM runs on what it was built for")
     if not arguments.data:
         raise UserError("--engine vllm needs the text to score: --data")
     folder = check_folder(arguments.checkpoint)

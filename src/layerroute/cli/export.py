@@ -11,6 +11,7 @@ from pathlib import Path
 
 from layerroute.cli.arguments import add_budget, add_json, add_serve
 from layerroute.cli.output import folder, print_json
+from layerroute.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
+    if arguments.public and arguments.push is None:
+        raise UserError("--public says who sees what --push uploads: give --push USER/NAME, or leave it out")
     from layerroute.evaluation.loading import model_folder
     from layerroute.exporting.export import export_router, push
 

@@ -203,9 +203,13 @@ def generate(
         top_k: draw among the k most likely tokens only.
         seed: of the draw.
         show: called with every piece of text, prompt included, as soon as its route is known.
+
+    Raises:
+        UserError: prompt and new tokens are more than the model reads.
     """
     tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
     ids = prompt_ids(tokenizer, prompt)
+    loaded.check_room(ids.shape[1], max_new_tokens)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
@@ -264,10 +268,11 @@ def generate_losslessly(
     """Continue a prompt as full depth would, drafted by the routed path; see ``skipping.lossless``.
 
     Raises:
-        UserError: if the model has no router that skips layers.
+        UserError: if the model has no router that skips layers, or prompt and new tokens are more than it reads.
     """
     tokenizer, model = loaded.tokenizer, loaded.model
     ids = prompt_ids(tokenizer, prompt)[:1]
+    loaded.check_room(ids.shape[1], max_new_tokens)
     decoder = IncrementalDecoder(tokenizer)
     started = time.perf_counter()
     first: list[float] = []

@@ -94,6 +94,15 @@ class LoadedModel:
         told = isinstance(length, int) and length > 0 and not isinstance(config, HybridConfig)
         return length if told else None
 
+    def check_room(self, prompt: int, new: int) -> None:
+        """Refuse a text of more tokens than the model reads.
+
+        Raises:
+            UserError: ``prompt`` and ``new`` tokens together are more than ``context_length``.
+        """
+        if self.context_length is not None and prompt + new > self.context_length:
+            raise UserError(too_many_tokens(prompt, new, self.context_length))
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -102,6 +111,12 @@ class LoadedModel:
     def in_precision(self) -> partial[Any]:
         """Makes the context in which the model computes at its precision."""
         return partial(autocast, self.precision, self.device)
+
+
+def too_many_tokens(prompt: int, new: int | None, length: int) -> str:
+    """That a prompt does not fit, with the tokens that were asked for."""
+    asked = "" if new is None else f" and {new} new ones"
+    return f"the prompt's {prompt} tokens{asked} are too many: this model reads {length} in all"
 
 
 def load_model(

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, _GenerationCancelled, _StreamError
 
+from layerroute.evaluation.loading import too_many_tokens
 from layerroute.serving.requests import Refused, Sampling
 
 SAMPLING = "layerroute_sampling"
@@ -106,10 +107,8 @@ class OneAtATime(GenerateManager):
         prompt = inputs["input_ids"].shape[-1]
         room = None if self.context_length is None else self.context_length - prompt
         if room is not None and room < (sampling.length or 1):
-            asked = "" if sampling.length is None else f" and {sampling.length} new ones"
-            raise Refused(
-                f"the prompt's {prompt} tokens{asked} are too many: this model reads {self.context_length} in all"
-            )
+            assert self.context_length is not None
+            raise Refused(too_many_tokens(prompt, sampling.length, self.context_length))
         if room is not None and gen_config.max_new_tokens is not None:
             gen_config.max_new_tokens = min(gen_config.max_new_tokens, room)
         return sampling

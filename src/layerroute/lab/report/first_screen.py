@@ -119,10 +119,11 @@ def _price(comparison: Comparison, subject: Arm) -> str:
     whole, metric = comparison.question.whole(comparison), comparison.question.metric
     if whole is None or unlike_treatment(subject, whole):
         return ""
-    ours, theirs = (list(metric.by_seed(arm).values()) for arm in (subject, whole))
-    if not ours or not theirs:
+    ours, theirs = metric.by_seed(subject), metric.by_seed(whole)
+    common = ours.keys() & theirs.keys()
+    if not common:
         return ""
-    gap = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+    gap = sum(ours[seed] - theirs[seed] for seed in common) / len(common)
     worse = (gap > 0) is metric.lower_is_better
     return f"{'Worse' if worse else 'Not worse'} than {whole.label} by {metric.size(abs(gap))}{metric.unit}"
 
@@ -151,11 +152,16 @@ def trusted(comparison: Comparison) -> str:
         return f"There is no verdict to trust yet{f': {doubts}' if doubts else ''}."
     if doubts:
         return f"Only in part: {doubts}."
-    seeds = min(len(arm.seeds) for arm in (subject, *rivals))
+    seeds = min(len(_common(subject, arm)) for arm in (subject, *rivals))
     return (
         f"Yes, for this model and this text: {plural(seeds, 'seed')}, every control, equal FLOPs, and the same data "
         "and treatment for all arms."
     )
+
+
+def _common(subject: Arm, rival: Arm) -> set[int]:
+    """Seeds that both have completed: comparisons are paired."""
+    return set(subject.seeds) & set(rival.seeds)
 
 
 def _rivals(comparison: Comparison) -> list[Arm]:
@@ -169,7 +175,7 @@ def _doubts(comparison: Comparison, subject: Arm, rivals: Sequence[Arm]) -> list
     found = []
     if not comparison.same_data:
         found.append("the runs saw different data")
-    few = [arm.label for arm in (subject, *rivals) if len(arm.seeds) < ENOUGH_SEEDS]
+    few = [arm.label for arm in (subject, *rivals) if len(_common(subject, arm)) < ENOUGH_SEEDS]
     if few:
         found.append(f"fewer than {ENOUGH_SEEDS} seeds of {listing(few)}")
     if comparison.missing:

@@ -66,6 +66,22 @@ def test_the_price_against_the_full_model_comes_first() -> None:
     )
 
 
+def test_price_and_seeds_are_those_that_both_arms_have() -> None:
+    """A seed that only one of them has run says nothing of their difference."""
+    arms = [skipping_run("token", seed, skip=0.25, above=0.3) for seed in SEEDS]
+    arms += [
+        skipping_run("greedy", seed, skip=0.25, above=0.4, start="static_greedy")
+        for seed in (*SEEDS[:2], 8, 9)
+    ]
+    full = [skipping_run("full_depth", seed, skip=0.0, above=0.0, control="static") for seed in SEEDS]
+    full.append(skipping_run("full_depth", 9, skip=0.0, above=5.0, control="static"))
+    for one in full:
+        one.record["recipe"]["start"]["method"] = "fresh"
+    _, good, trusted = said(compare_runs(arms + full))
+    assert good.startswith("Worse than full_depth by 0.3")
+    assert "fewer than 3 seeds of greedy" in trusted
+
+
 def test_speed_is_not_told_from_flops() -> None:
     assert said(compared())[0].startswith(
         "Not measured: token executes 87.5% of the plain model's FLOPs, but"

@@ -23,7 +23,6 @@ model: {{name: {folder}/model, quantization: nf4}}
 skip: {{layers: [2, 3, 4, 5], router_layer: 2, rank: 4, sink_tokens: 1, routing: {{rate: 0.6, {routing}}}}}
 start: {{method: {start}, tokens_statistics: 512, tokens_selection: 128, tokens_search: 128}}
 adapt: {{lora_rank: 2, router_rate: 1.0}}
-objective: {{budget_weight: 8.0}}
 data:
   source: files
   paths: [{folder}/train.jsonl]

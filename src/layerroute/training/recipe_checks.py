@@ -58,6 +58,13 @@ def _skipping(sections: Any) -> None:
     )
     if start.method == "fresh":
         return
+    # These losses pull the probabilities to the rate, and a calibrated router meets it by its thresholds.
+    for key in ("budget_weight", "lagrangian_step"):
+        expect(
+            not getattr(objective, key),
+            f"objective.{key} holds the rate of probabilities without thresholds, and a calibration sets thresholds: "
+            "leave it out (skip.routing.budget holds the rate), or set start.method: fresh",
+        )
     for key, usual in _NOT_CALIBRATED.items():
         expect(
             getattr(routing, key) in usual,

@@ -13,7 +13,7 @@ from layerroute.data.kinds import KindConfig, default_kinds, parse_kinds
 from layerroute.data.sources import make_source
 from layerroute.data.sources.mixture import Mixture, kind_sources
 from layerroute.data.sources.python_text import documentation_strings, without_doctests
-from layerroute.data.texts import Texts
+from layerroute.data.texts import Texts, marks_of
 from layerroute.errors import UserError
 
 
@@ -91,13 +91,24 @@ def test_kinds_without_text_and_texts_of_two_kinds_are_told_at_once(tmp_path):
         Texts(parse_kinds([f"a={one}", f"b={empty}"]))
     with pytest.raises(UserError, match=r"'a' and 'b' share a text \(one\.jsonl\)"):
         Texts(parse_kinds([f"a={one}", f"b={one}"]))
-    with pytest.raises(UserError, match="'a' and 'b' share a text"):
-        Texts(parse_kinds(["a=python-docs", "b=python-docs"]))
+    for a, b in (("docs", "docs"), ("reference", "reference"), ("docs", "stdlib"), ("stdlib", "code")):
+        with pytest.raises(UserError, match="'a' and 'b' share a text"):
+            Texts(parse_kinds([f"a=python-{a}", f"b=python-{b}"]))
     with pytest.raises(UserError, match="is not a name for a kind"):
         kind_sources({"a b": KindConfig(paths=[one])})
     (tmp_path / "blank.jsonl").write_text("\n")
     with pytest.raises(UserError, match=r"kind 'b': blank\.jsonl"):
         Texts(parse_kinds([f"a={one}", f"b={tmp_path / 'blank.jsonl'}"]))
+
+
+def test_the_library_is_known_in_its_parts():
+    """A run on all of it has seen the default kinds of code and documentation, which have no text in common."""
+    texts = Texts()
+    assert set(texts.documents) == {"code", "docs", "reference"}
+    assert texts.known_as(marks_of(make_source(DataConfig(source="python-stdlib")))) is not None
+    docs = Texts(parse_kinds(["python-docs"]))
+    assert docs.known_as(marks_of(make_source(DataConfig(source="python-code")))) is None
+    assert docs.shared_with(texts) is not None
 
 
 def test_texts_tell_their_kinds(tmp_path):

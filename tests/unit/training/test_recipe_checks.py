@@ -38,8 +38,16 @@ def test_shipped_recipes_fit_together(name):
         ("layer_skipping/reinforce", {"skip.routing.budget": "quantile"}, "thresholds move them"),
         ("layer_skipping/token", {"skip.routing.initial_bias": "1.0"}, "a calibration makes a linear router"),
         ("layer_skipping/token", {"skip.routing.zero_init": "true"}, "a calibration makes a linear router"),
-        ("layer_skipping/token", {"objective.budget_weight": "8"}, "objective.budget_weight holds the rate of prob"),
-        ("layer_skipping/token", {"objective.lagrangian_step": "1"}, "objective.lagrangian_step holds the rate of"),
+        (
+            "layer_skipping/token",
+            {"objective.budget_weight": "8"},
+            "objective.budget_weight holds the rate of prob",
+        ),
+        (
+            "layer_skipping/token",
+            {"objective.lagrangian_step": "1"},
+            "objective.lagrangian_step holds the rate of",
+        ),
         (
             "layer_skipping/token",
             {"objective.budgets": "[0.2, 0.4]", "objective.rate.start": "1.0"},

@@ -34,7 +34,7 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
             source = EMBEDDED_SOURCES[kind.where]()
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
-        for path in getattr(source, "real_paths", [source.describe()]):
+        for path in getattr(source, "real_paths", ()) or [source.describe()]:
             if owners.setdefault(path, name) != name:
                 raise UserError(
                     f"the kinds {owners[path]!r} and {name!r} share a text ({Path(path).name}); one text has one kind"

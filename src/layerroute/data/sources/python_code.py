@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import os
 import re
 import sys
 import sysconfig
@@ -29,6 +30,11 @@ class PythonCode(NamedTexts):
     def __init__(self, description: str, files: list[tuple[str, Path]]) -> None:
         super().__init__(description)
         self.files = files
+
+    @property
+    def real_paths(self) -> list[str]:
+        """Where the files are."""
+        return [os.path.realpath(path) for _, path in self.files]
 
     def items(self) -> Sequence[tuple[str, Path]]:
         return self.files

@@ -29,13 +29,16 @@ class PlainTexts(NamedTexts):
 
     Args:
         read: makes (name, text) pairs.
+        real_paths: files that they are parts of.
     """
 
     mark: ClassVar[bytes] = b"plain-texts"
 
-    def __init__(self, description: str, read: Callable[[], list[tuple[str, str]]]) -> None:
+    def __init__(
+        self, description: str, read: Callable[[], list[tuple[str, str]]], *, real_paths: Sequence[str] = ()
+    ) -> None:
         super().__init__(description)
-        self._read = read
+        self._read, self.real_paths = read, real_paths
 
     @cached_property
     def _texts(self) -> list[tuple[str, str]]:
@@ -80,7 +83,7 @@ def library_documentation() -> PlainTexts:
             ]
         return found
 
-    return PlainTexts(f"documentation strings of {library.describe()}", read)
+    return PlainTexts(f"documentation strings of {library.describe()}", read, real_paths=half.real_paths)
 
 
 def reference_texts() -> PlainTexts:

@@ -49,6 +49,14 @@ HARD, COPIES = (Plan(load_study(f"attention_routing/{name}")) for name in ("reca
 CONTEXT = 1024
 
 
+def test_choice_against_chance_is_asked_in_the_hard_study() -> None:
+    """Its arms are those of the whole study, but for the learning rate, which is chosen there."""
+    choice = Plan(load_study("attention_routing/recall_hard_choice"))
+    assert list(choice.variants) == ["dynamic", "random"]
+    for name in choice.variants:
+        assert choice.recipe(name, 1, {}) == HARD.recipe(name, 1, {"train.learning_rate": 6e-3})
+
+
 def costs(name: str, plan: Plan = HARD) -> tuple[float, float]:
     """FLOPs that an arm of a study of long sequences executes, and bytes that it reads, a token."""
     recipe = plan.recipe(name, 1, {})

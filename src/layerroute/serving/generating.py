@@ -105,11 +105,12 @@ class OneAtATime(GenerateManager):
         """What the request says of the draw; its length is made to fit."""
         sampling: Sampling = gen_config.__dict__.pop(SAMPLING, Sampling())
         prompt = inputs["input_ids"].shape[-1]
-        room = None if self.context_length is None else self.context_length - prompt
-        if room is not None and room < (sampling.length or 1):
-            assert self.context_length is not None
+        if self.context_length is None:
+            return sampling
+        room = self.context_length - prompt
+        if room < (sampling.length or 1):
             raise Refused(too_many_tokens(prompt, sampling.length, self.context_length))
-        if room is not None and gen_config.max_new_tokens is not None:
+        if gen_config.max_new_tokens is not None:
             gen_config.max_new_tokens = min(gen_config.max_new_tokens, room)
         return sampling
 

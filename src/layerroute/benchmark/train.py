@@ -117,9 +117,9 @@ class TrainingStep:
     def __call__(self) -> None:
         """Train on one batch."""
         config, batch = self.recipe.train, next(self.batches)
+        rate = self.model.config.routing_config.rate
         self.optimizer.zero_grad()
         for ids in batch.tensor_split(min(config.gradient_accumulation, len(batch))):
-            rate = float(self.recipe.model.get("routing", {}).get("rate", 0.5))
             with autocast(self.precision, batch.device):
                 terms, _, _ = self.loss(self.model, {"input_ids": ids, "labels": ids}, rate=rate)
             (terms.total * (len(ids) / len(batch))).backward()

@@ -17,20 +17,23 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _attention(sections: Any) -> None:
-    model, objective = sections["model"], sections["objective"]
-    routing = model.get("routing") or {}
-    if "routed" not in model.get("layer_pattern", ()) or routing.get("control") is not None:
+    from layerroute.hybrid import HybridConfig  # here: the help of a command that checks loads without torch
+
+    # The section holds what the recipe says; the defaults of what it leaves out or sets to null are the class's.
+    model, objective = HybridConfig(**sections["model"]), sections["objective"]
+    routing = model.routing_config
+    if not model.routed_layers or routing.control is not None:
         return
     expect(
-        routing.get("estimator") != "reinforce",
+        routing.estimator != "reinforce",
         "model.routing.estimator: reinforce learns from a policy loss, which layer skipping has and attention routing "
         "has not; use gumbel_st or selected",
     )
-    held = routing.get("budget", "none") != "none" or objective.budget_weight > 0
+    held = routing.budget != "none" or objective.budget_weight > 0
     told = "nothing holds it: set model.routing.budget (quantile, say) or objective.budget_weight too"
     expect(
-        held or model.get("serve") == "rate" or routing.get("rate", 0.5) == 0.5,
-        f"model.routing.rate is {routing.get('rate')}, and {told}",
+        held or model.serve == "rate" or routing.rate == 0.5,
+        f"model.routing.rate is {routing.rate}, and {told}",
     )
     expect(held or objective.rate.start is None, f"objective.rate leads to a rate, and {told}")
     _check_schedule(sections)

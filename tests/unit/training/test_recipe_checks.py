@@ -4,6 +4,7 @@ import pytest
 
 from layerroute.errors import UserError
 from layerroute.recipe import load_recipe, shipped_recipes
+from layerroute.training.hybrid import resolved_recipe
 from layerroute.training.recipe_checks import check_recipe
 
 HELD = "nothing holds it: set model.routing.budget"
@@ -74,3 +75,39 @@ def test_what_would_be_ignored_is_refused(name, overrides, told):
 )
 def test_a_rate_is_taken_where_something_holds_it(overrides):
     check_recipe(load_recipe("attention_routing/dynamic", {"model.routing.rate": "0.25"} | overrides))
+
+
+def places(tree, path=()):
+    """Every setting, and every section, below the top."""
+    for key, value in tree.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+COMPLETE = {
+    name: resolved_recipe(load_recipe(name)) for name in ("attention_routing/dynamic", "layer_skipping/token")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(name, place) for name, tree in COMPLETE.items() for place in places(tree) if place[1:]],
+)
+def test_null_at_any_place_is_a_default_or_refused(name, place):
+    try:
+        recipe = load_recipe(name, {".".join(place): "null"})
+        check_recipe(recipe)
+    except UserError:
+        return
+    assert resolved_recipe(recipe)["name"] == COMPLETE[name]["name"]
+
+
+def test_the_default_pattern_is_routed_too():
+    """It is checked like one that the recipe spells out."""
+    with pytest.raises(UserError, match="nothing holds it"):
+        check_recipe(
+            load_recipe(
+                "attention_routing/dynamic", {"model.layer_pattern": "null", "model.routing.rate": "0.25"}
+            )
+        )

@@ -150,4 +150,4 @@ def routing_sentence(arm: Arm) -> str:
         verdict = "routing stayed balanced (40 to 60%) at every site"
     else:
         verdict = "routing did not collapse, but leans away from an even split"
-    return f"In {arm.label} {verdict}: {expensive} takes {where} of the validation tokens ({seeds})."
+    return f"In {arm.label}, {verdict}: {expensive} takes {where} of the validation tokens ({seeds})."

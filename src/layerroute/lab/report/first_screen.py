@@ -8,9 +8,10 @@ from layerroute.lab.compare import Comparison
 from layerroute.lab.equal_cost import EqualCost, agreed, deciding
 from layerroute.lab.fairness import PARAMETER_TOLERANCE, relative, unlike_treatment
 from layerroute.lab.format import listing, percent, plural
-from layerroute.lab.pairs import ENOUGH_SEEDS
-from layerroute.lab.question import Outcome
+from layerroute.lab.pairs import ENOUGH_SEEDS, difference
+from layerroute.lab.question import Metric, Outcome
 from layerroute.lab.report.speed import speed_at
+from layerroute.lab.statistics import Difference
 
 _SHORT: Mapping[Outcome, str] = {
     Outcome.WINS: "Yes: {first} has a {better} {metric} than {second} at equal executed FLOPs ({amount})",
@@ -119,13 +120,20 @@ def _price(comparison: Comparison, subject: Arm) -> str:
     whole, metric = comparison.question.whole(comparison), comparison.question.metric
     if whole is None or unlike_treatment(subject, whole):
         return ""
-    ours, theirs = metric.by_seed(subject), metric.by_seed(whole)
-    common = ours.keys() & theirs.keys()
-    if not common:
+    gap = difference(comparison.question, subject, whole)
+    if gap is None:
         return ""
-    gap = sum(ours[seed] - theirs[seed] for seed in common) / len(common)
-    worse = (gap > 0) is metric.lower_is_better
-    return f"{'Worse' if worse else 'Not worse'} than {whole.label} by {metric.size(abs(gap))}{metric.unit}"
+    shown = f"{metric.size(abs(gap.mean))}{metric.unit}"
+    if gap.low is None or gap.high is None:
+        return f"{subject.label} ends {shown} {'above' if gap.mean > 0 else 'below'} {whole.label} (one seed)"
+    if gap.low <= 0 <= gap.high:
+        return f"Cannot be told from {whole.label} ({_interval(metric, gap)})"
+    worse = (gap.mean > 0) is metric.lower_is_better
+    return f"{'Worse' if worse else 'Better'} than {whole.label} by {shown} ({_interval(metric, gap)})"
+
+
+def _interval(metric: Metric, gap: Difference) -> str:
+    return f"95% {metric.show(gap.low)} to {metric.show(gap.high)}"
 
 
 def _lead(entries: Sequence[EqualCost]) -> float:
@@ -137,7 +145,7 @@ def _amount(comparison: Comparison, entries: Sequence[EqualCost]) -> str:
     metric, gap = comparison.question.metric, deciding(entries).gap
     if gap is None:
         return "not paired"
-    return f"{metric.show(gap.mean)}{metric.unit}, 95% {metric.show(gap.low)} to {metric.show(gap.high)}"
+    return f"{metric.show(gap.mean)}{metric.unit}, {_interval(metric, gap)}"
 
 
 def trusted(comparison: Comparison) -> str:

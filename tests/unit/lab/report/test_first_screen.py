@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -53,17 +54,22 @@ def test_what_is_said_is_what_the_records_carry(found: Comparison, good: str, tr
     assert trusted in third
 
 
-def test_the_price_against_the_full_model_comes_first() -> None:
-    arms = [skipping_run("token", seed, skip=0.25, above=0.3) for seed in SEEDS]
+@pytest.mark.parametrize(
+    ("above", "price"),
+    [
+        (0.3, r"Worse than full_depth by 0\.3\d+ nats \(95% \+0\.[23]\d+ to \+0\.3\d+\)"),
+        (-0.3, r"Better than full_depth by 0\.\d+ nats \(95% −0\.3\d+ to −0\.[23]\d+\)"),
+        (0.0, r"Cannot be told from full_depth \(95% −0\.\d+ to \+0\.\d+\)"),
+    ],
+)
+def test_the_price_against_the_full_model_comes_first_with_its_interval(above: float, price: str) -> None:
+    arms = [skipping_run("token", seed, skip=0.25, above=above) for seed in SEEDS]
     arms += [skipping_run("greedy", seed, skip=0.25, above=0.4, start="static_greedy") for seed in SEEDS]
     full = [skipping_run("full_depth", seed, skip=0.0, above=0.0, control="static") for seed in SEEDS]
     for one in full:
         one.record["recipe"]["start"]["method"] = "fresh"
     good = said(compare_runs(arms + full))[1]
-    assert (
-        good.startswith("Worse than full_depth by 0.3")
-        and "; at equal FLOPs it is better than the one" in good
-    )
+    assert re.match(price + "; at equal FLOPs it is better than the one", good), good
 
 
 def test_price_and_seeds_are_those_that_both_arms_have() -> None:

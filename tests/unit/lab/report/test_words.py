@@ -228,14 +228,14 @@ def test_a_router_with_a_budget_is_held_to_it_and_not_to_an_even_split(
     found = compare(runs("baseline", 4.1, *SEEDS), group)
     cells = {row.cells[0].text: row.cells[-1].text for row in found.tables["main"].rows}
     assert cells["dynamic"] == word
-    (sentence,) = [text for text in words(found, None).takeaways if text.startswith("In dynamic ")]
+    (sentence,) = [text for text in words(found, None).takeaways if text.startswith("In dynamic, ")]
     assert said in sentence and "even split" not in sentence
 
 
 def test_the_abstract_tells_how_the_arm_it_is_about_routed() -> None:
     other = runs("after_softmax", 4.2, *SEEDS, **RATES)  # before "dynamic" in every order by name
     found = compare(runs("baseline", 4.1, *SEEDS), other, runs("dynamic", 4.0, *SEEDS, **RATES))
-    routed = [text.split()[1] for text in said(found).takeaways if text.startswith("In ")]
+    routed = [text.split()[1].strip(",") for text in said(found).takeaways if text.startswith("In ")]
     assert routed == ["dynamic", "after_softmax"]
     assert found.subject is not None and found.subject.label == "dynamic"
     assert "In after_softmax" not in said(found).abstract

@@ -245,3 +245,22 @@ def test_headroom_tells_before_anything_is_calibrated(files, capsys):
     printed = capsys.readouterr().out
     assert "with decisions about attention by known influence" in printed
     assert "taking the attention of layers out" in printed
+
+
+def test_nothing_is_judged_on_copies_of_what_was_calibrated_on(files, tmp_path, capsys):
+    """In another file, under another name, among other documents."""
+    lines = (files / "train.jsonl").read_text().splitlines()
+    other = (files / "heldout.jsonl").read_text().splitlines()
+    (tmp_path / "copies.jsonl").write_text("\n".join([*lines[:9], *other[:2]]))
+    words = [
+        "calibrate",
+        str(files / "model"),
+        "--data",
+        str(files / "train.jsonl"),
+        "--budget",
+        "0.4",
+        *LAYERS,
+    ]
+    words += ["--heldout", str(tmp_path / "copies.jsonl"), *SIZES, "--tokens-heldout", "320"]
+    assert main(words) == 2
+    assert "has 3 documents of at least 32 tokens among 3 left, and 10 are needed" in capsys.readouterr().err

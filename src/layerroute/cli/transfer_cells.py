@@ -139,7 +139,7 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
         kind: draw_windows(
             {kind: documents}, loaded.tokenizer, tokens=tokens, length=length, seed=arguments.seed + 2
         )
-        for kind, documents in texts.documents.items()
+        for kind, documents in texts.distinct.items()
     }
     home = _home_kinds(loaded)
     digests = {
@@ -192,7 +192,7 @@ def _pools(
 
     def draw(kind: str, windows: int, seed: int) -> Windows:
         return draw_windows(
-            {kind: texts.documents[kind]},
+            {kind: texts.distinct[kind]},
             tokenizer,
             tokens=windows * config.length,
             length=config.length,

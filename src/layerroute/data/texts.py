@@ -21,6 +21,9 @@ class Texts:
     Attributes:
         kinds: what was asked for, of files.
         documents: by kind, an iterator over its texts.
+        distinct: the same iterators without texts that came before in any kind: what draws read, so that a copy is not
+            measured on either, and documents are units of intervals.
+        seen: digests of what `distinct` has handed out. Two objects that share it hand nothing out twice between them.
         shares: by kind, their sum is 1.
         sources: by kind.
         name: of all of it, for records.
@@ -42,12 +45,21 @@ class Texts:
             name: kind if isinstance(kind, Source) else found[name] for name, kind in kinds.items()
         }
         self.documents = {name: _opened(name, source) for name, source in self.sources.items()}
+        self.seen: set[bytes] = set()
+        self.distinct = {name: self._once(own) for name, own in self.documents.items()}
         told = {name: source.describe() for name, source in self.sources.items()}
         self.name = (
             next(iter(told.values()))
             if list(told) == [UNNAMED]
             else "; ".join(f"{name}: {what}" for name, what in told.items())
         )
+
+    def _once(self, texts: Iterable[str]) -> Iterator[str]:
+        for text in texts:
+            digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+            if digest not in self.seen:
+                self.seen.add(digest)
+                yield text
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -122,6 +122,21 @@ def test_texts_tell_their_kinds(tmp_path):
     assert texts.fingerprint != Texts(parse_kinds([f"a={one}", f"b={two}"])).fingerprint, "shares count"
 
 
+def test_a_copy_of_a_document_is_drawn_once_over_kinds_and_over_what_is_judged_on(tmp_path):
+    """Else a router is judged on what it was calibrated on, and intervals count one document as several."""
+    texts = {"a": ["one", "two", "one", "three"], "b": ["three", "four", "four"], "judged": ["two", "five"]}
+    for name, own in texts.items():
+        lines = [json.dumps({"text": text}) for text in own]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = Texts(parse_kinds([f"{name}={tmp_path / name}.jsonl" for name in "ab"]))
+    judged = Texts(parse_kinds([f"{tmp_path / 'judged'}.jsonl"]))
+    judged.seen = data.seen
+    assert [list(own) for own in data.distinct.values()] == [["one", "two", "three"], ["four"]]
+    assert [list(own) for own in judged.distinct.values()] == [["five"]]
+    again = Texts(parse_kinds([f"{tmp_path / 'a'}.jsonl"]))
+    assert list(again.documents["text"]) == texts["a"], "who scores a text scores all of it"
+
+
 def test_a_mixture_keeps_its_shares_and_ends_where_one_kind_does(tmp_path):
     one, two = write(tmp_path, "one", 200), write(tmp_path, "two", 30)
     mixture = Mixture({"a": KindConfig(paths=[one], share=2.0), "b": KindConfig(paths=[two])})

@@ -107,7 +107,7 @@ def draw(
 ) -> Windows:
     """The next windows of every kind, in their shares; where text runs short ``least`` tokens suffice."""
     return draw_windows(
-        texts.documents,
+        texts.distinct,
         tokenizer,
         tokens=tokens,
         length=config.length,

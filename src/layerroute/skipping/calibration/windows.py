@@ -168,5 +168,5 @@ def _windows(
     which = "the text" if kind == UNNAMED else f"the kind {kind!r}"
     raise UserError(
         f"{which} has {found} documents of at least {length} tokens among {seen} left, and {wanted} are "
-        f"needed; give more text, or ask for fewer or shorter windows"
+        f"needed (copies do not count); give more text, or ask for fewer or shorter windows"
     )

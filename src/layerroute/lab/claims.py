@@ -11,6 +11,9 @@ from layerroute.lab.question import Outcome, Question
 from layerroute.lab.table import Field, Table, words
 from layerroute.lab.tables import pair_fields
 
+_NAMED = 3
+"""As many arms are named in a clause; more are counted."""
+
 
 def claims(question: Question, arms: Sequence[Arm]) -> list[Pair]:
     """Every learned router whose records have the metric, against each arm that plays one of its controls."""
@@ -40,14 +43,21 @@ def told(pairs: Sequence[Pair]) -> str:
     return f"{text} Not held against {listing(missing, 'or')}: no such arm." if missing else text
 
 
-def certain(pairs: Sequence[Pair], said: Mapping[Outcome, str]) -> str:
-    """``more than random and less than static``: what is certain, in the words of ``said``; empty where nothing is."""
+def briefly(pairs: Sequence[Pair], verb: str, said: Mapping[Outcome, str], where: str) -> str:
+    """What is certain of one subject, in a clause, or that nothing can be told ``where``; empty without pairs.
+
+    ``it recalls more than random and less than static`` has the verb ``recalls``; ``said`` holds ``more`` and ``less``.
+    """
     found = [
         f"{word} than {listing(labels)}"
         for outcome, word in said.items()
         if (labels := [pair.rival.label for pair in pairs if pair.outcome is outcome])
     ]
-    return listing(found)
+    if found or not pairs:
+        return f"it {verb} {listing(found)}" if found else ""
+    rivals = [pair.rival.label for pair in pairs]
+    named = listing(rivals, "or") if len(rivals) <= _NAMED else f"any of {len(rivals)} arms"
+    return f"{where} it cannot be told from {named}"
 
 
 def claims_table(

@@ -10,7 +10,7 @@ import pytest
 from layerroute.capabilities.attention.words import words
 from layerroute.capabilities.copies.question import QUESTION, losses, window_losses
 from layerroute.lab.at_cost import at_equal_cost
-from layerroute.lab.claims import claims
+from layerroute.lab.claims import briefly, claims
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.pairs import Pair
@@ -124,6 +124,13 @@ def test_it_is_said_in_words_and_shown_in_tables() -> None:
     ):
         assert text in sentence
     assert QUESTION.brief(comparison) == "it copies better than random and window and worse than narrow"
+    rivals = [pair for pair in claims(QUESTION, comparison.arms) if pair.rival.label == "periodic"]
+    for pairs, named in (
+        (rivals, "periodic"),
+        (rivals * 2, "periodic or periodic"),
+        (rivals * 4, "any of 4 arms"),
+    ):
+        assert briefly(pairs, "copies", {}, "there") == f"there it cannot be told from {named}"
     assert "apart on tokens that are copied" in str(words(comparison, None))
     table = comparison.tables["copies"]
     assert {row.cells[0].text for row in table.rows} == {arm.label for arm in comparison.arms}

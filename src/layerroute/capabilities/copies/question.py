@@ -7,7 +7,7 @@ from layerroute.capabilities.recall import question as recall
 from layerroute.capabilities.recall.measures import softmax_rate
 from layerroute.lab.arms import Arm
 from layerroute.lab.at_cost import at_cost_table
-from layerroute.lab.claims import certain, claims, claims_table, of_subject, told
+from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, rate_of
 from layerroute.lab.fairness import cache_bytes
@@ -77,13 +77,8 @@ def _doubt(arms: Sequence[Arm]) -> str:
 
 def copies_brief(comparison: Comparison) -> str:
     """What can be told of the subject's copied tokens, in a clause; empty where it has no pair."""
-    own = of_subject(QUESTION, comparison)
-    if not own:
-        return ""
-    found = certain(own, {Outcome.WINS: "better", Outcome.LOSES: "worse"})
-    return (
-        f"it copies {found}" if found else f"on copied tokens it cannot be told from any of {len(own)} arms"
-    )
+    said = {Outcome.WINS: "better", Outcome.LOSES: "worse"}
+    return briefly(of_subject(QUESTION, comparison), "copies", said, "on copied tokens")
 
 
 def copies_table(arms: Sequence[Arm]) -> Table | None:

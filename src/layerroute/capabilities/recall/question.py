@@ -21,7 +21,7 @@ from layerroute.capabilities.recall.measures import (
 )
 from layerroute.lab.arms import Arm
 from layerroute.lab.at_cost import at_cost_table
-from layerroute.lab.claims import certain, claims, claims_table, of_subject, told
+from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
 from layerroute.lab.fairness import cache_bytes
@@ -77,11 +77,8 @@ def recall_sentence(comparison: Comparison) -> str:
 
 def recall_brief(comparison: Comparison) -> str:
     """What can be told of the subject's recall, in a clause; empty where it has no pair."""
-    own = of_subject(QUESTION, comparison)
-    if not own:
-        return ""
-    found = certain(own, {Outcome.WINS: "more", Outcome.LOSES: "less"})
-    return f"it recalls {found}" if found else f"in recall it cannot be told from any of {len(own)} arms"
+    said = {Outcome.WINS: "more", Outcome.LOSES: "less"}
+    return briefly(of_subject(QUESTION, comparison), "recalls", said, "in recall")
 
 
 def recall_table(arms: Sequence[Arm]) -> Table | None:

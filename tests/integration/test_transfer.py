@@ -22,8 +22,13 @@ def files(tmp_path_factory):
     write_documents(folder, {"more": 60}, length=90, sentence=f"{SENTENCE} and more")
     write_documents(folder, {"b": 60}, length=90, sentence=OTHER)
     write_documents(folder, {"c": 60}, length=90, sentence=f"{SENTENCE} {OTHER} one two three four")
+    lines = (folder / "more.jsonl").read_text().splitlines()
+    (folder / "copies.jsonl").write_text("\n".join(lines[:5] * 12))
     write_pretrained(folder / "model", folder / "a.jsonl")
     return folder
+
+
+FIVE = "the kind 'copies' has 5 documents of at least 32 tokens among 5 left, and 12 are needed"
 
 
 def kinds(files, *names):
@@ -120,6 +125,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     assert "has no static arms to compare with" in capsys.readouterr().err
     for wrong, told in (
         (["--data", f"fresh={files / 'c'}.jsonl"], "has seen this text (the kind 'fresh')"),
+        (kinds(files, "copies"), FIVE),
         ([*kinds(files, "b"), "--unit", "block"], "--unit is for a MODEL"),
         ([*kinds(files, "b"), "--tokens-search", "64"], "--tokens-search is for a MODEL"),
     ):
@@ -132,3 +138,9 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     static = tmp_path / "of_other" / "controls" / "static_greedy"
     assert main([*words[:2], *kinds(files, "b"), *JUDGED, "--against", str(static)]) == 2
     assert "is of another base model than" in capsys.readouterr().err
+
+
+def test_copies_of_a_document_are_one_window_of_a_kind(files, capsys):
+    words = ["transfer", str(files / "model"), *kinds(files, "a", "b", "copies"), *SIZES, "--budget", "0.5"]
+    assert main(words) == 2
+    assert FIVE in capsys.readouterr().err

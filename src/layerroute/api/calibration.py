@@ -212,7 +212,7 @@ def calibrate(
             f"the text to judge on is text to calibrate on, too ({shared}); leave heldout (--heldout) out, and further "
             "documents of the same text are judged on"
         )
-    heldout_texts.seen = texts.seen  # single documents may be in both
+    texts.seen = heldout_texts.seen = texts.seen | heldout_texts.seen  # single documents may be in both
     config = config_for(
         model,
         tokenizer,

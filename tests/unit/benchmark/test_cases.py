@@ -11,7 +11,9 @@ from layerroute.benchmark import train
 from layerroute.benchmark.train import plain_model
 from layerroute.cli.main import main
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
+from layerroute.recipe import load_recipe
 from layerroute.routing import forced
+from layerroute.training.hybrid import build_model, model_config
 
 SMALL = ["bench", "gated-delta", "--sizes", "2x40x2x8", "--repeats", "3"]
 
@@ -137,6 +139,29 @@ def test_train_gate_sees_a_routed_model_that_is_not_the_plain_one(
     monkeypatch.setattr(layer, "_normalize", lambda path, output: 1.05 * output)
     red = [check.what for check in prepared.gate() if not check.green]
     assert len(red) == 4, "logits and gradients of both paths"
+
+
+@pytest.mark.parametrize(("routing", "rate"), [("{rate: 0.25}", 0.25), ("null", 0.5)])
+def test_a_step_trains_at_the_rate_of_its_recipe(
+    recipes: dict[str, Path], routing: str, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(recipes["dynamic"], {"model.routing": routing})
+    step = train.TrainingStep(
+        recipe,
+        build_model(model_config(recipe.model, 300), seed=1),
+        [torch.randint(300, (4, 24))],
+        "fp32",
+    )
+    asked: list[float] = []
+    loss = step.loss
+
+    def seen(*given: object, rate: float) -> object:
+        asked.append(rate)
+        return loss(*given, rate=rate)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step, "loss", seen)
+    step()
+    assert asked == [rate, rate], "one for each micro-batch"
 
 
 @pytest.mark.parametrize("path", ["gdn", "softmax"])

@@ -1,6 +1,7 @@
 """`layerroute transfer` as users meet it, on a tiny model: leave one kind out, resume, judge a router."""
 
 import json
+from itertools import chain
 
 import pytest
 
@@ -24,6 +25,8 @@ def files(tmp_path_factory):
     write_documents(folder, {"c": 60}, length=90, sentence=f"{SENTENCE} {OTHER} one two three four")
     lines = (folder / "more.jsonl").read_text().splitlines()
     (folder / "copies.jsonl").write_text("\n".join(lines[:5] * 12))
+    known = (folder / "a.jsonl").read_text().splitlines()
+    (folder / "more_and_known.jsonl").write_text("\n".join(chain(*zip(known, lines, strict=True))))
     write_pretrained(folder / "model", folder / "a.jsonl")
     return folder
 
@@ -110,6 +113,10 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
         ("b", False, None),
     ]
     assert all(set(row["arms"]) == set(STATIC) for row in rows)
+    assert main([*words[:2], "--data", f"a={files / 'more_and_known'}.jsonl", *JUDGED, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == rows[:1], (
+        "what was calibrated on comes in another file"
+    )
     static = router / "controls" / "static_greedy"
     assert main([*words[:2], *kinds(files, "b"), *JUDGED, "--against", str(static), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
@@ -131,6 +138,11 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
     ):
         assert main([*words[:2], *JUDGED, *wrong]) == 2
         assert told in capsys.readouterr().err
+    description = json.loads((router / "router.json").read_text())
+    description["notes"]["documents"] = [3]
+    (router / "router.json").write_text(json.dumps(description))
+    assert main([*words[:2], *kinds(files, "b"), *JUDGED]) == 2
+    assert "notes.documents must be digests in hexadecimal" in capsys.readouterr().err
     write_pretrained(tmp_path / "other", files / "b.jsonl", vocab_size=300)
     sizes = [*sizes, "--budget", "0.5", "--out", str(tmp_path / "of_other"), "--controls"]
     assert main(["calibrate", str(tmp_path / "other"), *kinds(files, "a", "c"), *sizes]) == 0

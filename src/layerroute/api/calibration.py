@@ -51,6 +51,7 @@ class Calibration:
         record: all of it as plain data, as ``layerroute calibrate --json`` prints it.
         fitted: the router and its controls, to be installed again.
         statistics: windows (N, T) of token ids that the fits saw.
+        documents: digests of the texts that were drawn from ``data``, hexadecimal.
     """
 
     model: Any = field(repr=False)
@@ -58,6 +59,7 @@ class Calibration:
     record: dict[str, Any] = field(repr=False)
     fitted: FittedArms = field(repr=False)
     statistics: Tensor = field(repr=False)
+    documents: list[str] = field(repr=False)
 
     @property
     def table(self) -> list[dict[str, Any]]:
@@ -107,7 +109,8 @@ class Calibration:
             The folder.
         """
         kinds = self.record["data"]["kinds"]
-        notes = {"calibration": self.config.to_dict(), "kinds": kinds}
+        # By their digests, so that `transfer` judges on none of them, whatever file they come in.
+        notes = {"calibration": self.config.to_dict(), "kinds": kinds, "documents": self.documents}
         folder = Path(folder)
         save_routed(self.model, folder, notes=notes)
         if controls:
@@ -276,7 +279,14 @@ def calibrate(
         f"{budget:g}": {"loss": one.loss, "skipped": one.skipped, "saved": one.saved}
         for budget, one in others.items()
     }
-    return Calibration(model=model, config=config, record=record, fitted=fitted, statistics=seen)
+    return Calibration(
+        model=model,
+        config=config,
+        record=record,
+        fitted=fitted,
+        statistics=seen,
+        documents=sorted(digest.hex() for digest in texts.taken),
+    )
 
 
 def sizes(tokens: int) -> dict[str, int]:

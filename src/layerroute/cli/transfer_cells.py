@@ -132,6 +132,8 @@ def judge_router(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str,
     _check_unseen(loaded, texts)
     for path in against.values():
         _check_alike(loaded, path)
+    for path in (loaded.path, *against.values()):
+        texts.seen |= _calibrated_on(model_folder(path))
     skip = get_router(loaded.model).config
     budget = (arguments.budget or [skip.budget])[0]
     length, tokens = arguments.length, arguments.tokens_heldout
@@ -273,6 +275,15 @@ def _check_unseen(loaded: LoadedModel, texts: Texts) -> None:
         seen |= marks_of(make_source(DataConfig(**trained))) if trained else set()
     if (known := texts.known_as(seen)) is not None:
         raise UserError(f"{loaded.path} has seen this text ({known}); give --data that it has not seen")
+
+
+def _calibrated_on(folder: Path) -> set[bytes]:
+    """Digests of the documents that a router folder notes; whatever file they come in, they are not judged on."""
+    noted = read_router(folder).notes.get("documents", [])
+    try:
+        return {bytes.fromhex(digest) for digest in noted}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / DESCRIPTION}: notes.documents must be digests in hexadecimal") from error
 
 
 def _check_alike(loaded: LoadedModel, path: Path) -> None:

@@ -23,7 +23,9 @@ class Texts:
         documents: by kind, an iterator over its texts.
         distinct: the same iterators without texts that came before in any kind: what draws read, so that a copy is not
             measured on either, and documents are units of intervals.
-        seen: digests of what `distinct` has handed out. Two objects that share it hand nothing out twice between them.
+        seen: digests of what `distinct` does not hand out again. Two objects that share it hand nothing out twice
+            between them.
+        taken: digests of what `distinct` of this object has handed out.
         shares: by kind, their sum is 1.
         sources: by kind.
         name: of all of it, for records.
@@ -46,6 +48,7 @@ class Texts:
         }
         self.documents = {name: _opened(name, source) for name, source in self.sources.items()}
         self.seen: set[bytes] = set()
+        self.taken: set[bytes] = set()
         self.distinct = {name: self._once(own) for name, own in self.documents.items()}
         told = {name: source.describe() for name, source in self.sources.items()}
         self.name = (
@@ -56,9 +59,10 @@ class Texts:
 
     def _once(self, texts: Iterable[str]) -> Iterator[str]:
         for text in texts:
-            digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
+            digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
             if digest not in self.seen:
                 self.seen.add(digest)
+                self.taken.add(digest)
                 yield text
 
     @property

@@ -17,7 +17,7 @@ from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_st
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.own_text import sample_own_text, with_own_text
-from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 from layerroute.skipping.flops import saved_by_skipping
 from layerroute.skipping.skip_config import SkipConfig
 
@@ -145,6 +145,7 @@ def fit_arms(
         own = journal.once(lambda: sample_own_text(model, config, len(statistics), advance=advance))
     if own is not None and len(own):
         statistics = with_own_text(statistics, own)
+    full = FullDepth(stack, statistics)
     final: list[Tensor] = []
     ranking = sensitivity = None
     known = {} if rankings is None else rankings
@@ -161,7 +162,7 @@ def fit_arms(
         rates = even[config.budget]
         advance = clock("fits under routing")
         policy = calibrate_in_order(
-            stack, statistics, rates, config, fit_all=bool(config.also), advance=advance
+            stack, statistics, rates, config, fit_all=bool(config.also), full=full, advance=advance
         )
         loss = journal.once(lambda: selection_loss(stack, policy, selection))
         also = {budget: even[budget] for budget in config.also}
@@ -171,10 +172,17 @@ def fit_arms(
     static: dict[str, tuple[int, ...]] = {}
     if ranking is not None:
         arms, static = _fit_all_static(
-            ranking, known, statistics, selection, wanted, config, skip, count, clock
+            ranking, known, statistics, selection, wanted, config, skip, count, full, clock
         )
     arms |= fit_chance(
-        stack, statistics, wanted, config, rates=even[config.budget], sensitivity=sensitivity, clock=clock
+        stack,
+        statistics,
+        wanted,
+        config,
+        rates=even[config.budget],
+        sensitivity=sensitivity,
+        full=full,
+        clock=clock,
     )
     clock.stop()
     return FittedArms(
@@ -199,11 +207,14 @@ def _fit_all_static(
     config: CalibrationConfig,
     skip: SkipConfig,
     count: int,
+    full: FullDepth,
     clock: _Clock,
 ) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
     """Static pruning of the unit and, where it is a part of a layer, of as many whole layers as save as much."""
     own = [name.removeprefix("static_") for name in wanted if name in ("static_influence", "static_greedy")]
-    arms, static = fit_static(ranking, statistics, own, config, count=count, prefix="static_", clock=clock)
+    arms, static = fit_static(
+        ranking, statistics, own, config, count=count, prefix="static_", full=full, clock=clock
+    )
     whole = [name.removeprefix(BLOCK) for name in wanted if name.startswith(BLOCK)]
     if whole:
         text = ranking.stack.model.config
@@ -215,7 +226,7 @@ def _fit_all_static(
         if "block" not in known:
             known["block"] = ranking.of_blocks(statistics, selection, blocks_too, clock)
         more, named = fit_static(
-            known["block"], statistics, whole, config, count=blocks, prefix=BLOCK, clock=clock
+            known["block"], statistics, whole, config, count=blocks, prefix=BLOCK, full=full, clock=clock
         )
         arms, static = {**arms, **more}, {**static, **{f"block_{name}": named[name] for name in named}}
     return arms, static

@@ -10,7 +10,7 @@ from layerroute.skipping.calibration.allocation import static_rates
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.costs import LayerCosts, Search, greedy_layers, measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
-from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 
 Clock = Callable[[str], Callable[[float], None]]
 
@@ -87,6 +87,7 @@ def fit_static(
     *,
     count: int,
     prefix: str,
+    full: FullDepth,
     clock: Clock,
 ) -> tuple[dict[str, Policy], dict[str, tuple[int, ...]]]:
     """Static pruning by some methods: policies by name (``prefix`` and method), removed layers by method.
@@ -106,7 +107,9 @@ def fit_static(
             static[method] = tuple(sorted(taken))
         rates = static_rates(ranking.layers, static[method])
         advance = clock(f"fits of static pruning ({stack.unit}, {method})")
-        arms[f"{prefix}{method}"] = calibrate_in_order(stack, statistics, rates, config, advance=advance)
+        arms[f"{prefix}{method}"] = calibrate_in_order(
+            stack, statistics, rates, config, full=full, advance=advance
+        )
     return arms, static
 
 
@@ -118,6 +121,7 @@ def fit_chance(
     *,
     rates: Mapping[int, float],
     sensitivity: Float[Tensor, "n T"] | None,
+    full: FullDepth,
     clock: Clock,
 ) -> dict[str, Policy]:
     """Policies of the controls that do not look at what a layer does.
@@ -135,7 +139,9 @@ def fit_chance(
     arms: dict[str, Policy] = {}
     if "random" in names or "periodic" in names:
         advance = clock("fits of the random control")
-        chance = calibrate_in_order(stack, statistics, rates, config, chooser="random", advance=advance)
+        chance = calibrate_in_order(
+            stack, statistics, rates, config, chooser="random", full=full, advance=advance
+        )
         arms |= {name: replace(chance, chooser=name) for name in ("random", "periodic") if name in names}
     if "early_exit" in names:
         assert sensitivity is not None

@@ -60,19 +60,34 @@ class Predictor:
         return states.float() @ self.weight + self.bias
 
 
-def fit_skip(
-    states: Float[Tensor, "N D"],
-    target: Float[Tensor, "N D"],
-    *,
-    rank: int,
-    strength: float,
-    weight: Float[Tensor, "N"] | None = None,
-) -> SkipMap:
-    """The best low-rank map from states to ``target`` - states."""
-    moments = Moments().add(states, target - states, weight)
-    down, up = reduced_rank(moments, strength, rank)
-    # The bias is y's mean: the map is of x around its own mean.
-    return SkipMap(mean=moments.x_mean.float(), down=down.float(), up=up.float(), bias=moments.y_mean.float())
+class SkipFit:
+    """The best low-rank maps from states to ``target`` - states, for one choice of tokens after another.
+
+    The sums over all tokens are made once; a choice adds only the rows that it chooses.
+
+    Args:
+        rank: of the maps.
+        strength: of the ridge, relative to the mean variance of the states.
+    """
+
+    def __init__(
+        self, states: Float[Tensor, "N D"], target: Float[Tensor, "N D"], *, rank: int, strength: float
+    ) -> None:
+        self.states, self.update = states, target - states
+        self.rank, self.strength = rank, strength
+        self.all = Moments().add(self.states, self.update)
+
+    def __call__(self, chosen: Bool[Tensor, "N"] | None = None, *, background: float = 1.0) -> SkipMap:
+        """The map for tokens that are ``chosen``; the others weigh ``background``. Default: all alike."""
+        moments = self.all
+        if chosen is not None:
+            more = self.states.new_full((int(chosen.sum()),), 1.0 - background, dtype=torch.float32)
+            moments = moments.scaled(background).add(self.states[chosen], self.update[chosen], more)
+        down, up = reduced_rank(moments, self.strength, self.rank)
+        # The bias is y's mean: the map is of x around its own mean.
+        return SkipMap(
+            mean=moments.x_mean.float(), down=down.float(), up=up.float(), bias=moments.y_mean.float()
+        )
 
 
 def influence(

@@ -12,14 +12,14 @@ from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.fits import (
     Predictor,
     PredictorFit,
+    SkipFit,
     SkipMap,
-    fit_skip,
     influence,
     lowest,
 )
 from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import regular
-from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 
 CHOOSERS = ("predicted", "oracle", "random", "periodic")
 Advance = Callable[[float], None]
@@ -141,6 +141,7 @@ def calibrate_in_order(
     weights: Mapping[int, tuple[float, float]] | None = None,
     fit_all: bool = False,
     final: list[Float[Tensor, "N T D"]] | None = None,
+    full: FullDepth | None = None,
     advance: Advance | None = None,
 ) -> Policy:
     """Fit skip paths and predictors place by place, on states that come out of the places fitted before.
@@ -153,6 +154,8 @@ def calibrate_in_order(
             log-influence and sensitivity in what predictors predict. Default: influence alone.
         fit_all: also fit sites of rate 0, to all tokens (their predictor's threshold then lets all run).
         final: the output of the last layer is appended to it.
+        full: the full model on the same windows, which several fits may share: below its first layer that skips an
+            arm is the full model.
         advance: told the share done.
 
     Returns:
@@ -170,16 +173,16 @@ def calibrate_in_order(
         seed=config.seed,
     )
     sinks = policy.sinks(ids).flatten()
-    last = max(place for place, rate in rates.items() if rate > 0 or fit_all)
+    fitted = [place for place, rate in rates.items() if rate > 0 or fit_all]
+    last, predicts = max(fitted), fit_all or decided
     notes = stack.journal.step()
     # At place `next`: what comes in, what the full model has there, and what routers have read below.
-    now = notes.recall() or {
-        "next": 0,
-        "sites": {},
-        "states": stack.embed(ids),
-        "dense": None,
-        "features": None,
-    }
+    now = notes.recall()
+    if now is None:
+        units = len(stack.units)
+        begin = min([min(fitted) // units, *([shared] if predicts and shared is not None else [])])
+        states = (full or FullDepth(stack, ids)).into(begin)
+        now = {"next": begin * units, "sites": {}, "states": states, "dense": None, "features": None}
     states, dense, features, policy.sites = now["states"], now["dense"], now["features"], now["sites"]
     if config.target == "dense" and dense is None:
         dense = states
@@ -193,7 +196,6 @@ def calibrate_in_order(
                 reached = stack.through(place, stack.before(place, dense))
             out, rate = ran, rates.get(place, 0.0)
             if place in rates and (rate > 0 or fit_all):
-                assert features is not None
                 wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
                 if weights is not None and sensitivity is not None:
                     own, common = weights[place]
@@ -259,7 +261,7 @@ class _Wanted:
 def _fit_site(
     states: Tensor,
     target: Tensor,
-    features: Tensor,
+    features: Tensor | None,
     ids: Tensor,
     sinks: Tensor,
     rate: float,
@@ -269,22 +271,23 @@ def _fit_site(
     wanted: "_Wanted",
 ) -> tuple[Site, Tensor]:
     """The site, and which of the (flattened) tokens skip there."""
-    x, y, read = (value.flatten(0, 1) for value in (states, target, features))
+    x, y = states.flatten(0, 1), target.flatten(0, 1)
     cosine = torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=-1)
     rows = regular(x) & regular(y) & ~sinks
     measured = float(1 - cosine[rows].mean())
-    skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge)
+    fit_skip = SkipFit(x[rows], y[rows], rank=config.rank, strength=config.ridge)
+    skip_map = fit_skip()
     if policy.chooser == "random" or not wanted.predict:
         chosen = ~sinks
         if 0.0 < rate < 1.0:
             chosen = random_skips(ids, place, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
-    fit = PredictorFit(read[rows], config.predictor_ridge)
+    assert features is not None
+    fit = PredictorFit(features.flatten(0, 1)[rows], config.predictor_ridge)
     may = ~sinks.view(ids.shape)
     predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
-        weight = torch.where(chosen[rows], 1.0, config.background)
-        skip_map = fit_skip(x[rows], y[rows], rank=config.rank, strength=config.ridge, weight=weight)
+        skip_map = fit_skip(chosen[rows], background=config.background)
         predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen
 

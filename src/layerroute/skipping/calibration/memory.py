@@ -69,8 +69,8 @@ def memory_needed(
     # With two units also what a layer's router has read.
     held = len(config.layers or layers) * units * (1 + units)
     search = config.tokens_search * (4 * vocabulary + held * size * byte) + 12 * config.length * vocabulary
-    # Of one layer: states mapped or not, and four copies of rows for the regressions.
-    states = windows * size * (16 + (0 if streamed else 5 * byte)) + 48 * size**2
+    # Of one layer: states mapped or not, two of the full model, and four copies of rows for the regressions.
+    states = windows * size * (16 + (0 if streamed else 7 * byte)) + 48 * size**2
     head = 16 * max(CHUNK_TOKENS, config.length) * vocabulary
     rows = min(BATCH, windows * config.own_text / config.length)
     width = getattr(text, "head_dim", None) or size // text.num_attention_heads

@@ -1,5 +1,7 @@
 """Streaming second moments, and the regressions that are solved from them in closed form."""
 
+from copy import copy
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -36,6 +38,14 @@ class Moments:
             part = slice(first, first + _CHUNK)
             self._add(x[part].float(), y[part].float(), None if weight is None else weight[part].float())
         return self
+
+    def scaled(self, factor: float) -> "Moments":
+        """The same rows, each of ``factor`` times its weight; adding to it leaves these as they are."""
+        other = copy(self)
+        other.weight = self.weight * factor
+        for name in ("_x", "_y", "_xx", "_xy", "_yy"):
+            setattr(other, name, getattr(self, name) * factor)
+        return other
 
     def _add(self, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
         if self._centre is None:

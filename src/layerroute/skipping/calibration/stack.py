@@ -190,6 +190,10 @@ class LayerStack:
         """What goes out of a place, from the output of its unit."""
         return self._in_chunks(self._mlp, place, states) if self.unit == "attention" else states
 
+    def whole(self, place: int, states: Float[Tensor, "N T D"]) -> Float[Tensor, "N T D"]:
+        """The three parts of a place, one after the other; every token runs."""
+        return self.after(place, self.through(place, self.before(place, states)))
+
     @torch.inference_mode()
     def _in_chunks(self, part: Callable[[int, Tensor], Tensor], layer: int, states: Tensor) -> Tensor:
         def compute(chunk: Tensor) -> Tensor:
@@ -277,3 +281,31 @@ class LayerStack:
             inner = torch.linalg.vecdot(reference[part], logits, dim=-1)
             parts.append(logits.logsumexp(dim=-1) - inner)
         return torch.cat(parts)
+
+
+class FullDepth:
+    """What the full model makes of some windows, for fits that begin there: whatever they skip, it is above.
+
+    The lowest states that were asked for are kept, and the deepest, so that each is computed once.
+
+    Args:
+        stack: the model.
+        ids: (N, T) windows.
+    """
+
+    def __init__(self, stack: LayerStack, ids: Int[Tensor, "N T"]) -> None:
+        self.stack, self.ids = stack, ids
+        self._kept: dict[int, Tensor] = {}
+
+    def into(self, layer: int) -> Float[Tensor, "N T D"]:
+        """The input of a layer."""
+        near = max((known for known in self._kept if known <= layer), default=0)
+        states = self._kept[near] if near in self._kept else self.stack.embed(self.ids)
+        units = len(self.stack.units)
+        for place in range(near * units, layer * units):
+            with self.stack.weights(place):
+                states = self.stack.whole(place, states)
+        lowest, deepest = min((layer, *self._kept)), max((layer, *self._kept))
+        self._kept = {**self._kept, layer: states}
+        self._kept = {known: self._kept[known] for known in {lowest, deepest}}
+        return states

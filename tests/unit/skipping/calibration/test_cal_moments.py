@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from layerroute.skipping.calibration.fits import PredictorFit, fit_skip, influence, lowest
+from layerroute.skipping.calibration.fits import PredictorFit, SkipFit, influence, lowest
 from layerroute.skipping.calibration.moments import Moments, reduced_rank, regular, ridge
 
 
@@ -75,20 +76,35 @@ def test_a_skip_path_finds_a_planted_low_rank_update():
     torch.manual_seed(0)
     states = torch.randn(500, 16) * 2 + 5
     update = (states - 4) @ (torch.randn(16, 2) @ torch.randn(2, 16)) * 0.1 + 1
-    skip = fit_skip(states, states + update, rank=2, strength=1e-9)
+    skip = SkipFit(states, states + update, rank=2, strength=1e-9)()
     torch.testing.assert_close(skip(states), states + update, rtol=1e-3, atol=1e-3)
     assert influence(states, states + update, skip).max() < -8
-    poor = fit_skip(states, states + update, rank=1, strength=1e-9)
+    poor = SkipFit(states, states + update, rank=1, strength=1e-9)()
     assert influence(states, states + update, poor).mean() > -8
 
 
-def test_a_skip_path_follows_the_weights():
+def test_a_skip_path_follows_the_tokens_that_are_chosen():
     torch.manual_seed(0)
     states = torch.randn(400, 6)
     first = torch.arange(400) < 200
     target = torch.where(first[:, None], states * 1.5, states * 0.2)
-    skip = fit_skip(states, target, rank=6, strength=1e-9, weight=torch.where(first, 1.0, 1e-6))
-    torch.testing.assert_close(skip(states[first]), target[first], rtol=1e-2, atol=1e-2)
+    fit = SkipFit(states, target, rank=6, strength=1e-9)
+    for chosen, factor in ((first, 1.5), (~first, 0.2)):  # the second choice knows nothing of the first
+        skip = fit(chosen, background=1e-6)
+        torch.testing.assert_close(skip(states[chosen]), states[chosen] * factor, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("background", [0.1, 1.0, 2.5])
+def test_sums_that_are_made_once_give_what_weights_for_each_row_give(share, background):
+    states, target, _ = data(5000, size=9, out=9)
+    chosen = torch.rand(5000, generator=torch.Generator().manual_seed(1)) < share
+    found = SkipFit(states, target, rank=4, strength=1e-3)(chosen, background=background)
+    slow = Moments().add(states, target - states, torch.where(chosen, 1.0, background))
+    down, up = reduced_rank(slow, 1e-3, 4)
+    torch.testing.assert_close(found.down @ found.up, (down @ up).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.mean, slow.x_mean.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.bias, slow.y_mean.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_predictor_finds_a_planted_influence():

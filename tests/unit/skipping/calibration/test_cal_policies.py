@@ -16,7 +16,8 @@ from layerroute.skipping.calibration import (
 from layerroute.skipping.calibration.costs import Search
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.result import result_sections
-from layerroute.skipping.calibration.stack import LayerStack
+from layerroute.skipping.calibration.stack import FullDepth, LayerStack
+from layerroute.skipping.skip_config import UNITS
 from tests.parity.skipping_models import FAMILIES, plain
 from tests.unit.skipping.calibration.tiny_calibration import LAYERS, LENGTH, config, ids
 
@@ -92,6 +93,56 @@ def test_in_order_fits_serve_their_rates_where_they_were_fitted(granularity):
         model(text)
         served = 1 - last_decision(model).rate()
     torch.testing.assert_close(served, torch.tensor(list(rates.values())), atol=0.003, rtol=0)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("granularity", ["per_layer", "token"])
+@pytest.mark.parametrize("target", ["update", "dense"])
+def test_arms_that_share_the_full_model_are_fitted_as_each_alone(unit, granularity, target, monkeypatch):
+    """Of every arm the layers below its first that skips are computed once for all, and the fits are the same."""
+    asked = config(unit=unit, granularity=granularity, target=target, rank=3)
+    stack, text = LayerStack(plain(), LENGTH, unit=unit), ids(12)
+    places = asked.skip_config(7).places()
+    last, middle = places[-1], places[len(places) // 2]
+    routed = dict.fromkeys(places, 0.4)
+    arms = [
+        ({**dict.fromkeys(places, 0.0), last: 1.0}, "predicted"),
+        ({**dict.fromkeys(places, 0.0), middle: 1.0, last: 1.0}, "predicted"),
+        (routed, "predicted"),
+        ({**dict.fromkeys(places, 0.0), last: 0.5}, "predicted"),
+        (routed, "random"),
+        ({**dict.fromkeys(places, 0.0), last: 1.0}, "predicted"),
+    ]
+    alone = [calibrate_in_order(stack, text, rates, asked, chooser=chooser) for rates, chooser in arms]
+    full, embedded = FullDepth(stack, text), []
+    embed = stack.embed
+    monkeypatch.setattr(stack, "embed", lambda ids: embedded.append(1) or embed(ids))
+    shared = [
+        calibrate_in_order(stack, text, rates, asked, chooser=chooser, full=full) for rates, chooser in arms
+    ]
+    assert len(embedded) == 3, (
+        "anew only below the lowest that is kept: at first, in the middle, and at the bottom"
+    )
+    for mine, other in zip(shared, alone, strict=True):
+        assert list(mine.sites) == list(other.sites) and mine.rates() == other.rates()
+        for place, site in mine.sites.items():
+            expected = other.sites[place]
+            for part in ("mean", "down", "up", "bias"):
+                assert torch.equal(getattr(site.skip, part), getattr(expected.skip, part)), (place, part)
+            assert (site.predictor is None) == (expected.predictor is None)
+            if site.predictor is not None:
+                assert torch.equal(site.predictor.weight, expected.predictor.weight)
+                assert site.predictor.threshold == expected.predictor.threshold
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_full_model_is_the_model_at_every_layer(unit):
+    stack, text = LayerStack(plain(), LENGTH, unit=unit), ids(3)
+    full, inputs = FullDepth(stack, text), []
+    replay(stack, Policy(), stack.embed(text), text, keep=inputs)
+    for layer in (3, 6, 4, 0, 5, 3):
+        expected = inputs[layer * len(stack.units)]
+        torch.testing.assert_close(full.into(layer), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_prompt_decides_once_for_all_of_its_tokens_but_the_first():

@@ -24,7 +24,7 @@ from layerroute.skipping.calibration import (
 from layerroute.skipping.calibration.allocation import even_rates
 from layerroute.skipping.calibration.calibrate import applicable
 from layerroute.skipping.calibration.costs import Search, measure_costs
-from layerroute.skipping.calibration.fits import fit_skip, influence
+from layerroute.skipping.calibration.fits import SkipFit, influence
 from layerroute.skipping.calibration.headroom import headroom
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay, skipped_by, step
 from layerroute.skipping.calibration.moments import regular
@@ -188,9 +188,9 @@ def test_later_layers_are_fitted_to_what_those_below_leave(unit, target):
             given = stack.before(layer, states)
             reached = stack.through(layer, stack.before(layer, full) if target == "dense" else given)
             rows = regular(given[inner]) & regular(reached[inner])
-            expected = fit_skip(
+            expected = SkipFit(
                 given[inner][rows], reached[inner][rows], rank=asked.rank, strength=asked.ridge
-            )
+            )()
             torch.testing.assert_close(policy.sites[layer].skip(given), expected(given), rtol=1e-3, atol=1e-3)
         states, full = step(stack, policy, layer, states, None, text)[0], stack.run(layer, full)
 

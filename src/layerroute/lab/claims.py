@@ -46,6 +46,8 @@ def told(pairs: Sequence[Pair]) -> str:
 def briefly(pairs: Sequence[Pair], verb: str, said: Mapping[Outcome, str], where: str) -> str:
     """What is certain of one subject, in a clause, or that nothing can be told ``where``; empty without pairs.
 
+    Arms that may not be compared are named only where there are no others.
+
     ``it recalls more than random and less than static`` has the verb ``recalls``; ``said`` holds ``more`` and ``less``.
     """
     found = [
@@ -55,9 +57,12 @@ def briefly(pairs: Sequence[Pair], verb: str, said: Mapping[Outcome, str], where
     ]
     if found or not pairs:
         return f"it {verb} {listing(found)}" if found else ""
-    rivals = [pair.rival.label for pair in pairs]
+    alike = [pair.rival.label for pair in pairs if pair.outcome.comparable]
+    rivals = alike or [pair.rival.label for pair in pairs]
     named = listing(rivals, "or") if len(rivals) <= _NAMED else f"any of {len(rivals)} arms"
-    return f"{where} it cannot be told from {named}"
+    return (
+        f"{where} it cannot be told from {named}" if alike else f"{where} there is no verdict against {named}"
+    )
 
 
 def claims_table(

@@ -41,6 +41,11 @@ class Outcome(StrEnum):
         """Whether the numbers carry a statement about which arm is better."""
         return self in (Outcome.WINS, Outcome.LOSES)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the two arms may be compared at all, however little their numbers tell."""
+        return self not in (Outcome.OTHER_DATA, Outcome.UNALIKE, Outcome.UNEQUAL_COST, Outcome.UNFINISHED)
+
 
 _NO_VERDICT = "There is no verdict on {first} against {second}: {reasons}.{seen}{alone}"
 SENTENCES: Mapping[Outcome, str] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from layerroute.lab.claims import briefly, claims
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.pairs import Pair
+from layerroute.lab.question import Outcome
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import WindowLosses
 from tests.unit.lab.record_factory import record
@@ -131,6 +133,10 @@ def test_it_is_said_in_words_and_shown_in_tables() -> None:
         (rivals * 4, "any of 4 arms"),
     ):
         assert briefly(pairs, "copies", {}, "there") == f"there it cannot be told from {named}"
+    costly = replace(rivals[0])
+    costly.__dict__["outcome"] = Outcome.UNEQUAL_COST
+    assert briefly([costly], "copies", {}, "there") == "there there is no verdict against periodic"
+    assert briefly([*rivals, costly], "copies", {}, "there") == "there it cannot be told from periodic"
     assert "apart on tokens that are copied" in str(words(comparison, None))
     table = comparison.tables["copies"]
     assert {row.cells[0].text for row in table.rows} == {arm.label for arm in comparison.arms}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -430,6 +432,35 @@ def test_an_empty_prompt_begins_a_document(address: str, hybrid: LoadedModel) ->
         assert answer.code == 200
         assert answer.content["usage"]["prompt_tokens"] == 1
         assert without_half(answer.content["choices"][0]["text"]) == without_half(expected)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_generated_for_a_client_that_has_left(
+    address: str, hybrid: LoadedModel, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for one that leaves while it is answered, nor for one that leaves while it waits behind that."""
+    forward, steps = hybrid.model.forward, []
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        steps.append(kwargs["input_ids"].shape)
+        time.sleep(0.1)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(hybrid.model, "forward", slow)
+    where = urllib.parse.urlparse(address)
+    body = json.dumps({"prompt": "x", "max_tokens": 60, "temperature": 0.0, "stream": stream})
+    clients = []
+    for _ in range(3):
+        client = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
+        client.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        clients.append(client)
+    while len(steps) < 2:
+        time.sleep(0.01)
+    for client in clients:
+        client.close()
+    answer = complete(address, max_tokens=1, temperature=0.0)
+    assert answer.finish_reason == "length"
+    assert len(steps) < 40, "sixty steps are what one of the three had asked for"
 
 
 def test_what_the_model_cannot_do_is_not_there(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from threading import Event
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.cli.serving.utils import DirectStreamer, GenerateManager, _GenerationCancelled, _StreamError
 
 from layerroute.evaluation.loading import too_many_tokens
+from layerroute.serving.leaving import Left, client_gone
 from layerroute.serving.requests import Refused, Sampling
 
 SAMPLING = "layerroute_sampling"
@@ -127,14 +129,14 @@ class OneAtATime(GenerateManager):
         del request_id
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Any] = asyncio.Queue()
-        sampling = self._begun(inputs, gen_config)
+        sampling, gone = self._begun(inputs, gen_config), client_gone()
         streamer = StoppedStreamer(
             processor._tokenizer, loop, queue, response_parser=response_parser, stops=sampling.stop
         )
 
         def run() -> None:
             try:
-                _generate(model, processor, inputs, gen_config, sampling, streamer=streamer)
+                _generate(model, processor, inputs, gen_config, sampling, gone, streamer=streamer)
             except _GenerationCancelled:
                 loop.call_soon_threadsafe(queue.put_nowait, None)
             except Exception as error:  # told in the stream, as transformers does
@@ -149,7 +151,11 @@ class OneAtATime(GenerateManager):
         """See ``GenerateManager``."""
         del request_id
         sampling = self._begun(inputs, gen_config)
-        rows = await self.async_submit(_generate, model, processor, inputs, gen_config, sampling)
+        given = model, processor, inputs, gen_config, sampling, client_gone()
+        try:
+            rows = await self.async_submit(_generate, *given)
+        except _GenerationCancelled:
+            rows = inputs["input_ids"]  # nobody reads it
         prompt = inputs["input_ids"].shape[-1]
         new = rows[0, prompt:]
         text = processor.decode(new, skip_special_tokens=True)
@@ -157,11 +163,22 @@ class OneAtATime(GenerateManager):
 
 
 def _generate(
-    model: Any, processor: Any, inputs: Any, gen_config: Any, sampling: Sampling, **more: Any
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    gen_config: Any,
+    sampling: Sampling,
+    gone: Event | None,
+    **more: Any,
 ) -> Tensor:
     prompt = inputs["input_ids"].shape[-1]
+    ends: list[StoppingCriteria] = []
+    if gone is not None:
+        if gone.is_set():
+            raise _GenerationCancelled
+        ends.append(Left(gone))
     if sampling.stop:
-        more["stopping_criteria"] = [StopTexts(processor, sampling.stop, prompt)]
+        ends.append(StopTexts(processor, sampling.stop, prompt))
     if sampling.frequency_penalty or sampling.presence_penalty or sampling.logit_bias:
         more["logits_processor"] = [Penalties(sampling, prompt)]
     # Here, on the thread that draws: another request's draws may come between this one's arrival and its turn.
@@ -169,5 +186,7 @@ def _generate(
         torch.seed()
     else:
         torch.manual_seed(sampling.seed)
-    rows: Tensor = model.generate(**inputs, generation_config=gen_config, tokenizer=processor, **more)
+    rows: Tensor = model.generate(
+        **inputs, generation_config=gen_config, tokenizer=processor, stopping_criteria=ends, **more
+    )
     return rows

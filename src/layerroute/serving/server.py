@@ -49,6 +49,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     from jinja2 import TemplateError
 
     from layerroute.serving.generating import SAMPLING, OneAtATime  # needs the server's packages
+    from layerroute.serving.leaving import Watched
 
     _compute_in_precision(loaded)
     embeddings: Any = loaded.model.get_input_embeddings()
@@ -159,7 +160,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
     state._generate_managers[name] = OneAtATime(loaded.context_length)
     handlers: dict[str, Any] = {"model_manager": manager, "generation_state": state}
     nothing: Any = Nothing()
-    return build_server(
+    app = build_server(
         manager,
         Chat(**handlers),
         completion_handler=Completion(**handlers),
@@ -168,6 +169,8 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
         systemone_handler=nothing,
         generation_state=state,
     )
+    app.add_middleware(Watched)
+    return app
 
 
 class Body(dict[str, Any]):

@@ -24,6 +24,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="pip install 'layerroute[serve]'
 openai = pytest.importorskip("openai", reason="pip install 'layerroute[serve]'")
 
 from layerroute.serving import build_app  # noqa: E402
+from layerroute.serving.leaving import client_gone  # noqa: E402
 from layerroute.skipping import router_disabled, save_router  # noqa: E402
 from tests.parity.skipping_models import plain, routed  # noqa: E402
 
@@ -439,28 +440,36 @@ def test_nothing_is_generated_for_a_client_that_has_left(
     address: str, hybrid: LoadedModel, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither for one that leaves while it is answered, nor for one that leaves while it waits behind that."""
-    forward, steps = hybrid.model.forward, []
+    forward, steps, told = hybrid.model.forward, [], []
+    left = threading.Event()
 
-    def slow(*args: Any, **kwargs: Any) -> Any:
+    def held(*args: Any, **kwargs: Any) -> Any:
         steps.append(kwargs["input_ids"].shape)
-        time.sleep(0.1)
+        if len(steps) == 3:
+            assert left.wait(60)
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(hybrid.model, "forward", slow)
+    def noted() -> threading.Event | None:
+        told.append(client_gone())
+        return told[-1]
+
+    monkeypatch.setattr(hybrid.model, "forward", held)
+    monkeypatch.setattr("layerroute.serving.generating.client_gone", noted)
     where = urllib.parse.urlparse(address)
     body = json.dumps({"prompt": "x", "max_tokens": 60, "temperature": 0.0, "stream": stream})
-    clients = []
-    for _ in range(3):
-        client = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
+    clients = [http.client.HTTPConnection(where.hostname or "", where.port, timeout=60) for _ in range(3)]
+    for client in clients:
         client.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        clients.append(client)
-    while len(steps) < 2:
+    deadline = time.monotonic() + 60
+    while len(told) < 3 or len(steps) < 3:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     for client in clients:
         client.close()
-    answer = complete(address, max_tokens=1, temperature=0.0)
-    assert answer.finish_reason == "length"
-    assert len(steps) < 40, "sixty steps are what one of the three had asked for"
+    assert all(gone.wait(60) for gone in told)
+    left.set()
+    assert complete(address, max_tokens=1, temperature=0.0).finish_reason == "length"
+    assert len(steps) == 4, "three of the first, none of the two behind it, and one of the one that stayed"
 
 
 def test_what_the_model_cannot_do_is_not_there(address: str) -> None:

@@ -60,9 +60,8 @@ def briefly(pairs: Sequence[Pair], verb: str, said: Mapping[Outcome, str], where
     alike = [pair.rival.label for pair in pairs if pair.outcome.comparable]
     rivals = alike or [pair.rival.label for pair in pairs]
     named = listing(rivals, "or") if len(rivals) <= _NAMED else f"any of {len(rivals)} arms"
-    return (
-        f"{where} it cannot be told from {named}" if alike else f"{where} there is no verdict against {named}"
-    )
+    verdict = "it cannot be told from" if alike else "there is no verdict against"
+    return f"{where} {verdict} {named}"
 
 
 def claims_table(

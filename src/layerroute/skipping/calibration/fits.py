@@ -75,11 +75,11 @@ class SkipFit:
     ) -> None:
         self.states, self.update = states, target - states
         self.rank, self.strength = rank, strength
-        self.all = Moments().add(self.states, self.update)
+        self.sums = Moments().add(self.states, self.update)
 
     def __call__(self, chosen: Bool[Tensor, "N"] | None = None, *, background: float = 1.0) -> SkipMap:
         """The map for tokens that are ``chosen``; the others weigh ``background``. Default: all alike."""
-        moments = self.all
+        moments = self.sums
         if chosen is not None:
             more = self.states.new_full((int(chosen.sum()),), 1.0 - background, dtype=torch.float32)
             moments = moments.scaled(background).add(self.states[chosen], self.update[chosen], more)

@@ -180,7 +180,9 @@ def calibrate_in_order(
     now = notes.recall()
     if now is None:
         units = len(stack.units)
-        begin = min([min(fitted) // units, *([shared] if predicts and shared is not None else [])])
+        begin = min(fitted) // units
+        if predicts and shared is not None:
+            begin = min(begin, shared)
         states = (full or FullDepth(stack, ids)).into(begin)
         now = {"next": begin * units, "sites": {}, "states": states, "dense": None, "features": None}
     states, dense, features, policy.sites = now["states"], now["dense"], now["features"], now["sites"]

@@ -20,7 +20,6 @@ from layerroute.skipping.calibration import (
     TABLE,
     CalibrationConfig,
     FittedArms,
-    Journal,
     compare_arms,
     fit_arms,
     install_for_budgets,
@@ -236,10 +235,11 @@ def calibrate(
         seen, judged = statistics.ids.to(model.device), unseen.ids.to(model.device)
         if progress:
             print(f"layerroute: {memory_told(model, config)}", file=sys.stderr)
-        journal = Journal()
-        if is_offloaded(model):  # it takes long
+        if is_offloaded(model):  # reading its weights takes long
             stage("what an earlier call has found")
-            journal = journal_of(model, config, seen, selection.ids, judged, also=list(controls))
+        journal = journal_of(model, config, seen, selection.ids, judged, also=list(controls))
+        if progress and journal.begun:
+            print("layerroute: goes on where the same calibration was cut off", file=sys.stderr)
         fitted = fit_arms(
             model,
             config,

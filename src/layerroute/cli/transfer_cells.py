@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from layerroute.data.texts import Texts, marks_of
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder, precision_of
 from layerroute.integrity import content_sha256
-from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, score
+from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, journal_of, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.configure import config_for
 from layerroute.skipping.calibration.controls import Ranking
@@ -68,14 +68,13 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
     cells: list[Cell] = []
     base, total = fingerprint(model), len(budgets) * len(texts.shares)
     with stages(True) as stage:
-        written: list[Tensor] = []
+        journal = journal_of(model, config, also="own text")
 
+        @cache
         def own_text() -> Tensor:  # once, and only if there is a cell to be made
-            if not written:
-                advance = stage("the model's own text")
-                windows = config.tokens_statistics // config.length
-                written.append(sample_own_text(model, config, windows, advance=advance))
-            return written[0]
+            advance = stage("the model's own text")
+            windows = config.tokens_statistics // config.length
+            return journal.once(lambda: sample_own_text(model, config, windows, advance=advance))
 
         for left_out in texts.shares:
             home, seen, chosen = (
@@ -105,6 +104,7 @@ def leave_one_out(arguments: argparse.Namespace, texts: Texts) -> tuple[dict[str
                 )
                 key = fingerprint_of(own.to_dict(), base, prints)
                 cells.append(_cell(arguments.out, left_out, budget, key, work, left_out=left_out))
+        journal.discard()
     return config.to_dict() | {"budgets": budgets}, cells
 
 

@@ -121,8 +121,8 @@ def fit_arms(
         rankings: by unit, what earlier calls with the same windows made for other budgets; what is new is added. Not
             used where the predictors need sensitivities too.
         own: what `sample_own_text` gave for this model before. Default: sampled here, as ``config.own_text`` asks.
-        journal: keeps what has been found, and the states in files that are mapped into memory: a call with the same
-            arguments and a journal of the same folder goes on where this one was cut off.
+        journal: keeps what has been found: a call with the same arguments and a journal of the same folder goes on
+            where this one was cut off.
         stage: for progress.
 
     Returns:
@@ -134,7 +134,7 @@ def fit_arms(
     clock = _Clock(stage)
     precision = choose_precision(config.precision, model.device).name
     journal = journal or Journal()
-    stack = LayerStack(model, config.length, precision, config.unit, scratch=journal.folder, journal=journal)
+    stack = LayerStack(model, config.length, precision, config.unit, journal=journal)
     skip = config.skip_config(len(stack.layers))
     wanted = applicable(controls, config.unit)
     even = {budget: even_rates(skip, budget) for budget in (config.budget, *config.also)}
@@ -153,7 +153,10 @@ def fit_arms(
         ranking = Ranking.of(stack, statistics, selection, config, clock=clock, final=final)
         sensitivity = probe_sensitivity(ranking, statistics, final.pop(), clock)
     elif any(name not in ("random", "periodic") for name in wanted):
-        ranking = known.get(config.unit) or Ranking.of(stack, statistics, selection, config, clock=clock)
+        if config.unit in known:
+            ranking = replace(known[config.unit], stack=stack)
+        else:
+            ranking = Ranking.of(stack, statistics, selection, config, clock=clock)
         known[config.unit] = ranking
     if config.allocation == "cost":
         assert ranking is not None and sensitivity is not None
@@ -223,7 +226,9 @@ def _fit_all_static(
         ]
         blocks = max(1, round(config.budget * len(skip.sites()) * saved[0] / saved[1]))
         blocks_too = replace(config, unit="block")
-        if "block" not in known:
+        if "block" in known:
+            known["block"] = replace(known["block"], stack=ranking.stack.of_unit("block"))
+        else:
             known["block"] = ranking.of_blocks(statistics, selection, blocks_too, clock)
         more, named = fit_static(
             known["block"], statistics, whole, config, count=blocks, prefix=BLOCK, full=full, clock=clock

@@ -104,7 +104,8 @@ def measure_costs(
                 seen[place] = (skips, own, score)
             states, features, _ = step(stack, policy, place, states, features, search.ids)
         notes.note(
-            {"next": place + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen}
+            {"next": place + 1, "states": states, "features": features, "reversed": reversed_, "seen": seen},
+            states=True,
         )
         if advance is not None:
             advance(((place + 1) / stack.depth) ** 2)

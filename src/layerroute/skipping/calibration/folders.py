@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 import layerroute
 from layerroute.folders import open_or_build
 from layerroute.integrity import Manifest
+from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.arms import install, install_for_budgets
 from layerroute.skipping.calibration.calibrate import (
     CONTROLS,
@@ -23,6 +26,7 @@ from layerroute.skipping.calibration.calibrate import (
 )
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.journal import Journal
+from layerroute.skipping.devices import is_offloaded
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import remove_router
 from layerroute.skipping.pretrained import cache_folder
@@ -97,10 +101,18 @@ def cached_calibration(
     name = _name_of(model, config, statistics, selection)
 
     def build(folder: Path) -> Manifest:
+        journal = journal_of(model, config, statistics, selection)
         found = fit_arms(
-            model, config, statistics=statistics, selection=selection, controls=CONTROLS, stage=stage
+            model,
+            config,
+            statistics=statistics,
+            selection=selection,
+            controls=CONTROLS,
+            journal=journal,
+            stage=stage,
         )
         save_calibration(model, found, statistics, folder)
+        journal.discard()
         return {"calibration": config.to_dict()}
 
     folder = cache_folder() / "calibrations" / name
@@ -115,8 +127,21 @@ def cached_calibration(
 def journal_of(
     model: Any, config: CalibrationConfig, *tokens: Int[Tensor, "_ T"], also: Any = None
 ) -> Journal:
-    """The journal, in the cache folder, of a calibration with these weights, settings, tokens and ``also``."""
-    return Journal(cache_folder() / "unfinished" / _name_of(model, config, *tokens, also=also))
+    """The journal, in the cache folder, of a calibration with these weights, settings, tokens and ``also``.
+
+    It keeps the states of unfinished steps where layers are read from disk: there a step takes long. Journals that
+    nothing was written to for a month are removed.
+    """
+    unfinished = cache_folder() / "unfinished"
+    oldest = time.time() - 30 * 86400
+    for journal in unfinished.glob("*"):
+        with suppress(OSError):  # another process may have removed it
+            if journal.stat().st_mtime < oldest:
+                shutil.rmtree(journal)
+    # One base's fingerprint is the same in all dtypes.
+    computed = [str(model.dtype), model.device.type, choose_precision(config.precision, model.device).name]
+    name = _name_of(model, config, *tokens, also=[computed, also])
+    return Journal(unfinished / name, states=is_offloaded(model))
 
 
 def _name_of(model: Any, config: CalibrationConfig, *tokens: Tensor, also: Any = None) -> str:

@@ -219,7 +219,7 @@ def calibrate_in_order(
             "features": None if stack.reads_at(place + 1, shared) else features,
         }
         if place < last:
-            notes.note(now)
+            notes.note(now, states=True)
         if advance is not None:
             advance((place + 1) / (last + 1))
     if final is None:

@@ -1,9 +1,11 @@
 """What a long calibration has found so far, on disk, so that one that was cut off goes on where it was."""
 
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +13,8 @@ import torch
 
 EVERY = 60.0
 """Seconds between two notes of an unfinished step."""
+
+_logger = logging.getLogger(__name__)
 
 _KEPT: list[Any] = []
 
@@ -28,18 +32,50 @@ class Journal:
     """Steps in their order, which is the same whenever the same calibration runs.
 
     Args:
-        folder: where the notes lie, one file a step. None: nothing is kept, and every step begins anew.
+        folder: where the notes lie, one file a step, made with the first. None: nothing is kept, and every step begins
+            anew.
+        states: also keep the states of unfinished steps, which are as large as all windows, and let `LayerStack` map
+            its states into files there. Else a step that was cut off begins anew, and finished ones do not.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder, self._steps = folder, 0
-        if folder is not None:
+    def __init__(self, folder: Path | None = None, *, states: bool = True) -> None:
+        self.folder, self.states, self._steps, self._writable = folder, states, 0, True
+        if folder is not None and states:
             folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier calibration has left notes."""
+        return self.folder is not None and any(self.folder.glob("step-*.pt"))
+
+    @property
+    def scratch(self) -> Path | None:
+        """Folder for states; None where they are in memory."""
+        return self.folder if self.states else None
 
     def step(self) -> "Step":
         """The next step."""
         self._steps += 1
-        return Step(None if self.folder is None else self.folder / f"step-{self._steps}.pt")
+        return Step(self, f"step-{self._steps}.pt")
+
+    def write(self, name: str, value: Any) -> None:
+        """Keep a value in a file. What cannot be written is told once: a calibration does not end for want of notes."""
+        if self.folder is None or not self._writable:
+            return
+        # The same calibration may run twice at once: each writes aside, and one that ends takes the folder with it.
+        written = self.folder / f"{name}.{os.getpid()}.new"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(value, written)
+            os.replace(written, self.folder / name)
+        except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
+            self._writable = False
+            with suppress(OSError):
+                written.unlink(missing_ok=True)
+            reason = str(error).splitlines()[0]
+            _logger.warning(
+                "%s: no notes can be kept (%s); cut off, this calibration begins anew", self.folder, reason
+            )
 
     def discard(self) -> None:
         """Forget all of it."""
@@ -59,26 +95,27 @@ class Journal:
 class Step:
     """One step's notes; the last one counts."""
 
-    def __init__(self, file: Path | None) -> None:
-        self.file, self._noted = file, time.monotonic()
+    def __init__(self, journal: Journal, name: str) -> None:
+        self.journal, self.name, self._noted = journal, name, time.monotonic()
 
     def recall(self) -> Any:
         """What was noted last; None if nothing was, or what there is cannot be read."""
-        if self.file is None or not self.file.is_file():
+        if self.journal.folder is None or not (file := self.journal.folder / self.name).is_file():
             return None
         with torch.serialization.safe_globals(_KEPT):
             try:
-                return torch.load(self.file, weights_only=True, mmap=True)
+                return torch.load(file, weights_only=True, mmap=True)
             except (RuntimeError, OSError, EOFError, ValueError):  # cut off while it was written, or damaged
                 return None
 
-    def note(self, value: Any, *, done: bool = False) -> None:
-        """Keep a value; unless it is ``done``, only if the last note is old enough."""
-        if self.file is None or not (done or time.monotonic() - self._noted >= EVERY):
-            return
-        # The same calibration may run twice at once: each writes aside, and one that ends takes the folder with it.
-        written = self.file.with_suffix(f".{os.getpid()}.new")
-        written.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(value, written)
-        os.replace(written, self.file)
-        self._noted = time.monotonic()
+    def note(self, value: Any, *, done: bool = False, states: bool = False) -> None:
+        """Keep a value.
+
+        Args:
+            value: what is found so far.
+            done: keep it now; else only if the last note is old enough.
+            states: it holds the states of all windows, which not every journal keeps.
+        """
+        if (done or time.monotonic() - self._noted >= EVERY) and (self.journal.states or not states):
+            self.journal.write(self.name, value)
+            self._noted = time.monotonic()

@@ -12,7 +12,6 @@ place is a layer; with ``attention+mlp`` each layer is two. A place is three par
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from operator import methodcaller
-from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -66,8 +65,8 @@ class LayerStack:
         length: tokens of a window.
         precision: ``bf16`` (layers and head under autocast; states stay in the model's dtype) or ``fp32``.
         unit: what may be skipped: ``block``, ``attention``, ``mlp`` or ``attention+mlp``.
-        scratch: folder for states, in files that are mapped into memory. Default: they are in memory.
-        journal: keeps what long steps have found.
+        journal: keeps what long steps have found, and may have a folder for states, in files that are mapped into
+            memory. Default: they are in memory.
 
     Attributes:
         layers: the decoder layers.
@@ -87,7 +86,6 @@ class LayerStack:
         precision: str = "fp32",
         unit: str = "block",
         *,
-        scratch: Path | None = None,
         journal: Journal | None = None,
     ) -> None:
         if find_router(model) is not None:
@@ -98,8 +96,8 @@ class LayerStack:
         self.stack, layers = decoder_stack(model)
         self.layers = list(layers)
         self.home = execution_device(model.get_input_embeddings())
-        self.scratch = scratch if self.home.type == "cpu" else None
         self.journal = journal or Journal()
+        self.scratch = self.journal.scratch if self.home.type == "cpu" else None
         self.unit, self.units, self.family = unit, unit.split("+"), family_of(model, layers)
         self.depth = len(self.layers) * len(self.units)
         if unit != "block" and self.family is None:
@@ -120,9 +118,7 @@ class LayerStack:
 
     def of_unit(self, unit: str) -> "LayerStack":
         """The same model opened at another unit."""
-        return LayerStack(
-            self.model, self.length, self.precision, unit, scratch=self.scratch, journal=self.journal
-        )
+        return LayerStack(self.model, self.length, self.precision, unit, journal=self.journal)
 
     def weights(self, place: int) -> AbstractContextManager[None]:
         """Keep a layer's weights where it computes for the length of a context, in which it is called several times."""

@@ -16,6 +16,7 @@ from layerroute.skipping.calibration.calibrate import FittedArms, Stage, fit_arm
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.equal_cost import Matched, compare_arms
+from layerroute.skipping.calibration.folders import journal_of
 from layerroute.skipping.calibration.heldout import Score, score
 from layerroute.skipping.calibration.result import arm_section
 from layerroute.skipping.calibration.windows import Windows, mix, needed
@@ -60,7 +61,7 @@ def transfer_cell(
     own_text: Callable[[], Tensor] | None = None,
     stage: Stage = silent,
 ) -> tuple[list[dict[str, Any]], FittedArms]:
-    """Calibrate on some kinds, and judge every text at equal executed FLOPs.
+    """Calibrate on some kinds, and judge every text at equal executed FLOPs; goes on where the same call was cut off.
 
     Args:
         model: a transformers causal LM without a router; it is left as it is.
@@ -75,6 +76,9 @@ def transfer_cell(
         A row a text (see `row_of`), and the calibration.
     """
     device = model.device
+    judged = [windows.ids for windows, _ in texts.values()]
+    known = sorted(rankings or ())
+    journal = journal_of(model, config, statistics.ids, selection.ids, *judged, also=["transfer", known])
     calibration = fit_arms(
         model,
         config,
@@ -83,10 +87,11 @@ def transfer_cell(
         controls=STATIC,
         rankings=rankings,
         own=None if own_text is None else own_text(),
+        journal=journal,
         stage=stage,
     )
     found = {
-        kind: compare_arms(model, calibration, windows.ids.to(device), stage=stage)
+        kind: compare_arms(model, calibration, windows.ids.to(device), journal=journal, stage=stage)
         for kind, (windows, _) in texts.items()
     }
     precision = choose_precision(config.precision, device).name
@@ -99,6 +104,7 @@ def transfer_cell(
     finally:
         remove_router(model)
     advance(1.0)
+    journal.discard()
     rows = [
         row_of(kind, home, config.budget, *found[kind], held=held[kind]) for kind, (_, home) in texts.items()
     ]

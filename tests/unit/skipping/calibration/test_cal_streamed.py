@@ -103,8 +103,11 @@ class Cut(Exception):
     """The calibration is killed."""
 
 
+@pytest.mark.parametrize("states", [True, False], ids=["streamed", "in memory"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_calibration_that_is_cut_off_again_and_again_goes_on(folder, expected, case, tmp_path, monkeypatch):
+def test_a_calibration_that_is_cut_off_again_and_again_goes_on(
+    folder, expected, case, states, tmp_path, monkeypatch
+):
     """Each run is killed a few layers beyond the one before."""
     monkeypatch.setattr(journals, "EVERY", 0.0)
     reached, runs, cuts = set(), 0, (6, 12, 25, 40, 55)
@@ -120,8 +123,9 @@ def test_a_calibration_that_is_cut_off_again_and_again_goes_on(folder, expected,
 
     while True:
         runs += 1
+        model = streamed(folder) if states else in_memory(folder)
         try:
-            found = made(streamed(folder), config(**CASES[case]), Journal(tmp_path / "journal"), stage)
+            found = made(model, config(**CASES[case]), Journal(tmp_path / "journal", states=states), stage)
         except Cut:
             continue
         break
@@ -129,14 +133,14 @@ def test_a_calibration_that_is_cut_off_again_and_again_goes_on(folder, expected,
     assert flat(found) == expected(case)
 
 
-def test_a_run_that_goes_on_computes_no_layer_again(folder, tmp_path, monkeypatch):
-    model, asked, fitted = streamed(folder), config(), []
+@pytest.mark.parametrize("states", [True, False], ids=["streamed", "in memory"])
+def test_a_run_that_goes_on_computes_no_layer_again(folder, states, tmp_path, monkeypatch):
+    model, asked, fitted = streamed(folder) if states else in_memory(folder), config(), []
     fit = in_order._fit_site
     monkeypatch.setattr(in_order, "_fit_site", lambda *args: fitted.append(args[6]) or fit(*args))
     for _ in range(2):
-        fit_arms(
-            model, asked, statistics=STATISTICS, selection=SELECTION, controls=[], journal=Journal(tmp_path)
-        )
+        journal = Journal(tmp_path, states=states)
+        fit_arms(model, asked, statistics=STATISTICS, selection=SELECTION, controls=[], journal=journal)
     assert fitted == [2, 3, 4, 5]
 
 
@@ -191,25 +195,6 @@ def test_saved_routers_name_the_base_that_was_streamed(folder, tmp_path):
     save_calibration(in_memory(folder), found, STATISTICS, tmp_path / "memory")
     one, other = ((tmp_path / name / "router.safetensors").read_bytes() for name in ("streamed", "memory"))
     assert one == other
-
-
-def test_a_damaged_note_is_forgotten(tmp_path):
-    journal = Journal(tmp_path)
-    journal.step().note({"a": torch.ones(3)}, done=True)
-    assert torch.equal(Journal(tmp_path).step().recall()["a"], torch.ones(3))
-    (tmp_path / "step-1.pt").write_bytes(b"PK half of it")
-    assert Journal(tmp_path).step().recall() is None
-    journal.discard()
-    assert not tmp_path.exists()
-
-
-def test_the_same_calibration_twice_at_once(tmp_path):
-    one, two = Journal(tmp_path / "notes"), Journal(tmp_path / "notes")
-    assert one.once(lambda: torch.ones(2)) is not None
-    step = two.step()
-    one.discard()
-    step.note(torch.zeros(2), done=True)
-    assert torch.equal(Journal(tmp_path / "notes").step().recall(), torch.zeros(2))
 
 
 MEASURE = """

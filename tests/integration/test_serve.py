@@ -141,9 +141,11 @@ def test_the_server_has_one_model_and_takes_no_other(hybrid: LoadedModel) -> Non
         with pytest.raises(openai.APIStatusError) as refused:
             client.completions.create(model="somebody/else", prompt="x")
         assert refused.value.status_code == 404
-        with pytest.raises(openai.APIStatusError) as refused:
-            client.post("/../load_model", body={"model": "somebody/else"}, cast_to=object)
-        assert refused.value.status_code == 404
+        for other in ("somebody/else", 3, ["routed"], {"routed": 1}, True, None):
+            with pytest.raises(openai.APIStatusError) as refused:
+                client.post("/../load_model", body={"model": other}, cast_to=object)
+            assert refused.value.status_code == 404 and "'routed' and no other" in refused.value.response.text
+        assert "ready" in client.post("/../load_model", body={"model": "routed"}, cast_to=str)
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(model="routed", messages=[{"role": "user", "content": "x"}])
         assert "no chat template; send its prompt to /v1/completions" in refused.value.response.text

@@ -46,6 +46,7 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
             f"this version of transformers has another server ({error}); see its bounds"
         ) from error
     from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
     from jinja2 import TemplateError
 
     from layerroute.serving.generating import SAMPLING, OneAtATime  # needs the server's packages
@@ -62,12 +63,12 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
             return loaded.model, loaded.tokenizer
 
         @staticmethod
-        def process_model_name(model_id: str) -> str:
+        def process_model_name(model_id: Any) -> str:
             # Every way to a model leads through here.
             if model_id != name:
                 told = f"this server has the model {name!r} and no other; it loads none on request"
                 raise HTTPException(404, told)
-            return model_id
+            return name
 
         def shutdown(self) -> None:
             """Keep the model: whoever may send a request must not take it from the others."""
@@ -169,6 +170,14 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
         systemone_handler=nothing,
         generation_state=state,
     )
+    # Its own takes a name apart before anything looks whether it is one.
+    app.router.routes[:] = [one for one in app.router.routes if getattr(one, "path", "") != "/load_model"]
+
+    @app.post("/load_model")
+    async def load_model(body: dict[str, Any]) -> StreamingResponse:
+        found = OneModel.process_model_name(body.get("model"))
+        return StreamingResponse(manager.load_model_streaming(found), media_type="text/event-stream")
+
     app.add_middleware(Watched)
     return app
 

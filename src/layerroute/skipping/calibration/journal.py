@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -105,7 +106,8 @@ class Step:
         with torch.serialization.safe_globals(_KEPT):
             try:
                 return torch.load(file, weights_only=True, mmap=True)
-            except (RuntimeError, OSError, EOFError, ValueError):  # cut off while it was written, or damaged
+            # Cut off while it was written, damaged, or of classes that are not kept.
+            except (RuntimeError, OSError, EOFError, ValueError, UnpicklingError):
                 return None
 
     def note(self, value: Any, *, done: bool = False, states: bool = False) -> None:

@@ -3,6 +3,8 @@
 import logging
 import os
 import time
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,12 @@ from tests.unit.skipping.calibration.tiny_calibration import config, ids
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "unfinished"
+
+
+@pytest.mark.parametrize("content", [Fraction(1, 3), {"site": Path("somewhere")}])
+def test_a_note_of_classes_that_are_not_kept_is_forgotten(content, tmp_path):
+    torch.save(content, tmp_path / "step-1.pt")
+    assert Journal(tmp_path).step().recall() is None
 
 
 def test_a_damaged_note_is_forgotten(tmp_path):

@@ -36,10 +36,10 @@ OVER = {"qwen2": {"use_sliding_window": False, "sliding_window": None, "layer_ty
 NEW = 12
 
 
-def export(folder, family="llama", threshold=None, seed=0, **skip):
-    """A base, a router on it, and its export; returns the export's folder (the base is beside it)."""
+def export(folder, family="llama", threshold=None, seed=0, vocabulary=VOCABULARY, **skip):
+    """A base, a router on it, and its export; returns the export's folder (base and router are beside it)."""
     base = folder / "base"
-    model = plain(family, seed, **SIZES | OVER.get(family, {}))
+    model = plain(family, seed, vocab_size=vocabulary, **SIZES | OVER.get(family, {}))
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name.endswith(".bias"):  # zeros, unless trained

@@ -3,10 +3,13 @@
 Needs vLLM, which has an environment of its own: ``make vllm``.
 """
 
+import json
+
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make vllm` runs these")
 
+from layerroute.cli.main import main
 from layerroute.routing import RoutingConfig
 from tests.parity.engine_models import (
     assert_same,
@@ -18,6 +21,7 @@ from tests.parity.engine_models import (
     rates,
     reference,
 )
+from tests.tiny_pretrained import write_documents
 
 PER_LAYER = {"granularity": "per_layer", "routing": RoutingConfig(router="linear", rate=0.6)}
 
@@ -57,6 +61,30 @@ def test_answers_scores_and_rates_are_those_of_transformers(name, execution, tmp
     assert counted == run
     served = sum(run[1].values()) / run[0] / len(run[1])
     assert 0.1 < served < 0.95, "the router must matter"
+
+
+@pytest.mark.parametrize("length", [90, 512])
+def test_the_command_measures_what_it_measures_in_transformers(length, tmp_path, capsys):
+    """Also in windows of all that the model reads: vLLM always makes a token more."""
+    folder = export(tmp_path, vocabulary=300, **PER_LAYER)
+    write_documents(tmp_path, {"long": 3}, 700)
+    words = [
+        "--data",
+        str(tmp_path / "long.jsonl"),
+        "--sequence-length",
+        str(length),
+        "--batch-size",
+        "2",
+        "--json",
+    ]
+    assert main(["evaluate", str(tmp_path / "router"), *words]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(folder), "--engine", "vllm", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == expected["tokens"] > 2 * length
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=2 / found["tokens"])
+    assert found["routing"]["rate"] == pytest.approx(expected["routing"]["rate"], abs=2e-3)
 
 
 SETTINGS = {

@@ -39,7 +39,7 @@ def evaluate_engine(arguments: argparse.Namespace) -> int:
     length = arguments.sequence_length or 256
     batch = arguments.batch_size or 8
     measured: dict[str, Any] = {}
-    with opened(folder, dtype="float32", length=length + 8, requests=batch) as session:
+    with opened(folder, dtype="float32", length=length + 1, requests=batch) as session:
         for kind, documents in texts.documents.items():
             batches = text_batches(
                 tokenizer, documents, length=length, batch_size=batch, limit=arguments.sequences

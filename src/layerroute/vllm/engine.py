@@ -132,14 +132,15 @@ class Session:
         if full_depth_from is not None:
             settings["additional_config"] = _plugin(full_depth_from)
         try:
-            self.llm = LLM(
-                str(folder),
-                dtype=dtype,
-                max_model_len=length,
-                max_num_seqs=requests,
-                enforce_eager=eager,
-                **settings | options,
-            )
+            with _one_beyond(Path(folder), length):
+                self.llm = LLM(
+                    str(folder),
+                    dtype=dtype,
+                    max_model_len=length,
+                    max_num_seqs=requests,
+                    enforce_eager=eager,
+                    **settings | options,
+                )
         except ValueError as error:
             raise UserError(f"vLLM cannot serve {folder}: {' '.join(str(error).split())[:500]}") from error
 
@@ -202,6 +203,23 @@ class Session:
         from vllm import SamplingParams
 
         return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, **more)
+
+
+@contextlib.contextmanager
+def _one_beyond(folder: Path, length: int) -> Iterator[None]:
+    """Room for the last token of an answer, which vLLM wants though nothing reads it: one beyond the model's length."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if length - 1 != config.get("text_config", config).get("max_position_embeddings"):
+        yield
+        return
+    name = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        os.environ |= {} if before is None else {name: before}
 
 
 def _rates(model: Any) -> dict[str, float | None]:

@@ -344,13 +344,8 @@ def run_tasks(
         batch_size=batch_size,
     )
     each = list(shots) if isinstance(shots, Sequence) else [shots] * len(tasks)
-    found: dict[str, dict[str, Any]] = {
-        "results": {},
-        "n-samples": {},
-        "versions": {},
-        "samples": {},
-        "n-shot": {},
-    }
+    keys = ("results", "n-samples", "versions", "samples", "n-shot")
+    found: dict[str, dict[str, Any]] = {key: {} for key in keys}
     try:
         # The harness knows one number of shots a call.
         together: dict[Any, list[int]] = {}

@@ -123,7 +123,7 @@ class Board:
             )
 
         try:
-            with self.locked(), _no_warnings():
+            with self._lock, _no_warnings():
                 self._storage = _with_patience(open_storage)
                 self._study = self._create_or_load(list(objectives.values()))
                 measured = self._study.user_attrs.get(_MEASURED)
@@ -143,16 +143,6 @@ class Board:
                 f"--storage: the study {name} in {_without_password(url)} has other objectives ({told}); "
                 "give the study another name"
             )
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other workers from changing the board.
-
-        A server locks rows itself. SQLite ignores such locks, so that two workers could both see a run waiting and
-        both take it: a file beside the database stands in for them.
-        """
-        with self._lock:
-            yield
 
     def states(self) -> dict[str, RunState]:
         """Every run on the board by key, in the order in which they were put there."""
@@ -176,7 +166,7 @@ class Board:
             UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
         """
         count = 0
-        with self.locked():
+        with self._lock:
             there = self.states()
             for run in runs:
                 state = there.get(run["run"])
@@ -193,7 +183,7 @@ class Board:
 
     def claim(self) -> Claim | None:
         """Take the next waiting run, or None if there is none."""
-        with self.locked():
+        with self._lock:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not waiting:
                 return None
@@ -238,7 +228,7 @@ class Board:
 
     def reap(self) -> None:
         """Let runs of dead workers wait again, as often as ``retries`` allows."""
-        with self.locked():
+        with self._lock:
             with _no_warnings():
                 optuna.storages.fail_stale_trials(self._study)
             callback = self._storage.get_heartbeat_stale_trial_callback()
@@ -288,7 +278,7 @@ class Board:
             claim.trial.set_user_attr(key, value)
 
     def _end(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        with self.locked():
+        with self._lock:
             if self._storage.get_trial(claim.trial._trial_id).state is not TrialState.RUNNING:
                 return False
             self._study.tell(claim.trial.number, None if values is None else list(values), state=state)
@@ -347,6 +337,11 @@ def _state(key: str, trials: list[FrozenTrial]) -> RunState:
 
 
 def _lock_and_options(url: str) -> tuple[contextlib.AbstractContextManager[Any], dict[str, Any]]:
+    """What keeps other workers from changing the board, and what the engine is made with.
+
+    A server locks rows itself. SQLite ignores such locks, so that two workers could both see a run waiting and both
+    take it: a file beside the database stands in for them.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError:

@@ -5,7 +5,6 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from layerroute.argument_types import add_choice, add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
-from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_shares, add_sizes
 from layerroute.benchmark.phases import (
     MASKED,
     SPARSE,
@@ -30,7 +29,6 @@ from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.hybrid.hybrid_config import CHOICES
 from layerroute.precision import choose_device
-from layerroute.routing import executed, forced, table
 
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model
@@ -43,7 +41,6 @@ NEW_TOKENS = 4
 ALL_SOFTMAX = "all softmax"
 PEERS = {ALL_SOFTMAX: ["softmax"] * 4, "3:1": ["gdn", "gdn", "gdn", "softmax"]}
 _VOCABULARY = 1024
-_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 _TRAIN_TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
 
 
@@ -124,22 +121,16 @@ def prepare(
     model = build()
     ids = torch.randint(_VOCABULARY, (rows, tokens + new)).to(device)
     others = {name: build(pattern) for name, pattern in (peers or {}).items()}
-    sites = tuple(model.config.sites)
-    chooser = table(draw(rows, tokens + new, len(sites), skipped, arguments.seed), sites)
+    choice = draw(rows, tokens + new, len(model.config.sites), skipped, arguments.seed)
     works: dict[str, Work] = {
         "prefill": partial(reading, ids),
         "decode": partial(decoding, ids, new, copied=True),
         "train": partial(gradients, ids, dict(model.named_parameters())),
     }
 
-    @contextmanager
-    def under(execution: str) -> Iterator[None]:
-        with executed(model, execution), forced(model, chooser):
-            yield
-
-    arms = {one: Way(model, partial(under, one)).at(works[phase]) for one in (MASKED, SPARSE)}
+    arms = {one: Way.routed(model, choice, one).at(works[phase]) for one in (MASKED, SPARSE)}
     arms |= {name: Way(other).at(works[phase]) for name, other in others.items()}
-    tolerance = (_TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
+    tolerance = (TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
 
     def gate() -> Iterator[Check]:
         masked, sparse = arms[MASKED](), arms[SPARSE]()

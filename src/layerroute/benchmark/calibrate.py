@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prefill, decode or train (default: all three)",
     )
     # What else the two cases read, whose options this one has not.
-    parser.set_defaults(hidden_size=256, context="full_context", scoring=False)
+    parser.set_defaults(hidden_size=256, context="full_context", peers=False, scoring=False)
     parser.set_defaults(new_tokens=4, cache="dynamic", compile=False)
 
 

@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -72,15 +72,7 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
             baseline=ALL_SOFTMAX if arguments.peers else MASKED,
             tokens=rows * tokens,
             device=choose_device(arguments.device),
-            prepare=partial(
-                prepare,
-                arguments,
-                "prefill",
-                rows,
-                tokens,
-                1.0 - softmax,
-                peers=PEERS if arguments.peers else {},
-            ),
+            prepare=partial(prepare, arguments, "prefill", rows, tokens, 1.0 - softmax),
         )
         for rows, tokens in arguments.sizes
         for softmax in arguments.rates
@@ -90,18 +82,8 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
 CASES = {"hybrid": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
 
 
-def prepare(
-    arguments: argparse.Namespace,
-    phase: str,
-    rows: int,
-    tokens: int,
-    skipped: float,
-    peers: Mapping[str, list[str]] | None = None,
-) -> Prepared:
-    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN.
-
-    ``peers`` are layer patterns of models that read the same prompts.
-    """
+def prepare(arguments: argparse.Namespace, phase: str, rows: int, tokens: int, skipped: float) -> Prepared:
+    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN; and peers."""
     device, training = choose_device(arguments.device), phase == "train"
     new = NEW_TOKENS if phase == "decode" else 0
 
@@ -120,14 +102,13 @@ def prepare(
 
     model = build()
     ids = torch.randint(_VOCABULARY, (rows, tokens + new)).to(device)
-    others = {name: build(pattern) for name, pattern in (peers or {}).items()}
+    others = {name: build(pattern) for name, pattern in PEERS.items() if arguments.peers}
     choice = draw(rows, tokens + new, len(model.config.sites), skipped, arguments.seed)
     works: dict[str, Work] = {
         "prefill": partial(reading, ids),
         "decode": partial(decoding, ids, new, copied=True),
         "train": partial(gradients, ids, dict(model.named_parameters())),
     }
-
     arms = {one: Way.routed(model, choice, one).at(works[phase]) for one in (MASKED, SPARSE)}
     arms |= {name: Way(other).at(works[phase]) for name, other in others.items()}
     tolerance = (TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]

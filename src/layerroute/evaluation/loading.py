@@ -108,7 +108,7 @@ class LoadedModel:
     @property
     def end_ids(self) -> list[int]:
         """Tokens with which the model ends a text."""
-        ends: Any = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        ends: Any = self.model.generation_config.eos_token_id
         return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
     @property

@@ -153,19 +153,15 @@ class Board:
                 trials.setdefault(key, []).append(trial)
         return {key: _state(key, found) for key, found in trials.items()}
 
-    def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> int:
+    def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> None:
         """Put runs on the board that are not there; each mapping holds ``run``, the key, and what its worker must know.
 
         Args:
             again: also runs that failed.
 
-        Returns:
-            How many were put.
-
         Raises:
             UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
         """
-        count = 0
         with self._lock:
             there = self.states()
             for run in runs:
@@ -178,8 +174,6 @@ class Board:
                 waits_for_nobody = state is not None and state.attributes.get("released")
                 if state is None or waits_for_nobody or (again and state.status == "failed"):
                     self._study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=dict(run)))
-                    count += 1
-        return count
 
     def claim(self) -> Claim | None:
         """Take the next waiting run, or None if there is none."""
@@ -300,15 +294,15 @@ def _with_patience(make: Callable[[], optuna.storages.RDBStorage]) -> optuna.sto
     Where a study begins on several machines at once, all find the database empty and make its tables: on a server,
     which no file locks, all but one fail, and find the tables there a moment later.
     """
-    for attempt in range(_OPENINGS):
+    for attempt in range(1, _OPENINGS):
         try:
             return make()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             taken = isinstance(error, IntegrityError | ProgrammingError) or "exist" in str(error).lower()
-            if not taken or attempt == _OPENINGS - 1:
+            if not taken:
                 raise
-            time.sleep(_BETWEEN_OPENINGS * (attempt + 1))
-    raise AssertionError("unreachable")
+            time.sleep(_BETWEEN_OPENINGS * attempt)
+    return make()
 
 
 def _state(key: str, trials: list[FrozenTrial]) -> RunState:

@@ -13,14 +13,13 @@ from torch import Tensor
 from layerroute.argument_types import add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import results
-from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_passes, add_shares, add_sizes
 from layerroute.errors import UserError
 from layerroute.ops.routed_attention import intervals, routed_attention
 from layerroute.precision import choose_device
 
 FULL, ROUTED = "full causal", "routed"
 EAGER, MASK, FLEX = "eager, dense mask", "fused, dense mask", "FlexAttention"
-_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 
 # From query, key and value (B, H, T, D) to the outputs of the chosen queries, (N, H, D)
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -168,7 +167,7 @@ def _prepare(
         expected = results(problem.full_chosen, problem.inputs, upstream)
         for name, way in compared.items():
             found = results(way, problem.inputs, upstream)
-            yield from agree(f"{{}} of {name} and {FULL}", found, expected, _TOLERANCE[arguments.dtype])
+            yield from agree(f"{{}} of {name} and {FULL}", found, expected, TOLERANCE[arguments.dtype])
 
     arms = {name: partial(results, way, problem.inputs, upstream) for name, way in compared.items()}
     batch, time, heads, width = size

@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PHASE",
         help="prefill, decode or train (default: all three)",
     )
+    # What else the two cases read, whose options this one has not.
+    parser.set_defaults(hidden_size=256, context="full_context", peers=False, scoring=False)
+    parser.set_defaults(new_tokens=4, cache="dynamic", compile=False)
 
 
 def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
@@ -52,18 +55,10 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     if arguments.model == "hybrid" and ways != ("block", "project", "identity"):
         raise UserError("--unit, --kv and --skip-path are for models that skip layers; leave them out here.")
     sizes = {"prefill": arguments.sizes, "decode": [arguments.decode_size], "train": [arguments.train_size]}
-    own = {
-        "hidden_size": 256,
-        "context": "full_context",
-        "scoring": False,
-        "new_tokens": 4,
-        "cache": "dynamic",
-        "compile": False,
-    }
     return [
         replace(row, baseline=MASKED, prepare=partial(_two_arms, row.prepare))
         for phase in arguments.phases
-        for row in _rows(phase, argparse.Namespace(**{**vars(arguments), **own, "sizes": sizes[phase]}))
+        for row in _rows(phase, argparse.Namespace(**{**vars(arguments), "sizes": sizes[phase]}))
     ]
 
 

@@ -53,6 +53,17 @@ def agree(
         yield Check.compare(what.format(name), actual[name], tensor, tolerance)
 
 
+def against_the_best(
+    record: Mapping[str, Any], own: str, rivals: Sequence[str]
+) -> Iterator[tuple[str, float, str, dict[str, float]]]:
+    """By row that has all of these arms: title, speed of ``own`` over the best rival, that rival, all speed-ups."""
+    for row in record["rows"]:
+        speed = {name: arm["speedup"]["median"] for name, arm in row["arms"].items()}
+        if speed.keys() >= {own, *rivals}:
+            rival = max(rivals, key=lambda name: speed[name])
+            yield row["title"], speed[own] / speed[rival], rival, speed
+
+
 class RedGate(Exception):
     """The arms do not compute the same: nothing is timed."""
 

@@ -5,17 +5,16 @@ cache: the whole model in one graph, with CUDA graphs on a GPU. The compiled rou
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformers import CompileConfig
 
-from layerroute.benchmark.case import Check, Facts, Prepared, agree
+from layerroute.benchmark.case import Check, Facts, Prepared, against_the_best, agree
 from layerroute.benchmark.phases import MASKED, SPARSE, Way, count_all, decoding
 from layerroute.benchmark.skipping_models import Models
-from layerroute.skipping import compilation_disabled, compile_decoding, executed, forced, get_router
+from layerroute.skipping import compilation_disabled, compile_decoding, get_router
 from layerroute.skipping.compiled import choose_way
 
 PLAIN, PLAIN_COMPILED = "dense", "dense compiled"
@@ -51,20 +50,15 @@ def prepare_compiled(
     """
     routed = compile_decoding(models.routed, way="read")
 
-    @contextmanager
-    def under(execution: str, *, uncompiled: bool = False) -> Iterator[None]:
-        off = compilation_disabled(routed) if uncompiled else nullcontext()
-        with forced(routed, choice), executed(routed, execution), off:
-            yield
-
-    eager = partial(under, SPARSE, uncompiled=True)
+    uncompiled = partial(compilation_disabled, routed)
+    eager = Way.routed(routed, choice, SPARSE, uncompiled)
     dynamic = partial(decoding, ids, new)
     static = partial(decoding, ids, new, static=True)
     arms = {
         PLAIN: Way(models.plain).at(dynamic),
         PLAIN_COMPILED: Way(CompiledPlain(models.plain)).at(static),
-        ROUTED: Way(routed, eager).at(dynamic),
-        ROUTED_COMPILED: Way(routed, partial(under, SPARSE)).at(static),
+        ROUTED: eager.at(dynamic),
+        ROUTED_COMPILED: Way.routed(routed, choice, SPARSE).at(static),
     }
 
     def gate() -> Iterator[Check]:
@@ -73,10 +67,10 @@ def prepare_compiled(
         results = {name: call() for name, call in arms.items()}
         plain, compiled = results[PLAIN], results[PLAIN_COMPILED]
         yield from _same("plain, compiled and eager", compiled, plain, tolerance)
-        masked = Way(routed, partial(under, MASKED, uncompiled=True)).at(dynamic)()
+        masked = Way.routed(routed, choice, MASKED, uncompiled).at(dynamic)()
         yield from _same("routed, compiled and masked", results[ROUTED_COMPILED], masked, tolerance)
         yield from _same("routed, eager and masked", results[ROUTED], masked, tolerance)
-        same = Way(routed, eager).at(static)()
+        same = eager.at(static)()
         yield from agree("{} of compiled and eager", results[ROUTED_COMPILED], same, tolerance)
 
     def count() -> Facts:
@@ -106,13 +100,9 @@ def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
     """By share skipped: how fast routed compiled is against the better of plain compiled and routed eager."""
     found: dict[str, float] = {}
     lines: list[str] = []
-    for row in record["rows"]:
-        speed = {name: arm["speedup"]["median"] for name, arm in row["arms"].items()}
-        if ROUTED_COMPILED not in speed:
-            continue
-        rival = max((PLAIN_COMPILED, ROUTED), key=lambda name: speed[name])
-        found[row["title"]] = ratio = speed[ROUTED_COMPILED] / speed[rival]
+    for title, ratio, rival, _ in against_the_best(record, ROUTED_COMPILED, (PLAIN_COMPILED, ROUTED)):
+        found[title] = ratio
         lines.append(
-            f"{row['title']}: {ROUTED_COMPILED} is {ratio:.2f}x as fast as {rival}, the better of its rivals."
+            f"{title}: {ROUTED_COMPILED} is {ratio:.2f}x as fast as {rival}, the better of its rivals."
         )
     return found, lines

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from layerroute.argument_types import add_choice, add_number, at_least, share
-from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared
+from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared, against_the_best
 from layerroute.benchmark.options import add_numbers
 from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
@@ -170,7 +170,7 @@ class Engines:
     def prepare(self, kind: str, batch: int, length: int, new: int, skip: float | None) -> Prepared:
         """Start what a row needs."""
         options, texts = self.options, self.texts(batch, length)
-        plain, unit, layers = self._plain()
+        plain, unit, layers = self._plain
         engines = {"plain": self.engine("plain", plain, dtype=options.dtype), "routed": self.routed(skip)}
         engines[AGAIN] = self.engine(AGAIN, plain, dtype=options.dtype)
         if options.full_depth_from is not None:
@@ -215,6 +215,7 @@ class Engines:
         rates = engine.rates()
         return 1.0 - sum(rates.values()) / len(rates)
 
+    @cached_property
     def _plain(self) -> tuple[Path, str, list[int]]:
         """The export's weights as a plain model, its unit, and the layers that may be skipped."""
         from transformers import AutoModelForCausalLM
@@ -223,12 +224,11 @@ class Engines:
         from layerroute.skipping import get_router, remove_router
 
         folder = self.folder / "plain"
-        if not hasattr(self, "_about"):
-            model = AutoModelForCausalLM.from_pretrained(self.options.export)
-            config = get_router(model).config
-            self._about = (config.unit, list(config.layers or []))
-            plain_model(remove_router(model), folder)
-        return folder, *self._about
+        model = AutoModelForCausalLM.from_pretrained(self.options.export)
+        config = get_router(model).config
+        unit, layers = config.unit, list(config.layers or [])
+        plain_model(remove_router(model), folder)
+        return folder, unit, layers
 
     def _fewer(self, plain: Path, layers: list[int], out: int) -> Path:
         from transformers import AutoModelForCausalLM
@@ -306,14 +306,10 @@ def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
         lines.append(
             f"Two processes of plain vLLM are up to {max(apart):.0%} apart in a row: smaller differences say nothing."
         )
-    for row in record["rows"]:
-        speed = {name: arm["speedup"]["median"] for name, arm in row["arms"].items()}
-        if COMPILED not in speed:
-            continue
-        rival = max(("plain", COMPILED), key=lambda name: speed[name])
-        found[row["title"]] = ratio = speed["routed"] / speed[rival]
+    for title, ratio, rival, speed in against_the_best(record, "routed", ("plain", COMPILED)):
+        found[title] = ratio
         lines.append(
-            f"{row['title']}: routed is {ratio:.2f}x as fast as {rival}, plain vLLM's best setting; compiling alone "
+            f"{title}: routed is {ratio:.2f}x as fast as {rival}, plain vLLM's best setting; compiling alone "
             f"makes it {speed[COMPILED]:.2f}x as fast."
         )
     return found, lines

@@ -15,7 +15,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 from layerroute.argument_types import add_number
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import Operator, outputs, results
-from layerroute.benchmark.options import DTYPES, add_machine, add_passes, add_sizes
+from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_passes, add_sizes
 from layerroute.ops.gated_delta import gated_delta_rule
 from layerroute.ops.gated_delta.chunked import gated_delta_flops
 from layerroute.ops.gated_delta.fla import obstacle
@@ -27,7 +27,6 @@ Time the gated delta rule forward, and forward + backward, against the chunked P
 kernels. Before that, outputs and gradients of all must agree."""
 
 OURS, THEIRS, RECURRENT, FLA = "layerroute", "transformers", "recurrent", "flash-linear-attention"
-_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}  # round-off over thousands of tokens
 _COMPARED_TOKENS = 256  # gradients of the recurrence are compared over this many: it keeps a state a token
 _RECURRENT_TOKENS = 4096  # outputs of the recurrence are compared over this many: it takes a call a token
 
@@ -79,7 +78,7 @@ def _prepare(
     backward = None if which == "forward" else upstream
     needed = batch * gated_delta_flops(time, heads=heads, key_dim=width, value_dim=width)
     return Prepared(
-        gate=partial(_gate, compared, inputs, upstream, _TOLERANCE[arguments.dtype]),
+        gate=partial(_gate, compared, inputs, upstream, TOLERANCE[arguments.dtype]),
         arms={name: partial(results, rule, inputs, backward) for name, rule in rules.items()},
         # A product has two more in its backward pass.
         needed=dict.fromkeys(compared, needed * (1 if backward is None else 3)),

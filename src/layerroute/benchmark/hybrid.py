@@ -4,8 +4,7 @@
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from layerroute.argument_types import add_choice, add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
-from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_shares, add_sizes
 from layerroute.benchmark.phases import (
     MASKED,
     SPARSE,
@@ -30,7 +29,6 @@ from layerroute.errors import UserError
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
 from layerroute.hybrid.hybrid_config import CHOICES
 from layerroute.precision import choose_device
-from layerroute.routing import executed, forced, table
 
 DESCRIPTION = """\
 Time the reading of prompts (keys, values and states go to a cache, logits of the last token only) by the hybrid model
@@ -43,7 +41,6 @@ NEW_TOKENS = 4
 ALL_SOFTMAX = "all softmax"
 PEERS = {ALL_SOFTMAX: ["softmax"] * 4, "3:1": ["gdn", "gdn", "gdn", "softmax"]}
 _VOCABULARY = 1024
-_TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}
 _TRAIN_TOLERANCE = {"fp32": 5e-4, "bf16": 5e-2}
 
 
@@ -75,15 +72,7 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
             baseline=ALL_SOFTMAX if arguments.peers else MASKED,
             tokens=rows * tokens,
             device=choose_device(arguments.device),
-            prepare=partial(
-                prepare,
-                arguments,
-                "prefill",
-                rows,
-                tokens,
-                1.0 - softmax,
-                peers=PEERS if arguments.peers else {},
-            ),
+            prepare=partial(prepare, arguments, "prefill", rows, tokens, 1.0 - softmax),
         )
         for rows, tokens in arguments.sizes
         for softmax in arguments.rates
@@ -93,18 +82,8 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
 CASES = {"hybrid": Case(description=DESCRIPTION, add_arguments=add_arguments, comparisons=comparisons)}
 
 
-def prepare(
-    arguments: argparse.Namespace,
-    phase: str,
-    rows: int,
-    tokens: int,
-    skipped: float,
-    peers: Mapping[str, list[str]] | None = None,
-) -> Prepared:
-    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN.
-
-    ``peers`` are layer patterns of models that read the same prompts.
-    """
+def prepare(arguments: argparse.Namespace, phase: str, rows: int, tokens: int, skipped: float) -> Prepared:
+    """Both executions of a model with random weights, of whose tokens the share ``skipped`` takes GDN; and peers."""
     device, training = choose_device(arguments.device), phase == "train"
     new = NEW_TOKENS if phase == "decode" else 0
 
@@ -123,23 +102,16 @@ def prepare(
 
     model = build()
     ids = torch.randint(_VOCABULARY, (rows, tokens + new)).to(device)
-    others = {name: build(pattern) for name, pattern in (peers or {}).items()}
-    sites = tuple(model.config.sites)
-    chooser = table(draw(rows, tokens + new, len(sites), skipped, arguments.seed), sites)
+    others = {name: build(pattern) for name, pattern in PEERS.items() if arguments.peers}
+    choice = draw(rows, tokens + new, len(model.config.sites), skipped, arguments.seed)
     works: dict[str, Work] = {
         "prefill": partial(reading, ids),
         "decode": partial(decoding, ids, new, copied=True),
         "train": partial(gradients, ids, dict(model.named_parameters())),
     }
-
-    @contextmanager
-    def under(execution: str) -> Iterator[None]:
-        with executed(model, execution), forced(model, chooser):
-            yield
-
-    arms = {one: Way(model, partial(under, one)).at(works[phase]) for one in (MASKED, SPARSE)}
+    arms = {one: Way.routed(model, choice, one).at(works[phase]) for one in (MASKED, SPARSE)}
     arms |= {name: Way(other).at(works[phase]) for name, other in others.items()}
-    tolerance = (_TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
+    tolerance = (TOLERANCE if phase == "prefill" else _TRAIN_TOLERANCE)[arguments.dtype]
 
     def gate() -> Iterator[Check]:
         masked, sparse = arms[MASKED](), arms[SPARSE]()

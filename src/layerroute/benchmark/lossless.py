@@ -78,13 +78,12 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
             out = model.generate(ids, attention_mask=torch.ones_like(ids), **new)
         return [int(token) for token in out[0, ids.shape[1] :]]
 
-    ends = model.generation_config.eos_token_id
     lossless = partial(
         generate_lossless,
         model,
         max_new_tokens=arguments.new_tokens,
         draft_tokens=arguments.draft_tokens,
-        eos_token_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
+        eos_token_ids=loaded.end_ids,
     )
     results: list[LosslessGeneration] = []
 

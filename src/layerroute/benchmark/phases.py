@@ -5,8 +5,8 @@ context in which it computes, such as its execution.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from layerroute.benchmark.memory import peak_memory
 from layerroute.hybrid.cache_layers import OwnContextLayer
 from layerroute.objectives.language_model import cross_entropy, shift_labels
 from layerroute.ops.flops import flop_counter
+from layerroute.routing import executed, forced
 
 PHASES = ("prefill", "decode", "train")
 MASKED, SPARSE = "masked", "sparse"
@@ -34,6 +35,23 @@ class Way:
 
     model: Any
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @classmethod
+    def routed(
+        cls,
+        model: Any,
+        choice: Tensor,
+        execution: str,
+        also: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> "Way":
+        """A routed model whose decisions are given (rows, positions, sites), executed ``masked`` or ``sparse``."""
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            with forced(model, choice), executed(model, execution), also():
+                yield
+
+        return cls(model, context)
 
     def at(self, work: Work) -> Call:
         """The call that does this work in this way."""

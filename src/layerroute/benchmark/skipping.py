@@ -7,11 +7,10 @@ and ``limit``, the plain model with that share of the routed layers physically r
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerroute.argument_types import add_choice, add_number, share
 from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
@@ -40,7 +39,7 @@ from layerroute.benchmark.skipping_models import (
 )
 from layerroute.errors import UserError
 from layerroute.precision import choose_device
-from layerroute.skipping import SkipConfig, executed, forced, router_disabled
+from layerroute.skipping import SkipConfig, router_disabled
 from layerroute.skipping.skip_config import KV_MODES, SKIP_PATHS, UNITS
 
 DENSE, LIMIT = "dense", "limit"
@@ -159,15 +158,10 @@ def _prepare(
     runs = torch.tensor([int(layer not in removed) for layer in layers])
     static = runs.repeat_interleave(sites // len(layers)).expand(1, tokens + new, -1).contiguous()
 
-    @contextmanager
-    def under(choice: Tensor, execution: str) -> Iterator[None]:
-        with forced(routed, choice), executed(routed, execution):
-            yield
-
     ways = {
         DENSE: Way(models.plain),
-        MASKED: Way(routed, partial(under, choice, MASKED)),
-        SPARSE: Way(routed, partial(under, choice, SPARSE)),
+        MASKED: Way.routed(routed, choice, MASKED),
+        SPARSE: Way.routed(routed, choice, SPARSE),
         LIMIT: Way(without_layers(models.plain, removed)),
     }
     work: Work
@@ -197,7 +191,7 @@ def _prepare(
             exact = 0.0 if not name.startswith("gradients") else tolerance
             yield Check.compare(who.format(name) + "disabled and dense", off[name], tensor, exact)
         if skip.skip_path == "identity" and skip.unit in ("block", "attention+mlp"):
-            skipping = Way(routed, partial(under, static, SPARSE)).at(ends)()
+            skipping = Way.routed(routed, static, SPARSE).at(ends)()
             limit = ways[LIMIT].at(ends)()
             comparable = {name: x for name, x in limit.items() if not name.startswith("cached")}
             told = who + "sparse, these layers skipped by all, and limit"

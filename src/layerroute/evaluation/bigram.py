@@ -103,31 +103,22 @@ class BigramModel:
         return total / len(words)
 
 
-def bigram_cross_entropy(
-    train_tokens: ArrayLike, windows: ArrayLike | tuple[ArrayLike, ArrayLike], vocabulary_size: int
-) -> float:
+def bigram_cross_entropy(train_tokens: ArrayLike, windows: ArrayLike, vocabulary_size: int) -> float:
     """Return the validation loss of a :class:`BigramModel` fitted on ``train_tokens``, in nats per token.
 
     Args:
         train_tokens: the training tokens, shape (tokens,), end-of-text included.
         windows: the validation windows, shape (N, T), in which tokens 1 … T-1 are predicted, as a causal language
-            model does when its labels are its inputs. Or a pair (inputs, targets) of one shape, for any other choice
-            of predicted positions; negative targets (-100) are left out, as they are of the model's own loss.
+            model does when its labels are its inputs.
         vocabulary_size: V, the size of the model's vocabulary; every entry has a probability.
 
     Raises:
         ValueError: see :meth:`BigramModel.fit` and :meth:`BigramModel.cross_entropy`.
     """
-    inputs: ArrayLike
-    targets: ArrayLike
-    if isinstance(windows, tuple):
-        inputs, targets = windows
-    else:
-        rows = np.asarray(windows)
-        if rows.ndim != 2:
-            raise ValueError(f"windows must have shape (N, T), got {rows.shape}")
-        inputs, targets = rows[:, :-1], rows[:, 1:]
-    return BigramModel.fit(train_tokens, vocabulary_size).cross_entropy(inputs, targets)
+    rows = np.asarray(windows)
+    if rows.ndim != 2:
+        raise ValueError(f"windows must have shape (N, T), got {rows.shape}")
+    return BigramModel.fit(train_tokens, vocabulary_size).cross_entropy(rows[:, :-1], rows[:, 1:])
 
 
 def _count(pairs: NDArray[np.int64], vocabulary_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

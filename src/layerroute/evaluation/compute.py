@@ -1,17 +1,29 @@
 """What a model computed on some text: layers run per token, and FLOPs that were executed."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerroute.data.windows import evenly
 from layerroute.evaluation.executed import executed_flops_per_token
+from layerroute.evaluation.perplexity import Autocast
 from layerroute.evaluation.routing_statistics import RoutingStatistics
-from layerroute.skipping import FAMILIES, find_router, skip_flops
+from layerroute.evaluation.texts import Batch
+from layerroute.skipping import FAMILIES, LayerRouter, find_router, skip_flops
 
-Batch = dict[str, Tensor]
+_COUNTED = 4  # batches on which FLOPs are counted
+
+
+def _serving_router(model: nn.Module) -> LayerRouter | None:
+    """The layer router of a model, None where there is none, or it is switched off."""
+    router = find_router(model)
+    return router if router is not None and router.enabled else None
+
+
+def _layers(model: Any) -> int:
+    return int(model.config.get_text_config().num_hidden_layers)
 
 
 def skipped_share(model: nn.Module, routing: RoutingStatistics | None) -> float | None:
@@ -19,8 +31,7 @@ def skipped_share(model: nn.Module, routing: RoutingStatistics | None) -> float 
 
     None for a model without a layer router, or with one that is switched off.
     """
-    router = find_router(model)
-    if router is None or not router.enabled or routing is None:
+    if routing is None or _serving_router(model) is None:
         return None
     return 1.0 - routing.cost_weighted_rate
 
@@ -31,11 +42,10 @@ def layers_run(model: nn.Module, routing: RoutingStatistics | None) -> dict[str,
     ``total`` layers; ``by_layer``, by unit (``block``, ``attention``, ``mlp``), the share of tokens that ran it in each
     (layers that may not be skipped are run by all); ``run_per_token``, by unit, in how many a token ran it on average.
     """
-    router = find_router(model)
-    if router is None or not router.enabled or routing is None:
+    router = _serving_router(model)
+    if router is None or routing is None:
         return None
-    config: Any = model.config
-    total = int(config.get_text_config().num_hidden_layers)
+    total = _layers(model)
     by_layer = {
         unit: [routing.rate.get(f"layer{layer}.{unit}", 1.0) for layer in range(total)]
         for unit in router.config.units
@@ -53,29 +63,24 @@ def layers_by_token(model: nn.Module, choice: Sequence[Sequence[int]]) -> tuple[
     Args:
         choice: of each token, 1 for each routed site that it ran and 0 for each that it skipped.
     """
-    router = find_router(model)
-    if router is None or not router.enabled:
+    router = _serving_router(model)
+    if router is None:
         return None, []
-    config: Any = model.config
-    total = int(config.get_text_config().num_hidden_layers)
+    total = _layers(model)
     units = len(router.config.units)
     run = [total - list(row).count(0) / units for row in choice]
     return total, [round(layers) if units == 1 else layers for layers in run]
 
 
 def count_executed(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    *,
-    most: int = 4,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    model: nn.Module, batches: Sequence[Batch], *, precision: Autocast = nullcontext
 ) -> dict[str, float | None]:
-    """FLOPs of forward passes as PyTorch counts them, on at most ``most`` batches: that costs another forward pass.
+    """FLOPs of forward passes as PyTorch counts them, on at most 4 batches: that costs another forward pass.
 
     ``executed_per_token`` of the model as it is served, ``full_depth_per_token``, the analytic FLOPs of a token that
     runs all layers (None where they are not known), and ``windows``, on which they were counted, evenly spaced.
     """
-    chosen = [batches[index] for index in evenly(len(batches), most)]
+    chosen = [batches[index] for index in evenly(len(batches), _COUNTED)]
     sizes = [batch["input_ids"].numel() for batch in chosen]
     flops = [
         executed_flops_per_token(model, batch, precision=precision) * size

@@ -1,19 +1,18 @@
 """Loss on tokens that repeat what stood far back, apart from that on the rest of the same text."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from layerroute.data.copies import CopiesConfig, copied_tokens
-from layerroute.evaluation.perplexity import inference
+from layerroute.evaluation.perplexity import Autocast, forward
+from layerroute.evaluation.texts import Batch
 from layerroute.objectives import shift_labels, token_cross_entropy
-
-Batch = dict[str, Tensor]
 
 
 def copies_section(
@@ -22,7 +21,7 @@ def copies_section(
     tokenizer: PreTrainedTokenizerBase,
     rule: CopiesConfig,
     *,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> dict[str, Any]:
     """The record's ``copies``: cross-entropy in nats of copied tokens and of the rest, over windows without padding.
 
@@ -34,20 +33,17 @@ def copies_section(
     sums: tuple[list[NDArray[np.float64]], ...] = ([], [])
     counts: tuple[list[NDArray[np.int64]], ...] = ([], [])
     apart = False
-    with inference(model) as device:
-        for batch in batches:
-            ids, documents = batch["input_ids"].numpy(), _documents(batch)
-            apart = apart or documents is not None
-            blank = blank_tokens(tokenizer, np.unique(ids).tolist())
-            marks = copied_tokens(ids, rule, blank=blank, documents=documents)
-            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-            with precision():
-                logits = model(**inputs, use_cache=False).logits
-            targets = shift_labels(inputs["input_ids"])
-            losses = token_cross_entropy(logits, targets)[:, :-1].double().cpu().numpy()
-            for place, which in enumerate((marks[:, 1:], ~marks[:, 1:])):
-                sums[place].append((losses * which).sum(axis=1))
-                counts[place].append(which.sum(axis=1))
+    for batch in batches:
+        ids, documents = batch["input_ids"].numpy(), _documents(batch)
+        apart = apart or documents is not None
+        blank = blank_tokens(tokenizer, np.unique(ids).tolist())
+        marks = copied_tokens(ids, rule, blank=blank, documents=documents)
+        logits = forward(model, batch, precision).logits
+        targets = shift_labels(batch["input_ids"].to(logits.device))
+        losses = token_cross_entropy(logits, targets)[:, :-1].double().cpu().numpy()
+        for place, which in enumerate((marks[:, 1:], ~marks[:, 1:])):
+            sums[place].append((losses * which).sum(axis=1))
+            counts[place].append(which.sum(axis=1))
     copied, rest = (_part(np.concatenate(sums[place]), np.concatenate(counts[place])) for place in range(2))
     known = copied["tokens"] and rest["tokens"]
     return {

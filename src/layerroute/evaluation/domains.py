@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel
+from layerroute.evaluation.perplexity import forward
 from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches
 from layerroute.objectives import shift_labels, token_cross_entropy
 from layerroute.routing import collect_decisions
@@ -23,7 +23,6 @@ class WindowRates(NamedTuple):
     losses: list[float]
 
 
-@torch.no_grad()
 def window_rates(
     loaded: LoadedModel,
     files: Sequence[str],
@@ -45,7 +44,7 @@ def window_rates(
         batch_size=batch_size,
         limit=windows,
     )
-    whole = [batch["input_ids"] for batch in batches if batch["input_ids"].shape[1] == length]
+    whole = [batch for batch in batches if batch["input_ids"].shape[1] == length]
     if not whole:
         (rest,) = batches
         raise UserError(
@@ -54,17 +53,15 @@ def window_rates(
     sites: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     rates, losses = [], []
-    loaded.model.eval()
-    for ids in whole:
-        inputs = ids.to(loaded.device)
-        with loaded.in_precision(), collect_decisions(loaded.model) as decisions:
-            output = loaded.model(input_ids=inputs, use_cache=False)
+    for batch in whole:
+        with collect_decisions(loaded.model) as decisions:
+            logits = forward(loaded.model, batch, loaded.in_precision).logits
         if not decisions:
             raise UserError(f"{loaded.path} routes nothing, so that there are no rates to compare")
         (decision,) = decisions
         sites, paths = tuple(decision.sites), tuple(decision.paths)
         rates.append((decision.choice == len(paths) - 1).double().mean(dim=1).cpu().numpy())
-        targets = shift_labels(inputs)
-        by_token = token_cross_entropy(output.logits, targets).double()
+        targets = shift_labels(batch["input_ids"].to(logits.device))
+        by_token = token_cross_entropy(logits, targets).double()
         losses += (by_token.sum(dim=1) / (length - 1)).tolist()
     return WindowRates(sites, paths, np.concatenate(rates), losses)

@@ -15,7 +15,7 @@ from layerroute.data.windows import DocumentEncoder
 from layerroute.evaluation.compute import layers_by_token
 from layerroute.evaluation.loading import LoadedModel
 from layerroute.evaluation.routing_statistics import RoutingAccumulator, RoutingStatistics
-from layerroute.evaluation.token_routes import route_colour
+from layerroute.evaluation.token_routes import route_colour, token_texts
 from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping import LosslessGeneration, generate_lossless
 
@@ -135,7 +135,7 @@ class _RouteStreamer(BaseStreamer):
         unwritten: int,
         decisions: list[RouteDecision],
     ) -> None:
-        self.decisions = decisions
+        self.tokenizer, self.decisions = tokenizer, decisions
         self.unwritten = unwritten  # so many of the first tokens are nobody's text
         self.decoder, self.show = IncrementalDecoder(tokenizer), show
         self.ids: list[int] = []
@@ -162,6 +162,22 @@ class _RouteStreamer(BaseStreamer):
 
     def end(self) -> None:
         self._give(len(self.ids), last=True)
+
+    def result(self, prompt: str, **more: Any) -> Generation:
+        """What was received in all; ``more`` are fields of the ``Generation`` that others know."""
+        new, first = self.ids[self.prompt_tokens :], self.first or self.started
+        return Generation(
+            prompt=prompt,
+            text=str(self.tokenizer.decode(new, clean_up_tokenization_spaces=False)),
+            tokens=token_texts(self.tokenizer, self.ids),
+            prompt_tokens=self.prompt_tokens,
+            choice=self.choice,
+            probability=self.probability,
+            statistics=self.routing.result(),
+            prompt_seconds=first - self.started,
+            seconds=self.ended - first,
+            **more,
+        )
 
     def _read_decisions(self) -> None:
         while self.decisions:
@@ -232,23 +248,8 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )
-    new = streamer.ids[streamer.prompt_tokens :]
     layers, layers_run = layers_by_token(model, streamer.choice)
-    first = streamer.first or streamer.started
-    return Generation(
-        prompt=prompt,
-        text=str(tokenizer.decode(new, clean_up_tokenization_spaces=False)),
-        tokens=[str(tokenizer.decode([token])) for token in streamer.ids],
-        prompt_tokens=streamer.prompt_tokens,
-        choice=streamer.choice,
-        probability=streamer.probability,
-        pieces=pieces,
-        layers=layers,
-        layers_run=layers_run,
-        statistics=streamer.routing.result(),
-        prompt_seconds=first - streamer.started,
-        seconds=streamer.ended - first,
-    )
+    return streamer.result(prompt, pieces=pieces, layers=layers, layers_run=layers_run)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
@@ -262,7 +263,6 @@ def generate_losslessly(
     *,
     max_new_tokens: int = 64,
     draft_tokens: int = 4,
-    confidence: float = 0.5,
     show: Callable[[Piece], None] = lambda piece: None,
 ) -> Generation:
     """Continue a prompt as full depth would, drafted by the routed path; see ``skipping.lossless``.
@@ -270,48 +270,19 @@ def generate_losslessly(
     Raises:
         UserError: if the model has no router that skips layers, or prompt and new tokens are more than it reads.
     """
-    tokenizer, model = loaded.tokenizer, loaded.model
-    ids = prompt_ids(tokenizer, prompt)[:1]
+    tokenizer = loaded.tokenizer
+    ids = prompt_ids(tokenizer, prompt)
     loaded.check_room(ids.shape[1], max_new_tokens)
-    decoder = IncrementalDecoder(tokenizer)
-    started = time.perf_counter()
-    first: list[float] = []
-    held: list[int] = []  # the latest token waits: only the last one of all may end in half a character
-
-    def give(token: int, *, prompt: bool = False, last: bool = False, shown: bool = True) -> None:
-        text = decoder.add(token, last=last)
-        if text and shown:
-            show(Piece(text=text, share=None, prompt=prompt))
-
-    def on_tokens(tokens: list[int]) -> None:
-        first.append(time.perf_counter())
-        held.extend(tokens)
-        while len(held) > 1:
-            give(held.pop(0))
-
-    unwritten = DocumentEncoder.of(tokenizer).unwritten(prompt)
-    for index, token in enumerate(ids[0].tolist()):
-        give(token, prompt=True, shown=index >= unwritten)
-    ends = cast(Any, model).generation_config.eos_token_id
+    streamer = _RouteStreamer(tokenizer, show, DocumentEncoder.of(tokenizer).unwritten(prompt), [])
+    streamer.put(ids)
     with torch.no_grad(), loaded.in_precision():
         result = generate_lossless(
-            model,
+            loaded.model,
             ids.to(loaded.device),
             max_new_tokens=max_new_tokens,
             draft_tokens=draft_tokens,
-            confidence=confidence,
-            eos_token_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
-            on_tokens=on_tokens,
+            eos_token_ids=loaded.end_ids,
+            on_tokens=lambda tokens: streamer.put(torch.tensor(tokens)),
         )
-    give(held.pop(), last=True)
-    ended = time.perf_counter()
-    every = ids[0].tolist() + result.tokens
-    return Generation(
-        prompt=prompt,
-        text=str(tokenizer.decode(result.tokens, clean_up_tokenization_spaces=False)),
-        tokens=[str(tokenizer.decode([token])) for token in every],
-        prompt_tokens=ids.shape[1],
-        lossless=result,
-        prompt_seconds=first[0] - started,
-        seconds=ended - first[0],
-    )
+    streamer.end()
+    return streamer.result(prompt, lossless=result)

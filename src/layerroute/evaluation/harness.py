@@ -280,7 +280,7 @@ def score(
     limit: int | None,
     shots: int | None,
     bootstrap_iterations: int,
-    manager: TaskManager | None = None,
+    manager: TaskManager,
 ) -> dict[str, Any]:
     """The harness itself: what it prints goes to stderr, and it does not look for the machine's git and packages."""
     asked = evaluator.get_git_commit_hash, evaluator.add_env_info
@@ -293,7 +293,7 @@ def score(
                 tasks=list(tasks),
                 limit=limit,
                 num_fewshot=shots,
-                task_manager=manager or task_manager(tasks),
+                task_manager=manager,
                 bootstrap_iters=bootstrap_iterations,
                 log_samples=True,
             )
@@ -344,13 +344,8 @@ def run_tasks(
         batch_size=batch_size,
     )
     each = list(shots) if isinstance(shots, Sequence) else [shots] * len(tasks)
-    found: dict[str, dict[str, Any]] = {
-        "results": {},
-        "n-samples": {},
-        "versions": {},
-        "samples": {},
-        "n-shot": {},
-    }
+    keys = ("results", "n-samples", "versions", "samples", "n-shot")
+    found: dict[str, dict[str, Any]] = {key: {} for key in keys}
     try:
         # The harness knows one number of shots a call.
         together: dict[Any, list[int]] = {}

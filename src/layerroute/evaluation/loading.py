@@ -1,6 +1,8 @@
 """Load a trained model for use: the one place that decides what a checkpoint is, and says what is wrong with one."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,6 +106,12 @@ class LoadedModel:
             raise UserError(too_many_tokens(prompt, new, self.context_length))
 
     @property
+    def end_ids(self) -> list[int]:
+        """Tokens with which the model ends a text."""
+        ends: Any = self.model.generation_config.eos_token_id
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 
@@ -160,34 +168,13 @@ def _load(folder: Path, device: Device, precision: Precision | None, budget: flo
     record = _record_of(folder)
     target = choose_device(device)
     precision = precision or precision_of((record or {}).get("precision"))
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what does not fit is told below, in one line
     try:
-        loaded: Any = HybridForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _no_bars():
+            model: Any = HybridForCausalLM.from_pretrained(
+                folder, config=config, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise UserError(f"the weights in {folder} cannot be loaded: {one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    model, info = loaded
-    wrong = sorted(
-        [*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])]
-    )
-    if wrong:
-        named = ", ".join(wrong[:3])
-        raise UserError(
-            f"the weights in {folder} do not fit its config.json: missing, unknown or misshapen: {named}"
-        )
     if not (folder / TOKENIZER_FILE).is_file():
         raise UserError(f"{folder} has no {TOKENIZER_FILE}; save the tokenizer beside the model")
     return _ready(model.to(target), transformers_tokenizer(folder), folder, precision, record)
@@ -203,17 +190,23 @@ def _load_router(
     if not isinstance(form, dict) or not set(form) <= set(known):
         raise UserError(f"{path / DESCRIPTION}: notes.model must name {', '.join(known)} alone, got {form!r}")
     options = base_options(device=target, **form)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with _no_bars():
         model, tokenizer = load_routed(path, budget=budget, **options)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if "quantization_config" not in options:
         model.to(target)  # type: ignore[arg-type]
     precision = precision or precision_of(notes.get("precision"))
     return _ready(model, tokenizer, path, precision, _record_of(path))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _ready(

@@ -1,7 +1,6 @@
 """What a model scores on text of one or several kinds: loss, accuracy, routes, and compute really done."""
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 from layerroute.data.copies import CopiesConfig
 from layerroute.data.kinds import UNNAMED
 from layerroute.data.progress import Stage, stages
-from layerroute.evaluation.compute import Batch, count_executed, layers_run, skipped_share
+from layerroute.evaluation.compute import count_executed, layers_run, skipped_share
 from layerroute.evaluation.copies import copies_section
 from layerroute.evaluation.loading import LoadedModel
-from layerroute.evaluation.perplexity import evaluate
+from layerroute.evaluation.perplexity import evaluate, perplexity_of
+from layerroute.evaluation.texts import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Measured:
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity_of(self.loss)
 
     @property
     def accuracy(self) -> float:

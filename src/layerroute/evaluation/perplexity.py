@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,14 @@ from layerroute.evaluation.routing_statistics import RoutingAccumulator, Routing
 from layerroute.objectives import shift_labels, token_cross_entropy
 from layerroute.objectives.language_model import IGNORE
 from layerroute.routing import collect_decisions
+
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a model computes at its precision."""
+
+
+def perplexity_of(loss: float) -> float:
+    """exp(loss); infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity_of(self.loss)
 
 
 class _Places:
@@ -86,11 +95,18 @@ def inference(model: nn.Module) -> Iterator[torch.device]:
         model.train(was_training)
 
 
+def forward(model: nn.Module, batch: Mapping[str, Tensor], precision: Autocast = nullcontext) -> Any:
+    """The model's output on a batch, whose ``labels`` are left out: in inference mode, without a cache."""
+    with inference(model) as device, precision():
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        return model(**inputs, use_cache=False)
+
+
 def evaluate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Autocast = nullcontext,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Score `model` in inference mode: no noise, no sampling, dropout off; two calls give the same bits.

@@ -1,16 +1,23 @@
 """Recall at lengths up to many times that of training, and by the distance from which an answer comes."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerroute.data.recall.prepared import RecallData
-from layerroute.evaluation.perplexity import evaluate, inference
+from layerroute.evaluation.perplexity import Autocast, evaluate, forward
+from layerroute.evaluation.texts import Batch, split_rows
 from layerroute.objectives.language_model import IGNORE
+
+
+def answers_batch(ids: np.ndarray, answers: np.ndarray) -> Batch:
+    """``input_ids`` and ``labels`` (N, T) in which only answers count."""
+    tokens = torch.from_numpy(ids)
+    return {"input_ids": tokens, "labels": tokens.masked_fill(~torch.from_numpy(answers), IGNORE)}
 
 
 def distances(ids: np.ndarray, answers: np.ndarray, *, writes: int = 1) -> np.ndarray:
@@ -33,7 +40,7 @@ def recall_by_length(
     *,
     rows: int,
     batch_size: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> list[dict[str, Any]]:
     """Accuracy, loss and rate at ``multiples`` of the training length, the pairs being as many as in training.
 
@@ -42,13 +49,8 @@ def recall_by_length(
     points = []
     for multiple in multiples:
         length, count = multiple * data.config.sequence_length, max(min(8, rows), rows // multiple)
-        ids, answers = (torch.from_numpy(part) for part in data.validation(count, length=length))
-        labels = ids.masked_fill(~answers, IGNORE)
-        size = max(1, batch_size // multiple)
-        batches = [
-            {"input_ids": ids[start : start + size], "labels": labels[start : start + size]}
-            for start in range(0, count, size)
-        ]
+        batch = answers_batch(*data.validation(count, length=length))
+        batches = split_rows(batch, max(1, batch_size // multiple))
         result = evaluate(model, batches, precision=precision)
         points.append(
             {
@@ -69,19 +71,16 @@ def recall_by_distance(
     *,
     rows: int,
     batch_size: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> list[dict[str, Any]]:
     """Accuracy by the distance of key and question, in doubling ranges, at the length of training."""
     ids, answers = data.validation(rows)
     far = distances(ids, answers, writes=data.task.writes)
     right = np.zeros(ids.shape, dtype=np.bool_)
-    with inference(model) as device:
-        for start in range(0, rows, batch_size):
-            part = torch.from_numpy(ids[start : start + batch_size]).to(device)
-            with precision():
-                logits: Tensor = model(input_ids=part, use_cache=False).logits
-            hits = logits[:, :-1].argmax(dim=-1) == part[:, 1:]
-            right[start : start + batch_size, 1:] = hits.cpu().numpy()
+    for start in range(0, rows, batch_size):
+        part = ids[start : start + batch_size]
+        logits = forward(model, {"input_ids": torch.from_numpy(part)}, precision).logits
+        right[start : start + batch_size, 1:] = logits[:, :-1].argmax(dim=-1).cpu().numpy() == part[:, 1:]
     points, low = [], 1
     while low <= int(far.max()):
         inside = answers & (far >= low) & (far < 2 * low)

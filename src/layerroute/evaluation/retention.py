@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ Made = tuple[float | None, Values, dict[str, float]]
 """Share of routed compute that was skipped, values, and FLOPs by the keys of the values."""
 
 
+@dataclass
 class Scorer:
     """Scores models on the same tasks and the same text, and keeps what it has.
 
@@ -64,29 +66,24 @@ class Scorer:
         tell: is told what is done next.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        text: Sequence[str] = (),
-        text_field: str = TEXT_FIELD,
-        limit: int | None = None,
-        windows: int = 64,
-        length: int = 256,
-        batch_size: int = 8,
-        shots: int | None = None,
-        device: str | None = None,
-        precision: Precision | None = None,
-        serve: str | None = None,
-        folder: Path | None = None,
-        tell: Callable[[str], None] = lambda words: None,
-    ) -> None:
-        if not tasks and not text:
+    tasks: Sequence[str]
+    _: KW_ONLY
+    text: Sequence[str] = ()
+    text_field: str = TEXT_FIELD
+    limit: int | None = None
+    windows: int = 64
+    length: int = 256
+    batch_size: int = 8
+    shots: int | None = None
+    device: str | None = None
+    precision: Precision | None = None
+    serve: str | None = None
+    folder: Path | None = None
+    tell: Callable[[str], None] = lambda words: None
+
+    def __post_init__(self) -> None:
+        if not self.tasks and not self.text:
             raise UserError("nothing to score: give --tasks, or text with --data")
-        self.tasks, self.text, self.limit, self.text_field = list(tasks), list(text), limit, text_field
-        self.windows, self.length, self.batch_size = windows, length, batch_size
-        self.shots, self.device, self.folder, self.tell = shots, device, folder, tell
-        self.precision, self.serve = precision, serve
         self._skipped_of_text: float | None = None
 
     def base(self, name: str, precision: str) -> Scores:
@@ -141,14 +138,14 @@ class Scorer:
             loaded, harness = self._load(checkpoint, "rate", must=True)
             router = get_router(loaded.model)
             served = 1.0 - float(torch.cat([routing.rate for routing in router.all_routings()]).mean())
-            values: Values = {}
-            executed: dict[str, float] = {}
-            works = self._works(loaded, harness)
-            for work, saved, share in zip(works, self._probes(loaded, harness), wanted, strict=True):
-                router.set_rate(1.0 - _search(saved, share, served))
-                found, flops = work(None)
-                values |= found
-                executed |= dict.fromkeys(found, flops)
+            works, probes = self._works(loaded, harness), self._probes(loaded, harness)
+
+            def at_their_rates() -> Iterator[Work]:
+                for work, saved, share in zip(works, probes, wanted, strict=True):
+                    router.set_rate(1.0 - _search(saved, share, served))
+                    yield work
+
+            values, executed = self._all(at_their_rates())
             return self._skipped(harness), values, executed
 
         name = f"{label} at the FLOPs of {other}"
@@ -207,7 +204,7 @@ class Scorer:
         def text(windows: int | None) -> tuple[Values, float]:
             batches = text_batches(
                 loaded.tokenizer,
-                read_texts(self.text, self.text_field),
+                read_texts(list(self.text), self.text_field),
                 length=self.length,
                 batch_size=self.batch_size,
                 limit=self.windows if windows is None else min(windows, self.windows),
@@ -235,7 +232,7 @@ class Scorer:
         return [*([text] if self.text else []), *(partial(task, one) for one in self._made_tasks)]
 
     @staticmethod
-    def _all(works: Sequence[Work]) -> tuple[Values, dict[str, float]]:
+    def _all(works: Iterable[Work]) -> tuple[Values, dict[str, float]]:
         values: Values = {}
         executed: dict[str, float] = {}
         for work in works:
@@ -305,7 +302,7 @@ class Scorer:
         for name in self.tasks:
             parts.append([name, file_sha256(Path(name)) if Path(name).is_file() else None])
         if self.text:
-            parts.append(text_source(self.text, self.text_field).fingerprint())
+            parts.append(text_source(list(self.text), self.text_field).fingerprint())
         folder = router_folder(Path(model))
         if (folder / DESCRIPTION).is_file():
             parts.append(content_sha256(folder, without="controls"))

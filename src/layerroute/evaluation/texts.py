@@ -11,6 +11,7 @@ from layerroute.data.sources import Source, make_source
 from layerroute.data.windows import DocumentEncoder
 from layerroute.errors import UserError
 
+Batch = dict[str, Tensor]
 TEXT_FIELD = DataConfig.text_field
 
 
@@ -39,7 +40,7 @@ def text_batches(
     length: int,
     batch_size: int,
     limit: int | None = None,
-) -> list[dict[str, Tensor]]:
+) -> list[Batch]:
     """Windows of ``length`` tokens of documents in batches; the rest of the text is a shorter window of its own.
 
     Args:
@@ -55,7 +56,13 @@ def text_batches(
         raise UserError(
             f"the text has {len(rest)} token; at least 2 are needed to predict one from the other"
         )
-    parts = [part for part in torch.from_numpy(windows).split(batch_size) if len(part)]
+    batches = split_rows({"input_ids": torch.from_numpy(windows)}, batch_size) if len(windows) else []
     if len(rest) >= 2:
-        parts.append(torch.from_numpy(rest).unsqueeze(0))
-    return [{"input_ids": part} for part in parts]
+        batches.append({"input_ids": torch.from_numpy(rest).unsqueeze(0)})
+    return batches
+
+
+def split_rows(batch: Batch, size: int) -> list[Batch]:
+    """Cut a batch into batches of at most ``size`` rows."""
+    parts = {name: value.split(size) for name, value in batch.items()}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]

@@ -1,29 +1,24 @@
 """Which path each token of a few sentences takes: the data of the token × site heatmap."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from layerroute.evaluation.perplexity import inference
-from layerroute.routing import collect_decisions
+from layerroute.evaluation.perplexity import Autocast, forward
+from layerroute.routing import RouteDecision, collect_decisions
 
 SHORTEST, LONGEST = 8, 40
 WHOLE = 256
 """Tokens of a window that are taken where no window has a sentence."""
 
 _PART = 1 << 22
-
-
-class Decoder(Protocol):
-    """The part of a tokenizer that is needed here."""
-
-    def decode(self, token_ids: Any) -> Any: ...
 
 
 class Span(NamedTuple):
@@ -40,7 +35,7 @@ def route_colour(share: float) -> str:
     return "#" + "".join(f"{round(low + (high - low) * share):02x}" for low, high in ends)
 
 
-def token_texts(tokenizer: Decoder, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token by itself (a byte that is part of a longer character decodes to U+FFFD)."""
     return [str(tokenizer.decode([int(token)])) for token in ids]
 
@@ -86,32 +81,36 @@ def choose_sentences(windows: Sequence[Sequence[str]], count: int) -> list[Span]
 
 
 def routes_of(
-    model: nn.Module,
-    input_ids: Tensor,
-    *,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    model: nn.Module, input_ids: Tensor, *, precision: Autocast = nullcontext
 ) -> tuple[list[str], list[str], Tensor, Tensor] | None:
     """Sites, paths, choices (B, T, R) and probabilities of the expensive path (B, T, R) in inference mode.
 
     None for a model without routing.
     """
-    with inference(model) as device, precision(), collect_decisions(model) as decisions:
-        model(input_ids=input_ids.to(device), use_cache=False)
-    if not decisions:
-        return None
-    (decision,) = decisions
+    decision, _ = _read(model, input_ids, precision)
+    return None if decision is None else _routes(decision)
+
+
+def _read(model: nn.Module, input_ids: Tensor, precision: Autocast) -> tuple[RouteDecision | None, Tensor]:
+    """The decision, None for a model without routing, and the logits (B, T, V)."""
+    with collect_decisions(model) as decisions:
+        logits: Tensor = forward(model, {"input_ids": input_ids}, precision).logits
+    return decisions[0] if decisions else None, logits
+
+
+def _routes(decision: RouteDecision) -> tuple[list[str], list[str], Tensor, Tensor]:
     probability = decision.probabilities[..., -1].float().cpu()
     return list(decision.sites), list(decision.paths), decision.choice.cpu(), probability
 
 
 def collect_token_routes(
     model: nn.Module,
-    tokenizer: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
     windows: Tensor,
     *,
     count: int = 16,
     seen: Sequence[int] | None = None,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> dict[str, Any] | None:
     """Routes of ``count`` diverse sentences out of ``windows`` (N, T), each read in the context of its window.
 
@@ -127,26 +126,22 @@ def collect_token_routes(
     sites: list[str] = []
     paths: list[str] = []
     for span in spans:
-        routes = routes_of(model, windows[span.window : span.window + 1, : span.stop], precision=precision)
-        if routes is None:
-            return None
-        sites, paths, choice, probability = routes
-        sentence = sentence_routes(texts[span.window], choice[0], probability[0], span.start, span.stop)
         ids = windows[span.window, : span.stop]
-        sentence |= {"start": span.start, "loss": _losses(model, ids, precision)[span.start :]}
+        decision, logits = _read(model, ids[None], precision)
+        if decision is None:
+            return None
+        sites, paths, choice, probability = _routes(decision)
+        sentence = sentence_routes(texts[span.window], choice[0], probability[0], span.start, span.stop)
+        sentence |= {"start": span.start, "loss": _losses(logits[0], ids)[span.start :]}
         if seen is not None:
             sentence["seen"] = [int(seen[token]) for token in ids[span.start :].tolist()]
         found.append(sentence)
     return {"sites": sites, "paths": paths, "sentences": found}
 
 
-def _losses(
-    model: nn.Module, ids: Tensor, precision: Callable[[], AbstractContextManager[object]]
-) -> list[float | None]:
-    """Cross-entropy in nats of every token but the first, in inference mode."""
-    with inference(model) as device, precision():
-        logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits[0, :-1].float().cpu(), ids[1:].cpu(), reduction="none")
+def _losses(logits: Tensor, ids: Tensor) -> list[float | None]:
+    """Cross-entropy in nats of every token (T,) but the first, from logits (T, V)."""
+    losses = torch.nn.functional.cross_entropy(logits[:-1].float().cpu(), ids[1:].cpu(), reduction="none")
     return [None, *(round(value, 4) for value in losses.tolist())]
 
 

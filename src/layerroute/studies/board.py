@@ -123,7 +123,7 @@ class Board:
             )
 
         try:
-            with self.locked(), _no_warnings():
+            with self._lock, _no_warnings():
                 self._storage = _with_patience(open_storage)
                 self._study = self._create_or_load(list(objectives.values()))
                 measured = self._study.user_attrs.get(_MEASURED)
@@ -144,16 +144,6 @@ class Board:
                 "give the study another name"
             )
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other workers from changing the board.
-
-        A server locks rows itself. SQLite ignores such locks, so that two workers could both see a run waiting and
-        both take it: a file beside the database stands in for them.
-        """
-        with self._lock:
-            yield
-
     def states(self) -> dict[str, RunState]:
         """Every run on the board by key, in the order in which they were put there."""
         trials: dict[str, list[FrozenTrial]] = {}
@@ -163,20 +153,16 @@ class Board:
                 trials.setdefault(key, []).append(trial)
         return {key: _state(key, found) for key, found in trials.items()}
 
-    def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> int:
+    def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> None:
         """Put runs on the board that are not there; each mapping holds ``run``, the key, and what its worker must know.
 
         Args:
             again: also runs that failed.
 
-        Returns:
-            How many were put.
-
         Raises:
             UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
         """
-        count = 0
-        with self.locked():
+        with self._lock:
             there = self.states()
             for run in runs:
                 state = there.get(run["run"])
@@ -188,12 +174,10 @@ class Board:
                 waits_for_nobody = state is not None and state.attributes.get("released")
                 if state is None or waits_for_nobody or (again and state.status == "failed"):
                     self._study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=dict(run)))
-                    count += 1
-        return count
 
     def claim(self) -> Claim | None:
         """Take the next waiting run, or None if there is none."""
-        with self.locked():
+        with self._lock:
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not waiting:
                 return None
@@ -238,7 +222,7 @@ class Board:
 
     def reap(self) -> None:
         """Let runs of dead workers wait again, as often as ``retries`` allows."""
-        with self.locked():
+        with self._lock:
             with _no_warnings():
                 optuna.storages.fail_stale_trials(self._study)
             callback = self._storage.get_heartbeat_stale_trial_callback()
@@ -288,7 +272,7 @@ class Board:
             claim.trial.set_user_attr(key, value)
 
     def _end(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        with self.locked():
+        with self._lock:
             if self._storage.get_trial(claim.trial._trial_id).state is not TrialState.RUNNING:
                 return False
             self._study.tell(claim.trial.number, None if values is None else list(values), state=state)
@@ -310,15 +294,15 @@ def _with_patience(make: Callable[[], optuna.storages.RDBStorage]) -> optuna.sto
     Where a study begins on several machines at once, all find the database empty and make its tables: on a server,
     which no file locks, all but one fail, and find the tables there a moment later.
     """
-    for attempt in range(_OPENINGS):
+    for attempt in range(1, _OPENINGS):
         try:
             return make()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             taken = isinstance(error, IntegrityError | ProgrammingError) or "exist" in str(error).lower()
-            if not taken or attempt == _OPENINGS - 1:
+            if not taken:
                 raise
-            time.sleep(_BETWEEN_OPENINGS * (attempt + 1))
-    raise AssertionError("unreachable")
+            time.sleep(_BETWEEN_OPENINGS * attempt)
+    return make()
 
 
 def _state(key: str, trials: list[FrozenTrial]) -> RunState:
@@ -347,6 +331,11 @@ def _state(key: str, trials: list[FrozenTrial]) -> RunState:
 
 
 def _lock_and_options(url: str) -> tuple[contextlib.AbstractContextManager[Any], dict[str, Any]]:
+    """What keeps other workers from changing the board, and what the engine is made with.
+
+    A server locks rows itself. SQLite ignores such locks, so that two workers could both see a run waiting and both
+    take it: a file beside the database stands in for them.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, expect
 from layerroute.recipe import find_recipe, yaml_reader
 from layerroute.recipe.conversion import build_file
 
@@ -24,11 +24,6 @@ OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
 """Quality and cost: the two axes of the Pareto front, as keys of the result record."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 @dataclass(kw_only=True)
@@ -64,10 +59,10 @@ class TuneConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(bool(self.grid), "tune.grid is empty; give values, or leave tune out")
+        expect(bool(self.grid), "tune.grid is empty; give values, or leave tune out")
         for key, values in self.grid.items():
-            _require(bool(values), f"tune.grid.{key} has no values")
-        _require(bool(self.seeds), "tune.seeds is empty; give seeds that are not among the study's")
+            expect(bool(values), f"tune.grid.{key} has no values")
+        expect(bool(self.seeds), "tune.seeds is empty; give seeds that are not among the study's")
 
 
 @dataclass(kw_only=True)
@@ -84,7 +79,7 @@ class GateCondition:
     most: float | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             self.least is not None or self.most is not None, f"gate: {self.arm} has neither least nor most"
         )
 
@@ -105,9 +100,7 @@ class GateConfig:
     metric: str = "metrics.validation_accuracy"
 
     def __post_init__(self) -> None:
-        _require(
-            bool(self.conditions), "gate.conditions is empty; name an arm and a bound, or leave gate out"
-        )
+        expect(bool(self.conditions), "gate.conditions is empty; name an arm and a bound, or leave gate out")
 
 
 @dataclass(kw_only=True)
@@ -124,11 +117,11 @@ class RangeConfig:
     log: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high,
             f"a range goes from low to high, got {self.low} to {self.high}",
         )
-        _require(not self.log or self.low > 0, f"a range with log must start above 0, got {self.low}")
+        expect(not self.log or self.low > 0, f"a range with log must start above 0, got {self.low}")
 
 
 @dataclass(kw_only=True)
@@ -149,17 +142,17 @@ class SweepConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(bool(self.keys), "sweep.keys is empty; name the recipe keys to vary, or leave sweep out")
+        expect(bool(self.keys), "sweep.keys is empty; name the recipe keys to vary, or leave sweep out")
         for key, values in self.keys.items():
-            _require(isinstance(values, RangeConfig) or bool(values), f"sweep.keys.{key} has no values")
-            _require(
+            expect(isinstance(values, RangeConfig) or bool(values), f"sweep.keys.{key} has no values")
+            expect(
                 self.sampler != "grid" or isinstance(values, list),
                 f"sweep.keys.{key} is a range, and sampler 'grid' needs values; give a list, or the sampler 'random'",
             )
         if self.sampler == "grid":
-            _require(self.trials is None, "sweep.trials is for the other samplers: 'grid' tries everything")
+            expect(self.trials is None, "sweep.trials is for the other samplers: 'grid' tries everything")
         else:
-            _require(
+            expect(
                 self.trials is not None and self.trials >= 1,
                 f"sweep.trials is {self.trials}; sampler {self.sampler!r} needs a number of trials for each arm",
             )
@@ -192,33 +185,33 @@ class StudyConfig:
     retries: int = 2
 
     def __post_init__(self) -> None:
-        _require(
+        expect(
             bool(_NAME.fullmatch(self.name)),
             f"name is {self.name!r}; it must be made of letters, digits, '.', '_' and '-'",
         )
-        _require(bool(self.arms), "arms is empty; name a recipe")
+        expect(bool(self.arms), "arms is empty; name a recipe")
         for name, seeds in (("seeds", self.seeds), ("tune.seeds", self.tune.seeds if self.tune else [])):
-            _require(len(set(seeds)) == len(seeds), f"{name} has a seed twice: {seeds}")
-        _require(bool(self.seeds), "seeds is empty; a claim needs three or more")
+            expect(len(set(seeds)) == len(seeds), f"{name} has a seed twice: {seeds}")
+        expect(bool(self.seeds), "seeds is empty; a claim needs three or more")
         both = sorted(set(self.seeds) & set(self.tune.seeds if self.tune else ()))
-        _require(
+        expect(
             not both,
             f"tune.seeds and seeds share {both}: the seeds that choose must not be the seeds that are reported",
         )
-        _require(
+        expect(
             bool(self.objectives), "objectives is empty; leave it out for validation loss and executed FLOPs"
         )
-        _require(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
+        expect(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
         if self.gate is not None:
-            _require(
+            expect(
                 self.tune is not None, "gate is judged by the trials of tune: give tune, or leave gate out"
             )
-            _require(
+            expect(
                 self.gate.metric in self.objectives,
                 f"gate.metric is {self.gate.metric}, which is not among objectives: {', '.join(self.objectives)}",
             )
         sampled = self.sweep is not None and self.sweep.sampler != "grid"
-        _require(
+        expect(
             not (sampled and self.tune),
             "tune and a sampled sweep do not go together: put the keys of tune.grid into sweep.keys",
         )
@@ -228,7 +221,7 @@ class StudyConfig:
             ("sweep.keys", self.sweep.keys if self.sweep else {}),
         ):
             for key in ("seed", "name"):
-                _require(key not in keys, f"{section}: {key} is the study's own; leave it out")
+                expect(key not in keys, f"{section}: {key} is the study's own; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

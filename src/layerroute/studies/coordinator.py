@@ -19,7 +19,8 @@ from rich.live import Live
 
 from layerroute.studies.display import StudyLines, StudyTable
 from layerroute.studies.session import Session
-from layerroute.studies.worker import LOGS, Stopped
+from layerroute.studies.worker import LOGS
+from layerroute.training.signals import Interrupted
 
 _POLL = 1.0
 _MOST_EARLY_DEATHS = 3
@@ -36,7 +37,6 @@ def run_workers(
     *,
     workers: int,
     console: Console,
-    watch: Callable[[dict[int, subprocess.Popen[bytes]]], None] = lambda children: None,
 ) -> int:
     """Run a study's runs in ``workers`` processes of their own until none is left.
 
@@ -45,7 +45,6 @@ def run_workers(
 
     Args:
         command: starts one worker.
-        watch: called with the processes at every look; for tests.
 
     Returns:
         0 when nothing is left to run, 130 or 143 after SIGINT or SIGTERM: workers have then saved checkpoints and
@@ -75,7 +74,6 @@ def run_workers(
                             children[place] = _start(session, command, place, workers)
                 if not children:
                     return 0 if signals.received is None else 128 + signals.received
-                watch(children)
                 signals.forward(children.values())
                 time.sleep(_POLL)
                 for place, child in list(children.items()):
@@ -109,13 +107,13 @@ def serve(session: Session, work: Callable[[Session], int]) -> int:
     signal.signal(signal.SIGINT, _stop)
     try:
         work(session)
-    except Stopped as stopped:
-        return stopped.exit_code
+    except Interrupted as interrupted:
+        return interrupted.exit_code
     return 0
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    raise Stopped(128 + number)
+    raise Interrupted(number)
 
 
 def _end_with(parent: int) -> None:

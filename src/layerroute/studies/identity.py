@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def worker_name(process: int | None = None) -> str:
+def worker_name() -> str:
     """``host:pid:mark``; the mark tells this process from others that had or will have its number."""
-    number = os.getpid() if process is None else process
+    number = os.getpid()
     return f"{socket.gethostname()}:{number}:{_mark(number)}"
 
 

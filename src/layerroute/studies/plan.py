@@ -44,10 +44,6 @@ class PlannedRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str
 
-    def directory(self, out: Path) -> Path:
-        """The run's folder."""
-        return out / self.key
-
 
 class Plan:
     """All that follows from the study file alone.

@@ -20,17 +20,10 @@ from layerroute.studies.plan import PlannedRun, fingerprint
 from layerroute.studies.session import Session
 from layerroute.training.run import train_recipe
 from layerroute.training.run_directory import RunDirectory
+from layerroute.training.signals import Interrupted
 
 LOGS = "logs"
 _log = logging.getLogger(__name__)
-
-
-class Stopped(KeyboardInterrupt):
-    """A run ended by a signal, with a checkpoint; ``exit_code`` is 130 or 143."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"exit code {exit_code}")
-        self.exit_code = exit_code
 
 
 def work(session: Session, *, pause: float = 2.0, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -101,7 +94,7 @@ def _run(session: Session, run: PlannedRun, attributes: dict[str, Any]) -> list[
             "this worker's study file, recipes or version differ from those with which the study was begun: give all "
             "machines the same"
         )
-    folder = run.directory(out)
+    folder = out / run.key
     try:
         with RunDirectory(folder).locked():
             pass
@@ -117,7 +110,7 @@ def _run(session: Session, run: PlannedRun, attributes: dict[str, Any]) -> list[
             recipe, out=folder, command=f"layerroute study {as_given(plan.study.file)}", console=console
         )
     if code in (130, 143):
-        raise Stopped(code)
+        raise Interrupted(code - 128)
     record = read_record(folder)
     if code != 0:
         raise _Failed(str(record.get("error") or f"exit code {code}"))

@@ -11,7 +11,7 @@ from layerroute.data.prepare import prepare_data
 from layerroute.data.recall.prepared import RecallData
 from layerroute.errors import UserError
 from layerroute.evaluation.bigram import bigram_cross_entropy
-from layerroute.evaluation.perplexity import inference
+from layerroute.evaluation.perplexity import forward
 from layerroute.evaluation.recall import recall_by_distance, recall_by_length
 from layerroute.evaluation.routing_statistics import RoutingStatistics
 from layerroute.hybrid import HybridConfig, HybridForCausalLM, bytes_read, forward_flops, parameters_by_part
@@ -134,14 +134,6 @@ class HybridTrainee(Trainee):
             describe_memory(memory),
         ]
 
-    def static_sections(self) -> dict[str, Any]:
-        return {
-            "parameters": self.parameters,
-            "flops": self.flops_section(None, None),
-            "data": self.data.describe(),
-            "model_config": self.config.to_dict(),
-        }
-
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
         config, routing = self.config, self.config.routing_config
         return {
@@ -193,9 +185,8 @@ class HybridTrainee(Trainee):
 
     def _cache_section(self) -> dict[str, Any]:
         """On the sequences on which executed FLOPs are counted."""
-        batch = self.validation()[0]["input_ids"].to(self.device)
-        with inference(self.model), self.in_precision():
-            decision = self.model(input_ids=batch, use_cache=False).decision
+        batch = self.validation()[0]["input_ids"]
+        decision = forward(self.model, {"input_ids": batch}, self.in_precision).decision
         number = 2 if self.precision.name == "bf16" else 4
         found = bytes_read(self.config, batch.shape[1], decision, number=number)
         return {

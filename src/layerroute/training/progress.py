@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerState
 class ProgressCallback(TrainerCallback):
     """A moving bar on a terminal; one plain line a curve point where the output is a file or a pipe."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, markup=False, soft_wrap=True)
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self._bar: Progress | None = None
         self._started, self._first_step = 0.0, 0
         self._last: dict[str, Any] = {}

@@ -167,7 +167,8 @@ class _Run:
         self.start = of_the_first(self.start)  # making the arguments has connected the processes
         self._check_same_data()
         trainee.build(device=self.device, precision=self.precision, tell=self._tell)
-        self._print_summary(arguments.per_device_train_batch_size)
+        self._tell(f"run         {recipe.name}, seed {recipe.seed} → {self.directory.path}")
+        self._tell("\n".join(trainee.describe(arguments.per_device_train_batch_size)))
         self._claim_directory()
         self.trainer = RoutedTrainer(
             trainee,
@@ -336,13 +337,6 @@ class _Run:
         path = self.directory.token_routes
         replace_text(path, json.dumps(routes, ensure_ascii=False))
         return path.name
-
-    def _print_summary(self, micro_batch: int) -> None:
-        if not is_main():
-            return
-        lines = [f"run         {self.recipe.name}, seed {self.recipe.seed} → {self.directory.path}"]
-        lines += self.trainee.describe(micro_batch)
-        self.console.print("\n".join(lines))
 
     def _tell(self, line: str) -> None:
         if is_main():

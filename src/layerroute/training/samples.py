@@ -1,25 +1,24 @@
 """The samples of a run: a function of (seed, position), so that the data position of a run is its step."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from layerroute.data.prepare import PreparedData
 from layerroute.data.recall.prepared import RecallData
 from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.data.windows import evenly
-from layerroute.evaluation.perplexity import inference
-from layerroute.objectives.language_model import IGNORE
+from layerroute.evaluation.perplexity import Autocast, forward
+from layerroute.evaluation.recall import answers_batch
+from layerroute.evaluation.texts import Batch, split_rows
 from layerroute.training.configuration import TrainConfig
 
-Batch = dict[str, Tensor]
 Boundaries = Literal["document_ids", "position_ids"]
 """The input that tells a model where packed documents begin, without any padding: ``document_ids`` for hybrid models,
 for transformers' own ``position_ids`` that begin anew in each document."""
@@ -131,18 +130,6 @@ def _positions(documents: NDArray[np.int64]) -> NDArray[np.int64]:
     return place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
 
 
-def answers_batch(ids: np.ndarray, answers: np.ndarray) -> Batch:
-    """``input_ids`` and ``labels`` (N, T) in which only answers count."""
-    tokens = torch.from_numpy(ids)
-    return {"input_ids": tokens, "labels": tokens.masked_fill(~torch.from_numpy(answers), IGNORE)}
-
-
-def split_rows(batch: Batch, size: int) -> list[Batch]:
-    """Cut a batch into batches of at most ``size`` rows."""
-    parts = {name: value.split(size) for name, value in batch.items()}
-    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-
-
 def validation_batches(
     data: PreparedData | RecallData, *, sequences: int, batch_size: int, boundaries: Boundaries | None = None
 ) -> list[Batch]:
@@ -197,12 +184,10 @@ class ThresholdWindows:
             inputs = model_inputs(sequence, chosen, boundaries)
         return cls(batches=split_rows(inputs, train.evaluation_batch_size), split=split)
 
-    def run(self, model: nn.Module, precision: Callable[[], AbstractContextManager[object]]) -> None:
+    def run(self, model: nn.Module, precision: Autocast) -> None:
         """One forward pass over all batches, in inference mode."""
-        with inference(model) as device:
-            for batch in self.batches:
-                with precision():
-                    model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False)
+        for batch in self.batches:
+            forward(model, batch, precision)
 
 
 def _unread_windows(data: PreparedData, evaluated: int, wanted: int) -> tuple[TokenSequence, str, list[int]]:

@@ -35,9 +35,9 @@ from layerroute.training.samples import (
 
 def parameter_section(model: nn.Module, by_part: dict[str, int]) -> dict[str, Any]:
     """The record's ``parameters``."""
-    counts = {name: value.numel() for name, value in model.named_parameters()}
-    trainable = sum(counts[name] for name, value in model.named_parameters() if value.requires_grad)
-    return {"total": sum(counts.values()), "trainable": trainable, "by_part": by_part}
+    parameters = list(model.parameters())
+    trainable = sum(value.numel() for value in parameters if value.requires_grad)
+    return {"total": sum(value.numel() for value in parameters), "trainable": trainable, "by_part": by_part}
 
 
 class Trainee(ABC):
@@ -46,6 +46,7 @@ class Trainee(ABC):
     Attributes:
         data: made by ``read``.
         model, device, precision: set by ``build``.
+        parameters: the record's section of that name; set by ``build``.
     """
 
     told_by: ClassVar[Boundaries] = "document_ids"
@@ -58,6 +59,7 @@ class Trainee(ABC):
     model: PreTrainedModel
     device: torch.device
     precision: ChosenPrecision
+    parameters: dict[str, Any]
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -169,9 +171,14 @@ class Trainee(ABC):
     def describe(self, micro_batch: int) -> list[str]:
         """Lines of the summary, before the run starts."""
 
-    @abstractmethod
     def static_sections(self) -> dict[str, Any]:
         """Sections of the record that are known before the first step: parameters, flops, data, model_config."""
+        return {
+            "parameters": self.parameters,
+            "flops": self.flops_section(None, None),
+            "data": self.data.describe(),
+            "model_config": self.model.config.to_dict(),
+        }
 
     def routing_section(self, statistics: RoutingStatistics) -> dict[str, Any]:
         """The record's ``routing``: where tokens went at the last evaluation, and how it was decided."""

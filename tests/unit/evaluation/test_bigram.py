@@ -78,7 +78,7 @@ def test_windows_predict_the_positions_of_a_causal_model() -> None:
     stream = np.random.default_rng(0).integers(0, V, 400)
     windows = np.random.default_rng(1).integers(0, V, (6, 10))
     by_windows = bigram_cross_entropy(stream, windows, V)
-    by_pairs = bigram_cross_entropy(stream, (windows[:, :-1], windows[:, 1:]), V)
+    by_pairs = BigramModel.fit(stream, V).cross_entropy(windows[:, :-1], windows[:, 1:])
     assert by_windows == by_pairs
     assert by_windows != pytest.approx(bigram_cross_entropy(stream, windows.reshape(1, -1), V), rel=1e-6)
 
@@ -87,8 +87,9 @@ def test_positions_without_a_target_are_left_out() -> None:
     stream = np.random.default_rng(0).integers(0, V, 400)
     inputs = np.array([[1, 2, 3], [4, 5, 6]])
     targets = np.array([[2, -100, 4], [-100, 6, -1]])
-    kept = bigram_cross_entropy(stream, (np.array([1, 3, 5]), np.array([2, 4, 6])), V)
-    assert bigram_cross_entropy(stream, (inputs, targets), V) == pytest.approx(kept, rel=1e-12)
+    model = BigramModel.fit(stream, V)
+    kept = model.cross_entropy(np.array([1, 3, 5]), np.array([2, 4, 6]))
+    assert model.cross_entropy(inputs, targets) == pytest.approx(kept, rel=1e-12)
 
 
 def test_scoring_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +129,19 @@ def test_it_comes_near_the_entropy_of_the_chain_that_made_the_tokens() -> None:
         ([1, 2], [[V, 1]], "inputs hold ids from 7 to 7"),
         ([1, 2], [1, 2], r"shape \(N, T\)"),
         ([1, 2], [[1]], "no position to score"),
-        ([1, 2], (np.array([1, 2]), np.array([1])), "inputs have shape"),
-        ([1, 2], (np.array([1, 2]), np.array([-100, -100])), "no position to score"),
     ],
 )
 def test_wrong_input_is_refused(tokens: object, windows: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         bigram_cross_entropy(tokens, windows, V)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"), [([1], "inputs have shape"), ([-100, -100], "no position to score")]
+)
+def test_pairs_that_cannot_be_scored_are_refused(targets: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        BigramModel.fit([1, 2], V).cross_entropy([1, 2], targets)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from layerroute.data.sequence import TokenSequence
+from layerroute.evaluation.texts import split_rows
 from layerroute.objectives import switch_loss
 from layerroute.routing import routings_of
 from layerroute.training import objective as objective_module
@@ -18,7 +19,7 @@ from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.objective import HybridLoss, LossTerms
-from layerroute.training.samples import TrainingWindows, evaluation_windows, model_inputs, split_rows
+from layerroute.training.samples import TrainingWindows, evaluation_windows, model_inputs
 from layerroute.training.trainer import RoutedTrainer
 
 DEFAULTS = {"max_steps": 4, "batch_size": 4, "log_every": 1, "evaluate_every": 0, "save_every": 2, "precision": "fp32",

@@ -4,7 +4,8 @@ import torch
 
 from layerroute.data.sequence import TokenSequence
 from layerroute.errors import UserError
-from layerroute.training.samples import TrainingWindows, collate, evaluation_windows, model_inputs, split_rows
+from layerroute.evaluation.texts import split_rows
+from layerroute.training.samples import TrainingWindows, collate, evaluation_windows, model_inputs
 
 
 def sequence(windows: int, length: int = 4) -> TokenSequence:

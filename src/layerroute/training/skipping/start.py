@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.errors import UserError, require
@@ -26,10 +26,8 @@ LEAVES_OUT = ("static_greedy", "static_influence")
 _ORDER_SEED, _ORDER_EPOCH = 0, 1_000_000  # an order of the windows that no run takes them in
 
 
-def load_base(
-    config: PretrainedConfig, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The pretrained model on its device, frozen, and its tokenizer.
+def load_base(config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The pretrained model on its device, frozen.
 
     Raises:
         UserError: as ``load_pretrained``; 4 bits without bitsandbytes.
@@ -39,11 +37,11 @@ def load_base(
     )
     if config.trust_remote_code:
         options["trust_remote_code"] = True
-    model, tokenizer = load_pretrained(config.name, **options)
+    model, _ = load_pretrained(config.name, **options)
     if config.quantization == "none":
         model.to(device)  # type: ignore[arg-type]
     model.requires_grad_(False)
-    return model, tokenizer
+    return model
 
 
 def start_router(

@@ -82,7 +82,7 @@ class SkippingTrainee(Trainee):
     def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
         """The base, the router where it starts, and the adapter."""
         self.precision, self.device = precision, device
-        self.model, _ = load_base(self.pretrained, device)
+        self.model = load_base(self.pretrained, device)
         kind = self.model.config.get_text_config().model_type
         if kind not in FAMILIES:
             raise UserError(
@@ -120,6 +120,11 @@ class SkippingTrainee(Trainee):
             )
         length = self.recipe.data.sequence_length
         self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
+        parts = {
+            name: sum(p.numel() for p in part.values()) for name, part in trained_parts(self.model).items()
+        }
+        base = sum(p.numel() for p in self.model.parameters()) - sum(parts.values())
+        self.parameters = parameter_section(self.model, {"base": base, **parts})
 
     def loss(self) -> RoutedLoss:
         """CE, distillation, compute."""
@@ -180,7 +185,7 @@ class SkippingTrainee(Trainee):
         """Model, what may be skipped, data, tokens, machine."""
         del micro_batch
         router, data = get_router(self.model), self.data.describe()
-        config, parameters = router.config, self._parameters()
+        config, parameters = router.config, self.parameters
         decides = config.routing.control or f"{config.granularity} router, {config.routing.estimator}"
         parts = ", ".join(f"{name} {count:,}" for name, count in parameters["by_part"].items())
         return [
@@ -194,13 +199,9 @@ class SkippingTrainee(Trainee):
         ]
 
     def static_sections(self) -> dict[str, Any]:
-        return {
-            "parameters": self._parameters(),
-            "flops": self.flops_section(None, None),
-            "data": {**self.data.describe(), "threshold_split": self.threshold_text.split},
-            "model_config": self.model.config.to_dict(),
-            "skip": get_router(self.model).config.to_dict(),
-        }
+        sections = super().static_sections()
+        sections["data"]["threshold_split"] = self.threshold_text.split
+        return {**sections, "skip": get_router(self.model).config.to_dict()}
 
     def decided_by(self, statistics: RoutingStatistics) -> dict[str, Any]:
         config = get_router(self.model).config
@@ -223,11 +224,3 @@ class SkippingTrainee(Trainee):
         if statistics is not None:
             section["routed_per_token"] = self.flops.sparse_per_token(statistics.rate)
         return section
-
-    def _parameters(self) -> dict[str, Any]:
-        """The record's ``parameters``."""
-        parts = {
-            name: sum(p.numel() for p in part.values()) for name, part in trained_parts(self.model).items()
-        }
-        base = sum(p.numel() for p in self.model.parameters()) - sum(parts.values())
-        return parameter_section(self.model, {"base": base, **parts})

@@ -218,6 +218,11 @@ def data_identity(run: Run) -> tuple[str, str]:
     return str(run.value("data", "fingerprint")), str(run.value("data", "tokenizer"))
 
 
+def same_data(subject: Arm, rival: Arm) -> bool:
+    """Whether all completed runs of both saw the same data."""
+    return len({data_identity(run) for arm in (subject, rival) for run in arm.completed}) <= 1
+
+
 def machine(run: Run) -> str:
     """The hardware of a run in words."""
     accelerator = run.value("hardware", "accelerator")

@@ -16,7 +16,7 @@ from layerroute.lab.pairs import Pair, difference
 from layerroute.lab.question import Control, Metric, Outcome, Shown
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import WindowLosses, by_seed
-from layerroute.lab.table import Cell, Table, cells, figures
+from layerroute.lab.table import Table, cells, figures
 from layerroute.lab.tables import estimate_cell, interval_note
 
 
@@ -92,8 +92,8 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
         [
             *ARM_FIELDS,
             BYTES,
-            cells("Copied ↓", lambda arm: _estimate(arm, "copied")),
-            cells("Rest ↓", lambda arm: _estimate(arm, "rest")),
+            cells("Copied ↓", lambda arm: estimate_cell(arm.estimate("copies", "copied", "loss"))),
+            cells("Rest ↓", lambda arm: estimate_cell(arm.estimate("copies", "rest", "loss"))),
         ],
         known,
         notes=[
@@ -103,10 +103,6 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
             f"{interval_note(known)} The softmax rate is over the layers after the first."
         ],
     )
-
-
-def _estimate(arm: Arm, part: str) -> Cell:
-    return estimate_cell(arm.estimate("copies", part, "loss"))
 
 
 def _rest(pair: Pair) -> float | None:

@@ -287,12 +287,10 @@ def _labels(name: str, configurations: Sequence[Mapping[str, Any]]) -> list[str]
     )
     if not chosen:
         return [f"{name} #{index + 1}" for index in range(len(configurations))]
-    settings = [", ".join(f"{_leaf(key)} {_shown(c, key)}" for key in chosen) for c in configurations]
+    settings = [
+        ", ".join(f"{key.rpartition('.')[2]} {_shown(c, key)}" for key in chosen) for c in configurations
+    ]
     return [f"{name} ({text})" for text in settings]
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:

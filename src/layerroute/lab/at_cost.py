@@ -16,14 +16,15 @@ from layerroute.lab.fairness import (
     SAME_BYTES,
     SAME_COST_TEXT,
     cache_bytes,
-    data_identity,
+    same_data,
     unequal_cost,
     unlike_treatment,
 )
 from layerroute.lab.format import count, percent, plural, probability
-from layerroute.lab.question import Metric, Outcome, Question
+from layerroute.lab.question import Outcome, Question
 from layerroute.lab.statistics import SIGNIFICANT, Difference, by_seed, holm
-from layerroute.lab.table import Table, cells, figures, interval, words
+from layerroute.lab.table import Field, Table, figures, words
+from layerroute.lab.tables import difference_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +80,15 @@ def at_equal_cost(question: Question, arms: Sequence[Arm]) -> list[AtCost]:
         one
         for router in known
         if router.kind.learned
-        for family in _families([arm for arm in known if _may_be_held_against(router, arm)])
+        for family in _families([arm for arm in known if not arm.kind.learned and _alike(router, arm)])
         if (one := _read_off(question, router, family)) is not None
     ]
     p_values = holm([None if one.difference is None else one.difference.p_value for one in found])
     return [replace(one, p_adjusted=p) for one, p in zip(found, p_values, strict=True)]
 
 
-def _may_be_held_against(router: Arm, arm: Arm) -> bool:
-    data = {data_identity(run) for one in (router, arm) for run in one.completed}
-    return not arm.kind.learned and len(data) == 1 and not unlike_treatment(router, arm)
+def _alike(router: Arm, arm: Arm) -> bool:
+    return same_data(router, arm) and not unlike_treatment(router, arm)
 
 
 def _families(arms: Sequence[Arm]) -> Iterator[list[Arm]]:
@@ -131,9 +131,9 @@ def at_cost_table(
         gain: what costs buy, as a sentence begins: ``Recall rises``.
     """
     found = at_equal_cost(question, arms)
-    metric: Metric = question.metric
     if not found:
         return None
+    by_name: dict[str, Field[AtCost]] = difference_fields(lambda one: one.difference, question.metric)
     return Table.of(
         name,
         title,
@@ -143,13 +143,8 @@ def at_cost_table(
             words("Seeds", lambda one: plural(len(one.difference.seeds) if one.difference else 0, "seed")),
             figures("At FLOPs/token", lambda one: one.router.executed, count),
             figures("At bytes/token", lambda one: cache_bytes(one.router), count),
-            figures(metric.column, lambda one: getattr(one.difference, "mean", None), metric.show),
-            cells(
-                "95% interval",
-                lambda one: interval(
-                    getattr(one.difference, "low", None), getattr(one.difference, "high", None), metric.show
-                ),
-            ),
+            by_name["mean"],
+            by_name["interval"],
             figures("p", lambda one: one.p_adjusted, probability),
             words("The router", lambda one: one.word),
         ],

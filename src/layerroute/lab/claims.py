@@ -1,13 +1,14 @@
 """What learned routers claim in a question that is asked beside: each against the arms that could refute it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import SAME_BYTES, SAME_COST_TEXT, cache_bytes
-from layerroute.lab.format import listing, percent
+from layerroute.lab.format import listing, percent, plural
 from layerroute.lab.pairs import Pair, judge
 from layerroute.lab.question import Outcome, Question
+from layerroute.lab.statistics import Estimate, t_interval
 from layerroute.lab.table import Field, Table, words
 from layerroute.lab.tables import pair_fields
 
@@ -35,11 +36,25 @@ def of_subject(question: Question, comparison: Comparison) -> list[Pair]:
     return [pair for pair in claims(question, comparison.arms) if pair.subject is comparison.subject]
 
 
-def told(pairs: Sequence[Pair]) -> str:
-    """What is said of one subject against its rivals (one or more), and which controls are missing."""
+def told(pairs: Sequence[Pair], reached: Callable[[Arm, Estimate], str]) -> str:
+    """What one subject reached, what is said of it against its rivals, and which controls are missing.
+
+    Empty without pairs.
+
+    Args:
+        reached: what the sentence begins with, from the subject and its metric over seeds.
+    """
+    if not pairs:
+        return ""
+    subject, question = pairs[0].subject, pairs[0].question
+    estimate = t_interval(list(question.metric.by_seed(subject).values()))
+    assert estimate is not None
     played = {role for pair in pairs for role in pair.roles}
-    missing = [control.name for control in pairs[0].question.controls if control.name not in played]
-    text = f"it {listing([pair.phrase for pair in pairs])}."
+    missing = [control.name for control in question.controls if control.name not in played]
+    text = (
+        f"{reached(subject, estimate)} ({plural(estimate.n, 'seed')}); "
+        f"it {listing([pair.phrase for pair in pairs])}."
+    )
     return f"{text} Not held against {listing(missing, 'or')}: no such arm." if missing else text
 
 

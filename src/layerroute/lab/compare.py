@@ -8,7 +8,7 @@ from typing import Any
 from layerroute.errors import UserError
 from layerroute.lab.agreement import agreement_table
 from layerroute.lab.arms import Arm, alike_besides, arm_named, group_arms
-from layerroute.lab.controls import ControlCheck, check_controls
+from layerroute.lab.controls import ControlCheck, check_control
 from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, deciding, equal_cost, equal_cost_table
 from layerroute.lab.fairness import choose_subject, data_identity, no_verdict, served_apart, unequal
 from layerroute.lab.format import listing, plural, plus_minus
@@ -98,13 +98,13 @@ class Comparison:
     @cached_property
     def controls(self) -> list[ControlCheck]:
         """What the claim must be held against, and which arms there are."""
-        return check_controls(self.question.controls, self.arms, self.subject)
+        return [check_control(one, self.arms, self.subject) for one in self.question.controls]
 
     @cached_property
     def missing(self) -> list[str]:
         """Names of the controls that are missing."""
         if self.question.against == "baseline":
-            return [check.name for check in self.controls if check.missing]
+            return [check.control.name for check in self.controls if check.missing]
         there = {arm.kind for arm, entries in self._held if entries}
         return [one.name for one in self.question.controls if not there & set(one.kinds or ())]
 
@@ -167,7 +167,10 @@ class Comparison:
         found: dict[str, Table | None] = {"main": main_table(self), "differences": differences(self.pairs)}
         for question in (self.question, *self.beside):
             found |= question.tables(self) if question.tables else {}
-        found |= {"positions": positions_table(self.arms), "equal_cost": equal_cost_table(self.equal_costs)}
+        found |= {
+            "positions": positions_table(self.arms),
+            "equal_cost": equal_cost_table(self.equal_costs, self.question.metric),
+        }
         return {name: table for name, table in found.items() if table is not None}
 
     @cached_property

@@ -19,11 +19,6 @@ class ControlCheck:
     detail: str
 
     @property
-    def name(self) -> str:
-        """Of the control."""
-        return self.control.name
-
-    @property
     def missing(self) -> bool:
         """Whether no completed arm plays this part; the claim itself is no control."""
         return not self.arms and not self.control.claim
@@ -73,17 +68,11 @@ SAME_RATE = Match(
 )
 
 
-def check_controls(
-    controls: Sequence[Control], arms: Sequence[Arm], subject: Arm | None
-) -> list[ControlCheck]:
-    """Of each control, the completed arms that play the part against ``subject``, the arm that the claim is about.
+def check_control(control: Control, arms: Sequence[Arm], subject: Arm | None) -> ControlCheck:
+    """The completed arms that play the part of a control against ``subject``, the arm that the claim is about.
 
-    Without a subject nothing can be equal to it: the matched controls are then missing.
+    Without a subject nothing can be equal to it: matched controls are then missing.
     """
-    return [_check(control, arms, subject) for control in controls]
-
-
-def _check(control: Control, arms: Sequence[Arm], subject: Arm | None) -> ControlCheck:
     candidates = [arm for arm in arms if control.kinds is None or arm.kind in control.kinds]
     done = [arm for arm in candidates if arm.completed]
     match = control.match
@@ -118,7 +107,7 @@ def controls_table(checks: Sequence[ControlCheck], subject: Arm | None) -> Table
         "Table of controls",
         f"Controls{whose}: what each could refute, and which arm plays it",
         [
-            words("Control", lambda check: check.name),
+            words("Control", lambda check: check.control.name),
             words("Arms", lambda check: listing(check.arms) if check.arms else "MISSING"),
             words("Could show", lambda check: check.control.refutes),
             words("Detail", lambda check: check.detail or MISSING),

@@ -9,15 +9,18 @@ would reach: reading off routing is to its disadvantage, reading off the control
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
 
 from layerroute.lab.arms import Arm, on_common_seeds
 from layerroute.lab.fairness import SAME_COST_TEXT, same_cost, unlike_treatment
-from layerroute.lab.format import number, percent, signed
+from layerroute.lab.format import percent
+from layerroute.lab.question import Metric
 from layerroute.lab.statistics import Difference, WindowLosses, by_window
-from layerroute.lab.table import Table, cells, figures, interval, words
+from layerroute.lab.table import Table, figures, words
+from layerroute.lab.tables import difference_fields
 
 T = TypeVar("T")
 
@@ -63,10 +66,10 @@ class EqualCost:
         return self.low is self.high or self.at.label == self.control
 
 
-def said_of(gap: Difference | Mapping[str, Any] | None, missing: str = "no verdict") -> str:
-    """``wins``, ``loses`` or ``cannot be told``, by the interval of a loss less another's; ``missing`` without one."""
+def said_of(gap: Difference | Mapping[str, Any] | None) -> str:
+    """``wins``, ``loses`` or ``cannot be told``, by the interval of a loss less another's; else ``no verdict``."""
     if gap is None:
-        return missing
+        return "no verdict"
     found = gap if isinstance(gap, Mapping) else vars(gap)
     low, high = found["low"], found["high"]
     return "wins" if high < 0 else "loses" if low > 0 else "cannot be told"
@@ -82,23 +85,19 @@ def equal_cost(
     ``controls`` map names to the arms of one kind at different rates.
     """
     found = []
-    for router, routed in routers.items():
-        for control, arms in controls.items():
-            for at in arms:
-                if (place := _place(routed, at)) is not None:
-                    low, high, weight = place
-                    name = low.label if low is high else router
-                    gap = by_window(_between(low, high, weight), at.window_losses)
-                    found.append(EqualCost(at=at, routed=name, control=at.label, low=low, high=high, gap=gap))
-            for at in routed:
-                place = _place(arms, at)
-                # What costs the same was compared above.
-                if place is not None and place[0] is not place[1]:
-                    low, high, weight = place
-                    gap = by_window(at.window_losses, _between(low, high, weight))
-                    found.append(
-                        EqualCost(at=at, routed=at.label, control=control, low=low, high=high, gap=gap)
-                    )
+    for (router, routed), (control, arms) in product(routers.items(), controls.items()):
+        for at in arms:
+            if (place := _place(routed, at)) is not None:
+                low, high, losses = place
+                name = low.label if low is high else router
+                gap = by_window(losses, at.window_losses)
+                found.append(EqualCost(at=at, routed=name, control=at.label, low=low, high=high, gap=gap))
+        for at in routed:
+            # What costs the same was compared above.
+            if (place := _place(arms, at)) is not None and place[0] is not place[1]:
+                low, high, losses = place
+                gap = by_window(at.window_losses, losses)
+                found.append(EqualCost(at=at, routed=at.label, control=control, low=low, high=high, gap=gap))
     return found
 
 
@@ -139,7 +138,8 @@ def read_off(
     return low[1], high[1], (at - low[0]) / (high[0] - low[0])
 
 
-def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, float] | None:
+def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, WindowLosses] | None:
+    """Between which arms of ``line`` the cost of ``at`` lies, and the losses there on the straight line."""
     alike = [arm for arm in line if not unlike_treatment(arm, at)]
     found = read_off(alike, lambda arm: arm.executed_share, at.executed_share)
     if found is None:
@@ -150,19 +150,16 @@ def _place(line: Sequence[Arm], at: Arm) -> tuple[Arm, Arm, float] | None:
     if paired is None:
         return None
     low, high = (found[0] if arm is below else found[1] for arm in paired[:2])
-    return low, high, paired[2]
-
-
-def _between(low: Arm, high: Arm, weight: float) -> WindowLosses:
-    one, other = low.window_losses, high.window_losses
-    return {
+    one, other, weight = low.window_losses, high.window_losses, paired[2]
+    losses = {
         seed: (1 - weight) * np.asarray(one[seed]) + weight * np.asarray(other[seed])
         for seed in one
         if seed in other and len(one[seed]) == len(other[seed])
     }
+    return low, high, losses
 
 
-def equal_cost_table(found: Sequence[EqualCost]) -> Table | None:
+def equal_cost_table(found: Sequence[EqualCost], metric: Metric) -> Table | None:
     """One row a comparison; None where there is none."""
     if not found:
         return None
@@ -174,12 +171,7 @@ def equal_cost_table(found: Sequence[EqualCost]) -> Table | None:
             words("Against", lambda one: one.control),
             figures("At FLOPs", lambda one: one.at.executed_share, percent),
             words("Read off", lambda one: one.how),
-            figures("Δ val loss", lambda one: getattr(one.gap, "mean", None), signed),
-            cells(
-                "95% interval",
-                lambda one: interval(getattr(one.gap, "low", None), getattr(one.gap, "high", None), signed),
-            ),
-            figures("Detectable", lambda one: getattr(one.gap, "detectable", None), number),
+            *difference_fields(lambda one: one.gap, metric).values(),
             words("Routing", lambda one: one.outcome),
         ],
         found,

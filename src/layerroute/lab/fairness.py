@@ -65,16 +65,11 @@ def unequal_cost(subject: Arm, rival: Arm) -> list[str]:
     Of the runs that are paired: an arm may have others, which cost more or less.
     """
     subject, rival = on_common_seeds(subject, rival)
-    return [*_unequal_flops(subject, rival), *_unequal_bytes(subject, rival)]
-
-
-def _unequal_bytes(subject: Arm, rival: Arm) -> list[str]:
+    phrases = _unequal_flops(subject, rival)
     gap = relative(cache_bytes(subject), cache_bytes(rival))
-    return (
-        []
-        if gap is None or abs(gap) <= SAME_BYTES
-        else [f"{signed_percent(gap)} bytes of caches read per token"]
-    )
+    if gap is not None and abs(gap) > SAME_BYTES:
+        phrases.append(f"{signed_percent(gap)} bytes of caches read per token")
+    return phrases
 
 
 def _unequal_flops(subject: Arm, rival: Arm) -> list[str]:
@@ -216,6 +211,11 @@ def _of_a_study(arm: Arm) -> bool:
 def data_identity(run: Run) -> tuple[str, str]:
     """What must be equal for losses to be comparable: data fingerprint and tokenizer."""
     return str(run.value("data", "fingerprint")), str(run.value("data", "tokenizer"))
+
+
+def same_data(subject: Arm, rival: Arm) -> bool:
+    """Whether all completed runs of both saw the same data."""
+    return len({data_identity(run) for arm in (subject, rival) for run in arm.completed}) <= 1
 
 
 def machine(run: Run) -> str:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.fairness import data_identity, no_verdict, unequal_cost, unlike_treatment
+from layerroute.lab.fairness import no_verdict, same_data, unequal_cost, unlike_treatment
 from layerroute.lab.format import MISSING, listing, plural, probability
-from layerroute.lab.question import Outcome, Question
+from layerroute.lab.question import SENTENCES, Outcome, Question
 from layerroute.lab.statistics import (
     SIGNIFICANT,
     Difference,
@@ -38,11 +38,6 @@ class Pair:
     primary: bool = False
     roles: tuple[str, ...] = ()
 
-    @cached_property
-    def same_data(self) -> bool:
-        """Whether all completed runs of both saw the same data."""
-        return _same_data(self.subject, self.rival)
-
     @property
     def ahead(self) -> bool:
         """Whether the difference is in favour of the subject."""
@@ -56,7 +51,7 @@ class Pair:
         found = self.difference
         if not (self.subject.completed and self.rival.completed):
             return Outcome.UNFINISHED
-        if not self.same_data:
+        if not same_data(self.subject, self.rival):
             return Outcome.OTHER_DATA
         if unlike_treatment(self.subject, self.rival):
             return Outcome.UNALIKE
@@ -72,7 +67,7 @@ class Pair:
     @property
     def sentence(self) -> str:
         """The verdict in one or two sentences with its numbers and its own caveat."""
-        return self.question.sentences[self.outcome].format_map(self.facts)
+        return SENTENCES[self.outcome].format_map(self.facts)
 
     @property
     def phrase(self) -> str:
@@ -145,16 +140,12 @@ def outcome_of(found: Difference | None, p_adjusted: float | None, ahead: bool) 
     return Outcome.WINS if ahead else Outcome.LOSES
 
 
-def _same_data(subject: Arm, rival: Arm) -> bool:
-    return len({data_identity(run) for arm in (subject, rival) for run in arm.completed}) <= 1
-
-
 def difference(question: Question, subject: Arm, rival: Arm) -> Difference | None:
     """How far two arms are apart in the metric: by seed and window where both are recorded for all common seeds."""
     metric = question.metric
     ours, theirs = (metric.by_window(arm) if metric.by_window else {} for arm in (subject, rival))
     if question.text_alone:
-        return by_window(ours, theirs) if _same_data(subject, rival) else None
+        return by_window(ours, theirs) if same_data(subject, rival) else None
     alone = by_seed(metric.by_seed(subject), metric.by_seed(rival))
     crossed = by_seed_and_window(ours, theirs)
     return crossed if crossed is not None and alone is not None and crossed.seeds == alone.seeds else alone

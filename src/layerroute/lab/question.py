@@ -209,11 +209,9 @@ class Question:
         text_alone: whether differences need losses by window, and one seed is judged by them.
         rate_key: dotted key of the recipe in which arms of one method at several rates differ: such arms are read off
             at each other's cost (``against`` controls only).
-        sentences, phrases, words: what is said of each outcome: in an answer about one pair, in one about several, and
-            in a cell; see ``Pair.facts``.
+        phrases, words: what is said of each outcome in an answer about several pairs, and in a cell; see
+            ``Pair.facts``. An answer about one pair says the same in every question: ``SENTENCES``.
         opening: how an answer about several controls begins, of the subject.
-        at_cost: how an answer names what the controls are equal in.
-        needed: kinds of controls without which nothing is said for routing; all of ``controls`` by default.
         asked: whether these arms can answer it. A question with it is asked beside that of the capability.
         answer: a sentence, for questions that are asked beside; ``brief``: a clause of it for the first screen.
         whole: the arm that gives nothing up, if there is one: the first screen tells what the subject loses against it.
@@ -236,7 +234,6 @@ class Question:
     correction: Literal["secondary", "all", "none"] = "secondary"
     text_alone: bool = False
     rate_key: str | None = None
-    sentences: Mapping[Outcome, str] = field(default_factory=lambda: SENTENCES)
     phrases: Mapping[Outcome, str] = field(default_factory=lambda: PHRASES)
     words: Mapping[Outcome, str] = field(default_factory=dict)
     opening: Callable[[Arm], str] = lambda subject: ""

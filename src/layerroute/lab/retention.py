@@ -153,15 +153,19 @@ class Retention:
             words("Model", lambda scores: scores.label),
             figures("Skipped", lambda scores: scores.skipped, percent),
         ]
-        for task, metric in self.base.values:
-            fields += [
+
+        def columns(task: str, metric: str) -> list[Field[Scores]]:
+            return [
                 figures(
                     f"{task} {metric}",
-                    lambda scores, of=(task, metric): _score(scores.values[of], of[1]),  # type: ignore[misc]
-                    lambda value, metric=metric: number(value, 2) if metric == PERPLEXITY else percent(value),  # type: ignore[misc]
+                    lambda scores: _score(scores.values[task, metric], metric),
+                    lambda value: number(value, 2) if metric == PERPLEXITY else percent(value),
                 ),
-                cells("Retained", lambda scores, of=(task, metric): _kept(by.get((scores.label, *of)))),  # type: ignore[misc]
+                cells("Retained", lambda scores: _kept(by.get((scores.label, task, metric)))),
             ]
+
+        for measure in self.base.values:
+            fields += columns(*measure)
         return Table.of(
             "Table of retention",
             "Scores, and what is retained of those of the base",

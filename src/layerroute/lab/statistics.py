@@ -66,8 +66,8 @@ class Difference:
     windows: int = 0
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate | None:
-    """Mean and t interval of independent values; None for no value.
+def t_interval(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % t interval of independent values; None for no value.
 
     Raises:
         ValueError: if a value is not finite: leave failed runs out before, and say so.
@@ -81,7 +81,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate | None
     if len(data) == 1:
         return Estimate(mean=mean, half_width=None, n=1)
     error = float(data.std(ddof=1)) / math.sqrt(len(data))
-    half = float(special.stdtrit(len(data) - 1, 0.5 + level / 2)) * error
+    half = float(special.stdtrit(len(data) - 1, 0.5 + LEVEL / 2)) * error
     return Estimate(mean=mean, half_width=half, n=len(data))
 
 
@@ -106,22 +106,19 @@ def by_window(a: WindowLosses, b: WindowLosses) -> Difference | None:
     None where they have no seed, or not the same windows, in common, or one window, which has no interval.
     """
     seeds, matrix = _paired(a, b)
-    if matrix is None:
-        return None
-    if matrix.shape[1] < 2:
+    if matrix is None or matrix.shape[1] < 2:
         return None
     if (crossed := by_seed_and_window(a, b, fewest=2)) is not None:
         return crossed
     values = matrix.mean(axis=0)
     low, high = bootstrap(values).tolist()
-    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return Difference(
         seeds=seeds,
         by_seed=tuple(matrix.mean(axis=1).tolist()),
         mean=float(values.mean()),
         low=low,
         high=high,
-        detectable=minimal_detectable_effect(spread, len(values)),
+        detectable=minimal_detectable_effect(float(values.std(ddof=1)), len(values)),
         windows=len(values),
     )
 
@@ -191,18 +188,16 @@ def _judge(mean: Floats, variance: Floats, freedom: Floats) -> tuple[Floats, Flo
     return half_width, 2 * special.stdtr(freedom, -score), error * effects
 
 
-def minimal_detectable_effect(
-    deviation: float, n: int, *, power: float = POWER, level: float = LEVEL
-) -> float | None:
-    """The true mean difference that a two-sided paired t test finds with probability ``power``.
+def minimal_detectable_effect(deviation: float, n: int) -> float | None:
+    """The true mean difference that a two-sided paired t test at the 5 % level finds with 80 % power.
 
     ``deviation`` is the standard deviation of the ``n`` differences, in the metric's own unit. None for n < 2.
     """
-    return None if n < 2 else effect_in_errors(n - 1, power, level) * deviation / math.sqrt(n)
+    return None if n < 2 else effect_in_errors(n - 1) * deviation / math.sqrt(n)
 
 
 @lru_cache
-def effect_in_errors(freedom: float, power: float = POWER, level: float = LEVEL) -> float:
+def effect_in_errors(freedom: float) -> float:
     """The true effect, in standard errors, that a two-sided t test of so many degrees of freedom finds.
 
     The power of the t test is its normal power averaged over the sampling distribution of the standard deviation
@@ -210,13 +205,13 @@ def effect_in_errors(freedom: float, power: float = POWER, level: float = LEVEL)
     """
     from scipy import optimize  # slow to load, and one seed needs none of it
 
-    critical = float(special.stdtrit(freedom, 0.5 + level / 2))
+    critical = float(special.stdtrit(freedom, 0.5 + LEVEL / 2))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     needed = critical * np.sqrt(2 * special.gammaincinv(freedom / 2, quantiles) / freedom)
 
     def shortfall(effect: float) -> float:
         found = special.ndtr(effect - needed) + special.ndtr(-needed - effect)
-        return float(found.mean()) - power
+        return float(found.mean()) - POWER
 
     return float(optimize.brentq(shortfall, 0.0, 10 * critical + 10))
 

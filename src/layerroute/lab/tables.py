@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import SAME_COST_TEXT, unequal, unlike_notes
 from layerroute.lab.format import MISSING, count, listing, number, plus_minus, probability
 from layerroute.lab.pairs import Pair
-from layerroute.lab.question import Metric
+from layerroute.lab.question import LOSS, Metric
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import Estimate
+from layerroute.lab.statistics import Difference, Estimate
 from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, text_cells, words
 
 if TYPE_CHECKING:
     from layerroute.lab.compare import Comparison
+
+T = TypeVar("T")
 
 DIFFERENT_DATA = "The runs saw different data or tokenizers: their losses are NOT comparable."
 
@@ -103,34 +105,45 @@ def main_table(comparison: "Comparison") -> Table:
     )
 
 
-def pair_fields(metric: Metric) -> dict[str, Field[Pair]]:
-    """Columns about a pair of arms, by short name."""
+def difference_fields(of: Callable[[T], Difference | None], metric: Metric) -> dict[str, Field[T]]:
+    """Columns of a difference in a metric, by short name."""
+
+    def part(item: T, name: str) -> float | None:
+        found: float | None = getattr(of(item), name, None)
+        return found
+
     return {
-        "arms": words("Comparison", lambda pair: f"{pair.subject.label} − {pair.rival.label}"),
-        "seeds": figures("Seeds", lambda pair: len(pair.difference.seeds) if pair.difference else 0, plain),
-        "mean": figures(metric.column, lambda pair: getattr(pair.difference, "mean", None), metric.show),
-        "interval": cells("95% interval", lambda pair: _interval(pair, metric).text),
-        "p": figures("p", lambda pair: pair.p_adjusted, probability),
-        "detectable": figures(
-            "Detectable", lambda pair: getattr(pair.difference, "detectable", None), metric.size
+        "mean": figures(metric.column, lambda item: part(item, "mean"), metric.show),
+        "interval": cells(
+            "95% interval", lambda item: interval(part(item, "low"), part(item, "high"), metric.show)
         ),
+        "detectable": figures("Detectable", lambda item: part(item, "detectable"), metric.size),
     }
 
 
-def _interval(pair: Pair, metric: Metric) -> Cell:
-    """The interval, and the half of its width."""
-    found = pair.difference
-    if found is None or found.low is None or found.high is None:
-        return Cell(MISSING)
-    return Cell(interval(found.low, found.high, metric.show), (found.high - found.low) / 2)
+def pair_fields(metric: Metric) -> dict[str, Field[Pair]]:
+    """Columns about a pair of arms, by short name."""
+    by_name: dict[str, Field[Pair]] = difference_fields(lambda pair: pair.difference, metric)
+    return {
+        "arms": words("Comparison", lambda pair: f"{pair.subject.label} − {pair.rival.label}"),
+        "seeds": figures("Seeds", lambda pair: len(pair.difference.seeds) if pair.difference else 0, plain),
+        "mean": by_name["mean"],
+        "interval": by_name["interval"],
+        "p": figures("p", lambda pair: pair.p_adjusted, probability),
+        "detectable": by_name["detectable"],
+    }
 
 
 def differences(pairs: Sequence[Pair]) -> Table:
     """The paired differences in validation loss that the verdict rests on."""
-    from layerroute.lab.question import LOSS
+    by_name = pair_fields(pairs[0].question.metric if pairs else LOSS)
 
-    metric = pairs[0].question.metric if pairs else LOSS
-    by_name = pair_fields(metric) | {"interval": cells("95% interval", lambda pair: _interval(pair, metric))}
+    def with_half_width(pair: Pair) -> Cell:
+        shown, found = by_name["interval"].cell(pair), pair.difference
+        if found is None or found.low is None or found.high is None:
+            return shown
+        return Cell(shown.text, (found.high - found.low) / 2)
+
     notes = [
         "Δ is paired by seed, in nats; negative means that the first arm has the lower loss. Detectable: the "
         "smallest true difference that these seeds would have found with 80% power. A verdict only where both arms "
@@ -145,7 +158,7 @@ def differences(pairs: Sequence[Pair]) -> Table:
         "Table of differences",
         "Differences in final validation loss, paired by seed",
         [
-            *by_name.values(),
+            *(by_name | {"interval": cells("95% interval", with_half_width)}).values(),
             words("Verdict", lambda pair: pair.word),
             words(
                 "Not equal besides",

@@ -24,11 +24,14 @@ RESAMPLES = 2000
 FEWEST_SENTENCES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class KindRate:
     """Share of decisions for the expensive path (over tokens and sites) of one kind of token.
 
-    ``low`` and ``high`` bound the 95 % bootstrap interval over sentences; None where fewer than three hold the kind.
+    Attributes:
+        tokens: how many there are of the kind.
+        low, high: ends of the 95 % bootstrap interval over sentences; None where fewer than three hold the kind.
+        by_layer: (3, L) the same share, low and high by layer, over the sites of one that has several; NaN for None.
     """
 
     kind: str
@@ -36,43 +39,26 @@ class KindRate:
     rate: float
     low: float | None
     high: float | None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerKinds:
-    """One cut of the tokens (kind, loss, …), K kinds by L layers.
-
-    Attributes:
-        kinds: names, most expensive first, over all layers.
-        tokens: how many there are of each.
-        rate: (K, L) share of decisions for the expensive path; over the sites of a layer, where it has several.
-        low, high: (K, L) ends of the 95 % bootstrap interval over sentences; NaN for a kind that fewer than three
-            sentences hold.
-        p_values: by layer, of the hypothesis that the kind has nothing to do with the path there: a permutation test
-            within sentences, corrected for the number of layers (Holm); None where it was not tested.
-    """
-
-    layers: tuple[str, ...]
-    kinds: tuple[str, ...]
-    tokens: tuple[int, ...]
-    rate: Floats
-    low: Floats
-    high: Floats
-    p_values: tuple[float | None, ...]
+    by_layer: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenKinds:
-    """All kinds, most expensive first, and the p value of the hypothesis that kind and path have nothing in common.
+    """One cut of the tokens (kind, loss, …): all kinds, most expensive first, and whether they differ.
 
-    ``layers`` has the same layer by layer; None for fewer than two layers with sites.
+    Attributes:
+        p_value: of the hypothesis that kind and path have nothing in common: a permutation test within sentences; None
+            where it was not tested.
+        layers: names of the L layers with sites; empty for fewer than two.
+        layer_p_values: the same hypothesis at each of them, corrected for their number (Holm).
     """
 
     kinds: tuple[KindRate, ...]
     p_value: float | None
     sentences: int
     tokens: int
-    layers: LayerKinds | None
+    layers: tuple[str, ...]
+    layer_p_values: tuple[float | None, ...]
 
     @property
     def differ(self) -> bool:
@@ -250,33 +236,25 @@ def _compare(
             draws = max(RESAMPLES, 40 * len(layers))
             p_values = permutation_test(rates, kind, sentence, draws=draws, generator=generator).tolist()
     mean = member @ rates / member.sum(axis=1)[:, None]
-    order = sorted(range(len(names)), key=lambda index: -mean[index, 0])
-    tokens = [labels.count(name) for name in names]
-    by_layer = LayerKinds(
-        layers=layers,
-        kinds=tuple(names[index] for index in order),
-        tokens=tuple(tokens[index] for index in order),
-        rate=mean[order, 1:],
-        low=low[order, 1:],
-        high=high[order, 1:],
-        p_values=tuple(holm(p_values[1:])),
-    )
+    found = np.stack([mean, low, high])
     kinds = (
         KindRate(
             kind=names[index],
-            tokens=tokens[index],
+            tokens=labels.count(names[index]),
             rate=float(mean[index, 0]),
             low=None if np.isnan(low[index, 0]) else float(low[index, 0]),
             high=None if np.isnan(high[index, 0]) else float(high[index, 0]),
+            by_layer=found[:, index, 1:],
         )
-        for index in order
+        for index in sorted(range(len(names)), key=lambda index: -mean[index, 0])
     )
     return TokenKinds(
         kinds=tuple(kinds),
         p_value=p_values[0],
         sentences=sentences,
         tokens=len(rates),
-        layers=by_layer if len(layers) > 1 else None,
+        layers=layers if len(layers) > 1 else (),
+        layer_p_values=tuple(holm(p_values[1:])),
     )
 
 
@@ -332,20 +310,15 @@ def arms_table(groups: Mapping[str, Mapping[str, TokenKinds]], expensive: str) -
         return figures(arm, shares.get, percent)
 
     tests = [
-        Row(
-            cells=(Cell(cut), Cell("p"), *(Cell(probability(p), p) for p in p_values)),
-            kind="reference",
-        )
+        _test_row(cut, [found[cut].p_value if cut in found else None for found in groups.values()])
         for cut in dict.fromkeys(cut for cut, _ in rows)
-        if set(p_values := [found[cut].p_value if cut in found else None for found in groups.values()])
-        != {None}
     ]
     return Table.of(
         "Table of token kinds by arm",
         f"Share of decisions for {expensive} by kind of token, every arm",
         [words("By", itemgetter(0)), words("Tokens that are", itemgetter(1)), *map(column, groups)],
         rows,
-        more=tests,
+        more=filter(None, tests),
         notes=[
             "One run of each arm, on its own validation sentences. p of permutation tests against decisions shuffled "
             "within each sentence; not corrected for the number of arms."
@@ -355,39 +328,39 @@ def arms_table(groups: Mapping[str, Mapping[str, TokenKinds]], expensive: str) -
 
 def layers_table(groups: Mapping[str, TokenKinds], expensive: str) -> Table | None:
     """Kinds by layers, with the test of each layer below; None where there are not two layers."""
-    found = {cut: group.layers for cut, group in groups.items() if group.layers is not None}
-    if not found:
+    layers = next((group.layers for group in groups.values()), ())
+    if not layers:
         return None
-    layers = next(iter(found.values())).layers
-    shares: list[Field[tuple[str, LayerKinds, int]]] = [
-        figures(
+
+    def share(at: int, layer: str) -> Field[tuple[str, KindRate]]:
+        return figures(
             layer.replace("layer", "L"),
-            lambda item, at=at: float(item[1].rate[item[2], at]),  # type: ignore[misc]
+            lambda item: float(item[1].by_layer[0, at]),
             lambda rate: percent(rate, 0),
         )
-        for at, layer in enumerate(layers)
-    ]
-    tests = (
-        Row(
-            cells=(Cell(cut), Cell("p"), Cell(""), *(Cell(probability(p), p) for p in one.p_values)),
-            kind="reference",
-        )
-        for cut, one in found.items()
-        if any(p is not None for p in one.p_values)
-    )
+
+    tests = (_test_row(cut, group.layer_p_values, Cell("")) for cut, group in groups.items())
     return Table.of(
         "Table of token kinds by layer",
         f"Share of decisions for {expensive}",
         [
             words("By", lambda item: item[0]),
-            words("Tokens that are", lambda item: item[1].kinds[item[2]]),
-            figures("Tokens", lambda item: item[1].tokens[item[2]], plain),
-            *shares,
+            words("Tokens that are", lambda item: item[1].kind),
+            figures("Tokens", lambda item: item[1].tokens, plain),
+            *(share(at, layer) for at, layer in enumerate(layers)),
         ],
-        [(cut, one, index) for cut, one in found.items() for index in range(len(one.kinds))],
-        more=tests,
+        [(cut, kind) for cut, group in groups.items() for kind in group.kinds],
+        more=filter(None, tests),
         notes=[
             "p of permutation tests against decisions shuffled within each sentence, corrected for the number of "
             "layers (Holm). Intervals are in the figure's data."
         ],
     )
+
+
+def _test_row(cut: str, p_values: Sequence[float | None], *blank: Cell) -> Row | None:
+    """The p values of one cut below the shares; None where none was tested."""
+    if all(p is None for p in p_values):
+        return None
+    tests = (Cell(probability(p), p) for p in p_values)
+    return Row(cells=(Cell(cut), Cell("p"), *blank, *tests), kind="reference")

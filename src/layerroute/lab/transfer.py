@@ -49,11 +49,16 @@ def gap_of(row: Mapping[str, Any], arm: str | None) -> Mapping[str, float] | Non
     return None if arm is None else row["arms"][arm]["at_equal_cost"]
 
 
+def lead_of(row: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Routed less the reference of a text at equal cost; None where there is no verdict."""
+    return gap_of(row, reference_of(row))
+
+
 def transfer_table(record: Mapping[str, Any]) -> Table:
     """One row a budget and text: asked and served, routed less each static arm at equal cost."""
 
     def of(key: str) -> Callable[[Mapping[str, Any]], float | None]:
-        return lambda row: (gap_of(row, reference_of(row)) or {}).get(key)
+        return lambda row: (lead_of(row) or {}).get(key)
 
     low, high = of("low"), of("high")
     return Table.of(
@@ -70,7 +75,7 @@ def transfer_table(record: Mapping[str, Any]) -> Table:
             cells("95% interval", lambda row: interval(low(row), high(row), signed)),
             figures("Worst", of("worst"), lambda value: signed(value, 2)),
             figures("Routed − greedy", lambda row: (greedy_of(row) or {}).get("mean"), signed),
-            words("Routing", lambda row: said_of(gap_of(row, reference_of(row)))),
+            words("Routing", lambda row: said_of(lead_of(row))),
         ],
         sorted(record["rows"], key=lambda one: (one["budget"], one["home"])),
         notes=NOTES,
@@ -85,17 +90,17 @@ def titles(record: Mapping[str, Any]) -> str:
 
 def summary(record: Mapping[str, Any]) -> list[str]:
     """A sentence a budget and place: the mean over kinds, the worst kind, and the worst window."""
-    sentences = []
-    for budget in sorted({row["budget"] for row in record["rows"]}):
-        for home in (False, True):
-            rows = [row for row in record["rows"] if row["budget"] == budget and row["home"] is home]
-            if rows:
-                sentences.append(_sentence(f"{budget:.0%} {'home' if home else 'away'}", rows))
-    return sentences
+    groups: dict[tuple[float, bool], list[Mapping[str, Any]]] = {}
+    for row in record["rows"]:
+        groups.setdefault((row["budget"], row["home"]), []).append(row)
+    return [
+        _sentence(f"{budget:.0%} {'home' if home else 'away'}", rows)
+        for (budget, home), rows in sorted(groups.items())
+    ]
 
 
 def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    gaps = {row["kind"]: gap for row in rows if (gap := gap_of(row, reference_of(row))) is not None}
+    gaps = {row["kind"]: gap for row in rows if (gap := lead_of(row)) is not None}
     missing = len(rows) - len(gaps)
     without = f" {missing} of {len(rows)} texts have no verdict." if missing else ""
     if not gaps:
@@ -116,7 +121,7 @@ def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The three questions at the head of the page, and a sentence for each; ``summary`` has the rest."""
     rows = record["rows"]
-    gaps = [(row["kind"], gap) for row in rows if (gap := gap_of(row, reference_of(row))) is not None]
+    gaps = [(row["kind"], gap) for row in rows if (gap := lead_of(row)) is not None]
     good, doubts = "Not measured: no text has a verdict at equal FLOPs.", []
     if gaps:
         said = [said_of(gap) for _, gap in gaps]
@@ -142,19 +147,17 @@ def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def points_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The picture's data: a dot a row that has a verdict, or None where it has none."""
-    points = []
-    for row in record["rows"]:
-        gap = gap_of(row, reference_of(row)) or {}
-        points.append(
-            {
-                "budget": row["budget"],
-                "kind": row["left_out"] or row["kind"],
-                "home": row["home"],
-                "mean": gap.get("mean"),
-                "low_95": gap.get("low"),
-                "high_95": gap.get("high"),
-                "worst": gap.get("worst"),
-                "served": row["served"],
-            }
-        )
-    return points
+    return [
+        {
+            "budget": row["budget"],
+            "kind": row["left_out"] or row["kind"],
+            "home": row["home"],
+            "mean": gap.get("mean"),
+            "low_95": gap.get("low"),
+            "high_95": gap.get("high"),
+            "worst": gap.get("worst"),
+            "served": row["served"],
+        }
+        for row in record["rows"]
+        for gap in [lead_of(row) or {}]
+    ]

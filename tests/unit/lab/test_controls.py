@@ -5,7 +5,7 @@ import pytest
 
 from layerroute.capabilities.attention.question import CONTROLS, QUESTION
 from layerroute.lab.arms import group_arms
-from layerroute.lab.controls import ControlCheck, check_controls
+from layerroute.lab.controls import ControlCheck, check_control
 from layerroute.lab.runs import Run
 from tests.unit.lab.record_factory import record, sites
 
@@ -27,7 +27,7 @@ def check(**arms: dict[str, Any]) -> dict[str, ControlCheck]:
         [Run(record(name, **settings), Path(name)) for name, settings in arms.items()], QUESTION.kind_of
     )
     subject = next((arm for arm in found if arm.label == "dyn"), None)
-    return {entry.name: entry for entry in check_controls(CONTROLS, found, subject)}
+    return {one.name: check_control(one, found, subject) for one in CONTROLS}
 
 
 def test_everything_is_missing_beside_a_dynamic_arm_alone() -> None:
@@ -98,6 +98,7 @@ def test_equal_flops_are_those_that_were_executed() -> None:
     runs = [dynamic, record("ideal", flops=ideal), record("real", flops=real, extra_parameters=9000)]
     arms, _ = group_arms([Run(content, Path(content["arm"])) for content in runs], QUESTION.kind_of)
     subject = next(arm for arm in arms if arm.label == "dyn")
-    found = {entry.name: entry for entry in check_controls(CONTROLS, arms, subject)}["static at equal FLOPs"]
+    control = next(one for one in CONTROLS if one.name == "static at equal FLOPs")
+    found = check_control(control, arms, subject)
     assert found.arms == ("real",)
     assert "executed FLOPs per token" in found.detail

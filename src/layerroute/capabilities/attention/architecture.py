@@ -87,16 +87,18 @@ def describe(arm: Arm) -> Architecture | None:
                 flops=flops,
             )
         )
-    routed = [index for index, layer in enumerate(pattern) if layer == "routed"]
     sequential = (arm.example.value("routing", "router") or model.get("router_mode")) == "sequential"
     control = arm.kind.control
+    reads = None
+    if "routed" in pattern and not (sequential or control):
+        layer = model.get("router_layer")
+        layer = pattern.index("routed") - 1 if layer is None else layer
+        reads = next((index for index, layers in enumerate(groups) if layer in layers), None)
     return Architecture(
         segments=tuple(segments),
         repeats=repeats,
-        router=_router_name(arm, sequential) if routed else None,
-        reads=_reads(groups, routed, model.get("router_layer"))
-        if routed and not (sequential or control)
-        else None,
+        router=_router_name(arm, sequential) if "routed" in pattern else None,
+        reads=reads,
         sequential=sequential and not control,
         control=control,
         block=model.get("routed_unit") == "block",
@@ -121,11 +123,6 @@ def _groups(pattern: Sequence[str]) -> tuple[list[tuple[int, ...]], int]:
                 tuple(layer + period * turn for turn in range(times) for layer in layers) for layers in unit
             ], times
     return groups, 1
-
-
-def _reads(groups: Sequence[tuple[int, ...]], routed: Sequence[int], router_layer: int | None) -> int | None:
-    layer = routed[0] - 1 if router_layer is None else router_layer
-    return next((index for index, layers in enumerate(groups) if layer in layers), None)
 
 
 def _router_name(arm: Arm, sequential: bool) -> str:

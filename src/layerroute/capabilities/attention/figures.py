@@ -1,6 +1,6 @@
-"""The figures that only attention routing has: its layers, training, routing over time, heads, and recall."""
+"""The figures that only attention routing has: its layers, training, routing over time, and heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,7 @@ from matplotlib.patheffects import withStroke
 from layerroute.capabilities.attention.architecture import architecture_data, describe, flops_data
 from layerroute.capabilities.attention.diagram import architecture_figure, comparison_figure
 from layerroute.capabilities.attention.tables import bigram_losses
-from layerroute.capabilities.recall.cost_figure import draw_recall_cost
-from layerroute.capabilities.recall.measures import softmax_rate
+from layerroute.capabilities.recall.figures import draw_recall, draw_recall_cost
 from layerroute.lab.arms import Arm
 from layerroute.lab.format import listing, number, path_name, plural
 from layerroute.lab.report.figures import (
@@ -29,9 +28,9 @@ from layerroute.lab.report.figures import (
     speed,
     token_kinds,
     token_layers,
-    tokens_figure,
+    token_maps,
 )
-from layerroute.lab.report.plots import Panel, curves, draw_points, maps
+from layerroute.lab.report.plots import Panel, curves, maps
 from layerroute.lab.report.style import (
     BETWEEN,
     GDN,
@@ -46,7 +45,6 @@ from layerroute.lab.report.style import (
     clip,
 )
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import t_interval
 
 MOST_PANELS = 9  # sites with a panel of their own; beyond, one panel a layer
 MOST_ARMS = 4
@@ -208,24 +206,17 @@ def _balance_panel(axes: Axes, data: pd.DataFrame, *, static: bool) -> None:
 
 def routing_data(arms: Sequence[Arm]) -> pd.DataFrame:
     """Shares of both paths while training: arm, seed, site, split, step."""
-    parts = []
-    for arm in arms:
-        cheap, expensive = arm.paths
-        for run in arm.completed:
-            for site in arm.sites:
-                for split in ("train", "validation"):
-                    curve = run.curve(split, f"rate/{site}")
-                    if not curve.empty:
-                        told = {
-                            "arm": arm.label,
-                            "seed": run.seed,
-                            "site": site,
-                            "split": split,
-                            "step": curve.index,
-                        }
-                        parts.append(
-                            pd.DataFrame(told | {cheap: 1 - curve.to_numpy(), expensive: curve.to_numpy()})
-                        )
+    parts = [
+        pd.DataFrame(
+            {"arm": arm.label, "seed": run.seed, "site": site, "split": split, "step": curve.index,
+             arm.paths[0]: 1 - curve.to_numpy(), arm.paths[1]: curve.to_numpy()}
+        )
+        for arm in arms
+        for run in arm.completed
+        for site in arm.sites
+        for split in ("train", "validation")
+        if not (curve := run.curve(split, f"rate/{site}")).empty
+    ]  # fmt: skip
     if not parts:
         return pd.DataFrame(columns=["arm", "seed", "site", "split", "step", "gdn", "softmax"])
     return pd.concat(parts, ignore_index=True)
@@ -353,109 +344,40 @@ def draw_heads(view: View) -> Drawn | str:
     return maps(tables, cmap=BETWEEN, ends=(0, 100), xlabel="head", numbers=True), data, caption
 
 
-def recall_data(arms: Sequence[Arm]) -> pd.DataFrame:
-    """Recall of every completed run at every length it was measured at; empty where no run has recall data."""
-    rows = [
-        (
-            arm.label, run.seed, int(point["multiple"]), int(point["length"]),
-            softmax_rate(arm, point.get("mean_rate")), float(point["accuracy"]), run.value("recall", "chance"),
-        )
-        for arm in arms
-        for run in arm.completed
-        for point in run.value("recall", "by_length") or ()
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["arm", "seed", "multiple", "length", "rate", "accuracy", "chance"])
-
-
-def draw_recall(view: View) -> Drawn | str:
-    """Left: recall against the rate of softmax, at the length of training. Right: against length."""
-    data = recall_data(view.arms)
-    if data.empty:
-        return "no completed run was trained on recall data."
-    shown = data.assign(y=100 * data["accuracy"], line=data["arm"], panel="length", x=data["multiple"])
-    label, ylim = "answers recalled (%)", (-4.0, 104.0)
-    panels = (
-        Panel(
-            name="rate", ylabel=label, xlabel="tokens with softmax after the first layer (%)", ylim=ylim,
-            after=lambda axes, _: _recall_points(axes, shown, view.styles),
-        ),
-        Panel(name="length", ylabel=label, xlabel="length, relative to training", ylim=ylim, log2=True, dots=True),
-    )  # fmt: skip
-    means = shown.groupby(["panel", "line", "x"], sort=False)["y"].mean().reset_index()
-    figure = curves(means, panels, view.styles, tall=3.0)
-    example = next(run for arm in view.arms for run in arm.completed if run.value("recall"))
-    caption = (
-        f"{example.value('recall', 'task')} with {example.value('recall', 'pairs')} pairs. Left: share of answers "
-        "recalled at the length of training against the share of tokens with softmax attention, averaged over the "
-        "layers after the first; small points are seeds, large ones means with 95% t intervals, cut at 0 and 100%; "
-        "arms of nearly one rate stand side by side (the data have their rates); the dotted line is blind guessing. "
-        "Right: means against length, with as many pairs and more between them."
-    )
-    return figure, data, caption
-
-
-def _recall_points(axes: Axes, data: pd.DataFrame, styles: Mapping[str, LineStyle]) -> None:
-    here = data[(data["multiple"] == 1) & data["rate"].notna()]
-    rates = {str(arm): 100 * float(rows["rate"].mean()) for arm, rows in here.groupby("arm", sort=False)}
-    place = {
-        arm: rate + moved for (arm, rate), moved in zip(rates.items(), _beside(rates).values(), strict=True)
-    }
-    rows = []
-    for arm, x in place.items():
-        found = t_interval(list(here.loc[here["arm"] == arm, "y"]))
-        assert found is not None
-        half = float("nan") if found.half_width is None else found.half_width
-        # Shares end at 0 and 100 %, whatever a t interval says.
-        rows.append((arm, x, found.mean, max(0.0, found.mean - half), min(100.0, found.mean + half)))
-    means = pd.DataFrame(rows, columns=["arm", "x", "y", "low", "high"])
-    draw_points(axes, means, styles, seeds=here.assign(x=here["arm"].map(place)))
-    axes.axhline(100 * float(data["chance"].iloc[0]), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.set_xlim(-6, 106)
-
-
-def _beside(rates: Mapping[str, float], near: float = 2.0, apart: float = 2.2) -> dict[str, float]:
-    """How far to move each arm sideways, in points of the rate, so that arms of nearly one rate stand side by side."""
-    moved: dict[str, float] = {}
-    group: list[str] = []
-    ordered = sorted(rates, key=lambda label: rates[label])
-    for label in [*ordered, ""]:
-        if group and (not label or rates[label] - rates[group[-1]] > near):
-            middle = sum(rates[member] for member in group) / len(group)
-            for place, member in enumerate(group):
-                moved[member] = middle + apart * (place - (len(group) - 1) / 2) - rates[member]
-            group = []
-        group.append(label)
-    return {label: moved[label] for label in rates}
-
-
 FIGURES = (
     FigureSpec(name="figure-1", title="Architecture with its routing path", draw=draw_architecture),
     FigureSpec(name="figure-2", title="Training curves", draw=draw_training),
     FigureSpec(name="figure-3", title="Routing over time", draw=draw_routing),
     FigureSpec(name="figure-4", title="Architectures side by side", draw=draw_side_by_side),
-    FigureSpec(name="figure-5", title="Where single tokens went", draw=tokens_figure("validation sentence")),
+    FigureSpec(name="figure-5", title="Where single tokens went", draw=token_maps),
     FigureSpec(
         name="figure-6",
         title="Loss against executed FLOPs",
-        draw=front(
-            "Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both paths "
-            "where both were computed).",
-            "executed forward FLOPs per token",
-            lambda arm: arm.by_seed("flops", "executed_per_token"),
+        draw=partial(
+            front,
+            caption="Final validation loss against the forward FLOPs per token that PyTorch counted in inference (both "
+            "paths where both were computed).",
+            xlabel="executed forward FLOPs per token",
+            cost=lambda arm: arm.by_seed("flops", "executed_per_token"),
         ),
     ),
     FigureSpec(name="figure-7", title="Recall against rate and length", draw=draw_recall, hidden=True),
-    FigureSpec(name="figure-8", title="Final validation loss by arm", draw=final_bars()),
+    FigureSpec(name="figure-8", title="Final validation loss by arm", draw=final_bars),
     FigureSpec(name="figure-9", title="Routing by kind of token", draw=token_kinds),
     FigureSpec(
         name="figure-10", title="Annealing of temperature and rate",
-        draw=annealing("took the expensive path", "Training tokens on the expensive path"),
+        draw=partial(
+            annealing, expensive="took the expensive path", title="Training tokens on the expensive path"
+        ),
     ),
     FigureSpec(name="figure-11", title="Routing by layer and head", draw=draw_heads, hidden=True),
     FigureSpec(
         name="figure-12",
         title="Speed-up of inference against the rate",
-        draw=speed("medians and quartiles; dotted the limit that is named. Not of the runs above: of their shapes."),
+        draw=partial(
+            speed,
+            caption="medians and quartiles; dotted the limit that is named. Not of the runs above: of their shapes.",
+        ),
         hidden=True,
     ),
     FigureSpec(name="figure-13", title="Routing by kind of token and layer", draw=token_layers),

@@ -158,7 +158,7 @@ def _credit(comparison: Comparison, pair: Pair) -> list[str]:
     same_rate = {
         arm
         for check in comparison.controls
-        if check.name in ("random at the same rate", "periodic at the same rate")
+        if check.control.name in ("random at the same rate", "periodic at the same rate")
         for arm in check.arms
     }
     against = [p for p in comparison.pairs if p.subject is pair.subject and p.rival.label in same_rate]

@@ -1,23 +1,23 @@
 """The question: does a learned router predict what was copied from far back better than arms that could refute that."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from layerroute.capabilities.attention.kinds import ALL_GDN, ALL_SOFTMAX, KINDS, WINDOW, kind_of
+from layerroute.capabilities.attention.kinds import ALL_GDN, ALL_SOFTMAX, WINDOW
 from layerroute.capabilities.recall import question as recall
-from layerroute.capabilities.recall.measures import softmax_rate
+from layerroute.capabilities.recall.measures import ARM_FIELDS, BYTES, with_softmax
 from layerroute.lab.arms import Arm
 from layerroute.lab.at_cost import at_cost_table
 from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
-from layerroute.lab.controls import EQUAL_COST, rate_of
-from layerroute.lab.fairness import cache_bytes
-from layerroute.lab.format import count, listing, percent, plural
+from layerroute.lab.controls import EQUAL_COST
+from layerroute.lab.format import count, listing
 from layerroute.lab.pairs import Pair, difference
-from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
+from layerroute.lab.question import Control, Metric, Outcome, Shown
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import WindowLosses, by_seed, t_interval
-from layerroute.lab.table import Cell, Table, cells, figures, words
-from layerroute.lab.tables import SEEDS, estimate_cell, interval_note
+from layerroute.lab.statistics import WindowLosses, by_seed
+from layerroute.lab.table import Table, cells, figures
+from layerroute.lab.tables import estimate_cell, interval_note
 
 
 def losses(arm: Arm, part: str = "copied") -> dict[int, float]:
@@ -51,16 +51,13 @@ CONTROLS = (*recall.CONTROLS, Control(name="a window at its cost", kinds=(WINDOW
 
 def copies_sentence(comparison: Comparison) -> str:
     """The answer about the subject's copied tokens in one sentence; empty where it has no pair."""
-    subject, own = comparison.subject, of_subject(QUESTION, comparison)
-    if not own or subject is None:
-        return ""
-    estimate = t_interval(list(losses(subject).values()))
-    assert estimate is not None
-    return (
-        f"Copied tokens: {subject.label}, with softmax for {percent(softmax_rate(subject, rate_of(subject)))} of the "
-        f"tokens after the first layer, has a loss of {estimate_cell(estimate).text} nats on them "
-        f"({plural(estimate.n, 'seed')}); {told(own)}{_doubt(comparison.arms)}"
+    found = told(
+        of_subject(QUESTION, comparison),
+        lambda subject, estimate: (
+            f"Copied tokens: {with_softmax(subject)} has a loss of {estimate_cell(estimate).text} nats on them"
+        ),
     )
+    return f"{found}{_doubt(comparison.arms)}" if found else ""
 
 
 def _doubt(arms: Sequence[Arm]) -> str:
@@ -93,14 +90,10 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
         "Table of copied tokens",
         "Loss (nats per token) on tokens copied from far back, and on the rest of the same text",
         [
-            words("Model", lambda arm: arm.label),
-            words("Kind", lambda arm: str(arm.kind)),
-            SEEDS,
-            figures("Softmax rate", lambda arm: softmax_rate(arm, rate_of(arm)), percent),
-            figures("FLOPs/token, executed", lambda arm: arm.executed, count),
-            figures("Bytes/token, read", cache_bytes, count),
-            cells("Copied ↓", lambda arm: _estimate(arm, "copied")),
-            cells("Rest ↓", lambda arm: _estimate(arm, "rest")),
+            *ARM_FIELDS,
+            BYTES,
+            cells("Copied ↓", lambda arm: estimate_cell(arm.estimate("copies", "copied", "loss"))),
+            cells("Rest ↓", lambda arm: estimate_cell(arm.estimate("copies", "rest", "loss"))),
         ],
         known,
         notes=[
@@ -110,10 +103,6 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
             f"{interval_note(known)} The softmax rate is over the layers after the first."
         ],
     )
-
-
-def _estimate(arm: Arm, part: str) -> Cell:
-    return estimate_cell(arm.estimate("copies", part, "loss"))
 
 
 def _rest(pair: Pair) -> float | None:
@@ -140,13 +129,10 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
     }
 
 
-QUESTION = Question(
-    capability="attention_routing",
-    kinds=KINDS,
-    kind_of=kind_of,
+QUESTION = replace(
+    recall.QUESTION,
     metric=COPIED,
     controls=CONTROLS,
-    correction="all",
     asked=lambda arms: any(map(losses, arms)),
     answer=copies_sentence,
     brief=copies_brief,

@@ -1,11 +1,14 @@
-"""What records say of recall."""
+"""What records say of recall, and of the softmax that an arm uses for it."""
 
 from collections.abc import Mapping
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.format import MISSING, number
+from layerroute.lab.controls import rate_of
+from layerroute.lab.fairness import cache_bytes
+from layerroute.lab.format import MISSING, count, number, percent
 from layerroute.lab.statistics import Estimate, t_interval
-from layerroute.lab.table import Cell
+from layerroute.lab.table import Cell, Field, figures, words
+from layerroute.lab.tables import SEEDS
 
 
 def by_length(arm: Arm, key: str) -> dict[int, dict[int, float]]:
@@ -50,6 +53,23 @@ def softmax_rate(arm: Arm, routed: float | None) -> float | None:
         return None
     share = {"softmax": 1.0, "window": 1.0, "gdn": 0.0, "routed": routed or 0.0}
     return sum(share[kind] for kind in mixing) / len(mixing)
+
+
+def with_softmax(arm: Arm) -> str:
+    """An arm and how much softmax it uses, as the subject of a sentence."""
+    share = percent(softmax_rate(arm, rate_of(arm)))
+    return f"{arm.label}, with softmax for {share} of the tokens after the first layer,"
+
+
+ARM_FIELDS: tuple[Field[Arm], ...] = (
+    words("Model", lambda arm: arm.label),
+    words("Kind", lambda arm: str(arm.kind)),
+    SEEDS,
+    figures("Softmax rate", lambda arm: softmax_rate(arm, rate_of(arm)), percent),
+    figures("FLOPs/token, executed", lambda arm: arm.executed, count),
+)
+"""Columns of what an arm is and costs."""
+BYTES: Field[Arm] = figures("Bytes/token, read", cache_bytes, count)
 
 
 def percent_cell(by_seed: Mapping[int, float]) -> Cell:

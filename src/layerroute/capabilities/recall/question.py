@@ -13,29 +13,29 @@ from layerroute.capabilities.attention.kinds import (
 )
 from layerroute.capabilities.recall.lengths import rate_sentence, recall_distances, recall_lengths
 from layerroute.capabilities.recall.measures import (
+    ARM_FIELDS,
+    BYTES,
     lengths,
     percent_cell,
     recall_by_seed,
     share_text,
-    softmax_rate,
+    with_softmax,
 )
 from layerroute.lab.arms import Arm
 from layerroute.lab.at_cost import at_cost_table
 from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
-from layerroute.lab.controls import EQUAL_COST, SAME_RATE, rate_of
+from layerroute.lab.controls import EQUAL_COST, SAME_RATE
 from layerroute.lab.fairness import cache_bytes
-from layerroute.lab.format import count, percent, plural
+from layerroute.lab.format import percent
 from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
-from layerroute.lab.statistics import t_interval
-from layerroute.lab.table import Table, cells, figures, words
-from layerroute.lab.tables import SEEDS
+from layerroute.lab.table import Table, cells
 
 RECALL = Metric(
     label="answers recalled",
     unit=" points",
     column="Δ recalled",
-    by_seed=lambda arm: recall_by_seed(arm),
+    by_seed=recall_by_seed,
     lower_is_better=False,
     digits=1,
     factor=100,
@@ -64,14 +64,9 @@ _NO_VERDICT = "has no verdict against {second} ({mean}; {reasons})"
 
 def recall_sentence(comparison: Comparison) -> str:
     """The answer about the subject's recall in one sentence; empty where it has no pair."""
-    subject, own = comparison.subject, of_subject(QUESTION, comparison)
-    if not own or subject is None:
-        return ""
-    estimate = t_interval(list(recall_by_seed(subject).values()))
-    assert estimate is not None
-    return (
-        f"Recall: {subject.label}, with softmax for {percent(softmax_rate(subject, rate_of(subject)))} of the tokens "
-        f"after the first layer, answers {share_text(estimate)} ({plural(estimate.n, 'seed')}); {told(own)}"
+    return told(
+        of_subject(QUESTION, comparison),
+        lambda subject, estimate: f"Recall: {with_softmax(subject)} answers {share_text(estimate)}",
     )
 
 
@@ -88,15 +83,10 @@ def recall_table(arms: Sequence[Arm]) -> Table | None:
         return None
     longest = max(multiple for arm in known for multiple in lengths(arm))
     fields = [
-        words("Model", lambda arm: arm.label),
-        words("Kind", lambda arm: str(arm.kind)),
-        SEEDS,
-        figures("Softmax rate", lambda arm: softmax_rate(arm, rate_of(arm)), percent),
-        figures("FLOPs/token, executed", lambda arm: arm.executed, count),
+        *ARM_FIELDS,
+        *([BYTES] if any(map(cache_bytes, known)) else []),
         cells("Recalled", lambda arm: percent_cell(recall_by_seed(arm))),
     ]
-    if any(map(cache_bytes, known)):
-        fields.insert(-1, figures("Bytes/token, read", cache_bytes, count))
     if longest > 1:
         fields.append(
             cells(f"Recalled at {longest}×", lambda arm: percent_cell(recall_by_seed(arm, multiple=longest)))
@@ -135,10 +125,6 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
     }
 
 
-def _rates(comparison: Comparison) -> Sequence[str]:
-    return [rate_sentence(arm) for arm in comparison.arms]
-
-
 QUESTION = Question(
     capability="attention_routing",
     kinds=KINDS,
@@ -174,7 +160,11 @@ QUESTION = Question(
     },
     terminal=(
         Shown(table="recall", hide=frozenset({"Kind"})),
-        Shown(table="recall_differences", hide=frozenset({"Detectable"}), below=_rates),
+        Shown(
+            table="recall_differences",
+            hide=frozenset({"Detectable"}),
+            below=lambda comparison: [*map(rate_sentence, comparison.arms)],
+        ),
         Shown(table="recall_at_cost", hide=frozenset({"Seeds"})),
     ),
 )

@@ -1,6 +1,7 @@
 """The figures of layer skipping: loss against compute, where tokens skip, how the loss went."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ from layerroute.lab.report.figures import (
     speed,
     token_kinds,
     token_layers,
-    tokens_figure,
+    token_maps,
 )
 from layerroute.lab.report.plots import Panel, curves, maps
 from layerroute.lab.report.style import GDN, SHARES, SOFTMAX, LineStyle
@@ -107,57 +108,60 @@ FIGURES = (
     FigureSpec(
         name="compute",
         title="Validation loss against executed compute",
-        draw=front(
-            "Each large point is an arm; down and to the left is better.",
-            "FLOPs executed per token, % of the plain model (fewer is better)",
-            executed_share,
+        draw=partial(
+            front,
+            caption="Each large point is an arm; down and to the left is better.",
+            xlabel="FLOPs executed per token, % of the plain model (fewer is better)",
+            cost=executed_share,
             named=True,
         ),
     ),
     FigureSpec(
         name="bars",
         title="Final validation loss by arm",
-        draw=final_bars(
-            " Arms skip different shares of compute: the figure of loss against compute has both."
+        draw=partial(
+            final_bars,
+            note=" Arms skip different shares of compute: the figure of loss against compute has both.",
         ),
     ),
     FigureSpec(
         name="speed",
         title="Speed-up of inference against the share that is skipped",
-        draw=speed(
-            "medians and quartiles: how many times as fast as the plain model (dense). Sparse computes only what is "
-            "not skipped, masked computes all and selects; dotted is what a model with those layers removed reaches. "
-            "Not of the runs above: of their shapes."
+        draw=partial(
+            speed,
+            caption="medians and quartiles: how many times as fast as the plain model (dense). Sparse computes only "
+            "what is not skipped, masked computes all and selects; dotted is what a model with those layers removed "
+            "reaches. Not of the runs above: of their shapes.",
         ),
     ),
     FigureSpec(name="layers", title="Share of tokens that skip, by site", draw=draw_layers),
-    FigureSpec(name="heatmap", title="Where single tokens run and skip", draw=tokens_figure("validation sentence")),
+    FigureSpec(name="heatmap", title="Where single tokens run and skip", draw=token_maps),
     FigureSpec(name="kinds", title="Compute by kind of token", draw=token_kinds),
     FigureSpec(name="kinds_by_layer", title="Compute by kind of token and layer", draw=token_layers),
     FigureSpec(
         name="convergence",
         title="Training cross-entropy by arm",
-        draw=loss_curve(
-            "train", "lm_loss", "training cross-entropy (nats / token)",
-            "Cross-entropy alone, without the other terms of the training loss; mean over seeds, the band from the "
-            "lowest to the highest.",
-            "no run left a curve.",
+        draw=partial(
+            loss_curve, split="train", key="lm_loss", unit="training cross-entropy (nats / token)",
+            caption="Cross-entropy alone, without the other terms of the training loss; mean over seeds, the band from "
+            "the lowest to the highest.",
+            absent="no run left a curve.",
         ),
     ),
     FigureSpec(
         name="validation",
         title="Validation loss while training",
-        draw=loss_curve(
-            "validation", "loss", "validation cross-entropy (nats / token)",
-            "Arms head to head on the same windows, routed as served; mean over seeds, the band from the lowest to the "
-            "highest.",
-            "no run was evaluated while it trained (train.evaluate_every is 0).",
+        draw=partial(
+            loss_curve, split="validation", key="loss", unit="validation cross-entropy (nats / token)",
+            caption="Arms head to head on the same windows, routed as served; mean over seeds, the band from the "
+            "lowest to the highest.",
+            absent="no run was evaluated while it trained (train.evaluate_every is 0).",
             dots=True,
         ),
     ),
     FigureSpec(name="terms", title="Terms of the training loss", draw=draw_terms),
     FigureSpec(
         name="annealing", title="Temperature and share that runs, while training",
-        draw=annealing("ran", "Training tokens that run"),
+        draw=partial(annealing, expensive="ran", title="Training tokens that run"),
     ),
 )  # fmt: skip

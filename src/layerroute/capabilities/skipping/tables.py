@@ -20,11 +20,6 @@ from layerroute.lab.table import Field, Table, cells, figures, words
 from layerroute.lab.tables import SEEDS, estimated, measured, pair_fields, recorded, unfinished_rows
 
 
-def evaluation_seconds(arm: Arm) -> float | None:
-    """Wall time of the last evaluation, which all arms spend on the same windows; mean over completed seeds."""
-    return arm.mean("timing", "evaluation_seconds")
-
-
 def full_depth(comparison: Comparison) -> Arm | None:
     """The arm that never skips."""
     return next((arm for arm in comparison.completed if arm.kind == FULL), None)
@@ -110,14 +105,18 @@ def main_table(comparison: Comparison) -> Table:
 def differences_table(comparison: Comparison) -> Table:
     """The pairs of the comparison: losses, costs, and the verdict where the two were treated alike at equal cost."""
     one = comparison.yardstick
-    own = evaluation_seconds(one) if one is not None and timed(comparison) else None
+    own = one.mean("timing", "evaluation_seconds") if one is not None and timed(comparison) else None
 
     def other(pair: Pair) -> Arm:
         return pair.subject if pair.rival is one else pair.rival
 
     def time(pair: Pair) -> float | None:
-        seconds = evaluation_seconds(other(pair))
+        seconds = other(pair).mean("timing", "evaluation_seconds")
         return None if seconds is None or not own else seconds / own
+
+    def counts(pair: Pair) -> str:
+        found = pair.difference
+        return MISSING if found is None else f"{len(found.seeds)} × {found.windows}"
 
     by_name = pair_fields(comparison.question.metric)
     name = one.label if one else "routed"
@@ -135,7 +134,7 @@ def differences_table(comparison: Comparison) -> Table:
             figures("Its FLOPs", lambda pair: other(pair).executed_share, percent),
             by_name["mean"],
             by_name["interval"],
-            cells("Seeds × windows", lambda pair: _counts(pair)),
+            cells("Seeds × windows", counts),
             by_name["detectable"],
             figures("Its time", time, lambda ratio: MISSING if ratio is None else f"{number(ratio, 2)}×"),
             words("The first", lambda pair: pair.word),
@@ -150,11 +149,6 @@ def differences_table(comparison: Comparison) -> Table:
             time_note(comparison),
         ],
     )
-
-
-def _counts(pair: Pair) -> str:
-    found = pair.difference
-    return MISSING if found is None else f"{len(found.seeds)} × {found.windows}"
 
 
 def sites_table(arms: Sequence[Arm]) -> Table:

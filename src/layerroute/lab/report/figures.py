@@ -1,8 +1,8 @@
 """Figures that any capability can have, and how all of them are drawn, saved with their data and described."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,71 +101,53 @@ def build_figures(
 ) -> dict[str, FigureEntry]:
     """Draw all figures into ``folder`` with their data as CSV; by name, what was drawn or why not."""
     folder.mkdir(parents=True, exist_ok=True)
+
+    def build(number: int) -> FigureEntry:
+        spec = specs[number]
+        with figure_style():
+            drawn = spec.draw(view)
+            if isinstance(drawn, str):
+                absent = f"Not drawn: {drawn}"
+                return FigureEntry(name=spec.name, title=spec.title, absent=absent, hidden=spec.hidden)
+            figure, data, caption = drawn
+            save_figure(figure, folder, spec.name)
+            data.to_csv(folder / f"{spec.name}.csv", index=False, lineterminator="\n", float_format="%.6g")
+            return FigureEntry(name=spec.name, title=spec.title, caption=caption)
+
     entries = {}
-    for place, entry in enumerate(on_all_cores(_Drawing(specs, view, folder), len(specs)), start=1):
+    for place, entry in enumerate(on_all_cores(build, len(specs)), start=1):
         progress(f"{place} of {len(specs)} figures drawn")
         entries[entry.name] = entry
     return entries
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    """Draws a figure by its number."""
-
-    specs: Sequence[FigureSpec]
-    view: View
-    folder: Path
-
-    def __call__(self, number: int) -> FigureEntry:
-        spec = self.specs[number]
-        with figure_style():
-            drawn = spec.draw(self.view)
-            if isinstance(drawn, str):
-                absent = f"Not drawn: {drawn}"
-                return FigureEntry(name=spec.name, title=spec.title, absent=absent, hidden=spec.hidden)
-            figure, data, caption = drawn
-            save_figure(figure, self.folder, spec.name)
-            data.to_csv(
-                self.folder / f"{spec.name}.csv", index=False, lineterminator="\n", float_format="%.6g",
-                quoting=csv.QUOTE_MINIMAL,
-            )  # fmt: skip
-            return FigureEntry(name=spec.name, title=spec.title, caption=caption)
-
-
 LOSS = "final validation loss (nats / token)"
 
 
-def final_bars(note: str = "") -> Callable[[View], Drawn | str]:
+def final_bars(view: View, *, note: str = "") -> Drawn | str:
     """Final validation loss by arm."""
-
-    def draw(view: View) -> Drawn | str:
-        data = bars_data(view.arms)
-        if len(data) < 2:
-            return "it takes two arms with a completed run."
-        half = data["half_width_95"].astype(float)
-        shown = pd.DataFrame(
-            {
-                "panel": "",
-                "name": data["arm"],
-                "value": data["validation_loss"],
-                "low": data["validation_loss"] - half,
-                "high": data["validation_loss"] + half,
-                "color": [view.styles[arm].color for arm in data["arm"]],
-                "text": [number(float(loss)) for loss in data["validation_loss"]],
-            }
-        )
-        start = bars_start(data)
-        high = float(shown[["value", "high"]].max(axis=None))
-        caption = "Mean over seeds with the 95% t interval (none with one seed)."
-        if start:
-            caption += " The axis does not begin at 0: read the ends of the bars, not their lengths."
-        return (
-            bars(shown, xlabel=LOSS, xlim=(start, high + 0.08 * ((high - start) or 1.0))),
-            data,
-            caption + note,
-        )
-
-    return draw
+    data = bars_data(view.arms)
+    if len(data) < 2:
+        return "it takes two arms with a completed run."
+    half = data["half_width_95"].astype(float)
+    shown = pd.DataFrame(
+        {
+            "panel": "",
+            "name": data["arm"],
+            "value": data["validation_loss"],
+            "low": data["validation_loss"] - half,
+            "high": data["validation_loss"] + half,
+            "color": [view.styles[arm].color for arm in data["arm"]],
+            "text": [number(float(loss)) for loss in data["validation_loss"]],
+        }
+    )
+    start = bars_start(data)
+    high = float(shown[["value", "high"]].max(axis=None))
+    caption = "Mean over seeds with the 95% t interval (none with one seed)."
+    if start:
+        caption += " The axis does not begin at 0: read the ends of the bars, not their lengths."
+    figure = bars(shown, xlabel=LOSS, xlim=(start, high + 0.08 * ((high - start) or 1.0)))
+    return figure, data, caption + note
 
 
 def bars_data(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -190,64 +172,54 @@ FRONT = (
 
 
 def front(
-    caption: str, xlabel: str, cost: Callable[[Arm], Mapping[int, float]], *, named: bool = False
-) -> Callable[[View], Drawn | str]:
+    view: View, *, caption: str, xlabel: str, cost: Callable[[Arm], Mapping[int, float]], named: bool = False
+) -> Drawn | str:
     """Final loss against a cost by seed; with ``named`` arms are named beside their points and the legend has kinds."""
-
-    def draw(view: View) -> Drawn | str:
-        data = front_data(view, cost)
-        if data["arm"].nunique() < (1 if named else 2):
-            return "it takes arms whose records have executed FLOPs." if named else (
-                "it takes two arms whose records have executed FLOPs."
-            )  # fmt: skip
-        scale, unit = _unit(float(data["mean_cost"].median()))
-        seeds = data.assign(x=data["cost"] / scale, y=data["validation_loss"])
-        means = data.groupby("arm", sort=False).first().reset_index()
-        half = means["half_width_95"].astype(float)
-        means = means.assign(
-            x=means["mean_cost"] / scale,
-            y=means["mean_loss"],
-            low=(means["mean_loss"] - half).where(half.isna(), (means["mean_loss"] - half).clip(lower=0)),
-            high=means["mean_loss"] + half,
-        )
-        by, styles = ("kind", view.looks) if named else ("arm", view.styles)
-        # The legend of many arms is taller than the axes.
-        figure = new_figure(max(3.9, 0.6 + 0.19 * means[by].nunique()))
-        axes = figure.subplots()
-        draw_points(axes, means, styles, by=by, seeds=seeds)
-        axes.set_xlabel(f"{xlabel}{unit}")
-        axes.set_ylabel("validation loss (nats / token)")
-        axes.ticklabel_format(useOffset=False)
-        axes.margins(x=0.12, y=0.12)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=1.2)
-        if named:
-            points = list(zip(means["x"].astype(float), means["y"].astype(float), strict=True))
-            label_points(axes, points, [str(arm) for arm in means["arm"]])
-        return figure, data, f"{caption} {FRONT}"
-
-    return draw
+    data = front_data(view, cost)
+    if data["arm"].nunique() < (1 if named else 2):
+        return f"it takes {'arms' if named else 'two arms'} whose records have executed FLOPs."
+    scale, unit = _unit(float(data["mean_cost"].median()))
+    seeds = data.assign(x=data["cost"] / scale, y=data["validation_loss"])
+    means = data.groupby("arm", sort=False).first().reset_index()
+    half = means["half_width_95"].astype(float)
+    means = means.assign(
+        x=means["mean_cost"] / scale,
+        y=means["mean_loss"],
+        low=(means["mean_loss"] - half).clip(lower=0),
+        high=means["mean_loss"] + half,
+    )
+    by, styles = ("kind", view.looks) if named else ("arm", view.styles)
+    # The legend of many arms is taller than the axes.
+    figure = new_figure(max(3.9, 0.6 + 0.19 * means[by].nunique()))
+    axes = figure.subplots()
+    draw_points(axes, means, styles, by=by, seeds=seeds)
+    axes.set_xlabel(f"{xlabel}{unit}")
+    axes.set_ylabel("validation loss (nats / token)")
+    axes.ticklabel_format(useOffset=False)
+    axes.margins(x=0.12, y=0.12)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", handlelength=1.2)
+    if named:
+        points = list(zip(means["x"].astype(float), means["y"].astype(float), strict=True))
+        label_points(axes, points, [str(arm) for arm in means["arm"]])
+    return figure, data, f"{caption} {FRONT}"
 
 
 def front_data(view: View, cost: Callable[[Arm], Mapping[int, float]]) -> pd.DataFrame:
     """Cost and final loss of every completed run, and the arms' means; ``on_front`` is said of arms."""
-    costs = {arm.label: found for arm in view.arms if arm.loss and (found := cost(arm))}
-    means = {
-        arm.label: (
-            sum(costs[arm.label].values()) / len(costs[arm.label]),
-            arm.mean("metrics", "validation_loss"),
-        )
+    known = [
+        (arm, costs, estimate)
         for arm in view.arms
-        if arm.label in costs
-    }
-    best = set(pareto_front({label: (x, y) for label, (x, y) in means.items() if y is not None}))
+        if (estimate := arm.estimate("metrics", "validation_loss")) is not None and (costs := cost(arm))
+    ]
+    means = {arm.label: (sum(costs.values()) / len(costs), loss.mean) for arm, costs, loss in known}
+    best = pareto_front(means)
     rows = [
         (
-            arm.label, str(arm.kind), seed, costs[arm.label][seed], arm.loss[seed],
-            arm.mean("routing", "skipped"), *means[arm.label], estimate.half_width, arm.label in best,
+            arm.label, str(arm.kind), seed, costs[seed], arm.loss[seed],
+            arm.mean("routing", "skipped"), *means[arm.label], loss.half_width, arm.label in best,
         )
-        for arm in view.arms
-        if arm.label in costs and (estimate := arm.estimate("metrics", "validation_loss")) is not None
-        for seed in sorted(set(costs[arm.label]) & set(arm.loss))
+        for arm, costs, loss in known
+        for seed in sorted(costs.keys() & arm.loss.keys())
     ]  # fmt: skip
     names = "arm kind seed cost validation_loss skipped mean_cost mean_loss half_width_95 on_front"
     return pd.DataFrame(rows, columns=names.split())
@@ -280,75 +252,66 @@ def curves_data(arms: Sequence[Arm], panels: Mapping[str, CurveOf]) -> pd.DataFr
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def lines(data: pd.DataFrame, line: str = "arm") -> pd.DataFrame:
+def lines(data: pd.DataFrame) -> pd.DataFrame:
     """Data of curves as `curves` takes them."""
-    return data.rename(columns={line: "line", "step": "x", "value": "y"})
+    return data.rename(columns={"arm": "line", "step": "x", "value": "y"})
 
 
-def annealing(expensive: str, title: str) -> Callable[[View], Drawn | str]:
+def annealing(view: View, *, expensive: str, title: str) -> Drawn | str:
     """Temperature of the router's training-time softmax, and the mean rate asked of or taken in training, by step."""
 
     def rate(arm: Arm, run: Run) -> pd.Series:
         rates = [curve for site in arm.sites if not (curve := run.curve("train", f"rate/{site}")).empty]
         return 100 * pd.concat(rates, axis=1).mean(axis=1) if rates else pd.Series(dtype=float)
 
-    def draw(view: View) -> Drawn | str:
-        learned = [arm for arm in view.arms if arm.example.value("routing", "control") is None]
-        panels = {
-            "temperature": lambda arm, run: run.curve("train", "temperature"),
-            "mean rate in training (%)": rate,
-        }
-        data = curves_data(learned, panels)
-        data = data[
-            (data["status"] == "completed")
-            & (data.groupby(["arm", "seed", "panel"])["step"].transform("size") > 1)
-        ]
-        if data.empty:
-            return "no learned router left such a curve."
-        hottest = float(data.loc[data["panel"] == "temperature", "value"].max())
-        looks = (
-            Panel(
-                name="temperature", title="Temperature", ylabel="τ (no unit)", ylim=(0, 1.05 * hottest or 1.0)
-            ),
-            Panel(name="mean rate in training (%)", title=title, ylabel="tokens (%)", ylim=(0, 103)),
-        )
-        there = [panel for panel in looks if panel.name in set(data["panel"])]
-        caption = (
-            f"Temperature of the router's softmax in training, and the share of training tokens that {expensive}, mean "
-            "over sites and seeds. Lines that coincide are drawn one in the other."
-        )
-        return curves(lines(data), there, view.styles, nested=True), data, caption
-
-    return draw
+    learned = [arm for arm in view.arms if arm.example.value("routing", "control") is None]
+    panels = {
+        "temperature": lambda arm, run: run.curve("train", "temperature"),
+        "mean rate in training (%)": rate,
+    }
+    data = curves_data(learned, panels)
+    data = data[
+        (data["status"] == "completed")
+        & (data.groupby(["arm", "seed", "panel"])["step"].transform("size") > 1)
+    ]
+    if data.empty:
+        return "no learned router left such a curve."
+    hottest = float(data.loc[data["panel"] == "temperature", "value"].max())
+    looks = (
+        Panel(name="temperature", title="Temperature", ylabel="τ (no unit)", ylim=(0, 1.05 * hottest or 1.0)),
+        Panel(name="mean rate in training (%)", title=title, ylabel="tokens (%)", ylim=(0, 103)),
+    )
+    there = [panel for panel in looks if panel.name in set(data["panel"])]
+    caption = (
+        f"Temperature of the router's softmax in training, and the share of training tokens that {expensive}, mean "
+        "over sites and seeds. Lines that coincide are drawn one in the other."
+    )
+    return curves(lines(data), there, view.styles, nested=True), data, caption
 
 
-def tokens_figure(what: str) -> Callable[[View], Drawn | str]:
-    """Where single tokens went; ``what`` the rows are, as ``validation sentence``."""
-
-    def draw(view: View) -> Drawn | str:
-        found = view.tokens()
-        if found is None:
-            return "no completed run has stored the decisions of single tokens."
-        arm, run, routes = found
-        cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
-        figure, shown = draw_tokens(routes)
-        caption = (
-            f"{plural(shown, what)}, rows are tokens and columns routed sites (L1 is layer 1), {arm.label}, seed "
-            f"{run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, the nearer the "
-            "router's probability is to 0.5. · is a space, ⏎ a line break. All sentences are in the data."
-        )
-        last = len(routes.paths) - 1
-        beside = any(
-            (choice == last) != (probability > 0.5)
-            for _, choices, probabilities in routes.sentences
-            for row in zip(choices, probabilities, strict=True)
-            for choice, probability in zip(*row, strict=True)
-        )
-        if beside:
-            caption += " Choices are made against a threshold other than 0.5."
-        return figure, tokens_data(routes), caption
-
-    return draw
+def token_maps(view: View) -> Drawn | str:
+    """Where single tokens went."""
+    found = view.tokens()
+    if found is None:
+        return "no completed run has stored the decisions of single tokens."
+    arm, run, routes = found
+    cheap, expensive = path_name(routes.paths[0]), path_name(routes.paths[-1])
+    figure, shown = draw_tokens(routes)
+    caption = (
+        f"{plural(shown, 'validation sentence')}, rows are tokens and columns routed sites (L1 is layer 1), "
+        f"{arm.label}, seed {run.seed} (n = 1 run). Blue: the token took {cheap}; orange: {expensive}; the paler, the "
+        "nearer the router's probability is to 0.5. · is a space, ⏎ a line break. All sentences are in the data."
+    )
+    last = len(routes.paths) - 1
+    beside = any(
+        (choice == last) != (probability > 0.5)
+        for _, choices, probabilities in routes.sentences
+        for row in zip(choices, probabilities, strict=True)
+        for choice, probability in zip(*row, strict=True)
+    )
+    if beside:
+        caption += " Choices are made against a threshold other than 0.5."
+    return figure, tokens_data(routes), caption
 
 
 def token_kinds(view: View) -> Drawn | str:
@@ -389,24 +352,26 @@ def token_layers(view: View) -> Drawn | str:
     if found is None:
         return "no completed run has stored the decisions of single tokens."
     arm, run, routes = found
-    cuts = {cut: one.layers for cut, one in token_groups(routes).items() if one.layers is not None}
+    cuts = {cut: one for cut, one in token_groups(routes).items() if one.layers}
     if not cuts:
         return "there is one routed layer, and the figure by kind shows it."
     tables, rows = {}, []
     for cut, one in cuts.items():
-        counts = np.array(one.tokens, dtype=np.float64)
-        names = [f"{kind} ({count})" for kind, count in zip(one.kinds, one.tokens, strict=True)]
-        away = 100 * (one.rate - counts @ one.rate / counts.sum())
+        counts = np.array([kind.tokens for kind in one.kinds], dtype=np.float64)
+        names = [f"{kind.kind} ({kind.tokens})" for kind in one.kinds]
+        shares = np.stack([kind.by_layer[0] for kind in one.kinds])
+        away = 100 * (shares - counts @ shares / counts.sum())
         tables[f"By {cut}"] = pd.DataFrame(away, names, [name.removeprefix("layer") for name in one.layers])
         rows += [
-            (cut, kind, one.tokens[row], layer, one.rate[row, column], one.low[row, column], one.high[row, column],
-             one.p_values[column])
-            for row, kind in enumerate(one.kinds)
+            (cut, kind.kind, kind.tokens, layer, *kind.by_layer[:, column], one.layer_p_values[column])
+            for kind in one.kinds
             for column, layer in enumerate(one.layers)
-        ]  # fmt: skip
+        ]
     columns = ["by", "kind", "tokens", "layer", "rate", "low_95", "high_95", "layer_p_value"]
     most = max(5.0, float(np.ceil(max(table.abs().max(axis=None) for table in tables.values()) / 5) * 5))
-    marks = {f"By {cut}": [p is not None and p < 0.05 for p in one.p_values] for cut, one in cuts.items()}
+    marks = {
+        f"By {cut}": [p is not None and p < 0.05 for p in one.layer_p_values] for cut, one in cuts.items()
+    }
     expensive = path_name(routes.paths[-1])
     figure = maps(
         tables, cmap=BETWEEN, ends=(-most, most), xlabel="layer", marks=marks,
@@ -421,59 +386,50 @@ def token_layers(view: View) -> Drawn | str:
     return figure, pd.DataFrame(rows, columns=columns), caption
 
 
-def speed(caption: str) -> Callable[[View], Drawn | str]:
+def speed(view: View, *, caption: str) -> Drawn | str:
     """Speed-up against the share that is left out, from benchmark records."""
-
-    def draw(view: View) -> Drawn | str:
-        if not view.bench:
-            return "no benchmark record was given (layerroute report DIR --bench RECORD)."
-        return (
-            draw_speed(view.bench),
-            speed_data(view.bench),
-            f"Measured in pairs by `layerroute bench`, {caption}",
-        )
-
-    return draw
+    if not view.bench:
+        return "no benchmark record was given (layerroute report DIR --bench RECORD)."
+    said = f"Measured in pairs by `layerroute bench`, {caption}"
+    return draw_speed(view.bench), speed_data(view.bench), said
 
 
 def loss_curve(
-    split: str, key: str, unit: str, caption: str, absent: str, *, dots: bool = False
-) -> Callable[[View], Drawn | str]:
+    view: View, *, split: str, key: str, unit: str, caption: str, absent: str, dots: bool = False
+) -> Drawn | str:
     """One loss while training, by arm."""
-
-    def draw(view: View) -> Drawn | str:
-        data = curves_data(view.arms, {unit: lambda arm, run: run.curve(split, key)})
-        if data[data["status"] == "completed"].empty:
-            return absent
-        panel = Panel(name=unit, ylabel=unit, dots=dots)
-        return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
-
-    return draw
+    data = curves_data(view.arms, {unit: lambda arm, run: run.curve(split, key)})
+    if data[data["status"] == "completed"].empty:
+        return absent
+    panel = Panel(name=unit, ylabel=unit, dots=dots)
+    return curves(lines(data), [panel], view.styles, columns=1, tall=3.1), data, caption
 
 
 GENERAL = (
     FigureSpec(
         name="front",
         title="Loss against executed FLOPs",
-        draw=front(
-            "Final validation loss against the forward FLOPs per token that were executed.",
-            "executed forward FLOPs per token",
-            lambda arm: arm.by_seed("flops", "executed_per_token"),
+        draw=partial(
+            front,
+            caption="Final validation loss against the forward FLOPs per token that were executed.",
+            xlabel="executed forward FLOPs per token",
+            cost=lambda arm: arm.by_seed("flops", "executed_per_token"),
         ),
     ),
-    FigureSpec(name="bars", title="Final validation loss by arm", draw=final_bars()),
+    FigureSpec(name="bars", title="Final validation loss by arm", draw=final_bars),
     FigureSpec(
         name="validation",
         title="Validation loss while training",
-        draw=loss_curve(
-            "validation",
-            "loss",
-            "validation loss (nats / token)",
-            "Mean over seeds, the band from the lowest to the highest.",
-            "no run was evaluated while it trained.",
+        draw=partial(
+            loss_curve,
+            split="validation",
+            key="loss",
+            unit="validation loss (nats / token)",
+            caption="Mean over seeds, the band from the lowest to the highest.",
+            absent="no run was evaluated while it trained.",
             dots=True,
         ),
     ),
-    FigureSpec(name="heatmap", title="Where single tokens went", draw=tokens_figure("validation sentence")),
+    FigureSpec(name="heatmap", title="Where single tokens went", draw=token_maps),
 )
 """Figures of a capability that says nothing of its own."""

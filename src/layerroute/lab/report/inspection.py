@@ -18,7 +18,6 @@ def write_inspection(
     folder: Path,
     *,
     checkpoint: str,
-    title: str = "Token routes",
 ) -> list[Path]:
     """Write ``routes.html`` (all tokens, self-contained, every token escaped) and ``routes.png`` into ``folder``.
 
@@ -42,7 +41,7 @@ def write_inspection(
         environment()
         .get_template("inspect.html.j2")
         .render(
-            title=title,
+            title="Token routes",
             checkpoint=checkpoint,
             count=count,
             rates=table,

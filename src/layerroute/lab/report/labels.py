@@ -15,12 +15,11 @@ Floats = NDArray[np.float64]
 
 _RADII = (5.0, 11.0, 18.0, 27.0, 38.0, 52.0)  # points
 _DIRECTIONS = ((1, 0.7), (1, -0.7), (-1, 0.7), (-1, -0.7), (0, 1), (0, -1), (1, 0), (-1, 0))
+_SIZE = 6.5  # of the font
 _POINT = 4.0  # half the side of the square, in points, that a marker takes
 
 
-def label_points(
-    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], *, size: float = 6.5
-) -> None:
+def label_points(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
     """Write each of ``texts`` beside its point, with a thin line where it had to move away.
 
     The limits of ``axes`` must be final. Names stay within the axes, and keep clear of all points and of each other as
@@ -28,7 +27,6 @@ def label_points(
 
     Args:
         points: in data coordinates.
-        size: of the font.
     """
     canvas = axes.figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
@@ -42,7 +40,7 @@ def label_points(
     # Crowded points choose first: who stands alone finds room anyway.
     near = [sum(np.hypot(*(place - other)) < 60 * scale for other in places) for place in places]
     for index in sorted(range(len(texts)), key=lambda i: (-near[i], i)):
-        probe = axes.text(0, 0, texts[index], fontsize=size)
+        probe = axes.text(0, 0, texts[index], fontsize=_SIZE)
         extent = probe.get_window_extent(renderer)
         probe.remove()
         width, height = extent.width + 2 * scale, extent.height
@@ -57,7 +55,7 @@ def label_points(
             textcoords="offset points",
             ha="center",
             va="center",
-            fontsize=size,
+            fontsize=_SIZE,
             color=MUTED,
             path_effects=[withStroke(linewidth=1.8, foreground=PAPER)],
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}

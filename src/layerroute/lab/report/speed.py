@@ -87,6 +87,7 @@ def speed_figures(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _all_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
     panels: list[Panel] = []
+    names: list[str] = []
     for record in records:
         found = list(_panels(record))
         if not found:
@@ -95,14 +96,13 @@ def _all_panels(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
                 f"{', '.join(DRAWN)}, where several shares were measured"
             )
         panels += found
+        names += [f"{panel.title}, {_machine(record)}" for panel in found]
     titles = [panel.title for panel in panels]
-    machines = [_machine(record) for record in records for _ in _panels(record)]
-    told = [f"{title}, {machine}" for title, machine in zip(titles, machines, strict=True)]
     return [
         panel
         if titles.count(panel.title) == 1
-        else replace(panel, title=name if told.count(name) == 1 else f"{name}, record {number + 1}")
-        for number, (panel, name) in enumerate(zip(panels, told, strict=True))
+        else replace(panel, title=name if names.count(name) == 1 else f"{name}, record {number}")
+        for number, (panel, name) in enumerate(zip(panels, names, strict=True), start=1)
     ]
 
 
@@ -210,19 +210,16 @@ def _panels(record: Mapping[str, Any]) -> Iterator[Panel]:
             groups.setdefault(_title(record["case"], row), []).append(row)
     for title, group in groups.items():
         rows = sorted(group, key=lambda row: float(row[share]))
-        common: dict[str, Any] = {"title": title, "rows": rows, "share": share}
         if share == "skip":
-            meaning = "skipped (% of routed layers)"
-            yield Panel(**common, meaning=meaning, ideal=_removed(rows), ideal_name="layers removed")
+            meaning, ideal, name = "skipped (% of routed layers)", _removed(rows), "layers removed"
         elif record["case"] == "attention":
             least = 100 * float(rows[0]["rate"])
-            ideal = {share: 100 / share for share in (least + (100 - least) * i / 60 for i in range(61))}
-            yield Panel(**common, meaning="queries asked (%)", ideal=ideal, ideal_name="1 / share asked")
+            asked = (least + (100 - least) * i / 60 for i in range(61))
+            meaning, ideal, name = "queries asked (%)", {one: 100 / one for one in asked}, "1 / share asked"
         else:
             ideal = {100 * row["rate"]: _flops(row, "masked") / _flops(row, "sparse") for row in rows}
-            yield Panel(
-                **common, meaning="tokens on softmax (%)", ideal=ideal, ideal_name="by executed FLOPs"
-            )
+            meaning, name = "tokens on softmax (%)", "by executed FLOPs"
+        yield Panel(title=title, rows=rows, share=share, meaning=meaning, ideal=ideal, ideal_name=name)
 
 
 def _title(case: str, row: Row) -> str:

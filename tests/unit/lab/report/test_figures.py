@@ -12,12 +12,11 @@ import pytest
 from matplotlib.collections import LineCollection
 
 from layerroute.capabilities.attention.figures import (
-    _beside,
     heads_data,
     panels_of,
-    recall_data,
     training_data,
 )
+from layerroute.capabilities.recall.figures import _side_by_side, recall_data
 from layerroute.lab.arms import Arm
 from layerroute.lab.report.figures import View, bars_data, bars_start
 from layerroute.lab.report.style import GDN, SOFTMAX, arm_styles, figure_style, save_figure
@@ -249,12 +248,11 @@ def test_intervals_of_shares_end_at_nothing_and_all() -> None:
 
 
 def test_arms_of_one_rate_stand_side_by_side_and_others_where_they_are() -> None:
-    moved = _beside({"a": 25.0, "b": 25.3, "c": 24.9, "alone": 50.0, "e": 100.0, "f": 100.0})
-    places = {"a": 25.0, "b": 25.3, "c": 24.9, "e": 100.0, "f": 100.0}
-    assert moved["alone"] == 0
-    near = sorted(places[name] + moved[name] for name in "abc")
+    places = _side_by_side({"a": 25.0, "b": 25.3, "c": 24.9, "alone": 50.0, "e": 100.0, "f": 100.0})
+    assert places["alone"] == 50.0
+    near = sorted(places[name] for name in "abc")
     assert near[1] - near[0] == pytest.approx(2.2) and sum(near) / 3 == pytest.approx(25.067, abs=1e-3)
-    assert abs(moved["e"] - moved["f"]) == pytest.approx(2.2)
+    assert abs(places["e"] - places["f"]) == pytest.approx(2.2)
 
 
 @pytest.mark.parametrize("number", [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])

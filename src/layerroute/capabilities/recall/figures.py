@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -79,8 +80,9 @@ def _means(data: pd.DataFrame) -> pd.DataFrame:
         found = t_interval(list(100 * own["accuracy"]))
         assert found is not None
         half = float("nan") if found.half_width is None else found.half_width
-        # Shares end at 0 and 100 %, whatever a t interval says.
-        rows.append((arm, found.mean, max(0.0, found.mean - half), min(100.0, found.mean + half)))
+        # Shares end at 0 and 100 %, whatever a t interval says; one seed has none, and NaN stays NaN.
+        low, high = np.clip([found.mean - half, found.mean + half], 0.0, 100.0)
+        rows.append((arm, found.mean, low, high))
     return pd.DataFrame(rows, columns=["arm", "y", "low", "high"])
 
 

@@ -247,6 +247,17 @@ def test_intervals_of_shares_end_at_nothing_and_all() -> None:
     assert ends.max() == pytest.approx(100.0) and ends.min() >= -1e-9
 
 
+@pytest.mark.parametrize("name", ["figure-7", "figure-14"])
+def test_one_seed_has_no_interval(name: str) -> None:
+    cache = {"read_per_token": 5e4}
+    runs = [
+        run("dynamic", 1, executed=2e6, recalled=0.9, rates=sites(0.25), cache=cache),
+        run("baseline", 1, executed=2e6, recalled=0.8, cache=cache),
+    ]
+    for axes in drawn(name, view(runs))[0].axes:
+        assert not [bars for bars in axes.collections if isinstance(bars, LineCollection)]
+
+
 def test_arms_of_one_rate_stand_side_by_side_and_others_where_they_are() -> None:
     places = _side_by_side({"a": 25.0, "b": 25.3, "c": 24.9, "alone": 50.0, "e": 100.0, "f": 100.0})
     assert places["alone"] == 50.0

@@ -4,9 +4,9 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+_OPTIONS = {"TRIM_THRESHOLD": -1, "TOP_PAD": -2, "MMAP_THRESHOLD": -3}  # of malloc.h
 _MIB = 1 << 20
-_KEEPING = {_MMAP_THRESHOLD: 1024 * _MIB, _TRIM_THRESHOLD: 2047 * _MIB, _TOP_PAD: 64 * _MIB}
+_KEEPING = {"MMAP_THRESHOLD": 1024 * _MIB, "TRIM_THRESHOLD": 2047 * _MIB, "TOP_PAD": 64 * _MIB}
 
 
 def keep_freed_memory() -> bool:
@@ -26,10 +26,7 @@ def keep_freed_memory() -> bool:
 
 def keeping_variables() -> dict[str, str]:
     """The same for a process that is yet to start: what its environment needs, nothing where the user has chosen."""
-    if _chosen():
-        return {}
-    names = {_MMAP_THRESHOLD: "MMAP_THRESHOLD", _TRIM_THRESHOLD: "TRIM_THRESHOLD", _TOP_PAD: "TOP_PAD"}
-    return {f"MALLOC_{names[option]}_": str(limit) for option, limit in _KEEPING.items()}
+    return {} if _chosen() else {f"MALLOC_{option}_": str(limit) for option, limit in _KEEPING.items()}
 
 
 def give_freed_memory_back() -> bool:
@@ -40,14 +37,14 @@ def give_freed_memory_back() -> bool:
     Returns:
         Whether it was done.
     """
-    return _set({_MMAP_THRESHOLD: 32 * _MIB, _TRIM_THRESHOLD: 128 * _MIB, _TOP_PAD: _MIB})
+    return _set({"MMAP_THRESHOLD": 32 * _MIB, "TRIM_THRESHOLD": 128 * _MIB, "TOP_PAD": _MIB})
 
 
-def _set(limits: dict[int, int]) -> bool:
+def _set(limits: dict[str, int]) -> bool:
     if not sys.platform.startswith("linux") or _chosen():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(option, limit) == 1 for option, limit in limits.items())
+    return mallopt is not None and all(mallopt(_OPTIONS[name], limit) == 1 for name, limit in limits.items())
 
 
 def _chosen() -> bool:

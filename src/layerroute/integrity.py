@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,6 +60,19 @@ def replace_text(path: Path, text: str) -> None:
         raise
 
 
+def checksummed(content: Mapping[str, Any], **style: bool) -> bytes:
+    """``content`` as JSON with one key more: ``checksum``, the SHA-256 of the JSON without it.
+
+    Args:
+        style: of ``json.dumps``.
+    """
+
+    def text(content: Mapping[str, Any]) -> bytes:
+        return (json.dumps(content, indent=2, **style) + "\n").encode()  # type: ignore[arg-type]
+
+    return text({**content, "checksum": hashlib.sha256(text(content)).hexdigest()})
+
+
 def inside(folder: Path, name: str) -> Path:
     """The file that a manifest, index or record calls ``name``, which must lie in ``folder``.
 
@@ -98,22 +111,19 @@ def content_sha256(folder: Path, *, without: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def seal(
-    folder: Path, about: Mapping[str, Any] | None = None, *, files: Iterable[str] | None = None
-) -> Manifest:
+def seal(folder: Path, about: Mapping[str, Any] | None = None) -> Manifest:
     """Write the manifest of ``folder`` and force everything in it to the disk.
 
     Args:
         about: what else the manifest is to say.
-        files: names to list; default all that are there.
     """
-    names = content_files(folder) if files is None else list(files)
+    names = content_files(folder)
     listed = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in names
     }
     manifest = {**(about or {}), "files": listed}
-    (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+    (folder / MANIFEST).write_bytes(checksummed(manifest, sort_keys=True))
     for name in (*names, MANIFEST):
         sync(folder / name)
     for inner in sorted({(folder / name).parent for name in names} | {folder}):
@@ -197,7 +207,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = json.loads(data)
         del manifest["checksum"]
-        intact = _manifest_bytes(manifest) == data
+        intact = checksummed(manifest, sort_keys=True) == data
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{path.name} cannot be read") from error
     if not intact:
@@ -215,11 +225,3 @@ def _listed_path(folder: Path, name: str) -> Path:
 def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    def text(content: Manifest) -> bytes:
-        return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-    checksum = hashlib.sha256(text(manifest)).hexdigest()
-    return text({**manifest, "checksum": checksum})

@@ -12,7 +12,6 @@ Nothing here imports torch.
 """
 
 import functools
-import hashlib
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from typing import (
 )
 
 from layerroute.errors import UserError
-from layerroute.integrity import replace_text
+from layerroute.integrity import checksummed, replace_text
 from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
 
@@ -219,7 +218,7 @@ def write_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Pat
     plain = {key: value for key, value in _plain(record).items() if key not in (_SEAL, _CHECKSUM)}
     _check_record(plain, str(target), ValueError)
     target.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(target, _sealed(plain))
+    replace_text(target, _sealed(plain).decode())
     return target
 
 
@@ -257,12 +256,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     return record
 
 
-def _sealed(plain: Record) -> str:
-    def text(content: Record) -> str:
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-    content = {_SEAL: True, **plain}
-    return text({**content, _CHECKSUM: hashlib.sha256(text(content).encode()).hexdigest()})
+def _sealed(plain: Record) -> bytes:
+    return checksummed({_SEAL: True, **plain}, allow_nan=False)
 
 
 def _unsealed(record: Record, data: bytes, target: Path) -> Record:
@@ -270,7 +265,7 @@ def _unsealed(record: Record, data: bytes, target: Path) -> Record:
     # Two marks, so that no single damage makes a sealed record look like one that never was. A lone surrogate or a
     # NaN, which only damage can put there, do not serialize.
     try:
-        intact = _sealed(plain).encode() == data
+        intact = _sealed(plain) == data
     except (ValueError, RecursionError):
         intact = False
     if not intact:

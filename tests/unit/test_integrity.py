@@ -10,7 +10,16 @@ import pytest
 
 from layerroute import integrity
 from layerroute.errors import UserError
-from layerroute.integrity import MANIFEST, DamagedError, inside, replace_text, seal, verify
+from layerroute.integrity import (
+    MANIFEST,
+    DamagedError,
+    checksummed,
+    file_sha256,
+    inside,
+    replace_text,
+    seal,
+    verify,
+)
 
 
 @pytest.fixture
@@ -107,7 +116,9 @@ def test_a_manifest_that_fits_but_names_what_lies_outside_is_refused(tmp_path: P
     """Whoever changes files can write a manifest; it must not make us read elsewhere."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    (tmp_path / "secret").write_text(str(random.Random(0).random()))
-    seal(folder, files=["../secret"])
+    secret = tmp_path / "secret"
+    secret.write_text(str(random.Random(0).random()))
+    listed = {"../secret": {"bytes": secret.stat().st_size, "sha256": file_sha256(secret)}}
+    (folder / MANIFEST).write_bytes(checksummed({"files": listed}, sort_keys=True))
     with pytest.raises(DamagedError, match="lies outside of the folder"):
         verify(folder)

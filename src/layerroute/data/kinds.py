@@ -11,9 +11,6 @@ from layerroute.errors import UserError
 UNNAMED = "text"
 """The kind of files that are given without a name."""
 
-EMBEDDED = ("python-stdlib", "python-code", "python-docs", "python-reference")
-"""Words that stand where paths do, for text that every machine with this package has."""
-
 _WORD = re.compile(r"([A-Za-z_][\w-]*)(?::([^=/]*))?=(.*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 

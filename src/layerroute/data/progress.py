@@ -14,24 +14,20 @@ Stage = Callable[[str], Advance]
 """Called with the title of a stage that begins; ends the stage before."""
 
 EVERY = 20.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is no terminal. Shorter work prints none."""
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @contextlib.contextmanager
-def stages(enabled: bool, *, every: float | None = None) -> Iterator[Stage]:
-    """Yield a :data:`Stage` that tells on stderr how far the work is, or does nothing if not ``enabled``.
-
-    Args:
-        every: seconds between plain lines. Default: :data:`EVERY`. Shorter work prints none.
-    """
+def stages(enabled: bool) -> Iterator[Stage]:
+    """Yield a :data:`Stage` that tells on stderr how far the work is, or does nothing if not ``enabled``."""
     if not enabled:
         yield lambda title: lambda share: None
         return
     from tqdm.auto import tqdm
 
     if not (sys.stderr.isatty() or _in_notebook()):
-        with _plain_lines(EVERY if every is None else every) as plain:
+        with _plain_lines() as plain:
             yield plain
         return
     bars: list[tqdm] = []
@@ -70,13 +66,13 @@ def _in_notebook() -> bool:
 
 
 @contextlib.contextmanager
-def _plain_lines(every: float) -> Iterator[Stage]:
+def _plain_lines() -> Iterator[Stage]:
     """A thread of its own prints: work that does not tell how far it is must not look dead."""
     title, share, since = "", None, time.monotonic()
     done = threading.Event()
 
     def tell() -> None:
-        while not done.wait(every):
+        while not done.wait(EVERY):
             if title:
                 print(_line(title, share, time.monotonic() - since), file=sys.stderr, flush=True)
 

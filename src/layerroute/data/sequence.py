@@ -78,9 +78,7 @@ class TokenSequence:
         sorts the raw output of a PCG64 generator, which numpy promises to keep, rather than calling ``permutation``,
         which it does not.
         """
-        material = hashlib.sha256(f"layerroute windows {seed} {epoch}".encode()).digest()
-        entropy = [int.from_bytes(material[at : at + 4], "big") for at in range(0, 16, 4)]
-        keys = np.random.PCG64(entropy).random_raw(self.windows())
+        keys = random_bits(f"windows {seed} {epoch}").random_raw(self.windows())
         return np.argsort(keys, kind="stable").astype(np.int64)
 
     def document_ids(self, tokens: ArrayLike) -> NDArray[np.int64]:
@@ -90,6 +88,12 @@ class TokenSequence:
         """
         ends = (np.asarray(tokens) == self.end_of_text).astype(np.int64)
         return np.cumsum(ends, axis=-1) - ends
+
+
+def random_bits(seed: str) -> np.random.PCG64:
+    """The same generator by the same text, in every version of numpy: only its raw output is promised to stay."""
+    material = hashlib.sha256(f"layerroute {seed}".encode()).digest()
+    return np.random.PCG64([int.from_bytes(material[at : at + 4], "big") for at in range(0, 16, 4)])
 
 
 def require_windows(sequence: TokenSequence, count: int) -> None:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from layerroute.data.configuration import BPE
 from layerroute.data.sources.base import read_bytes
-from layerroute.errors import UserError
+from layerroute.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import Model
     from transformers import PreTrainedTokenizerFast
 
 _log = logging.getLogger(__name__)
@@ -115,11 +116,9 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> TokenizerBundle:
 
     Where the text is too small for ``vocabulary_size`` entries the tokenizer has fewer, and a warning says how many.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         special_tokens=[END_OF_TEXT],
@@ -135,6 +134,15 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> TokenizerBundle:
             bundle.vocabulary_size,
         )
     return bundle
+
+
+def _byte_level(model: Model) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def tokenizer_fingerprint(name: str, vocabulary_size: int) -> str:
@@ -159,28 +167,23 @@ def load_pretrained(name: str) -> TokenizerBundle:
     Raises:
         UserError: no such folder or file, damaged files, a hub that cannot be reached, no end-of-text token.
     """
-    files = _local_files(name)
-    if files is None:
-        files = _download(name)
+    files = _local_files(name) or _download(name)
     by_name = {path.name: path for path in files}
-    if "vocab.json" in by_name and "merges.txt" in by_name and TOKENIZER_FILE not in by_name:
+    if {"vocab.json", "merges.txt"} <= by_name.keys() and TOKENIZER_FILE not in by_name:
         tokenizer = _from_vocabulary(name, by_name["vocab.json"], by_name["merges.txt"])
     else:
         file = next(path for path in files if path.name != CONFIG_FILE)
         tokenizer = parse_tokenizer(read_bytes(file), f"the tokenizer {name!r}")
     config = _config(name, by_name.get(CONFIG_FILE))
-    end = end_of_text(tokenizer.get_vocab(with_added_tokens=True), _token(config, "eos_token"))
+    own = config.get("eos_token")
+    own = own.get("content") if isinstance(own, dict) else own
+    end = end_of_text(tokenizer.get_vocab(with_added_tokens=True), own)
     if end is None:
         raise UserError(
             f"the tokenizer {name!r} has no end-of-text token; name one in the eos_token of its {CONFIG_FILE}"
         )
     template = config.get("chat_template")
     return TokenizerBundle(tokenizer, end, template if isinstance(template, str) else None)
-
-
-def _token(config: dict[str, Any], name: str) -> object:
-    token = config.get(name)
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def parse_tokenizer(data: bytes, what: str) -> Tokenizer:
@@ -193,9 +196,8 @@ def parse_tokenizer(data: bytes, what: str) -> Tokenizer:
         # The library's own errors are plain Exceptions, and its panics derive from BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{what} cannot be read ({reason}); give a folder with an intact {TOKENIZER_FILE}"
+            f"{what} cannot be read ({one_line(error, 200)}); give a folder with an intact {TOKENIZER_FILE}"
         ) from error
 
 
@@ -324,9 +326,8 @@ def _download(name: str) -> list[Path]:
             HfApi().model_info(name, timeout=15.0)  # fails at once, where a download would retry for long
             files = [hf_hub_download(name, TOKENIZER_FILE)]
             local = False
-        with contextlib.suppress(
-            EntryNotFoundError
-        ):  # it only names the end-of-text token and a chat template
+        # It only names the end-of-text token and a chat template.
+        with contextlib.suppress(EntryNotFoundError):
             files.append(hf_hub_download(name, CONFIG_FILE, local_files_only=local))
     except EntryNotFoundError as error:
         raise UserError(
@@ -338,7 +339,7 @@ def _download(name: str) -> list[Path]:
 
 
 def _from_vocabulary(name: str, vocabulary: Path, merges: Path) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, models
 
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges))
@@ -346,9 +347,7 @@ def _from_vocabulary(name: str, vocabulary: Path, merges: Path) -> Tokenizer:
         raise UserError(
             f"the tokenizer {name!r} cannot be read ({error}); give intact vocab.json and merges.txt"
         ) from error
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(model)
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return tokenizer

@@ -28,9 +28,8 @@ def card(
         layers: of the base, and of what was exported.
         size: bytes of weights.
     """
-    local = (
-        Path(base).is_absolute() or Path(base).exists()
-    )  # the hub takes no path, and nobody is to read ours
+    # The hub takes no path, and nobody is to read ours.
+    local = Path(base).is_absolute() or Path(base).exists()
     name = Path(base).name if local else base
     of_base = "" if local else f"base_model: {base}\n"
     facts = {

@@ -13,7 +13,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from layerroute.errors import UserError, nearest
 
@@ -27,6 +27,7 @@ _PLAIN = {
     Path: "text",
     types.NoneType: "null",
 }
+_LISTS, _MAPPINGS = (list, tuple, Sequence), (dict, Mapping)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,26 +80,34 @@ def required_of(cls: type) -> set[str]:
     }
 
 
-def build(
+def unwrap(value: Any) -> Any:
+    """What YAML makes of a value, wherever it was given."""
+    return value.value if isinstance(value, FromCommandLine) else value
+
+
+def build(cls: type, tree: Any, path: tuple[str, ...] = (), *, default: Any = None) -> Any:
+    """Make a ``cls`` of a mapping; raises what ``arguments_of`` and ``construct`` do."""
+    return construct(cls, arguments_of(cls, tree, path, default=default), path)
+
+
+def arguments_of(
     cls: type,
     tree: Any,
-    path: tuple[str, ...] = (),
+    path: tuple[str, ...],
     *,
     fields: Mapping[str, Any] | None = None,
     default: Any = None,
-) -> tuple[Any, dict[str, Any]]:
-    """Make a ``cls`` of a mapping; return the instance and the checked keyword arguments as plain values.
+) -> dict[str, Any]:
+    """The keyword arguments of ``cls`` that a mapping gives, each as its type wants it.
 
     ``fields`` are the keys that may be given, with their types, where these are not all of ``cls``. ``default`` is an
     instance that gives what the mapping leaves out, instead of the defaults of ``cls``.
 
     Raises:
         Misfit: a key is unknown or missing, or a value is of a wrong type.
-        UserError: the class itself refuses the values (its cross-field checks).
     """
     fields = fields_of(cls) if fields is None else fields
-    if isinstance(tree, FromCommandLine):
-        tree = tree.value
+    tree = unwrap(tree)
     if not isinstance(tree, Mapping):
         kind = describe(cls) if len(fields) <= 6 else f"a mapping of keys such as {next(iter(fields))}"
         advice = " (leave it out for its defaults)" if tree is None else ""
@@ -106,17 +115,23 @@ def build(
     for key in tree:
         if key not in fields:
             raise Misfit((*path, key), f"is not a key of recipes.{nearest(key, fields)}")
-    typed: dict[str, Any] = {}
-    plain: dict[str, Any] = {}
-    if isinstance(default, cls):
-        typed = {key: getattr(default, key) for key in fields}
+    typed = {key: getattr(default, key) for key in fields} if isinstance(default, cls) else {}
     for key in sorted(required_of(cls) & set(fields) - set(tree) - set(typed)):
         raise Misfit((*path, key), f"is missing; it must be {describe(fields[key])}")
     defaults = typed or _nested_defaults(cls)
-    for key, value in tree.items():
-        typed[key], plain[key] = _convert(value, fields[key], (*path, key), defaults.get(key))
+    return typed | {
+        key: convert(value, fields[key], (*path, key), defaults.get(key)) for key, value in tree.items()
+    }
+
+
+def construct(cls: type, arguments: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Call a class.
+
+    Raises:
+        UserError: the class itself refuses the values (its cross-field checks).
+    """
     try:
-        return cls(**typed), plain
+        return cls(**arguments)
     except UserError:
         raise
     except _refusals() as error:
@@ -130,7 +145,7 @@ def build_file(cls: type[T], tree: Mapping[str, Any], file: Path, kind: str) -> 
         UserError: it does not fit; the message names the file and the key.
     """
     try:
-        return cast("T", build(cls, tree)[0])
+        return build(cls, tree)
     except Misfit as misfit:
         reason = misfit.reason.replace("is not a key of recipes", f"is not a key of {kind}")
         raise UserError(f"{file}: {'.'.join(misfit.path)} {reason}") from None
@@ -153,44 +168,48 @@ def _refusals() -> tuple[type[Exception], ...]:
     return ValueError, TypeError, ArithmeticError, LookupError, StrictDataclassError
 
 
-def _convert(value: Any, hint: Any, path: tuple[str, ...], default: Any = None) -> tuple[Any, Any]:
-    """Return ``value`` as ``hint`` wants it, and as a plain value."""
+def convert(value: Any, hint: Any, path: tuple[str, ...], default: Any = None) -> Any:
+    """Return ``value`` as ``hint`` wants it.
+
+    Raises:
+        Misfit: it does not fit.
+    """
     if isinstance(value, FromCommandLine):
         try:
-            return _convert(value.value, hint, path)
+            return convert(value.value, hint, path)
         except Misfit:
-            if hint in (str, Path) or str in _options(hint) or Path in _options(hint):
-                return _convert(value.text, hint, path)
+            options = get_args(hint) if _is_union(hint) else (hint,)
+            if str in options or Path in options:
+                return convert(value.text, hint, path)
             raise
-    origin, arguments = get_origin(hint), get_args(hint)
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
     misfit = Misfit(path, f"is {show(value)}; it must be {describe(hint)}")
     if hint is Any or hint is object:
-        return value, value
-    if origin in (Union, types.UnionType):
+        return value
+    if _is_union(hint):
         return _convert_to_one_of(value, arguments, path, misfit, default)
-    if origin is Literal:
+    if kind is Literal:
         if any(value == option and type(value) is type(option) for option in arguments):
-            return value, value
+            return value
         hint_at = nearest(value, [str(option) for option in arguments]) if isinstance(value, str) else ""
         raise Misfit(path, f"{misfit.reason}.{hint_at}") if hint_at.endswith("?") else misfit
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, path, default=default)
-    if (origin or hint) in (list, tuple, Sequence):
-        return _convert_list(value, tuple if (origin or hint) is tuple else list, arguments, path, misfit)
-    if (origin or hint) in (dict, Mapping) or origin is Mapping or is_typeddict(hint):
+    if kind in _LISTS:
+        return _convert_list(value, tuple if kind is tuple else list, arguments, path, misfit)
+    if kind in _MAPPINGS or is_typeddict(hint):
         if not isinstance(value, dict):
             raise misfit
         item_hint = arguments[1] if len(arguments) == 2 else Any
-        items = {key: _convert(item, item_hint, (*path, key)) for key, item in value.items()}
-        return {k: typed for k, (typed, _) in items.items()}, {k: plain for k, (_, plain) in items.items()}
+        return {key: convert(item, item_hint, (*path, key)) for key, item in value.items()}
     return _convert_scalar(value, hint, misfit)
 
 
 def _convert_to_one_of(
     value: Any, options: tuple[Any, ...], path: tuple[str, ...], misfit: Misfit, default: Any
-) -> tuple[Any, Any]:
+) -> Any:
     if value is None and types.NoneType in options:
-        return None, None
+        return None
     options = tuple(option for option in options if option is not types.NoneType)
     if isinstance(value, Mapping):
         # `RoutingConfig | dict` means a mapping that the class will read: hold it to the class, so that a misspelt
@@ -199,7 +218,7 @@ def _convert_to_one_of(
         options = tuple(classes) or options
     if len(options) == 1 and value is not None:
         try:
-            return _convert(value, options[0], path, default)
+            return convert(value, options[0], path, default)
         except Misfit as inner:
             # The outer message says "or null" too; one that says more, or is about a place inside, stays.
             plain = inner.path == path and inner.reason.endswith(describe(options[0]))
@@ -207,7 +226,7 @@ def _convert_to_one_of(
     # Exact types first, so that 3 stays an integer in `float | int`.
     for option in sorted(options, key=lambda option: option is not type(value)):
         try:
-            return _convert(value, option, path)
+            return convert(value, option, path)
         except Misfit:
             continue
     raise misfit
@@ -215,7 +234,7 @@ def _convert_to_one_of(
 
 def _convert_list(
     value: Any, kind: type, arguments: tuple[Any, ...], path: tuple[str, ...], misfit: Misfit
-) -> tuple[Any, Any]:
+) -> Any:
     if not isinstance(value, list | tuple):
         raise misfit
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -225,20 +244,19 @@ def _convert_list(
     else:
         hints = (arguments[0] if arguments else Any,) * len(value)
     *parents, last = path
-    items = [
-        _convert(item, hint, (*parents, f"{last}[{index}]"))
+    return kind(
+        convert(item, hint, (*parents, f"{last}[{index}]"))
         for index, (item, hint) in enumerate(zip(value, hints, strict=True))
-    ]
-    return kind(typed for typed, _ in items), [plain for _, plain in items]
+    )
 
 
-def _convert_scalar(value: Any, hint: Any, misfit: Misfit) -> tuple[Any, Any]:
-    if hint is types.NoneType or hint is None:
-        fits = value is None
-    elif hint is bool:
+def _convert_scalar(value: Any, hint: Any, misfit: Misfit) -> Any:
+    if hint is bool:
         fits = isinstance(value, bool)
     elif hint is int:
         fits = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+            raise Misfit(misfit.path, f"{misfit.reason} (write {int(value)})")
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         if fits:
@@ -252,42 +270,39 @@ def _convert_scalar(value: Any, hint: Any, misfit: Misfit) -> tuple[Any, Any]:
         fits = isinstance(value, str)
     else:
         raise TypeError(f"recipes cannot hold a {hint!r}: teach {__name__} to convert it")
-    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        raise Misfit(misfit.path, f"{misfit.reason} (write {int(value)})")
     if not fits:
         raise misfit
-    return (Path(value), value) if hint is Path else (value, value)
+    return Path(value) if hint is Path else value
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
 
 
 def describe(hint: Any) -> str:
     """Say in words what a type hint asks for: ``int | None`` → "an integer or null"."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
     if hint in _PLAIN:
         return _PLAIN[hint]
-    if origin in (Union, types.UnionType):
+    if _is_union(hint):
         options = [option for option in arguments if option is not int or float not in arguments]
         return " or ".join(dict.fromkeys(describe(option) for option in options))
-    if origin is Literal:
+    if kind is Literal:
         return " or ".join(show(option) for option in arguments)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return f"a mapping of {', '.join(fields_of(hint))}"
-    if (origin or hint) in (list, tuple, Sequence):
-        if origin is tuple and arguments[-1] is not Ellipsis:
+    if kind in _LISTS:
+        if kind is tuple and arguments and arguments[-1] is not Ellipsis:
             return f"a list of {len(arguments)} values ({', '.join(describe(a) for a in arguments)})"
         return f"a list, each item {describe(arguments[0])}" if arguments else "a list"
-    if (origin or hint) in (dict, Mapping) or origin is Mapping or is_typeddict(hint):
+    if kind in _MAPPINGS or is_typeddict(hint):
         return f"a mapping, each value {describe(arguments[1])}" if arguments else "a mapping"
     return "any value" if hint is Any or hint is object else getattr(hint, "__name__", str(hint))
 
 
 def show(value: Any) -> str:
     """Return a value as a recipe would write it, cut to a length that fits in one line."""
-    if isinstance(value, FromCommandLine):
-        value = value.value
+    value = unwrap(value)
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     elif isinstance(value, int) and abs(value) > 10**18:

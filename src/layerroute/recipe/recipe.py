@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from layerroute.errors import UserError, nearest
-from layerroute.recipe import yaml_reader
-from layerroute.recipe.conversion import FromCommandLine, Misfit, build, fields_of, show
+from layerroute.recipe import conversion, yaml_reader
+from layerroute.recipe.conversion import FromCommandLine, Misfit, show, unwrap
 from layerroute.recipe.sections import CAPABILITIES, Section, import_class
 from layerroute.recipe.shipped import find_recipe
 
@@ -47,22 +47,22 @@ class Recipe:
     @property
     def model(self) -> dict[str, Any]:
         """Keyword arguments of the model's configuration class."""
-        return cast("dict[str, Any]", self.sections["model"])
+        return self.sections["model"]
 
     @property
     def data(self) -> DataConfig:
         """What is read."""
-        return cast("DataConfig", self.sections["data"])
+        return self.sections["data"]
 
     @property
     def train(self) -> TrainConfig:
         """How it is trained."""
-        return cast("TrainConfig", self.sections["train"])
+        return self.sections["train"]
 
     @property
     def objective(self) -> ObjectiveConfig:
         """What is optimised beside the cross-entropy."""
-        return cast("ObjectiveConfig", self.sections["objective"])
+        return self.sections["objective"]
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -105,7 +105,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         for name, value in recipe.sections.items()
     }
     top = {"name": recipe.name, "capability": recipe.capability, "seed": recipe.seed}
-    return cast("dict[str, Any]", _to_plain({**top, **sections}))
+    return _to_plain({**top, **sections})
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -114,16 +114,10 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _typed(tree: dict[str, Any]) -> Recipe:
-    capability = _unwrap(tree.get("capability"))
-    if capability not in tuple(CAPABILITIES):
-        known = " or ".join(map(repr, CAPABILITIES))
-        if capability is None:
-            raise Misfit(("capability",), f"is missing; it must be {known}")
-        near = nearest(capability, CAPABILITIES) if isinstance(capability, str) else ""
-        raise Misfit(
-            ("capability",),
-            f"is {show(capability)}; it must be {known}{'.' + near if near.endswith('?') else ''}",
-        )
+    known: Any = Literal[tuple(CAPABILITIES)]
+    if unwrap(tree.get("capability")) is None:
+        raise Misfit(("capability",), f"is missing; it must be {conversion.describe(known)}")
+    capability = conversion.convert(tree["capability"], known, ("capability",))
     table = CAPABILITIES[capability]
     valid = ["name", "capability", "seed", *table]
     for key in tree:
@@ -134,7 +128,7 @@ def _typed(tree: dict[str, Any]) -> Recipe:
     name = name.text if isinstance(name, FromCommandLine) else name
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise Misfit(("name",), f"is {show(name)}; it must be made of letters, digits, '.', '_' and '-'")
-    seed = _unwrap(tree.get("seed", DEFAULT_SEED))
+    seed = unwrap(tree.get("seed", DEFAULT_SEED))
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAXIMUM_SEED:
         raise Misfit(("seed",), f"is {show(seed)}; it must be an integer from 0 to {MAXIMUM_SEED}")
 
@@ -145,9 +139,15 @@ def _typed(tree: dict[str, Any]) -> Recipe:
 def _section(section: Section, tree: Any, key: str) -> Any:
     for name, path in section.nested.items():
         if isinstance(tree, Mapping) and isinstance(tree.get(name), Mapping):
-            tree = {**tree, name: build(import_class(path), tree[name], (key, name))[1]}
+            cls = import_class(path)
+            tree = {**tree, name: conversion.arguments_of(cls, tree[name], (key, name))}
+            conversion.construct(cls, tree[name], (key, name))
     cls = import_class(section.configuration)
-    built, plain = build(cls, tree, (key,), fields=fields_of(cls, below=import_class(section.below)))
+    arguments = conversion.arguments_of(
+        cls, tree, (key,), fields=conversion.fields_of(cls, below=import_class(section.below))
+    )
+    plain = _to_plain(arguments)  # before a class may change what it is given
+    built = conversion.construct(cls, arguments, (key,))
     return built if section.build else plain
 
 
@@ -191,18 +191,13 @@ def _override_tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
         keys = dotted.split(".")
         if not all(keys):
             raise UserError(f"override {dotted!r}: write section.key, such as train.max_steps.")
+        branch = value
         if isinstance(value, str):
-            parsed = yaml_reader.parse(value, f"override {dotted}")
-            scalar = not isinstance(parsed, str | dict | list)
-            typed = FromCommandLine(value, parsed) if scalar else parsed
-        else:
-            typed = value
-        branch: dict[str, Any] = {}
-        leaf = branch
-        for key in keys[:-1]:
-            leaf[key] = {}
-            leaf = leaf[key]
-        leaf[keys[-1]] = typed
+            branch = yaml_reader.parse(value, f"override {dotted}")
+            if not isinstance(branch, str | dict | list):
+                branch = FromCommandLine(value, branch)
+        for key in reversed(keys):
+            branch = {key: branch}
         tree = _merge(tree, branch)
     return tree
 
@@ -229,10 +224,6 @@ def _origin(path: tuple[str, ...], layers: list[tuple[str, dict[str, Any]]]) -> 
         else:
             return where
     return layers[-2][0]
-
-
-def _unwrap(value: Any) -> Any:
-    return value.value if isinstance(value, FromCommandLine) else value
 
 
 def _to_plain(value: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+from layerroute.data import progress
 from layerroute.data.progress import _line, stages
 
 
-def test_plain_lines_come_while_work_is_silent(capsys):
-    with stages(True, every=0.05) as stage:
+def test_plain_lines_come_while_work_is_silent(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    with stages(True) as stage:
         advance = stage("fitting")
         advance(0.5)
         time.sleep(0.2)

@@ -4,13 +4,13 @@ All randomness is the raw output of PCG64, which numpy promises to keep, so that
 in every version.
 """
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.data.recall.configuration import FIRST_KEY, MARK, RecallConfig
+from layerroute.data.sequence import random_bits
 from layerroute.errors import UserError
 
 Ids = NDArray[np.int64]
@@ -55,8 +55,7 @@ class Draw:
     """By any text the same: uniform numbers in [0, 1) and what follows from them."""
 
     def __init__(self, seed: str) -> None:
-        material = hashlib.sha256(f"layerroute recall {seed}".encode()).digest()
-        self._bits = np.random.PCG64([int.from_bytes(material[at : at + 4], "big") for at in range(0, 16, 4)])
+        self._bits = random_bits(f"recall {seed}")
 
     def uniform(self, *shape: int) -> NDArray[np.float64]:
         raw = self._bits.random_raw(int(np.prod(shape)))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerroute.data.kinds import EMBEDDED
+from layerroute.data.kinds import default_kinds
 from layerroute.data.sources.base import Document, Source
+from layerroute.data.sources.files import FilesSource
+from layerroute.data.sources.hub import HubSource
+from layerroute.data.sources.mixture import EMBEDDED, Mixture
+from layerroute.data.sources.python_code import installed_packages
 from layerroute.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,21 +21,12 @@ __all__ = ["Document", "Source", "make_source", "make_validation_source"]
 def make_source(config: DataConfig) -> Source:
     """Return the source of ``config``, whose inputs are looked up now and read later."""
     if config.source == "kinds":
-        from layerroute.data.kinds import default_kinds
-        from layerroute.data.sources.mixture import Mixture
-
         return Mixture(config.kinds or default_kinds())
     if config.source in EMBEDDED:
-        from layerroute.data.sources.mixture import EMBEDDED_SOURCES
-
-        return EMBEDDED_SOURCES[config.source]()
+        return EMBEDDED[config.source]()
     if config.source == "installed-packages":
-        from layerroute.data.sources.python_code import installed_packages
-
         return installed_packages(config.packages)
     if config.source == "hub":
-        from layerroute.data.sources.hub import HubSource
-
         return HubSource(config)
     if config.source == "recall":
         raise UserError(
@@ -46,6 +41,4 @@ def make_validation_source(config: DataConfig) -> Source | None:
 
 
 def _files(config: DataConfig, paths: list[str]) -> Source:
-    from layerroute.data.sources.files import FilesSource
-
     return FilesSource(paths, text_field=config.text_field, separator=config.document_separator)

@@ -49,13 +49,11 @@ class NamedTexts(ABC):
 
     mark: ClassVar[bytes]
     """Begins the fingerprint."""
+    items: Sequence[tuple[str, Any]]
+    """Name and content of each, in the order of reading."""
 
     def __init__(self, description: str) -> None:
         self._description = description
-
-    @abstractmethod
-    def items(self) -> Sequence[tuple[str, Any]]:
-        """Name and content of each, in the order of reading."""
 
     @abstractmethod
     def read(self, content: Any) -> bytes:
@@ -70,17 +68,16 @@ class NamedTexts(ABC):
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.mark)
-        for name, content in self.items():
+        for name, content in self.items:
             data = self.read(content)
             digest.update(f"{name}\0{len(data)}\0".encode())
             digest.update(data)
         return digest.hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        items = self.items()
-        for index, (name, content) in enumerate(items):
+        for number, (name, content) in enumerate(self.items, start=1):
             if text := self.text(self.read(content)):
-                yield Document(name, text, (index + 1) / len(items))
+                yield Document(name, text, number / len(self.items))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from layerroute.data.sources.base import Document, listing
 from layerroute.data.sources.readers import InputFile, NoTextError
 from layerroute.data.sources.records import format_name, read_documents
 from layerroute.errors import UserError, nearest
+from layerroute.integrity import file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ class FilesSource:
         digest = hashlib.sha256(f"files {json.dumps([self._text_field, self._separator])}".encode())
         for file, strict in self._files:
             try:
-                with file.path.open("rb") as raw:
-                    content = hashlib.file_digest(raw, "sha256").hexdigest()
+                content = file_sha256(file.path)
             except OSError as error:
                 raise UserError(
                     f"cannot read {file.name}: {error.strerror or error}; make it readable"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.data.sources.base import Document, clean_text
 from layerroute.data.sources.files import files_below
-from layerroute.errors import UserError, nearest, require
+from layerroute.errors import UserError, nearest, one_line, require
+from layerroute.integrity import file_sha256
 
 if TYPE_CHECKING:
     from layerroute.data.configuration import DataConfig
@@ -50,36 +50,33 @@ class HubSource:
         content = None
         if self._local:
             files = files_below(Path(self._dataset))
-            content = [(name, hashlib.sha256(path.read_bytes()).hexdigest()) for path, name in files]
+            content = [(name, file_sha256(path)) for path, name in files]
         identity = content or self._dataset
         named = [identity, self._subset, self._split, self._revision, self._text_field]
         return hashlib.sha256(f"hub {json.dumps(named)}".encode()).hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        with _hub_errors(f"the dataset {self._dataset!r}"):
-            require("datasets", extra="data")
-            import datasets
-            from huggingface_hub import HfApi
+        try:
+            for index, row in enumerate(self._rows()):
+                if text := self._text(row, index):
+                    yield Document(f"{self._dataset}:{self._split}[{index}]", text)
+        except UserError:
+            raise
+        except Exception as error:
+            raise hub_user_error(f"the dataset {self._dataset!r}", error) from error
 
-            revision = self._revision
-            if not self._local:  # fails in seconds where `load_dataset` would retry for half a minute
-                asked = HfApi().dataset_info(self._dataset, revision=revision, timeout=_PROBE_SECONDS)
-                revision = asked.sha
-            rows = iter(
-                datasets.load_dataset(
-                    self._dataset, self._subset, split=self._split, revision=revision, streaming=True
-                )
-            )
-        index = 0
-        while True:
-            with _hub_errors(f"the dataset {self._dataset!r}"):
-                row = next(rows, None)
-            if row is None:
-                return
-            text = self._text(row, index)
-            if text:
-                yield Document(f"{self._dataset}:{self._split}[{index}]", text)
-            index += 1
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        require("datasets", extra="data")
+        import datasets
+        from huggingface_hub import HfApi
+
+        revision = self._revision
+        if not self._local:  # fails in seconds where `load_dataset` would retry for half a minute
+            asked = HfApi().dataset_info(self._dataset, revision=revision, timeout=_PROBE_SECONDS)
+            revision = asked.sha
+        return datasets.load_dataset(
+            self._dataset, self._subset, split=self._split, revision=revision, streaming=True
+        )
 
     def _text(self, row: dict[str, Any], index: int) -> str:
         if self._text_field not in row:
@@ -98,17 +95,6 @@ class HubSource:
         return clean_text(text)
 
 
-@contextlib.contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Turn what the hub's libraries raise into one line that says whether the name or the network is at fault."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise hub_user_error(what, error) from error
-
-
 def hub_user_error(
     what: str,
     error: Exception,
@@ -121,7 +107,7 @@ def hub_user_error(
     """
     from huggingface_hub import errors
 
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{what} is gated; ask for access on its page and log in with `hf auth login`")
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -133,7 +119,7 @@ def hub_user_error(
             f"{what} needs the Hugging Face hub, which cannot be reached from here ({type(error).__name__}); "
             f"connect (and unset HF_HUB_OFFLINE), or use {instead}"
         )
-    return UserError(f"{what} cannot be read: {reason[:300]}")
+    return UserError(f"{what} cannot be read: {reason}")
 
 
 def _is_network(error: BaseException | None) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from layerroute.data.kinds import EMBEDDED, KindConfig, check_kinds
+from layerroute.data.kinds import KindConfig, check_kinds
 from layerroute.data.sources.base import Document, Source
 from layerroute.data.sources.files import FilesSource
 from layerroute.data.sources.hub import HubSource
@@ -12,9 +12,13 @@ from layerroute.data.sources.python_code import standard_library
 from layerroute.data.sources.python_text import library_code, library_documentation, reference_texts
 from layerroute.errors import UserError
 
-EMBEDDED_SOURCES: dict[str, Callable[[], Source]] = dict(
-    zip(EMBEDDED, (standard_library, library_code, library_documentation, reference_texts), strict=True)
-)
+EMBEDDED: dict[str, Callable[[], Source]] = {
+    "python-stdlib": standard_library,
+    "python-code": library_code,
+    "python-docs": library_documentation,
+    "python-reference": reference_texts,
+}
+"""Words that stand where paths do, for text that every machine with this package has."""
 
 
 def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
@@ -31,7 +35,7 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
         if kind.dataset is not None:
             source = HubSource(kind)
         elif len(kind.paths) == 1 and kind.where in EMBEDDED and not Path(kind.where).exists():
-            source = EMBEDDED_SOURCES[kind.where]()
+            source = EMBEDDED[kind.where]()
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
         for path in getattr(source, "real_paths", ()) or [source.describe()]:

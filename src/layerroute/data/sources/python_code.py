@@ -7,7 +7,6 @@ import re
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,15 +28,12 @@ class PythonCode(NamedTexts):
 
     def __init__(self, description: str, files: list[tuple[str, Path]]) -> None:
         super().__init__(description)
-        self.files = files
+        self.items = files
 
     @property
     def real_paths(self) -> list[str]:
         """Where the files are."""
-        return [os.path.realpath(path) for _, path in self.files]
-
-    def items(self) -> Sequence[tuple[str, Path]]:
-        return self.files
+        return [os.path.realpath(path) for _, path in self.items]
 
     def read(self, content: Path) -> bytes:
         return read_bytes(content)

@@ -41,12 +41,9 @@ class PlainTexts(NamedTexts):
         self._read, self.real_paths = read, real_paths
 
     @cached_property
-    def _texts(self) -> list[tuple[str, str]]:
+    def items(self) -> Sequence[tuple[str, str]]:  # type: ignore[override]
         # By a digest of the name: neighbours in the alphabet are of one package and much alike.
         return sorted(self._read(), key=lambda item: _digest(item[0]))
-
-    def items(self) -> Sequence[tuple[str, str]]:
-        return self._texts
 
     def read(self, content: str) -> bytes:
         return content.encode()
@@ -58,7 +55,7 @@ def library_code() -> PythonCode:
     return PythonCode(
         f"code of {library.describe()}",
         sorted(
-            (item for item in library.files if not _documents(item[0])), key=lambda item: _digest(item[0])
+            (item for item in library.items if not _documents(item[0])), key=lambda item: _digest(item[0])
         ),
     )
 
@@ -66,7 +63,7 @@ def library_code() -> PythonCode:
 def library_documentation() -> PlainTexts:
     """Documentation strings of the other half as prose: dedented, without doctests, about 3,000 characters each."""
     library = standard_library()
-    half = PythonCode("", [item for item in library.files if _documents(item[0])])
+    half = PythonCode("", [item for item in library.items if _documents(item[0])])
 
     def read() -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

@@ -22,14 +22,16 @@ MAXIMUM_DOCUMENT_BYTES = 1 << 30
 """One document is held in memory; a longer one (or a decompression bomb) is refused."""
 
 _BLOCK = 1 << 20
-_MAGIC = {
-    ".gz": (b"\x1f\x8b",),
-    ".xz": (b"\xfd7zXZ\x00",),
-    # The second: a frame to skip, as parallel compressors and seekable archives begin with one.
-    ".zst": (b"\x28\xb5\x2f\xfd", *(bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))),
-    ".bz2": (b"BZh",),
-    ".parquet": (b"PAR1",),
+_NAMED = {
+    ".gz": (b"\x1f\x8b", "gzip data"),
+    ".xz": (b"\xfd7zXZ\x00", "xz data"),
+    ".zst": (b"\x28\xb5\x2f\xfd", "zstd data"),
+    ".bz2": (b"BZh", "bzip2 data"),
+    ".parquet": (b"PAR1", "a parquet file"),
 }
+"""By ending, how such a file begins and what it is."""
+_SKIPPED_FRAMES = tuple(bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60))
+"""Parallel compressors and seekable archives begin zstd data with one."""
 _OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".xz": lzma.LZMAFile,
@@ -37,11 +39,7 @@ _OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 _COMPRESSIONS = (*_OPENERS, ".zst")
 _KNOWN_CONTENT = (
-    (b"\x1f\x8b", "gzip data; name it .gz"),
-    (b"\xfd7zXZ\x00", "xz data; name it .xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd data; name it .zst"),
-    (b"BZh", "bzip2 data; name it .bz2"),
-    (b"PAR1", "a parquet file; name it .parquet"),
+    *((magic, f"{what}; name it {ending}") for ending, (magic, what) in _NAMED.items()),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"%PDF", "a PDF; extract its text first"),
     (b"\xff\xfe", "UTF-16 text; convert it with: iconv -f UTF-16 -t UTF-8"),
@@ -114,11 +112,11 @@ def _told(file: InputFile) -> Iterator[None]:
 
 def _check_magic(file: InputFile, raw: IO[bytes]) -> None:
     suffix = file.compression or file.ending
-    if suffix not in _MAGIC:
+    if suffix not in _NAMED:
         return
     head = raw.read(8)
     raw.seek(0)
-    if not head.startswith(_MAGIC[suffix]):
+    if not head.startswith((_NAMED[suffix][0], *(_SKIPPED_FRAMES if suffix == ".zst" else ()))):
         found = (_content(head) or "other data").split(";")[0]
         raise UserError(
             f"{file.name} is named {suffix} but holds {found}; rename it to what it is, or copy it again"
@@ -156,7 +154,8 @@ def whole_text(file: InputFile, stream: IO[bytes]) -> str:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     pieces: list[str] = []
     size, head = 0, b""
-    while block := stream.read(_BLOCK):
+    while True:
+        block = stream.read(_BLOCK)
         head = head or block[:64]
         if (zero := block.find(0)) >= 0:
             raise not_text(file, f"a zero byte at {size + zero}", head)
@@ -166,14 +165,12 @@ def whole_text(file: InputFile, stream: IO[bytes]) -> str:
         if size > MAXIMUM_DOCUMENT_BYTES:
             raise too_long(file)
         try:
-            pieces.append(decoder.decode(block))
+            pieces.append(decoder.decode(block, final=not block))
         except UnicodeDecodeError as error:
-            raise not_text(file, f"{error.reason} before byte {size}", head) from error
-    try:
-        pieces.append(decoder.decode(b"", final=True))
-    except UnicodeDecodeError as error:
-        raise not_text(file, "an unfinished character at the end", head) from error
-    return "".join(pieces)
+            where = f"{error.reason} before byte {size}" if block else "an unfinished character at the end"
+            raise not_text(file, where, head) from error
+        if not block:
+            return "".join(pieces)
 
 
 def too_long(file: InputFile) -> UserError:

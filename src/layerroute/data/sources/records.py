@@ -7,10 +7,11 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import Any
 
 from layerroute.data.sources import readers
 from layerroute.data.sources.base import Document, clean_text
@@ -23,12 +24,15 @@ from layerroute.data.sources.readers import (
     too_long,
     whole_text,
 )
-from layerroute.errors import UserError, nearest, require
+from layerroute.errors import UserError, nearest, one_line, require
 
 Record = tuple[str, Mapping[str, Any]]
 """Where it stands (``file.jsonl:3``), and its values by name."""
 
 _BLOCK = 1 << 20
+
+
+Reader = Callable[[InputFile, io.BufferedReader, str | None], Iterator[Record]]
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class RecordFormat:
 
     Attributes:
         endings: of names.
-        read: yields the records of ``(file, raw bytes, field)``; ``field`` is the one that is wanted, None for all.
+        read: yields the records of ``(file, decompressed bytes, field)``; ``field`` is the one that is wanted, None for
+            all.
     """
 
     endings: tuple[str, ...]
-    read: Callable[[InputFile, IO[bytes], str | None], Iterator[Record]]
+    read: Reader
 
 
 def format_name(file: InputFile) -> str:
@@ -66,7 +71,7 @@ def read_documents(file: InputFile, *, text_field: str, separator: str | None) -
     found = False
     with opened(file) as raw:
         size = file.path.stat().st_size
-        for name, text in _texts(file, raw, text_field, separator):
+        for name, text in _texts(file, decompressed(file, raw), text_field, separator):
             found = True
             yield Document(name, text, min(1.0, raw.tell() / size))
     if not found:
@@ -80,19 +85,18 @@ def read_records(file: InputFile) -> Iterator[Record]:
         UserError: as ``read_documents``.
     """
     with opened(file) as raw:
-        yield from FORMATS[format_name(file)].read(file, raw, None)
+        yield from FORMATS[format_name(file)].read(file, decompressed(file, raw), None)
 
 
 def _texts(
-    file: InputFile, raw: IO[bytes], text_field: str, separator: str | None
+    file: InputFile, stream: io.BufferedReader, text_field: str, separator: str | None
 ) -> Iterator[tuple[str, str]]:
     if holds_records(file):
-        for where, record in FORMATS[format_name(file)].read(file, raw, text_field):
+        for where, record in FORMATS[format_name(file)].read(file, stream, text_field):
             text = _text_of(where, record, text_field)
             if text.strip():
                 yield where, text
         return
-    stream = decompressed(file, raw)  # named: once nobody holds it, pyarrow closes what is below it
     whole = whole_text(file, stream)
     parts = whole.split(separator) if separator else [whole]
     for index, part in enumerate(parts):
@@ -116,8 +120,8 @@ def _text_of(where: str, record: Mapping[str, Any], field: str) -> str:
 _SET = "set data.text_field (--text-field)"
 
 
-def _json_lines(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Record]:
-    stream, number = decompressed(file, raw), 0
+def _json_lines(file: InputFile, stream: io.BufferedReader, field: str | None) -> Iterator[Record]:
+    number = 0
     while line := stream.readline(readers.MAXIMUM_DOCUMENT_BYTES + 1):
         number += 1
         if len(line) > readers.MAXIMUM_DOCUMENT_BYTES:
@@ -143,8 +147,7 @@ def _json_object(where: str, line: str, field: str | None) -> Mapping[str, Any]:
     return record
 
 
-def _json(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Record]:
-    stream = decompressed(file, raw)
+def _json(file: InputFile, stream: io.BufferedReader, field: str | None) -> Iterator[Record]:
     text = whole_text(file, stream)
     try:
         content: Any = json.loads(text)
@@ -194,12 +197,11 @@ def _rows(file: InputFile, content: Any, field: str | None) -> list[Any]:
     raise NoTextError(f"{file.name} holds an object without a list of objects; {told}.{hint}")
 
 
-def _table(delimiter: str) -> Callable[[InputFile, IO[bytes], str | None], Iterator[Record]]:
+def _table(delimiter: str) -> Reader:
     """A reader of tables as text whose first line names the columns (RFC 4180)."""
 
-    def read(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Record]:
+    def read(file: InputFile, stream: io.BufferedReader, field: str | None) -> Iterator[Record]:
         csv.field_size_limit(readers.MAXIMUM_DOCUMENT_BYTES)
-        stream = decompressed(file, raw)
         lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
@@ -229,21 +231,19 @@ def _table(delimiter: str) -> Callable[[InputFile, IO[bytes], str | None], Itera
     return read
 
 
-def _parquet(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Record]:
+def _parquet(file: InputFile, stream: io.BufferedReader, field: str | None) -> Iterator[Record]:
     require("pyarrow", extra="data")
     import pyarrow
     import pyarrow.parquet
 
     with contextlib.ExitStack() as stack:
+        unpacked = None
         if file.compression:  # parquet is read from its end: unpack it beside
             unpacked = stack.enter_context(tempfile.TemporaryFile())
-            stream = decompressed(file, raw)
-            while block := stream.read(_BLOCK):
-                unpacked.write(block)
+            shutil.copyfileobj(stream, unpacked, _BLOCK)
             unpacked.seek(0)
-            raw = cast(IO[bytes], unpacked)
         try:
-            table = pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True)
+            table = pyarrow.parquet.ParquetFile(unpacked or stream, page_checksum_verification=True)
             schema = table.schema_arrow
             if field is not None:
                 if field not in schema.names:
@@ -260,8 +260,9 @@ def _parquet(file: InputFile, raw: IO[bytes], field: str | None) -> Iterator[Rec
                     yield f"{file.name}[{row}]", record
                     row += 1
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{file.name} is a damaged parquet file ({reason}); copy it again") from error
+            raise UserError(
+                f"{file.name} is a damaged parquet file ({one_line(error, 200)}); copy it again"
+            ) from error
 
 
 def _is_text(kind: Any) -> bool:

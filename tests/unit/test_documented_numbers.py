@@ -14,8 +14,9 @@ from layerroute.lab.statistics import by_seed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-SKIPPING, DETAILS, SPEED, SUMMARY, README = (
-    "docs/results-skipping.md", "docs/results-recall.md", "docs/speed.md", "docs/results.md", "README.md",
+SKIPPING, DETAILS, RECALL, SPEED, SUMMARY, README = (
+    "docs/results-skipping.md", "docs/results-recall.md", "docs/recall.md", "docs/speed.md", "docs/results.md",
+    "README.md",
 )  # fmt: skip
 
 
@@ -117,7 +118,22 @@ def recalled() -> Iterator[tuple[str, str, str]]:
         yield SUMMARY, title, f"{mean} points ({low} to {high})"
 
 
-@pytest.mark.parametrize("told", [leads, trained, answers, times, recalled])
+def beyond_the_state() -> Iterator[tuple[str, str, str]]:
+    """What each run of the hard recall task recalls, and at which cost."""
+    title = {
+        "dynamic": "**the learned router** |", "random": "random |",
+        "static_3to1": "3:1, heads share keys and values |", "window": "softmax over a window of 153 tokens |",
+    }  # fmt: skip
+    for folder in sorted((RESULTS / "recall_hard").iterdir()):
+        arm, seed = folder.name.split("-seed")
+        record = read(f"recall_hard/{folder.name}/record.json")
+        flops, read_bytes = record["flops"]["executed_per_token"], record["cache"]["read_per_token"]
+        recall = f"{100 * record['recall']['by_length'][0]['accuracy']:.1f} %"
+        yield RECALL, f"{title[arm]} {seed} |", f"| {flops / 1e3:.1f} k | {read_bytes / 1e3:.1f} k |"
+        yield RECALL, f"{title[arm]} {seed} |", f"**{recall}**" if arm == "dynamic" else recall
+
+
+@pytest.mark.parametrize("told", [leads, trained, answers, times, recalled, beyond_the_state])
 def test_documents_tell_what_the_records_hold(told: Any) -> None:
     claims = list(told())
     assert claims

@@ -57,6 +57,18 @@ def test_choice_against_chance_is_asked_in_the_hard_study() -> None:
         assert choice.recipe(name, 1, {}) == HARD.recipe(name, 1, {"train.learning_rate": 6e-3})
 
 
+def test_static_rivals_are_those_of_the_hard_study() -> None:
+    """But for the schedule of the rate, which nothing reads where nothing is routed."""
+    static = Plan(load_study("attention_routing/recall_hard_static"))
+    assert list(static.variants) == ["static_3to1", "window"]
+    for name in static.variants:
+        own, whole = (
+            plan.recipe(name, 1, {"train.learning_rate": 6e-3}).sections | {"objective": None}
+            for plan in (static, HARD)
+        )
+        assert own == whole and "routed" not in own["model"]["layer_pattern"]
+
+
 def costs(name: str, plan: Plan = HARD) -> tuple[float, float]:
     """FLOPs that an arm of a study of long sequences executes, and bytes that it reads, a token."""
     recipe = plan.recipe(name, 1, {})

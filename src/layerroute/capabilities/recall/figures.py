@@ -15,6 +15,8 @@ from layerroute.lab.report.style import MUTED, LineStyle, new_figure
 from layerroute.lab.statistics import t_interval
 
 RECALLED, ENDS = "answers recalled (%)", (-4.0, 104.0)
+NEAR = 0.05
+"""The least part of a cost that a panel spans to each side."""
 COSTS = {"flops": "FLOPs/token (thousands)", "bytes": "bytes read/token (thousands)"}
 
 
@@ -136,6 +138,9 @@ def draw_recall_cost(view: View) -> Drawn | str:
         axes.set_xlabel(label)
         axes.set_ylim(*ENDS)
         axes.margins(x=0.12)
+        # Costs that are held to be equal stand one above the other, and are not spread over the panel.
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, (1 - NEAR) * high), max(high, (1 + NEAR) * low))
     both[0].set_ylabel(RECALLED)
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside right upper", handlelength=1.2)
     caption = (

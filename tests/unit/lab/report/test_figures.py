@@ -236,6 +236,16 @@ def test_recall_is_drawn_against_both_costs_where_records_have_them(recalled: Vi
     assert left.get_ylim() == right.get_ylim() == (-4.0, 104.0)
 
 
+def test_equal_costs_are_not_spread_over_a_panel() -> None:
+    runs = [
+        run(arm, 1, executed=flops, recalled=0.9, cache={"read_per_token": flops / 100})
+        for arm, flops in (("dynamic", 2e6), ("baseline", 2.01e6))
+    ]
+    for axes in drawn("figure-14", view(runs))[0].axes:
+        low, high = axes.get_xlim()
+        assert high - low > 0.08 * high
+
+
 def test_intervals_of_shares_end_at_nothing_and_all() -> None:
     runs = [run("dynamic", seed, executed=2e6, recalled=0.9, rates=sites(0.25)) for seed in (1, 2, 3)]
     runs[0].record["recall"]["by_length"][0]["accuracy"] = 0.05  # a wide interval

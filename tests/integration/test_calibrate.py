@@ -10,9 +10,10 @@ from layerroute.data.kinds import parse_kinds
 from layerroute.data.texts import Texts
 from layerroute.precision import choose_precision
 from layerroute.skipping import devices, executed, get_router, last_decision
-from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, in_order, memory, score
+from layerroute.skipping.calibration import CONTROLS, TABLE, arm_folder, draw_windows, memory, score
 from layerroute.skipping.storage import load_routed, read_router
 from tests.tiny_pretrained import write_documents, write_pretrained
+from tests.unit.skipping.calibration.tiny_calibration import Cut, cut_at_fit
 
 SIZES = ["--length", "32", "--tokens-statistics", "768", "--tokens-selection", "256", "--rank", "4"]
 LAYERS = ["--layers", "2-5", "--router-layer", "2"]
@@ -81,38 +82,25 @@ def check_commands_on_router_folder(files, out, record, capsys):
     assert len(generated["routing"]["choice"]) == len(generated["tokens"]) - 1
 
 
-class Cut(BaseException):
-    """The process is killed."""
-
-
 def test_a_calibration_that_is_cut_off_goes_on(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LAYERROUTE_CACHE", str(tmp_path / "cache"))
-    words, fit, fitted = ["--budget", "0.4", "--json"], in_order._fit_site, []
-
-    def cut_at(number):
-        def fit_site(*args):
-            if len(fitted) == number:
-                raise Cut
-            fitted.append(args[6])
-            return fit(*args)
-
-        monkeypatch.setattr(in_order, "_fit_site", fit_site)
-
-    cut_at(None)
-    assert calibrate(files, *words) == 0
-    whole, every = capsys.readouterr(), len(fitted)
+    words = ["--budget", "0.4", "--json"]
+    with monkeypatch.context() as patch:
+        every = cut_at_fit(patch, None)
+        assert calibrate(files, *words) == 0
+    whole = capsys.readouterr()
     assert "cut off" not in whole.err
-    fitted.clear()
-    cut_at(every - 2)
-    with pytest.raises(Cut):
-        calibrate(files, *words)
+    with monkeypatch.context() as patch:
+        cut_at_fit(patch, len(every) - 2)
+        with pytest.raises(Cut):
+            calibrate(files, *words)
     capsys.readouterr()
-    fitted.clear()
-    cut_at(None)
-    assert calibrate(files, *words) == 0
+    with monkeypatch.context() as patch:
+        again = cut_at_fit(patch, None)
+        assert calibrate(files, *words) == 0
     resumed = capsys.readouterr()
     assert "goes on where the same calibration was cut off" in resumed.err
-    assert 2 <= len(fitted) < every / 2
+    assert 2 <= len(again) < len(every) / 2
     one, other = (json.loads(printed.out) for printed in (whole, resumed))
     for part in ("arms", "static", "sites", "rounds"):
         assert one[part] == other[part]

@@ -131,6 +131,24 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
         recall = f"{100 * record['recall']['by_length'][0]['accuracy']:.1f} %"
         yield RECALL, f"{title[arm]} {seed} |", f"| {flops / 1e3:.1f} k | {read_bytes / 1e3:.1f} k |"
         yield RECALL, f"{title[arm]} {seed} |", f"**{recall}**" if arm == "dynamic" else recall
+    dynamic, random = (
+        {
+            seed: read(f"recall_hard/{arm}-seed{seed}/record.json")["recall"]["by_length"][0]["accuracy"]
+            for seed in (1, 2, 3)
+        }
+        for arm in ("dynamic", "random")
+    )
+    found = by_seed(dynamic, random)
+    assert found is not None
+    mean, low, high = (points(value) for value in (found.mean, found.low, found.high))
+    yield SUMMARY, "recall of 128 pairs", f"{mean} points ({low} to {high})"
+    yield (
+        README,
+        "recall of 128 pairs",
+        "+{:.0f} points (+{:.0f} to +{:.0f})".format(
+            *(100 * value for value in (found.mean, found.low, found.high))
+        ),
+    )
 
 
 @pytest.mark.parametrize("told", [leads, trained, answers, times, recalled, beyond_the_state])

@@ -163,6 +163,8 @@ def calibrate(
 ) -> Calibration:
     """Fit a router to a pretrained model by forward passes alone, put it in, and measure it on held-out text.
 
+    A call that was cut off goes on when it is made again: what was found lies in the cache folder meanwhile.
+
     >>> model, tokenizer = layerroute.load("smollm2-135m")
     >>> calibration = layerroute.calibrate(model, tokenizer, budget=0.25, tokens=4096)
     >>> [row["arm"] for row in calibration.table][:2]

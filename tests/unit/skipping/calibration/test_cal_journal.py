@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerroute.skipping.calibration import Journal, fit_arms, in_order, journal_of
+from layerroute.skipping.calibration import Journal, fit_arms, journal_of
 from layerroute.skipping.calibration import journal as journals
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.transfer import transfer_cell
 from layerroute.skipping.calibration.windows import Windows
 from tests.parity.skipping_models import plain
-from tests.unit.skipping.calibration.tiny_calibration import config, ids
+from tests.unit.skipping.calibration.tiny_calibration import Cut, config, cut_at_fit, ids
 
 
 @pytest.fixture(autouse=True)
@@ -107,24 +107,6 @@ def test_a_journal_is_of_one_model_its_dtype_settings_and_tokens():
     ]
     assert len({one.folder for one in journals_}) == len(journals_)
     assert journal_of(plain(), asked, few).folder == journals_[0].folder
-
-
-class Cut(Exception):
-    """The calibration is killed."""
-
-
-def cut_at_fit(monkeypatch, number):
-    """No site is fitted after so many; returns the places that are fitted from now on."""
-    fit, fitted = in_order._fit_site, []
-
-    def fit_site(*args):
-        if len(fitted) == number:
-            raise Cut
-        fitted.append(args[6])
-        return fit(*args)
-
-    monkeypatch.setattr(in_order, "_fit_site", fit_site)
-    return fitted
 
 
 def windows(count, seed):

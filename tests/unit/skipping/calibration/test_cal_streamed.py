@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerroute.skipping.calibration import Journal, compare_arms, fit_arms, in_order, score, score_budgets
+from layerroute.skipping.calibration import Journal, compare_arms, fit_arms, score, score_budgets
 from layerroute.skipping.calibration import journal as journals
 from layerroute.skipping.calibration.folders import save_calibration
 from layerroute.skipping.calibration.memory import memory_needed
@@ -19,7 +19,7 @@ from layerroute.skipping.layerwise import layer_by_layer
 from layerroute.skipping.pretrained import streamed_options
 from layerroute.skipping.weights import empty_model
 from tests.parity.skipping_models import plain
-from tests.unit.skipping.calibration.tiny_calibration import config, ids
+from tests.unit.skipping.calibration.tiny_calibration import Cut, config, cut_at_fit, ids
 
 STATISTICS, SELECTION, HELDOUT = ids(48), ids(8, seed=3), ids(80, seed=4)
 CASES = {
@@ -99,10 +99,6 @@ def test_streamed_is_in_memory(folder, expected, case, tmp_path):
     assert model.model.layers[3].mlp.up_proj.weight.is_meta, "weights go when they are not needed"
 
 
-class Cut(Exception):
-    """The calibration is killed."""
-
-
 @pytest.mark.parametrize("states", [True, False], ids=["streamed", "in memory"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_calibration_that_is_cut_off_again_and_again_goes_on(
@@ -135,9 +131,8 @@ def test_a_calibration_that_is_cut_off_again_and_again_goes_on(
 
 @pytest.mark.parametrize("states", [True, False], ids=["streamed", "in memory"])
 def test_a_run_that_goes_on_computes_no_layer_again(folder, states, tmp_path, monkeypatch):
-    model, asked, fitted = streamed(folder) if states else in_memory(folder), config(), []
-    fit = in_order._fit_site
-    monkeypatch.setattr(in_order, "_fit_site", lambda *args: fitted.append(args[6]) or fit(*args))
+    model, asked = streamed(folder) if states else in_memory(folder), config()
+    fitted = cut_at_fit(monkeypatch, None)
     for _ in range(2):
         journal = Journal(tmp_path, states=states)
         fit_arms(model, asked, statistics=STATISTICS, selection=SELECTION, controls=[], journal=journal)

@@ -2,7 +2,7 @@
 
 import torch
 
-from layerroute.skipping.calibration import CalibrationConfig
+from layerroute.skipping.calibration import CalibrationConfig, in_order
 from tests.parity.skipping_models import VOCABULARY
 
 LENGTH = 32
@@ -29,3 +29,21 @@ def config(**changes):
         "sink_tokens": 1,
     }
     return CalibrationConfig(**{**settings, **sizes, **changes})
+
+
+class Cut(Exception):
+    """The calibration is killed."""
+
+
+def cut_at_fit(monkeypatch, number):
+    """No site is fitted after so many (None: all are); returns the places that are fitted from now on."""
+    fit, fitted = in_order._fit_site, []
+
+    def fit_site(*args):
+        if len(fitted) == number:
+            raise Cut
+        fitted.append(args[6])
+        return fit(*args)
+
+    monkeypatch.setattr(in_order, "_fit_site", fit_site)
+    return fitted

@@ -130,6 +130,8 @@ CASES: list[tuple[str, str]] = [
     ("export one out --to hf --public", "give --push USER/NAME"),
     ("evaluate one --engine vllm --data a.jsonl --device cpu", "--device is not for --engine vllm"),
     ("serve nowhere", "there is no checkpoint nowhere"),
+    ("serve many --serve rat", "--serve: 'rat' is not known. Did you mean 'rate'"),
+    ("evaluate many --data a.jsonl --serve rate:5", "--serve: 'rate:5' is no share from 0.01 to 0.5"),
     ("bench gated-deltas --json", "Did you mean 'gated-delta'?"),  # its cases' own: tests/unit/benchmark
     ("data prepare", "needs a SOURCE"),
     ("data prepare pyhton-stdlib", "Did you mean 'python-stdlib'"),

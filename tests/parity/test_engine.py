@@ -42,7 +42,7 @@ ROUTERS = {
     "qwen3 per_layer block": ("qwen3", PER_LAYER),
     "qwen3 token mlp identity": ("qwen3", {"unit": "mlp", "skip_path": "identity"}),
     "llama rate token block": ("llama", {"serve": "rate"}),
-    "llama rate per_layer mlp": ("llama", {"serve": "rate", "unit": "mlp", **PER_LAYER}),
+    "llama rate per_layer mlp": ("llama", {"serve": "rate:0.03", "unit": "mlp", **PER_LAYER}),
     "qwen3 rate per_layer block": ("qwen3", {"serve": "rate", **PER_LAYER}),
 }
 

@@ -99,8 +99,9 @@ def test_a_rate_that_is_held_differs_from_the_thresholds_and_is_the_one_asked():
             for row in range(3):
                 served = (decision.choice[row] == 1).float().mean().item()
                 assert served == pytest.approx(asked, abs=0.02), mode
-            set_serve(model, "threshold")
-            assert not torch.equal(model(ids).decision.choice, decision.choice)
+            for other in ("threshold", "rate:0.2"):
+                set_serve(model, other)
+                assert not torch.equal(model(ids).decision.choice, decision.choice)
 
 
 def test_rates_do_not_change_with_padding(model):

@@ -265,9 +265,12 @@ class TestOwnDecisions:
         logits(model, tokens(2, 20, VOCABULARY), "masked")
         if who in HELD:
             held = last_decision(model).choice
-            set_serve(model, "threshold")
-            logits(model, tokens(2, 20, VOCABULARY), "masked")
-            assert not torch.equal(last_decision(model).choice, held), "holding the rate must matter"
+            for other in ("threshold", "rate:0.2"):
+                set_serve(model, other)
+                logits(model, tokens(2, 20, VOCABULARY), "masked")
+                assert not torch.equal(last_decision(model).choice, held), (
+                    "how closely the rate is held must matter"
+                )
             set_serve(model, "rate")
         rates = last_decision(model).rate()
         assert ((rates > 0.2) & (rates < 1)).any(), "the router must decide both ways"

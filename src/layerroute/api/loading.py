@@ -35,7 +35,7 @@ def load(
             model, of a router (which is put onto the base that it names), of a run, or of an export.
         device: ``auto`` (default; a GPU where there is one), ``cpu`` or ``cuda``.
         budget: share of routed compute to skip, for a router that serves several; default its own.
-        serve: ``threshold`` or ``rate``, for a routed model; default its own.
+        serve: ``threshold``, ``rate`` or ``rate:SHARE``, for a routed model; default its own.
         options: of ``from_pretrained``, for a plain model (``dtype``, ``quantization_config``, …). ``dtype`` defaults
             to float32 on a CPU, elsewhere to the checkpoint's own.
 

@@ -74,7 +74,7 @@ class LoadedModel:
 
     @property
     def serve(self) -> str | None:
-        """How the rate is served, ``threshold`` or ``rate``; None where nothing is routed."""
+        """How the rate is served, ``threshold``, ``rate`` or ``rate:SHARE``; None where nothing is routed."""
         return None if self._handle is None else str(self._handle.config.serve)
 
     @property
@@ -142,7 +142,8 @@ def load_model(
             the folder of a run, whose best model is taken.
         precision: default: that of the training run if it is known, else fp32.
         budget: share of routed compute to skip, for a layer router that serves several; default its own.
-        serve: ``threshold`` or ``rate`` (see ``routing.set_serve``); default as the model's configuration says.
+        serve: ``threshold``, ``rate`` or ``rate:SHARE`` (see ``routing.set_serve``); default as the model's own
+            configuration says.
 
     Raises:
         UserError: no such folder, no or damaged weights, weights that are not safetensors, another architecture, a

@@ -61,7 +61,8 @@ class Scorer:
         limit: documents of each task; None: all.
         windows, length: of the text: how many, and of how many tokens.
         precision: of all routed models; None: each in that of its training.
-        serve: ``threshold`` or ``rate``, for those that can hold a rate; None: as each model's configuration says.
+        serve: ``threshold``, ``rate`` or ``rate:SHARE``, for those that can hold a rate; None: as each model's own
+            configuration says.
         folder: scores are kept there, one file a model, and not made again for the same model and the same questions.
         tell: is told what is done next.
     """

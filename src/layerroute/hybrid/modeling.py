@@ -31,7 +31,7 @@ from layerroute.routing.handle import RoutingHandle
 from layerroute.routing.module import Routing
 from layerroute.routing.routers import MLPRouter
 from layerroute.routing.row_state import row_state
-from layerroute.routing.serving import Served
+from layerroute.routing.serving import Served, held_within
 
 
 @dataclass
@@ -280,10 +280,12 @@ class HybridModel(RoutingHandle, HybridPreTrainedModel):
 
     def _served(self, context: TokenContext) -> Served | None:
         """What holds the rate in this call; None where thresholds alone decide."""
-        if self.config.serve != "rate" or self.training:
+        within = held_within(self.config.serve)
+        if within is None or self.training:
             return None
         ids, cache = context.document_ids, context.cache
         return Served(
+            within=within,
             begins=None if ids is None else document_resets(ids),
             memory=None if cache is None else row_state(cache, self.config.routed_layers[0]),
             past=context.past,

@@ -5,7 +5,8 @@ what the earlier tokens of its own sequence took. Let e be the expensive compute
 in tokens of the whole model (negative where they spent too much), and x = e / slack. All margins of the token are then
 raised by x³ (1 + (x / 1.2)⁸) spreads: little within the slack, where decisions are nearly free; as much as it takes at
 twice the slack, so that margins eight spreads off, or spreads never measured, are held too. The slack is half of what
-is tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run.
+is tolerated: 1 % of 128 tokens, half a percent of 512, a third of a percent in the long run; or so many times that, for
+what a tight hold forbids are runs of easy and of hard tokens, and it costs the more the tighter it is.
 
 A module that decides early in a model of many counts what it and those below it took, against the slack of all: it is
 nearly free, and those above make up for it. Holding each to the slack of its own sites cost 0.06 nats a token more.
@@ -15,6 +16,7 @@ errs by a block, and noise by its square root. The loop runs over plain numbers 
 small tensor operations for each block of eight tokens unless there are many rows.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,20 +30,44 @@ from torch import Tensor
 from layerroute.errors import UserError, nearest
 
 SERVES = ("threshold", "rate")
+TOLERANCE = 0.01
+"""How far a sequence of 512 tokens may be from the rate asked for, where ``serve`` gives no other share."""
 _GRAIN = 1 << 16
 """Costs are counted in whole parts of the first module's mean cost: sums are then exact in any order and chunking."""
 
 
+def held_within(serve: str, key: str = "serve") -> float | None:
+    """How far the rate of a sequence of 512 tokens may be from the one asked for; None by ``threshold``.
+
+    A share: ``rate:0.05`` tolerates five points, and twice as many at 128 tokens; ``rate`` tolerates 0.01.
+
+    Raises:
+        UserError: naming ``key``, for another word, or a share that is not from 0.01 to 0.5.
+    """
+    word, colon, share = str(serve).partition(":")
+    if word not in SERVES or (colon and word != "rate"):
+        raise UserError(f"{key}: {serve!r} is not known.{nearest(str(serve), SERVES)}")
+    if not colon:
+        return None if word == "threshold" else TOLERANCE
+    try:
+        within = float(share)
+    except ValueError:
+        within = math.nan
+    if not TOLERANCE <= within <= 0.5:
+        raise UserError(
+            f"{key}: {serve!r} is no share from {TOLERANCE} to 0.5; rate:0.05 tolerates five points"
+        )
+    return within
+
+
 def check_serve(serve: str, key: str, *, obstacle: str | None = None) -> None:
-    """Refuse a word for ``serve`` that is not known, or ``rate`` where there is an ``obstacle``.
+    """Refuse a word for ``serve`` that is not known, or holding the rate where there is an ``obstacle``.
 
     Raises:
         UserError: naming ``key``.
     """
-    if serve not in SERVES:
-        raise UserError(f"{key}: {serve!r} is not known.{nearest(str(serve), SERVES)}")
-    if serve == "rate" and obstacle is not None:
-        raise UserError(f"{key}: rate is not possible: {obstacle}; use threshold")
+    if held_within(serve, key) is not None and obstacle is not None:
+        raise UserError(f"{key}: {serve} is not possible: {obstacle}; use threshold")
 
 
 @dataclass(kw_only=True)
@@ -52,12 +78,14 @@ class Served:
     it makes up for what they took of *earlier* tokens.
 
     Attributes:
+        within: see `held_within`.
         begins: tokens that begin a packed document, or None.
         always: tokens that take the expensive path whatever is decided, or None.
         memory: tensors that follow the rows of the cache (``row_state``), or None without a cache.
         past: tokens in the cache, padding among them.
     """
 
+    within: float = TOLERANCE
     begins: Bool[Tensor, "B T"] | None = None
     always: Bool[Tensor, "B T"] | None = None
     memory: dict[str, Tensor] | None = None
@@ -121,6 +149,7 @@ class Served:
                 asked=self._asked / self._weight,
                 unit=self._weight,
                 whole=max(self._weight, sites * _GRAIN),
+                loose=self.within / TOLERANCE,
             )
         expensive = score > cut.unsqueeze(-1)
         self._saved = below + (~expensive * weight).sum(dim=-1)
@@ -159,6 +188,7 @@ def cuts(
     asked: float,
     unit: int,
     whole: int,
+    loose: float = 1.0,
 ) -> Float[Tensor, "B T"]:
     """The score that a site must exceed to take the expensive path, token by token.
 
@@ -171,7 +201,9 @@ def cuts(
         asked: share to be saved.
         unit: what a token can save.
         whole: what a token can save at the sites of all modules.
+        loose: how many times the slack.
     """
+    slack = whole * loose
     batch, time, sites = ordered.shape
     scores, savings = _numbers(ordered), _numbers(saved)
     counted = valid.flatten().tolist()
@@ -184,7 +216,7 @@ def cuts(
             if fresh is not None and fresh[token]:
                 total = count = 0
             if counted[token]:
-                x = (total - asked * unit * count) / whole / max(1.28, 0.853 + count / 300.0)
+                x = (total - asked * unit * count) / slack / max(1.28, 0.853 + count / 300.0)
                 square = x * x
                 out[token] = cut = -x * square * (1.0 + (square / 1.44) ** 4)
                 first = token * sites

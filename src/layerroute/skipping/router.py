@@ -19,7 +19,7 @@ from layerroute.routing.execution import sparse_from
 from layerroute.routing.handle import RoutingHandle
 from layerroute.routing.module import Routing
 from layerroute.routing.row_state import row_state
-from layerroute.routing.serving import Served
+from layerroute.routing.serving import Served, held_within
 from layerroute.skipping.budgets import Budgets
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook
@@ -99,8 +99,8 @@ class LayerRouter(RoutingHandle):
             reason = "kv: evict keeps other keys in each layer"
         elif self.config.granularity not in ("token", "per_layer"):
             reason = f"granularity: {self.config.granularity} decides about whole sequences, which it packs into one"
-        elif self.config.serve == "rate":
-            reason = "serve: rate counts by sequence, and it packs them into one"
+        elif held_within(self.config.serve) is not None:
+            reason = f"serve: {self.config.serve} counts by sequence, and it packs them into one"
         else:
             return None
         return (
@@ -233,11 +233,13 @@ class LayerRouter(RoutingHandle):
 
     def _served(self, context: CallContext, cache: Cache | None) -> Served | None:
         """What holds the rate in this call, for all routers alike; None where thresholds alone decide."""
-        if self.config.serve != "rate" or self.training:
+        within = held_within(self.config.serve)
+        if within is None or self.training:
             return None
         if context.served is None:
             documents = context.documents(cache)
             context.served = Served(
+                within=within,
                 begins=None if documents is None else F.pad(documents.diff(dim=1) != 0, (1, 0)),
                 always=self.sinks(context) if self.has_sinks else None,
                 memory=None if cache is None else row_state(cache, min(self.deciders)),

@@ -279,7 +279,7 @@ def load_router(
         kv: only to insist: a router serves with the keys that it was made with.
         budget: the share of routed compute to skip, for a router that serves several budgets (see
             ``LayerRouter.set_budget``); default the one that it was made for.
-        serve: ``threshold`` or ``rate``, replaces the saved configuration's (see ``SkipConfig.serve``).
+        serve: ``threshold``, ``rate`` or ``rate:SHARE``, replaces the saved configuration's (see ``SkipConfig.serve``).
         trainable: leave router and adapter open for training; else they are frozen.
 
     Returns:

@@ -17,7 +17,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _attention(sections: Any) -> None:
-    from layerroute.hybrid import HybridConfig  # here: the help of a command that checks loads without torch
+    # Here: the help of a command that checks loads without torch.
+    from layerroute.hybrid import HybridConfig
+    from layerroute.routing.serving import held_within
 
     # The section holds what the recipe says; the defaults of what it leaves out or sets to null are the class's.
     model, objective = HybridConfig(**sections["model"]), sections["objective"]
@@ -32,7 +34,7 @@ def _attention(sections: Any) -> None:
     held = routing.budget != "none" or objective.budget_weight > 0
     told = "nothing holds it: set model.routing.budget (quantile, say) or objective.budget_weight too"
     expect(
-        held or model.serve == "rate" or routing.rate == 0.5,
+        held or held_within(model.serve) is not None or routing.rate == 0.5,
         f"model.routing.rate is {routing.rate}, and {told}",
     )
     expect(held or objective.rate.start is None, f"objective.rate leads to a rate, and {told}")

@@ -12,6 +12,7 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from layerroute.errors import UserError
+from layerroute.routing.serving import held_within
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.router import LayerRouter
 from layerroute.vllm.layers import RoutedLayer, stream, whole
@@ -48,9 +49,9 @@ class RoutedCausalLM:
         self.sites: dict[int, list[tuple[str, str]]] = {}
         self.layers: list[Any] = list(model.model.layers)
         self.anchor = self.layers[self.skip.layers[0]].self_attn.attn  # type: ignore[index]
-        if self.skip.serve == "rate" and self.anchor.attn_backend.get_name() != "CPU_ATTN":
+        if held_within(self.skip.serve) is not None and self.anchor.attn_backend.get_name() != "CPU_ATTN":
             raise UserError(
-                f"serve: rate is kept beside the cache of vLLM's CPU backend, and this is "
+                f"serve: {self.skip.serve} is kept beside the cache of vLLM's CPU backend, and this is "
                 f"{self.anchor.attn_backend.get_name()}; export with --serve threshold"
             )
         for index in self.skip.layers or []:
@@ -94,7 +95,7 @@ class RoutedCausalLM:
         metadata = metadata_of(self.anchor.layer_name)
         if metadata is None:
             return None
-        size = self.anchor.kv_cache.shape[2] if self.skip.serve == "rate" else 0
+        size = self.anchor.kv_cache.shape[2] if held_within(self.skip.serve) is not None else 0
         router: Any = self
         return Step(router.layerroute, positions, input_ids, metadata, self.memory, size)
 

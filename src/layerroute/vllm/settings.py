@@ -5,6 +5,7 @@ from typing import Any
 
 from layerroute.errors import UserError
 from layerroute.exporting.configuration import check_section, vllm_obstacle
+from layerroute.routing.serving import held_within
 from layerroute.skipping.skip_config import SkipConfig
 
 
@@ -43,7 +44,7 @@ def full_depth_from(vllm_config: Any) -> int | None:
         return None
     if type(least) is not int or least < 2:
         raise UserError(f"full_depth_from is a number of requests, 2 or more, and this is {least!r}")
-    if check(vllm_config).serve == "rate":
+    if held_within(check(vllm_config).serve) is not None:
         raise UserError(
             "full_depth_from lets tokens run that should skip, and this router holds its rate (serve: rate); export it "
             "with --serve threshold"

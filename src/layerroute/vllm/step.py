@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerroute.routing.serving import Served
+from layerroute.routing.serving import Served, held_within
 from layerroute.skipping.context import CallContext
 from layerroute.skipping.router import LayerRouter
 
@@ -100,8 +100,9 @@ class Step:
     @cached_property
     def _groups(self) -> list["_Group"]:
         """Tokens that decide together, where thresholds alone are not the whole word; in the order of their turns."""
-        if self.router.config.serve == "rate":
-            return list(self._by_turn(self._block_size))
+        within = held_within(self.router.config.serve)
+        if within is not None:
+            return list(self._by_turn(self._block_size, within))
         return [_Group(self._context(slice(None), None))]
 
     @cached_property
@@ -133,7 +134,7 @@ class Step:
             served=served,
         )
 
-    def _by_turn(self, block_size: int) -> Iterator["_Group"]:
+    def _by_turn(self, block_size: int, within: float) -> Iterator["_Group"]:
         """Requests that decide together: equally many tokens, and none waits for what another of them decides.
 
         The engine shares a block from when it is scheduled. So a request may continue a prefix that another one
@@ -160,7 +161,7 @@ class Step:
             context = self._context(rows, None)
             always = self.router.sinks(context) if self.router.has_sinks else None
             # To the module, a request has one token behind it: the last one, which recalls all before.
-            context.served = Served(always=always, memory={}, past=1)
+            context.served = Served(within=within, always=always, memory={}, past=1)
             yield _Group(context, rows, data.slot_mapping[rows].long(), last[chosen])
 
     def decide(self, layer: int, hidden: Tensor) -> None:
@@ -168,7 +169,7 @@ class Step:
         # Not all_routings(), which walks through all modules: there may be a router a layer.
         routing: Any = self.router.routings[self.router.deciders[layer]]
         hidden = hidden[: self.tokens]
-        if self.router.config.serve == "threshold" and routing.seen is None:
+        if held_within(self.router.config.serve) is None and routing.seen is None:
             ids = None if self.token_ids is None else self.token_ids[None]
             run = routing.expensive(hidden[None], positions=self.positions[None], token_ids=ids)[0]
             if self._always is not None:

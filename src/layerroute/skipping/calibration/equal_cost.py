@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layerroute.precision import choose_precision
 from layerroute.routing.module import Routing
+from layerroute.routing.serving import held_within
 from layerroute.skipping.calibration.arms import evaluate_arms, installed
 from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
@@ -97,7 +98,7 @@ def serve_at(
     """
     known = [] if known is None else known
     router = get_router(model)
-    if router.config.serve == "rate":
+    if held_within(router.config.serve) is not None:
         return _ask(model, ids, share, precision, passes, known)
     moved = [routing for routing in router.all_routings() if routing.router is not None]
     with _movable(moved) as held:

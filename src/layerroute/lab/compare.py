@@ -8,16 +8,17 @@ from typing import Any
 from layerroute.errors import UserError
 from layerroute.lab.agreement import agreement_table
 from layerroute.lab.arms import Arm, alike_besides, arm_named, group_arms
+from layerroute.lab.at_cost import at_cost_table, at_equal_cost
 from layerroute.lab.controls import ControlCheck, check_control
-from layerroute.lab.equal_cost import EqualCost, agreed, as_they_are, deciding, equal_cost, equal_cost_table
 from layerroute.lab.fairness import choose_subject, data_identity, no_verdict, served_apart, unequal
 from layerroute.lab.format import listing, plural, plus_minus
-from layerroute.lab.pairs import Pair, judge
-from layerroute.lab.question import Outcome, Question, question_of, questions
+from layerroute.lab.pairs import Pair, agreed, deciding, judge
+from layerroute.lab.question import Question, question_of, questions
 from layerroute.lab.runs import Run
 from layerroute.lab.table import Table
 from layerroute.lab.tables import differences, main_table, positions_table
 from layerroute.lab.tokens import arms_table, groups_table, layers_table, token_groups
+from layerroute.outcomes import Outcome
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,23 +110,20 @@ class Comparison:
         return [one.name for one in self.question.controls if not there & set(one.kinds or ())]
 
     @cached_property
-    def equal_costs(self) -> list[EqualCost]:
+    def equal_costs(self) -> list[Pair]:
         """Routing and controls at equal executed FLOPs, read off at each other's cost."""
         if not self.same_data or self.question.rate_key is None:
             return []
-        return equal_cost(self._at_rates(learned=True), self._at_rates(learned=False))
+        return at_equal_cost(self.question, self._at_rates(learned=True), self._at_rates(learned=False))
 
-    def _at_rates(self, *, learned: bool) -> dict[str, list[Arm]]:
-        """Completed routed arms, or controls: those together that differ in the rate alone; by the shortest label."""
+    def _at_rates(self, *, learned: bool) -> list[list[Arm]]:
+        """Completed routed arms, or controls: those together that differ in the rate alone."""
         arms = [arm for arm in self.completed if (arm.kind.learned if learned else arm.kind.control)]
         key = self.question.rate_key
-        groups = [[arm] for arm in arms] if key is None else alike_besides(arms, [key])
-        return {
-            min((arm.label for arm in group), key=lambda name: (len(name), name)): group for group in groups
-        }
+        return [[arm] for arm in arms] if key is None else alike_besides(arms, [key])
 
     @cached_property
-    def _held(self) -> list[tuple[Arm, list[EqualCost]]]:
+    def _held(self) -> list[tuple[Arm, list[Pair]]]:
         """The subject against the nearest arm of every control at equal cost.
 
         As they are where they cost the same, else read off, both ways where there are two; an empty list where neither
@@ -137,29 +135,30 @@ class Comparison:
         own = subject.executed_share or 0.0
         families = [
             sorted(family, key=lambda arm: abs((arm.executed_share or 0.0) - own))
-            for family in self._at_rates(learned=False).values()
+            for family in self._at_rates(learned=False)
         ]
         return [(family[0], self._at_equal_cost(subject, family)) for family in families]
 
     @cached_property
-    def judged(self) -> list[tuple[Arm, list[EqualCost]]]:
+    def judged(self) -> list[tuple[Arm, list[Pair]]]:
         """What the verdict against controls rests on: all of them, or the baseline alone."""
         if self.subject is None or self.baseline is None:
             return self._held
         return [(self.baseline, self._at_equal_cost(self.subject, [self.baseline]))]
 
-    def _at_equal_cost(self, subject: Arm, family: Sequence[Arm]) -> list[EqualCost]:
+    def _at_equal_cost(self, subject: Arm, family: Sequence[Arm]) -> list[Pair]:
         if not self.same_data:
             return []
         if not no_verdict(subject, family[0]):
-            return [as_they_are(subject, family[0])]
-        routed = [one for one in self.equal_costs if one.at in family and subject in (one.low, one.high)]
-        control = [
+            return judge(self.question, [(subject, family[0], ())], primary=False)
+        found = [
             one
             for one in self.equal_costs
-            if one.at is subject and one.low is not subject and (one.low in family or one.high in family)
+            if subject in one.ends("subject") and any(arm in family for arm in one.ends("rival"))
         ]
-        return [*sorted(routed, key=lambda one: family.index(one.at))[:1], *control]
+        read = [one for one in found if one.reading and one.reading.side == "rival"]
+        beside = [one for one in found if one not in read]
+        return [*sorted(beside, key=lambda one: family.index(one.rival))[:1], *read]
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -169,7 +168,12 @@ class Comparison:
             found |= question.tables(self) if question.tables else {}
         found |= {
             "positions": positions_table(self.arms),
-            "equal_cost": equal_cost_table(self.equal_costs, self.question.metric),
+            "equal_cost": at_cost_table(
+                self.equal_costs,
+                name="Table of equal cost",
+                title="Validation loss of routing less that of controls at equal executed FLOPs",
+                gain="Loss falls",
+            ),
         }
         return {name: table for name, table in found.items() if table is not None}
 
@@ -192,7 +196,7 @@ class Comparison:
         return {name: table for name, table in found.items() if table is not None}
 
     @property
-    def outcome(self) -> str | None:
+    def outcome(self) -> Outcome | None:
         """The verdict on the primary comparison; None where there is nothing to compare.
 
         Against controls: ``wins`` if the subject beats every one at equal cost, ``loses`` if one beats it, else what is
@@ -200,10 +204,12 @@ class Comparison:
         """
         if self.question.against == "baseline":
             return None if self.primary is None else self.primary.outcome
-        found = [agreed(entries) for _, entries in self.judged if entries]
+        found = {agreed(entries) for _, entries in self.judged if entries}
         if not found or (self.missing and self.baseline is None):
             return None
-        return "loses" if "loses" in found else "cannot be told" if set(found) - {"wins"} else "wins"
+        if Outcome.LOSES in found:
+            return Outcome.LOSES
+        return Outcome.WINS if found == {Outcome.WINS} else Outcome.NO_DIFFERENCE
 
     @property
     def verdict(self) -> str:
@@ -241,7 +247,7 @@ class Comparison:
             return f"{said[0]} The runs saw different data, so there is no verdict.".strip()
         told = {arm: entries for arm, entries in self.judged if entries}
         if told:
-            parts = [self._phrase(arm, entries) for arm, entries in told.items()]
+            parts = [_phrase(entries) for entries in told.values()]
             said.append(f"At equal executed FLOPs it {listing(parts)}.")
         without = [
             f"{arm.label} ({listing(no_verdict(subject, arm))})"
@@ -250,35 +256,12 @@ class Comparison:
         ]
         if without:
             said.append(f"No verdict against {listing(without)}.")
-        gaps = {entries[0].control: entries[0].gap for entries in told.values()}
+        gaps = {entries[0].rival.label: entries[0].difference for entries in told.values()}
         alone = [label for label, gap in gaps.items() if gap is not None and len(gap.seeds) == 1]
         if alone:
             against = "" if len(alone) == len(gaps) else f" against {listing(alone)}"
             said.append(f"One seed{against}: the intervals are over text, not over seeds.")
         return " ".join(filter(None, said))
-
-    def _phrase(self, rival: Arm, entries: Sequence[EqualCost]) -> str:
-        """``beats greedy (−0.02 nats, 95% −0.03 to −0.01)``: numbers of the reading that decides."""
-        one, subject = deciding(entries), self.subject
-        assert subject is not None
-        pair = Pair(question=self.question, subject=subject, rival=rival, difference=one.gap)
-        facts = {**pair.facts, "second": one.control}
-        if one.gap is None:
-            return self.question.phrases[Outcome.UNPAIRED].format_map(facts)
-        if one.low is not one.high:
-            facts["amount"] += f"; read off {one.how}"
-        outcome = {"wins": Outcome.WINS, "loses": Outcome.LOSES}.get(agreed(entries))
-        if outcome is not None:
-            return self.question.phrases[outcome].format_map(facts)
-        said = {entry.outcome for entry in entries}
-        if {"wins", "loses"} <= said:
-            return f"cannot be told from {one.control} (it wins read off one way, and loses the other)"
-        if any(entry.outcome.endswith("as read") for entry in entries):
-            doubt = ", and the straight line there may have made the difference"
-            return f"cannot be told from {one.control} ({facts['amount']}{doubt})"
-        if one.gap.detectable is None:
-            return f"cannot be told from {one.control} ({facts['amount']})"
-        return self.question.phrases[Outcome.NO_DIFFERENCE].format_map(facts)
 
     @property
     def caveats(self) -> list[str]:
@@ -343,6 +326,14 @@ class Comparison:
             "notes": list(self.notes),
             "tables": {name: table.to_dict() for name, table in self.tables.items()},
         }
+
+
+def _phrase(readings: Sequence[Pair]) -> str:
+    """``beats greedy (−0.02 nats, 95% −0.03 to −0.01)``: numbers of the reading that decides."""
+    one = deciding(readings)
+    if one.outcome.certain and one.outcome is not agreed(readings):
+        return f"cannot be told from {one.rival.label} (it wins read off one way, and loses the other)"
+    return one.phrase
 
 
 def loss_text(arm: Arm) -> str:

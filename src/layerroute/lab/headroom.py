@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from layerroute.lab.equal_cost import read_off
+from layerroute.lab.fairness import same_cost
+from layerroute.lab.reading import between, read_off
 from layerroute.lab.statistics import LEVEL, bootstrap
 
 WORTH = 0.01
@@ -30,12 +31,17 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
     """
     found: list[dict[str, float] | None] = []
     for row in rows:
-        place = read_off(row["static"], lambda arm: arm["executed"], row["influence"]["executed"])
+        place = read_off(
+            row["static"],
+            row["influence"],
+            lambda arm: arm["executed"],
+            lambda one, other: same_cost(one["executed"], other["executed"]),
+        )
         if place is None:
             found.append(None)
             continue
         low, high, weight = place
-        static = (1 - weight) * np.asarray(low["window_losses"]) + weight * np.asarray(high["window_losses"])
+        static = between(low["window_losses"], high["window_losses"], weight)
         differences = np.subtract(row["influence"]["window_losses"], static)
         ends = bootstrap(differences, level=1 - (1 - LEVEL) / len(rows))
         found.append({"mean": float(differences.mean()), "low": float(ends[0]), "high": float(ends[1])})

@@ -1,33 +1,30 @@
 """Two arms held against each other: what the numbers say, in words that never claim more than they carry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import no_verdict, same_data, unequal_cost, unlike_treatment
 from layerroute.lab.format import MISSING, listing, plural, probability
-from layerroute.lab.question import SENTENCES, Outcome, Question
-from layerroute.lab.statistics import (
-    SIGNIFICANT,
-    Difference,
-    by_seed,
-    by_seed_and_window,
-    by_window,
-    holm,
-)
+from layerroute.lab.question import SENTENCES, Question
+from layerroute.lab.reading import Reading
+from layerroute.lab.statistics import Difference, by_seed, by_seed_and_window, by_window, holm
+from layerroute.outcomes import Outcome, Side, outcome_of
 
 ENOUGH_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """``subject`` against ``rival``: the difference in the question's metric, subject less rival.
+    """``subject`` against ``rival`` at one cost: the difference in the question's metric, subject less rival.
 
     Attributes:
         p_adjusted: Holm's correction over the comparisons that the question corrects together, the plain p of others;
             None where there is no verdict.
         roles: what the rival is to the subject.
+        reading: where one of the two is read off, at the cost of the other; it then stands for its arms of all costs.
     """
 
     question: Question
@@ -37,6 +34,25 @@ class Pair:
     p_adjusted: float | None = None
     primary: bool = False
     roles: tuple[str, ...] = ()
+    reading: Reading | None = None
+
+    def ends(self, side: Side) -> tuple[Arm, ...]:
+        """The arm of a side, or the two between which it is read off."""
+        if self.reading is not None and self.reading.side == side:
+            return self.reading.low, self.reading.high
+        return (self.subject if side == "subject" else self.rival,)
+
+    @property
+    def at(self) -> Arm:
+        """The arm whose cost it is: the one that is not read off, and the subject where neither is."""
+        return self.rival if self.reading is not None and self.reading.side == "subject" else self.subject
+
+    @property
+    def how(self) -> str:
+        """How the costs were made equal."""
+        if self.reading is None:
+            return "neither: equal cost"
+        return f"{'routing' if self.reading.side == 'subject' else 'the rival'}, {self.reading}"
 
     @property
     def ahead(self) -> bool:
@@ -48,21 +64,29 @@ class Pair:
     @cached_property
     def outcome(self) -> Outcome:
         """The verdict."""
-        found = self.difference
+        return outcome_of(
+            None if self.difference is None else self.difference.interval,
+            p=self.p_adjusted,
+            lower_is_better=self.question.metric.lower_is_better,
+            read_off=None if self.reading is None else self.reading.side,
+            barred=None if self.reading else self._barred(),
+        )
+
+    def _barred(self) -> Outcome | None:
         if not (self.subject.completed and self.rival.completed):
             return Outcome.UNFINISHED
         if not same_data(self.subject, self.rival):
             return Outcome.OTHER_DATA
         if unlike_treatment(self.subject, self.rival):
             return Outcome.UNALIKE
-        if unequal_cost(self.subject, self.rival):
-            return Outcome.UNEQUAL_COST
-        return outcome_of(found, self.p_adjusted, self.ahead)
+        return Outcome.UNEQUAL_COST if unequal_cost(self.subject, self.rival) else None
 
     @property
     def word(self) -> str:
         """The verdict for a cell."""
-        return self.question.words.get(self.outcome, str(self.outcome)).format_map(self.facts)
+        plain = self.outcome.plain
+        word = self.question.words.get(plain, str(plain)).format_map(self.facts)
+        return word if plain is self.outcome else f"{word}, as read"
 
     @property
     def sentence(self) -> str:
@@ -93,12 +117,13 @@ class Pair:
                 ]
             ),
             "lacking": listing([arm.label for arm in (self.subject, self.rival) if not arm.completed]),
-            "why": why_unpaired(self.question, self.subject, self.rival),
+            "why": _why_unpaired(self),
             "enough": str(ENOUGH_SEEDS),
             "p": probability(self.p_adjusted),
             "side": "ahead of" if self.ahead else "behind",
             "more": "more" if found is not None and found.mean > 0 else "less",
             "mean": MISSING,
+            "amount": "not paired",
             "seen": "",
             "alone": "",
         }
@@ -110,7 +135,8 @@ class Pair:
         return facts | {
             "mean": mean,
             "size": f"{metric.size(abs(found.mean))}{metric.unit}",
-            "amount": f"{mean}, 95% {low} to {high}",
+            "ends": f"95% {low} to {high}",
+            "amount": f"{mean}, 95% {low} to {high}{f'; read off {self.how}' if self.reading else ''}",
             "interval": f"{mean}, 95% interval {low} to {high}, {plural(seeds, 'seed')}, paired{windows}",
             "detectable": f"{metric.size(found.detectable)}{metric.unit}",
             "least": metric.size(found.detectable),
@@ -124,31 +150,27 @@ class Pair:
         }
 
 
-def outcome_of(found: Difference | None, p_adjusted: float | None, ahead: bool) -> Outcome:
-    """What a difference says where nothing forbids a verdict; without p values its interval decides."""
-    if found is None:
-        return Outcome.UNPAIRED
-    if found.low is None or found.high is None:
-        return Outcome.ONE_SEED
-    if p_adjusted is None:
-        certain = alone = found.low > 0 or found.high < 0
-    else:
-        certain = p_adjusted < SIGNIFICANT
-        alone = found.p_value is not None and found.p_value < SIGNIFICANT
-    if not certain:
-        return Outcome.NOT_CORRECTED if alone else Outcome.NO_DIFFERENCE
-    return Outcome.WINS if ahead else Outcome.LOSES
-
-
-def difference(question: Question, subject: Arm, rival: Arm) -> Difference | None:
+def difference(
+    question: Question, subject: Arm, rival: Arm, reading: Reading | None = None
+) -> Difference | None:
     """How far two arms are apart in the metric: by seed and window where both are recorded for all common seeds."""
     metric = question.metric
-    ours, theirs = (metric.by_window(arm) if metric.by_window else {} for arm in (subject, rival))
+    ours, theirs = _sides(metric.by_window, subject, rival, reading) if metric.by_window else ({}, {})
     if question.text_alone:
         return by_window(ours, theirs) if same_data(subject, rival) else None
-    alone = by_seed(metric.by_seed(subject), metric.by_seed(rival))
+    alone = by_seed(*_sides(metric.by_seed, subject, rival, reading))
     crossed = by_seed_and_window(ours, theirs)
     return crossed if crossed is not None and alone is not None and crossed.seeds == alone.seeds else alone
+
+
+def _sides(
+    measure: Callable[[Arm], Mapping[int, Any]], subject: Arm, rival: Arm, reading: Reading | None
+) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
+    """A metric of both, of one of them where it is read off."""
+    if reading is None:
+        return measure(subject), measure(rival)
+    read = reading.of(measure)
+    return (read, measure(rival)) if reading.side == "subject" else (measure(subject), read)
 
 
 def judge(question: Question, pairs: Sequence[tuple[Arm, Arm, tuple[str, ...]]], primary: bool) -> list[Pair]:
@@ -162,28 +184,53 @@ def judge(question: Question, pairs: Sequence[tuple[Arm, Arm, tuple[str, ...]]],
             question=question,
             subject=subject,
             rival=rival,
-            difference=(apart := difference(question, subject, rival)),
-            p_adjusted=None if apart is None else apart.p_value,
+            difference=difference(question, subject, rival),
             primary=primary and index == 0,
             roles=roles,
         )
         for index, (subject, rival, roles) in enumerate(pairs)
     ]
-    if question.correction != "none":
-        others = [index for index, pair in enumerate(found) if not pair.primary]
-        for index, p in zip(others, holm([found[index].p_adjusted for index in others]), strict=True):
-            found[index] = replace(found[index], p_adjusted=p)
+    found = corrected(question, found)
     # Pairs without a verdict count in the correction: which they are must not make the others surer.
     return [replace(one, p_adjusted=None) if no_verdict(one.subject, one.rival) else one for one in found]
 
 
-def why_unpaired(question: Question, subject: Arm, rival: Arm) -> str:
+def corrected(question: Question, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs with their p values, of those besides the primary one corrected for their number where the question asks.
+
+    Without p values, which windows of one seed do not have, the interval alone decides.
+    """
+    p_values = [None if one.difference is None else one.difference.p_value for one in pairs]
+    if question.correction != "none":
+        others = [index for index, pair in enumerate(pairs) if not pair.primary]
+        for index, p in zip(others, holm([p_values[index] for index in others]), strict=True):
+            p_values[index] = p
+    return [replace(one, p_adjusted=p) for one, p in zip(pairs, p_values, strict=True)]
+
+
+def agreed(readings: Sequence[Pair]) -> Outcome:
+    """What several readings of one comparison say: what one says and all others bear out, else it cannot be told."""
+    said = {one.outcome for one in readings}
+    for outcome in (Outcome.WINS, Outcome.LOSES):
+        if outcome in said and {one.plain for one in said} == {outcome}:
+            return outcome
+    return Outcome.NO_DIFFERENCE
+
+
+def deciding(readings: Sequence[Pair]) -> Pair:
+    """The reading whose numbers are told: the first that says what all say together, else the first that is open."""
+    wanted = agreed(readings)
+    ranked = sorted(readings, key=lambda one: (one.outcome is not wanted, one.outcome.certain))
+    return ranked[0]
+
+
+def _why_unpaired(pair: Pair) -> str:
     """Why two arms cannot be paired by window, in a few words; empty where windows are not asked for."""
-    metric = question.metric
-    if not question.text_alone or metric.by_window is None:
+    metric = pair.question.metric
+    if not pair.question.text_alone or metric.by_window is None:
         return ""
-    ours, theirs = metric.by_window(subject), metric.by_window(rival)
-    lacking = [arm.label for arm, losses in ((subject, ours), (rival, theirs)) if not losses]
+    ours, theirs = _sides(metric.by_window, pair.subject, pair.rival, pair.reading)
+    lacking = [arm.label for arm, losses in ((pair.subject, ours), (pair.rival, theirs)) if not losses]
     if lacking:
         return f"no losses by window of {listing(lacking)}"
     if not set(ours) & set(theirs):

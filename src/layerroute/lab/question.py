@@ -7,7 +7,6 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,35 +16,10 @@ from layerroute.lab.format import listing, number, signed
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import WindowLosses
 from layerroute.lab.table import Table
+from layerroute.outcomes import Outcome
 
 if TYPE_CHECKING:
     from layerroute.lab.compare import Comparison
-
-
-class Outcome(StrEnum):
-    """What can be said about one arm against another."""
-
-    WINS = "wins"
-    LOSES = "loses"
-    NO_DIFFERENCE = "no difference within noise"
-    NOT_CORRECTED = "no difference once corrected"
-    ONE_SEED = "one seed: cannot tell"
-    UNPAIRED = "no seed in common: cannot tell"
-    OTHER_DATA = "different data: not comparable"
-    UNALIKE = "no verdict: not treated alike"
-    UNEQUAL_COST = "no verdict: unequal cost"
-    UNFINISHED = "no completed run: cannot tell"
-
-    @property
-    def certain(self) -> bool:
-        """Whether the numbers carry a statement about which arm is better."""
-        return self in (Outcome.WINS, Outcome.LOSES)
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the two arms may be compared at all, however little their numbers tell."""
-        return self not in (Outcome.OTHER_DATA, Outcome.UNALIKE, Outcome.UNEQUAL_COST, Outcome.UNFINISHED)
-
 
 _NO_VERDICT = "There is no verdict on {first} against {second}: {reasons}.{seen}{alone}"
 SENTENCES: Mapping[Outcome, str] = {
@@ -79,7 +53,19 @@ PHRASES: Mapping[Outcome, str] = {
     Outcome.WINS: "beats {second} ({amount})",
     Outcome.LOSES: "loses to {second} ({amount})",
     Outcome.NO_DIFFERENCE: "cannot be told from {second} ({amount}; a difference below about {least} would go unseen)",
+    **dict.fromkeys(
+        (Outcome.WINS_AS_READ, Outcome.LOSES_AS_READ),
+        "cannot be told from {second} ({amount}, and the straight line there may have made the difference)",
+    ),
+    Outcome.NOT_CORRECTED: (
+        "is {side} {second} ({amount}), but p = {p} when corrected for the number of comparisons"
+    ),
+    Outcome.ONE_SEED: "is {mean} from {second} with one seed, which may be chance",
     Outcome.UNPAIRED: "cannot be paired with {second} ({why})",
+    Outcome.OTHER_DATA: "saw other data than {second}",
+    Outcome.UNALIKE: "has no verdict against {second} ({mean}; {reasons})",
+    Outcome.UNEQUAL_COST: "has no verdict against {second} ({mean}; {reasons})",
+    Outcome.UNFINISHED: "has no verdict against {second} (no run of {lacking} completed)",
 }
 """What is said of the subject against each of several controls."""
 

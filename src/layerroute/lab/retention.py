@@ -14,6 +14,7 @@ from layerroute.lab.fairness import SAME_COST_TEXT, same_cost
 from layerroute.lab.format import MISSING, number, percent, points, signed
 from layerroute.lab.statistics import DRAWS, bootstrap
 from layerroute.lab.table import Cell, Field, Table, cells, figures, interval, plain, words
+from layerroute.outcomes import Outcome, outcome_of
 
 Floats = NDArray[np.float64]
 
@@ -68,21 +69,22 @@ class Change:
     executed_reference: float | None = None
 
     @property
-    def better(self) -> str:
-        """``better``, ``worse`` or ``cannot be told``: whether the interval of the difference is on one side of 0.
+    def outcome(self) -> Outcome:
+        """What the interval of the difference says; no verdict where the two did not execute as many FLOPs."""
+        ends = (self.difference_low, self.difference_high) if self.documents > 1 else (None, None)
+        return outcome_of(
+            ends,
+            lower_is_better=self.metric == PERPLEXITY,
+            barred=None if same_cost(self.executed, self.executed_reference) else Outcome.UNEQUAL_COST,
+        )
 
-        No verdict where the two did not execute as many FLOPs.
-        """
-        if not same_cost(self.executed, self.executed_reference):
+    @property
+    def better(self) -> str:
+        """The outcome in a word: ``better``, ``worse``, ``cannot be told``, or why there is no verdict."""
+        if self.outcome is Outcome.UNEQUAL_COST:
             counted = self.executed is not None and self.executed_reference is not None
             return f"no verdict: {'unequal FLOPs' if counted else 'FLOPs not counted'}"
-        if self.documents < 2:
-            return "cannot be told"
-        low, high = sorted(
-            (-1 if self.metric == PERPLEXITY else 1) * end
-            for end in (self.difference_low, self.difference_high)
-        )
-        return "better" if low > 0 else "worse" if high < 0 else "cannot be told"
+        return {Outcome.WINS: "better", Outcome.LOSES: "worse"}.get(self.outcome, str(Outcome.NO_DIFFERENCE))
 
 
 def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: int = DRAWS) -> Change:

@@ -28,7 +28,6 @@ WindowLosses = Mapping[int, Sequence[float] | Floats]
 
 LEVEL = 0.95
 POWER = 0.80
-SIGNIFICANT = 0.05
 DRAWS = 10_000
 FEWEST_WINDOWS = 8
 _QUANTILES = 4000
@@ -64,6 +63,11 @@ class Difference:
     p_value: float | None = None
     detectable: float | None = None
     windows: int = 0
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """Both ends."""
+        return self.low, self.high
 
 
 def t_interval(values: Sequence[float]) -> Estimate | None:

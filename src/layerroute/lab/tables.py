@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.fairness import SAME_COST_TEXT, unequal, unlike_notes
@@ -10,13 +10,11 @@ from layerroute.lab.format import MISSING, count, listing, number, plus_minus, p
 from layerroute.lab.pairs import Pair
 from layerroute.lab.question import LOSS, Metric
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import Difference, Estimate
+from layerroute.lab.statistics import Estimate
 from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, text_cells, words
 
 if TYPE_CHECKING:
     from layerroute.lab.compare import Comparison
-
-T = TypeVar("T")
 
 DIFFERENT_DATA = "The runs saw different data or tokenizers: their losses are NOT comparable."
 
@@ -105,32 +103,22 @@ def main_table(comparison: "Comparison") -> Table:
     )
 
 
-def difference_fields(of: Callable[[T], Difference | None], metric: Metric) -> dict[str, Field[T]]:
-    """Columns of a difference in a metric, by short name."""
+def pair_fields(metric: Metric) -> dict[str, Field[Pair]]:
+    """Columns about a pair of arms, by short name."""
 
-    def part(item: T, name: str) -> float | None:
-        found: float | None = getattr(of(item), name, None)
+    def part(pair: Pair, name: str) -> float | None:
+        found: float | None = getattr(pair.difference, name, None)
         return found
 
     return {
-        "mean": figures(metric.column, lambda item: part(item, "mean"), metric.show),
-        "interval": cells(
-            "95% interval", lambda item: interval(part(item, "low"), part(item, "high"), metric.show)
-        ),
-        "detectable": figures("Detectable", lambda item: part(item, "detectable"), metric.size),
-    }
-
-
-def pair_fields(metric: Metric) -> dict[str, Field[Pair]]:
-    """Columns about a pair of arms, by short name."""
-    by_name: dict[str, Field[Pair]] = difference_fields(lambda pair: pair.difference, metric)
-    return {
         "arms": words("Comparison", lambda pair: f"{pair.subject.label} − {pair.rival.label}"),
         "seeds": figures("Seeds", lambda pair: len(pair.difference.seeds) if pair.difference else 0, plain),
-        "mean": by_name["mean"],
-        "interval": by_name["interval"],
+        "mean": figures(metric.column, lambda pair: part(pair, "mean"), metric.show),
+        "interval": cells(
+            "95% interval", lambda pair: interval(part(pair, "low"), part(pair, "high"), metric.show)
+        ),
         "p": figures("p", lambda pair: pair.p_adjusted, probability),
-        "detectable": by_name["detectable"],
+        "detectable": figures("Detectable", lambda pair: part(pair, "detectable"), metric.size),
     }
 
 

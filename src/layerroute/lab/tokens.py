@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from layerroute.lab.format import percent, probability
 from layerroute.lab.runs import TokenRoutes
-from layerroute.lab.statistics import SIGNIFICANT, bootstrap, holm, permutation_test
+from layerroute.lab.statistics import bootstrap, holm, permutation_test
 from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, words
+from layerroute.outcomes import SIGNIFICANT
 
 Floats = NDArray[np.float64]
 

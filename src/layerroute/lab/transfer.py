@@ -1,11 +1,11 @@
 """What a transfer record comes to: a row a text, and a sentence a budget. No verdict without equal executed FLOPs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from layerroute.lab.equal_cost import said_of
-from layerroute.lab.format import percent, signed
+from layerroute.lab.format import listing, percent, signed
 from layerroute.lab.table import Table, cells, figures, interval, words
+from layerroute.outcomes import Outcome, outcome_at_equal_cost
 
 GREEDY = ("static_block_greedy", "static_greedy")
 """The controls that are told beside the best one, of whole layers and of the unit."""
@@ -39,7 +39,7 @@ def greedy_of(row: Mapping[str, Any]) -> Mapping[str, float] | None:
 def _least_lead(row: Mapping[str, Any], arms: Sequence[str]) -> str | None:
     found = {arm: gap for arm in arms if (gap := gap_of(row, arm)) is not None}
     least = max(found, key=lambda arm: found[arm]["mean"], default=None)
-    if least is None or said_of(found[least]) != "loses":
+    if least is None or outcome_at_equal_cost(found[least]) is not Outcome.LOSES:
         return next((arm for arm in arms if arm not in found), least)
     return least
 
@@ -75,7 +75,7 @@ def transfer_table(record: Mapping[str, Any]) -> Table:
             cells("95% interval", lambda row: interval(low(row), high(row), signed)),
             figures("Worst", of("worst"), lambda value: signed(value, 2)),
             figures("Routed − greedy", lambda row: (greedy_of(row) or {}).get("mean"), signed),
-            words("Routing", lambda row: said_of(lead_of(row))),
+            words("Routing", lambda row: outcome_at_equal_cost(lead_of(row))),
         ],
         sorted(record["rows"], key=lambda one: (one["budget"], one["home"])),
         notes=NOTES,
@@ -108,14 +108,18 @@ def _sentence(where: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mean = sum(gap["mean"] for gap in gaps.values()) / len(gaps)
     worst = max(gaps, key=lambda kind: gaps[kind]["mean"])
     window = max(gaps, key=lambda kind: gaps[kind]["worst"])
-    count = [
-        sum(said_of(gap) == word for gap in gaps.values()) for word in ("wins", "cannot be told", "loses")
-    ]
     return (
-        f"{where}: routing wins on {count[0]}, cannot be told on {count[1]}, loses on {count[2]} of {len(gaps)} texts; "
+        f"{where}: routing {_counts(gaps.values())}; "
         f"mean {signed(mean)} nats, least lead on {worst} ({signed(gaps[worst]['mean'])}), worst window "
         f"{signed(gaps[window]['worst'], 2)} ({window}).{without}"
     )
+
+
+def _counts(gaps: Collection[Mapping[str, Any]]) -> str:
+    """``wins on 3, cannot be told on 1 and loses on 0 of 4 texts``."""
+    said = [outcome_at_equal_cost(gap) for gap in gaps]
+    counted = [f"{one} on {said.count(one)}" for one in (Outcome.WINS, Outcome.NO_DIFFERENCE, Outcome.LOSES)]
+    return f"{listing(counted)} of {len(said)} texts"
 
 
 def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -124,11 +128,9 @@ def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     gaps = [(row["kind"], gap) for row in rows if (gap := lead_of(row)) is not None]
     good, doubts = "Not measured: no text has a verdict at equal FLOPs.", []
     if gaps:
-        said = [said_of(gap) for _, gap in gaps]
         worst, least = max(gaps, key=lambda one: one[1]["mean"])
         good = (
-            f"Against the best static arm at equal FLOPs it wins on {said.count('wins')}, cannot be told on "
-            f"{said.count('cannot be told')} and loses on {said.count('loses')} of {len(said)} texts (worst: {worst}, "
+            f"Against the best static arm at equal FLOPs it {_counts([gap for _, gap in gaps])} (worst: {worst}, "
             f"{signed(least['mean'])} nats)."
         )
     if len(rows) > len(gaps):

@@ -8,8 +8,8 @@ from layerroute.capabilities.attention.tables import bigram_sentence
 from layerroute.errors import UserError
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
-from layerroute.lab.question import Outcome
 from layerroute.lab.runs import Run
+from layerroute.outcomes import Outcome
 from tests.unit.lab.record_factory import record, sites
 
 SEEDS = (42, 43, 44)

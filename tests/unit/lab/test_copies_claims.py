@@ -10,14 +10,14 @@ import pytest
 
 from layerroute.capabilities.attention.words import words
 from layerroute.capabilities.copies.question import QUESTION, losses, window_losses
-from layerroute.lab.at_cost import at_equal_cost
+from layerroute.lab.at_cost import by_kind
 from layerroute.lab.claims import briefly, claims
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.pairs import Pair
-from layerroute.lab.question import Outcome
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import WindowLosses
+from layerroute.outcomes import Outcome
 from tests.unit.lab.record_factory import record
 
 TOKENS = [4, 0, 12, *[8] * 9]
@@ -89,7 +89,7 @@ def test_the_router_is_held_against_every_rival_at_equal_cost() -> None:
     }
     assert {name: pair.word.partition(":")[0] for name, pair in found.items()} == {
         "random": "copies better",
-        "periodic": "no difference within noise",
+        "periodic": "cannot be told",
         "narrow": "copies worse",
         "window": "copies better",
         "all_softmax": "no verdict",
@@ -98,9 +98,9 @@ def test_the_router_is_held_against_every_rival_at_equal_cost() -> None:
     difference = found["random"].difference
     assert difference is not None and difference.windows == len(TOKENS)
     assert difference.mean == pytest.approx(-0.4, abs=0.01)
-    assert {one.how: one.word for one in at_equal_cost(QUESTION, comparison.arms)} == {
+    assert {one.rival.label: one.word for one in by_kind(QUESTION, comparison.arms)} == {
         "random": "copies better",
-        "periodic": "no difference within noise",
+        "periodic": "cannot be told",
         "window": "copies better",
         "narrow": "copies worse",
     }

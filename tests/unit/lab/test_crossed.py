@@ -12,9 +12,9 @@ from scipy import stats
 from layerroute.capabilities.attention.question import QUESTION
 from layerroute.lab.arms import Arm
 from layerroute.lab.pairs import judge
-from layerroute.lab.question import Outcome
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import by_seed_and_window, crossed_test, effect_in_errors
+from layerroute.outcomes import Outcome
 from tests.unit.lab.record_factory import record
 
 STUDIES, WINDOWS = 1000, 64

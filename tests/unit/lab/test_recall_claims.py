@@ -10,7 +10,7 @@ import pytest
 
 from layerroute.capabilities.recall.measures import recall_by_seed
 from layerroute.capabilities.recall.question import QUESTION, recall_sentence
-from layerroute.lab.at_cost import at_equal_cost
+from layerroute.lab.at_cost import by_kind
 from layerroute.lab.claims import claims
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_runs
@@ -93,7 +93,7 @@ def test_what_is_said_follows_from_the_seeds() -> None:
     assert best.word == "recalls more"
     assert best.difference is not None
     assert best.difference.mean == pytest.approx(0.70 - 0.005 / 3)
-    assert pairs["dynamic", "static at its FLOPs"].word == "no difference within noise"
+    assert pairs["dynamic", "static at its FLOPs"].word == "cannot be told"
     (sentence,) = comparison.answers_beside
     assert "recalls more than random (+69.8 points, 95% " in sentence
     assert "cannot be told from narrow" in sentence and "points would go unseen" in sentence
@@ -150,7 +150,7 @@ def test_what_only_one_comparison_would_have_shown_is_said_so() -> None:
     assert doubtful.phrase.startswith("is ahead of random (+69.8 points")
     assert doubtful.phrase.endswith("but p = 0.090 when corrected for the number of comparisons")
     noisy = next(pair for pair in claims(QUESTION, study().arms) if pair.rival.label == "narrow")
-    assert replace(noisy, p_adjusted=0.09).word == "no difference within noise"
+    assert replace(noisy, p_adjusted=0.09).word == "cannot be told"
 
 
 # Both costs at once
@@ -181,9 +181,13 @@ def priced(**changed: tuple[float, float, float]) -> Comparison:
 
 def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     comparison = priced()
-    found = {one.how: one for one in at_equal_cost(QUESTION, comparison.arms)}
-    assert set(found) == {"between window and window_more (50% of the way)", "narrow", "random"}
-    read = found["between window and window_more (50% of the way)"]
+    found = {one.rival.label: one for one in by_kind(QUESTION, comparison.arms)}
+    assert {name: one.how for name, one in found.items()} == {
+        "window": "the rival, between window and window_more, 50% of the way",
+        "narrow": "neither: equal cost",
+        "random": "neither: equal cost",
+    }
+    read = found["window"]
     assert read.difference is not None and read.difference.seeds == (1, 2, 3, 4)
     assert read.difference.mean == pytest.approx(0.9 - 0.3, abs=0.01)
     assert read.word == "recalls more, as read", "the line is to the rival's disadvantage, and it is said so"
@@ -191,7 +195,7 @@ def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     assert found["random"].word == "recalls more"
     table = comparison.tables["recall_at_cost"]
     assert [row.cells[-1].text for row in table.rows] == [
-        one.word for one in at_equal_cost(QUESTION, comparison.arms)
+        one.word for one in by_kind(QUESTION, comparison.arms)
     ]
     assert {column.label for column in comparison.tables["recall"].columns} >= {"Bytes/token, read"}
 
@@ -207,12 +211,12 @@ def test_rivals_are_held_against_a_router_at_both_of_its_costs() -> None:
     ],
 )
 def test_a_kind_that_is_not_at_the_cost_gets_no_row(changed: dict[str, tuple[float, float, float]]) -> None:
-    assert {one.how for one in at_equal_cost(QUESTION, priced(**changed).arms)} == {"narrow", "random"}
+    assert {one.rival.label for one in by_kind(QUESTION, priced(**changed).arms)} == {"narrow", "random"}
 
 
 def test_equal_flops_at_more_bytes_are_no_equal_cost() -> None:
     comparison = priced(narrow=(0.99, 2.005e6, 80e3))
-    assert "narrow" not in {one.how for one in at_equal_cost(QUESTION, comparison.arms)}
+    assert "narrow" not in {one.rival.label for one in by_kind(QUESTION, comparison.arms)}
     pair = next(pair for pair in claims(QUESTION, comparison.arms) if pair.rival.label == "random")
     assert pair.word == "recalls more"
     assert ("dynamic", "narrow") not in {

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from layerroute.capabilities.skipping.question import QUESTION
 from layerroute.capabilities.skipping.tables import time_note, time_spread
 from layerroute.errors import UserError
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_skipping
-from layerroute.lab.equal_cost import EqualCost, agreed, deciding
 from layerroute.lab.fairness import same_cost
+from layerroute.lab.pairs import Pair, agreed, deciding
+from layerroute.lab.reading import Reading
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Difference, by_window
+from layerroute.outcomes import Side
 from tests.unit.lab.record_factory import record, sites
 
 WINDOWS = 32
@@ -200,20 +203,22 @@ def priced(token: float, greedy: float, deep: float) -> Comparison:
 
 def costs(found: Comparison) -> dict[tuple[str, str, str], dict[str, Any]]:
     table = found.tables["equal_cost"].to_dict()["rows"]
-    return {(row["Routed"], row["Against"], row["Read off"].partition(",")[0]): row for row in table}
+    return {(row["Router"], row["Against"], row["Read off"].partition(",")[0]): row for row in table}
 
 
 def test_at_equal_flops_one_is_read_off_at_the_others_cost() -> None:
     found = costs(priced(token=0.40, greedy=0.43, deep=0.75))
     # 87.5 % lies 5.5 / 7.5 of the way from token_40 (82 %, 0.70) to token (89.5 %, 0.40): 0.48.
     row = found["token", "greedy", "routing"]
-    assert row["Δ val loss"] == pytest.approx(0.48 - 0.43, abs=0.003) and row["Routing"] == "loses as read"
+    assert (
+        row["Δ val loss"] == pytest.approx(0.48 - 0.43, abs=0.003) and row["The router"] == "loses, as read"
+    )
     assert row["At FLOPs"] == pytest.approx(0.875)
     # 89.5 % lies 2 / 5 of the way from greedy (87.5 %, 0.43) to greedy_15 (92.5 %, 0.28): 0.37.
-    row = found["token", "greedy", "the control"]
-    assert row["Δ val loss"] == pytest.approx(0.40 - 0.37, abs=0.003) and row["Routing"] == "loses"
+    row = found["token", "greedy", "the rival"]
+    assert row["Δ val loss"] == pytest.approx(0.40 - 0.37, abs=0.003) and row["The router"] == "loses"
     assert ("token", "greedy_40", "routing") not in found, "nothing is extrapolated"
-    row = found["token_40", "greedy", "the control"]
+    row = found["token_40", "greedy", "the rival"]
     assert row["Δ val loss"] == pytest.approx(0.70 - (0.75 - 0.32 * 2 / 7.5), abs=0.003)
 
 
@@ -221,7 +226,7 @@ def test_what_is_ahead_at_equal_skip_may_lose_at_equal_flops_and_only_that_is_sa
     found = priced(token=0.40, greedy=0.43, deep=0.75)
     # Two readings say so, and the one that flatters nobody is told.
     assert "it loses to greedy (+0.03" in found.verdict and "beats" not in found.verdict
-    assert "read off the control, between greedy and greedy_15)" in found.verdict
+    assert "read off the rival, between greedy and greedy_15, 40% of the way)" in found.verdict
     assert "it beats greedy (−0." in priced(token=0.30, greedy=0.43, deep=0.75).verdict
     # Behind where routing is read off, ahead where the control is: the line decides, and so nothing does.
     doubtful = priced(token=0.36, greedy=0.43, deep=0.75).verdict
@@ -316,19 +321,40 @@ def test_cost_is_that_of_the_seeds_that_are_compared() -> None:
     assert [entries for _, entries in compare_skipping(alike, subject="token").judged] == [[]]
 
 
-def gap(mean: float, half: float) -> Difference:
-    return Difference(seeds=(1,), by_seed=(mean,), mean=mean, low=mean - half, high=mean + half)
+def read(side: Side | None, mean: float, half: float) -> Pair:
+    """Routing less a control, one of them read off or neither."""
+    low, high = Arm(label="low", runs=()), Arm(label="high", runs=())
+    return Pair(
+        question=QUESTION,
+        subject=Arm(label="token", runs=()),
+        rival=Arm(label="greedy", runs=()),
+        difference=Difference(seeds=(1,), by_seed=(mean,), mean=mean, low=mean - half, high=mean + half),
+        reading=side and Reading(side=side, low=low, high=high, weight=0.5),
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_numbers_told_are_of_the_reading_that_decides(order: tuple[int, int]) -> None:
-    low, at, high = (Arm(label=name, runs=()) for name in ("low", "at", "high"))
-    common = {"routed": "token", "control": "greedy"}
-    open_, lost = (
-        EqualCost(at=at, low=low, high=high, gap=gap(0.015, 0.02), **common),
-        EqualCost(at=at, low=low, high=low, gap=gap(0.052, 0.005), **common),
-    )
-    entries = [(open_, lost)[place] for place in order]
-    assert agreed(entries) == "loses"
-    assert deciding(entries) is lost
-    assert deciding([open_]) is open_
+@pytest.mark.parametrize(
+    ("routing", "control", "together", "told"),
+    [
+        ((-0.05, 0.01), (-0.09, 0.01), "wins", "routing"),
+        ((0.09, 0.01), (0.05, 0.01), "loses", "control"),
+        ((-0.05, 0.01), (-0.01, 0.02), "cannot be told", "control"),
+        ((0.01, 0.02), (0.05, 0.01), "cannot be told", "routing"),
+        ((-0.05, 0.01), (0.05, 0.01), "cannot be told", None),
+    ],
+)
+def test_only_what_both_readings_bear_out_is_said_and_its_numbers_are_told(
+    routing: tuple[float, float],
+    control: tuple[float, float],
+    together: str,
+    told: str | None,
+    order: tuple[int, int],
+) -> None:
+    both = {"routing": read("subject", *routing), "control": read("rival", *control)}
+    entries = [list(both.values())[place] for place in order]
+    assert agreed(entries) == together
+    if told is not None:
+        assert deciding(entries) is both[told]
+    else:
+        assert all(one.outcome.certain for one in entries), "they contradict each other"

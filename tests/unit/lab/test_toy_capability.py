@@ -10,8 +10,9 @@ import pytest
 from layerroute.cli.main import main
 from layerroute.errors import UserError
 from layerroute.lab.compare import compare
-from layerroute.lab.question import Outcome, questions
+from layerroute.lab.question import questions
 from layerroute.lab.runs import load_runs
+from layerroute.outcomes import Outcome
 from tests.unit.lab.toy_capability import QUESTION, toy
 
 __all__ = ["toy"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from layerroute.lab.equal_cost import said_of
 from layerroute.lab.transfer import (
     first_screen,
     gap_of,
@@ -12,6 +11,7 @@ from layerroute.lab.transfer import (
     summary,
     transfer_table,
 )
+from layerroute.outcomes import Outcome, outcome_at_equal_cost
 
 
 def arm(saved=0.24, gap=None, title="static prune, greedy by loss"):
@@ -45,18 +45,18 @@ RECORD = {
 
 def test_rows_without_equal_cost_have_no_verdict():
     table = transfer_table(RECORD)
-    assert [line.cells[-1].text for line in table.rows] == ["cannot be told", "loses", "no verdict", "wins"]
+    said = ["cannot be told", "loses", "no verdict: unequal cost", "wins"]
+    assert [line.cells[-1].text for line in table.rows] == said
     assert [line.cells[6].text for line in table.rows] == ["−0.020", "+0.050", "–", "−0.200"]
     assert table.rows[2].cells[6].value is None, "a score that was not reached is missing, never 0"
     assert [line.cells[1].text for line in table.rows] == ["away", "away", "away", "home"]
     assert any("no verdict" in note for note in table.notes)
-    assert said_of({"low": -0.1, "high": 0.1}) == "cannot be told"
 
 
 def test_the_summary_counts_what_has_a_verdict():
     away, home = summary(RECORD)
     assert away.startswith(
-        "25% away: routing wins on 0, cannot be told on 1, loses on 1 of 2 texts; mean +0.015 nats"
+        "25% away: routing wins on 0, cannot be told on 1 and loses on 1 of 2 texts; mean +0.015 nats"
     )
     assert "least lead on code (+0.050), worst window +0.80 (code). 1 of 3 texts have no verdict." in away
     assert home.startswith("25% home: routing wins on 1")
@@ -81,9 +81,12 @@ def test_greedy_is_the_one_of_both_units_with_less_lead():
 
 def test_an_arm_out_of_reach_may_be_the_best_one():
     ahead, behind = (-0.2, -0.3, -0.1, 0.0), (0.2, 0.1, 0.3, 0.5)
-    assert said_of(gap_of(row("code", ahead), reference_of(row("code", ahead)))) == "no verdict"
-    assert said_of(gap_of(row("code", behind), reference_of(row("code", behind)))) == "loses"
-    assert said_of(gap_of(row("a", ahead, other=ahead), reference_of(row("a", ahead, other=ahead)))) == "wins"
+    for text, outcome in (
+        (row("code", ahead), Outcome.UNEQUAL_COST),
+        (row("code", behind), Outcome.LOSES),
+        (row("code", ahead, other=ahead), Outcome.WINS),
+    ):
+        assert outcome_at_equal_cost(gap_of(text, reference_of(text))) is outcome
     (sentence,) = summary({"rows": [row("code", ahead)]})
     assert "wins" not in sentence
 

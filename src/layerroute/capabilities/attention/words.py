@@ -14,10 +14,10 @@ from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import NOISY, unequal
 from layerroute.lab.format import listing, number, plural, signed_percent
 from layerroute.lab.pairs import Pair
-from layerroute.lab.question import Outcome
 from layerroute.lab.report.words import Said, Words, limitations, needed_next, not_equal, patterns
 from layerroute.lab.runs import Run
 from layerroute.lab.tokens import TokenKinds
+from layerroute.outcomes import Outcome
 
 _UNDECIDED = (
     "These runs do not compare routing by token with static layer assignment of equal cost and treatment, so "

@@ -7,17 +7,18 @@ from layerroute.capabilities.attention.kinds import ALL_GDN, ALL_SOFTMAX, WINDOW
 from layerroute.capabilities.recall import question as recall
 from layerroute.capabilities.recall.measures import ARM_FIELDS, BYTES, with_softmax
 from layerroute.lab.arms import Arm
-from layerroute.lab.at_cost import at_cost_table
+from layerroute.lab.at_cost import at_cost_table, by_kind
 from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST
 from layerroute.lab.format import count, listing
 from layerroute.lab.pairs import Pair, difference
-from layerroute.lab.question import Control, Metric, Outcome, Shown
+from layerroute.lab.question import Control, Metric, Shown
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import WindowLosses, by_seed
 from layerroute.lab.table import Table, cells, figures
 from layerroute.lab.tables import estimate_cell, interval_note
+from layerroute.outcomes import Outcome, outcome_of
 
 
 def losses(arm: Arm, part: str = "copied") -> dict[int, float]:
@@ -66,7 +67,7 @@ def _doubt(arms: Sequence[Arm]) -> str:
         [arm for arm in arms if arm.kind is kind and losses(arm)] for kind in (ALL_SOFTMAX, ALL_GDN)
     )
     gaps = [difference(QUESTION, one, other) for one in softmax for other in linear]
-    if all(gap is not None and gap.high is not None and gap.high < 0 for gap in gaps):
+    if all(gap is not None and outcome_of(gap.interval) is Outcome.WINS for gap in gaps):
         return ""
     names = (listing([arm.label for arm in some]) for some in (softmax, linear))
     return " {} is not shown to copy better than {}: these runs cannot tell who copies.".format(*names)
@@ -120,8 +121,7 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
             more=[figures("Δ on the rest", _rest, COPIED.show)],
         ),
         "copies_at_cost": at_cost_table(
-            QUESTION,
-            arms,
+            by_kind(QUESTION, arms),
             name="Table of copied tokens at equal cost",
             title="Loss on copied tokens of learned routers less that of rivals at the router's FLOPs and bytes",
             gain="Loss falls",
@@ -152,6 +152,6 @@ QUESTION = replace(
     terminal=(
         Shown(table="copies", hide=frozenset({"Kind"})),
         Shown(table="copies_differences", hide=frozenset({"Detectable"})),
-        Shown(table="copies_at_cost", hide=frozenset({"Seeds"})),
+        Shown(table="copies_at_cost", hide=frozenset({"Seeds", "Detectable"})),
     ),
 )

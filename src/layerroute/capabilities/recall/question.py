@@ -22,14 +22,15 @@ from layerroute.capabilities.recall.measures import (
     with_softmax,
 )
 from layerroute.lab.arms import Arm
-from layerroute.lab.at_cost import at_cost_table
+from layerroute.lab.at_cost import at_cost_table, by_kind
 from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST, SAME_RATE
 from layerroute.lab.fairness import cache_bytes
 from layerroute.lab.format import percent
-from layerroute.lab.question import Control, Metric, Outcome, Question, Shown
+from layerroute.lab.question import PHRASES, Control, Metric, Question, Shown
 from layerroute.lab.table import Table, cells
+from layerroute.outcomes import Outcome
 
 RECALL = Metric(
     label="answers recalled",
@@ -59,7 +60,6 @@ CONTROLS = (
     Control(name="all-softmax", kinds=(ALL_SOFTMAX,)),
     Control(name="all-GDN", kinds=(ALL_GDN,)),
 )
-_NO_VERDICT = "has no verdict against {second} ({mean}; {reasons})"
 
 
 def recall_sentence(comparison: Comparison) -> str:
@@ -114,8 +114,7 @@ def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
             title="Differences in answers recalled (percentage points), paired by seed",
         ),
         "recall_at_cost": at_cost_table(
-            QUESTION,
-            arms,
+            by_kind(QUESTION, arms),
             name="Table of recall at equal cost",
             title="Answers recalled by learned routers less those of rivals at the router's FLOPs and bytes",
             gain="Recall rises",
@@ -137,19 +136,13 @@ QUESTION = Question(
     brief=recall_brief,
     tables=_tables,
     phrases={
+        **PHRASES,
         Outcome.WINS: "recalls more than {second} ({amount})",
         Outcome.LOSES: "recalls less than {second} ({amount})",
         Outcome.NO_DIFFERENCE: (
             "cannot be told from {second} ({amount}; below about {least} points would go unseen)"
         ),
-        Outcome.NOT_CORRECTED: (
-            "is {side} {second} ({amount}), but p = {p} when corrected for the number of comparisons"
-        ),
-        Outcome.ONE_SEED: "is {mean} from {second} with one seed, which may be chance",
         Outcome.UNPAIRED: "cannot be paired with {second}",
-        Outcome.OTHER_DATA: "saw other data than {second}",
-        Outcome.UNALIKE: _NO_VERDICT,
-        Outcome.UNEQUAL_COST: _NO_VERDICT,
     },
     words={
         Outcome.WINS: "recalls more",
@@ -165,6 +158,6 @@ QUESTION = Question(
             hide=frozenset({"Detectable"}),
             below=lambda comparison: [*map(rate_sentence, comparison.arms)],
         ),
-        Shown(table="recall_at_cost", hide=frozenset({"Seeds"})),
+        Shown(table="recall_at_cost", hide=frozenset({"Seeds", "Detectable"})),
     ),
 )

@@ -10,8 +10,9 @@ from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.controls import EQUAL_COST
 from layerroute.lab.format import percent
-from layerroute.lab.question import LOSS, Control, Outcome, Question, Shown
+from layerroute.lab.question import LOSS, Control, Question, Shown
 from layerroute.lab.table import Table
+from layerroute.outcomes import Outcome
 
 
 def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
@@ -76,7 +77,6 @@ QUESTION = Question(
     text_alone=True,
     rate_key="skip.routing.rate",
     words={
-        Outcome.NO_DIFFERENCE: "cannot be told",
         Outcome.UNPAIRED: "cannot be paired: {why}",
         Outcome.OTHER_DATA: "no verdict: different data",
         Outcome.UNALIKE: "no verdict: {unlike}",
@@ -89,7 +89,7 @@ QUESTION = Question(
     terminal=(
         Shown(table="main"),
         Shown(table="differences"),
-        Shown(table="equal_cost", hide=frozenset({"Detectable"})),
+        Shown(table="equal_cost", hide=frozenset({"Seeds", "p", "Detectable"})),
     ),
     page=_page,
 )

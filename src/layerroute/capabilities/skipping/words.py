@@ -8,12 +8,13 @@ from layerroute.capabilities.skipping.kinds import PERIODIC, RANDOM, STATIC, ski
 from layerroute.capabilities.skipping.tables import full_depth, time_note
 from layerroute.lab.arms import Kind
 from layerroute.lab.compare import Comparison
-from layerroute.lab.equal_cost import agreed
 from layerroute.lab.fairness import unlike_treatment
 from layerroute.lab.format import listing, percent, signed
+from layerroute.lab.pairs import agreed
 from layerroute.lab.report.words import Said, Words, limitations, needed_next, patterns
 from layerroute.lab.runs import Run
 from layerroute.lab.tokens import TokenKinds
+from layerroute.outcomes import Outcome
 
 BLIND = (RANDOM, PERIODIC)
 """Kinds of control that skip by token without looking at it."""
@@ -70,7 +71,7 @@ def outcome_said(comparison: Comparison) -> Said:
             ),
             more=_against(comparison),
         )
-    if comparison.outcome == "wins":
+    if comparison.outcome is Outcome.WINS:
         return Said(
             heading="Choosing by token has the lower loss",
             conclusion=(
@@ -79,7 +80,7 @@ def outcome_said(comparison: Comparison) -> Said:
             ),
             more=_against(comparison),
         )
-    loses = comparison.outcome == "loses"
+    loses = comparison.outcome is Outcome.LOSES
     return Said(
         heading="A control has the lower loss" if loses else "No difference is seen from every control",
         conclusion=(
@@ -105,7 +106,7 @@ def _against(comparison: Comparison) -> list[str]:
     beats: dict[Kind, bool] = {}  # by kind of control: whether all of its arms are beaten
     for arm, entries in comparison.judged:
         if entries:
-            beats[arm.kind] = agreed(entries) == "wins" and beats.get(arm.kind, True)
+            beats[arm.kind] = agreed(entries) is Outcome.WINS and beats.get(arm.kind, True)
     blind = [str(kind) for kind in BLIND if kind in beats]
     beaten = [str(kind) for kind in BLIND if beats.get(kind)]
     paragraphs = []

@@ -5,13 +5,11 @@ from typing import Any
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
-from layerroute.lab.equal_cost import EqualCost, agreed, deciding
 from layerroute.lab.fairness import PARAMETER_TOLERANCE, relative, unlike_treatment
 from layerroute.lab.format import listing, percent, plural
-from layerroute.lab.pairs import ENOUGH_SEEDS, difference
-from layerroute.lab.question import Metric, Outcome
+from layerroute.lab.pairs import ENOUGH_SEEDS, Pair, agreed, deciding, difference
 from layerroute.lab.report.speed import speed_at
-from layerroute.lab.statistics import Difference
+from layerroute.outcomes import Outcome, outcome_of
 
 _SHORT: Mapping[Outcome, str] = {
     Outcome.WINS: "Yes: {first} has a {better} {metric} than {second} at equal executed FLOPs ({amount})",
@@ -29,9 +27,11 @@ _SHORT: Mapping[Outcome, str] = {
     Outcome.UNEQUAL_COST: "Not measured: {first} and {second} do not cost the same ({reasons})",
     Outcome.UNFINISHED: "Not measured: no run of {lacking} completed",
 }
-_NO_VERDICT = {
-    *(Outcome.ONE_SEED, Outcome.UNPAIRED, Outcome.OTHER_DATA),
-    *(Outcome.UNALIKE, Outcome.UNEQUAL_COST, Outcome.UNFINISHED),
+_PRICE: Mapping[Outcome, str] = {
+    Outcome.WINS: "Better than {second} by {size} ({ends})",
+    Outcome.LOSES: "Worse than {second} by {size} ({ends})",
+    Outcome.NO_DIFFERENCE: "Cannot be told from {second} ({ends})",
+    Outcome.ONE_SEED: "{first} ends {size} {place} {second} (one seed)",
 }
 
 
@@ -98,16 +98,14 @@ def _against_controls(comparison: Comparison, subject: Arm) -> str:
     if not held:
         return f"{price + '; ' if price else ''}not measured against a control of equal FLOPs"
     outcomes = {arm: agreed(entries) for arm, entries in held.items()}
-    lost = [arm for arm, outcome in outcomes.items() if outcome == "loses"]
-    open_ = [arm for arm, outcome in outcomes.items() if outcome not in ("wins", "loses")]
+    lost = [arm for arm, outcome in outcomes.items() if outcome is Outcome.LOSES]
+    open_ = [arm for arm, outcome in outcomes.items() if not outcome.certain]
     hardest = max(held, key=lambda arm: _lead(held[arm]))
-    amount = f"{held[hardest][0].control}, {_amount(comparison, held[hardest])}"
+    amount = f"{held[hardest][0].rival.label}, {deciding(held[hardest]).facts['amount']}"
     if lost:
-        said = (
-            f"at equal FLOPs it loses to {listing([held[arm][0].control for arm in lost])} (worst: {amount})"
-        )
+        said = f"at equal FLOPs it loses to {listing([held[arm][0].rival.label for arm in lost])} (worst: {amount})"
     elif open_:
-        said = f"at equal FLOPs it cannot be told from {listing([held[arm][0].control for arm in open_])}"
+        said = f"at equal FLOPs it cannot be told from {listing([held[arm][0].rival.label for arm in open_])}"
         said += f" (nearest: {amount})"
     else:
         every = "the one control" if len(held) == 1 else f"each of {len(held)} controls"
@@ -123,29 +121,14 @@ def _price(comparison: Comparison, subject: Arm) -> str:
     gap = difference(comparison.question, subject, whole)
     if gap is None:
         return ""
-    shown = f"{metric.size(abs(gap.mean))}{metric.unit}"
-    if gap.low is None or gap.high is None:
-        return f"{subject.label} ends {shown} {'above' if gap.mean > 0 else 'below'} {whole.label} (one seed)"
-    if gap.low <= 0 <= gap.high:
-        return f"Cannot be told from {whole.label} ({_interval(metric, gap)})"
-    worse = (gap.mean > 0) is metric.lower_is_better
-    return f"{'Worse' if worse else 'Better'} than {whole.label} by {shown} ({_interval(metric, gap)})"
+    pair = Pair(question=comparison.question, subject=subject, rival=whole, difference=gap)
+    said = outcome_of(gap.interval, lower_is_better=metric.lower_is_better)
+    return _PRICE[said].format_map(pair.facts)
 
 
-def _interval(metric: Metric, gap: Difference) -> str:
-    return f"95% {metric.show(gap.low)} to {metric.show(gap.high)}"
-
-
-def _lead(entries: Sequence[EqualCost]) -> float:
-    gap = deciding(entries).gap
+def _lead(entries: Sequence[Pair]) -> float:
+    gap = deciding(entries).difference
     return float("-inf") if gap is None else gap.mean
-
-
-def _amount(comparison: Comparison, entries: Sequence[EqualCost]) -> str:
-    metric, gap = comparison.question.metric, deciding(entries).gap
-    if gap is None:
-        return "not paired"
-    return f"{metric.show(gap.mean)}{metric.unit}, {_interval(metric, gap)}"
 
 
 def trusted(comparison: Comparison) -> str:
@@ -156,7 +139,7 @@ def trusted(comparison: Comparison) -> str:
     rivals = _rivals(comparison)
     doubts = "; ".join(_doubts(comparison, subject, rivals))
     outcome = comparison.outcome
-    if outcome is None or outcome in _NO_VERDICT:
+    if outcome in (None, Outcome.ONE_SEED, Outcome.UNPAIRED) or not outcome.comparable:
         return f"There is no verdict to trust yet{f': {doubts}' if doubts else ''}."
     if doubts:
         return f"Only in part: {doubts}."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from layerroute.outcomes import Outcome, outcome_at_equal_cost
 from layerroute.skipping.calibration.calibrate import FittedArms
 from layerroute.skipping.calibration.configuration import PRUNED
 from layerroute.skipping.calibration.equal_cost import Matched
@@ -92,14 +93,7 @@ def arm_section(name: str, score: Score, routed: Score, match: Matched | None) -
     }
 
 
-def outcome(gap: Mapping[str, float] | None) -> str:
-    """What a difference at equal cost comes to, as a word for routing; None was not at equal cost."""
-    if gap is None:
-        return "no verdict"
-    return "wins" if gap["high"] < 0 else "loses" if gap["low"] > 0 else "cannot be told"
-
-
-_WORDS = {"wins": "beats", "loses": "loses to", "cannot be told": "cannot be told from"}
+_WORDS = {Outcome.WINS: "beats", Outcome.LOSES: "loses to", Outcome.NO_DIFFERENCE: "cannot be told from"}
 
 
 def verdict(arms: dict[str, Any]) -> str:
@@ -113,7 +107,7 @@ def verdict(arms: dict[str, Any]) -> str:
             none.append(f"{arm['title']} (it saves {arm['saved']:.1%}, routed {arms['routed']['saved']:.1%})")
             continue
         parts.append(
-            f"{_WORDS[outcome(gap)]} {arm['title']} ({gap['mean']:+.3f} nats, 95 % {gap['low']:+.3f} to "
+            f"{_WORDS[outcome_at_equal_cost(gap)]} {arm['title']} ({gap['mean']:+.3f} nats, 95 % {gap['low']:+.3f} to "
             f"{gap['high']:+.3f})"
         )
     routing = f"per-{arms['routed']['title'].rpartition(' ')[2]} routing"  # token, or sequence

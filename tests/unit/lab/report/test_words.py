@@ -64,7 +64,7 @@ def test_a_win_that_random_routing_shares_is_said() -> None:
     text = beside_random(4.0)
     assert "it is not shown to be better" in text
     assert "it matters which tokens go there" not in text
-    assert "random (no difference within noise)" in text
+    assert "random (cannot be told)" in text
 
 
 @pytest.mark.parametrize(

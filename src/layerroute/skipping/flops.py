@@ -153,7 +153,9 @@ class SkipFlops:
         """Masked execution: everything, router and skip paths too."""
         return self.base_per_token + self.router + self.skip_path * len(self.config.sites())
 
-    def sparse_per_token(self, rate: Mapping[str, float] | Sequence[float], *, least: float = 0.0) -> float:
+    def sparse_per_token(
+        self, rate: Mapping[str, float] | Sequence[float], *, least: float = 0.0, evenly: bool = False
+    ) -> float:
         """Sparse execution where the share ``rate`` of the tokens runs at each site (by name, or in their order).
 
         The tokens that run are taken to be spread evenly over the sequence.
@@ -162,13 +164,15 @@ class SkipFlops:
             rate: the shares.
             least: sites where a smaller share than this skips are computed in full, skip path and all
                 (``profitability`` of ``execution: auto``).
+            evenly: count attention of gathered tokens over the full square too, as a whole layer's is. So neither side
+                is flattered where routing is compared with static pruning. By default as it is executed.
         """
         sites = self.config.sites()
         rates = dict(rate) if isinstance(rate, Mapping) else dict(zip(sites, rate, strict=True))
-        saved = sum(self.saved(site, rates[site], least=least) for site in sites)
+        saved = sum(self.saved(site, rates[site], least=least, evenly=evenly) for site in sites)
         return self.base_per_token + self.router - saved
 
-    def saved(self, site: str, rate: float, *, least: float = 0.0) -> float:
+    def saved(self, site: str, rate: float, *, least: float = 0.0, evenly: bool = False) -> float:
         """What one site saves against the whole unit; see `sparse_per_token`."""
         if rate >= 1.0:
             return 0.0
@@ -180,15 +184,17 @@ class SkipFlops:
             # With `project` every token writes keys, but where nobody runs nobody reads them.
             written = rate if self.config.kv == "evict" or rate == 0.0 else 1.0
             saved += (1 - written) * layer.keys + (1 - rate) * layer.queries
-            saved += layer.scores * (1 - rate * self._share_of_keys(rate))
+            saved += layer.scores * (1 - rate * self._share_of_keys(rate, evenly))
         if unit in ("block", "mlp"):
             saved += (1 - rate) * layer.mlp
         return saved - (1 - rate) * self.skip_path
 
-    def _share_of_keys(self, rate: float) -> float:
-        """Keys that a block of gathered queries reads, as a share of the sequence, on average."""
-        length = self.context_length * (rate if self.config.kv == "evict" else 1.0)
-        return length / self.context_length * share_of_keys(self.context_length * rate, length)
+    def _share_of_keys(self, rate: float, evenly: bool) -> float:
+        """Keys that count for a gathered query, as a share of the sequence: those its block reads, or all there are."""
+        there = rate if self.config.kv == "evict" else 1.0
+        return there * (
+            1.0 if evenly else share_of_keys(self.context_length * rate, self.context_length * there)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For result records."""

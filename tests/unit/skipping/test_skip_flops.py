@@ -7,6 +7,7 @@ from layerroute.ops.flops import flop_counter
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import executed, forced, get_router, skip_flops
 from layerroute.skipping.flops import layer_flops, path_costs
+from layerroute.skipping.skip_config import layer_and_unit
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import VOCABULARY, routed
 
@@ -80,6 +81,20 @@ def test_a_site_that_too_few_tokens_skip_is_counted_as_auto_executes_it(unit):
     more = flops.sparse_per_token(rates, least=least) - flops.sparse_per_token(rates)
     counted = count(model, ids, "auto", choice) - count(model, ids, "sparse", choice)
     assert more > 0 and counted == pytest.approx(more, rel=0.05)
+
+
+@pytest.mark.parametrize("unit", ["block", "attention"])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_counted_evenly_a_token_that_skips_saves_what_it_saves_where_all_skip(unit, rate):
+    """Of queries, scores and MLP. Key prefixes that blocks read are a credit that whole layers do not get."""
+    model = routed("llama", unit=unit)
+    flops = skip_flops(model.config, get_router(model).config, 400)
+    site = get_router(model).sites[0]
+    layer = flops.layers[layer_and_unit(site)[0]]
+    alone = layer.queries + layer.scores + (layer.mlp if unit == "block" else 0.0) - flops.skip_path
+    assert flops.saved(site, 0.0, evenly=True) == pytest.approx(alone + layer.keys)
+    assert flops.saved(site, rate, evenly=True) == pytest.approx((1 - rate) * alone)
+    assert flops.saved(site, rate) > flops.saved(site, rate, evenly=True)
 
 
 def test_costs_of_decisions_are_those_of_the_layer():

@@ -99,7 +99,9 @@ def headroom(
         rates = [1.0 - shares[place] for place in places]
         return Served(
             skipped=sum(shares.values()) / len(shares),
-            executed=None if flops is None else flops.sparse_per_token(rates) / flops.base_per_token,
+            executed=None
+            if flops is None
+            else flops.sparse_per_token(rates, evenly=True) / flops.base_per_token,
             loss=float(losses.mean()),
             window_losses=losses.double().tolist(),
         )

@@ -87,7 +87,7 @@ def score(model: Any, ids: Int[Tensor, "N T"], *, precision: str = "fp32") -> Sc
 
 
 def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
-    """Share of the decoder layers' forward FLOPs that one call saves as it is executed, by the analytic count.
+    """Share of the decoder layers' forward FLOPs that one call saves, by the analytic count, attention counted evenly.
 
     Args:
         model: with its router. With ``execution: auto`` a site where too few tokens skip saves nothing.
@@ -103,7 +103,8 @@ def saved_share(model: Any, rates: Float[Tensor, "R"], length: int) -> float:
         return float(1 - rates.float().mean())
     flops = skip_flops(base.config, router.config, length)
     least = router.config.profitability.prefill if router.execution == "auto" else 0.0
-    return 1 - (flops.sparse_per_token(rates.tolist(), least=least) - flops.output) / flops.layers_per_token
+    paid = flops.sparse_per_token(rates.tolist(), least=least, evenly=True)
+    return 1 - (paid - flops.output) / flops.layers_per_token
 
 
 @dataclass(frozen=True, kw_only=True)

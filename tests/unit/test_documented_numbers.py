@@ -33,7 +33,11 @@ def speed_up(record: str, row: int, arm: str) -> tuple[str, str]:
 
 def leads() -> Iterator[tuple[str, str, str]]:
     """By page and words of a row: what routing leads the best static arm of a text by."""
-    for record, budgets in (("transfer-17", (0.17,)), ("transfer", (0.35, 0.56))):
+    for record, budgets in (
+        ("transfer-17", (0.17,)),
+        ("transfer", (0.35, 0.56)),
+        ("transfer-joint", (0.21,)),
+    ):
         for row in read(f"layer_skipping/transfer/{record}.json")["rows"]:
             if row["budget"] in budgets:
                 arms = [arm["at_equal_cost"] for arm in row["arms"].values()]
@@ -41,8 +45,17 @@ def leads() -> Iterator[tuple[str, str, str]]:
                 mean, low, high = (signed(least[key]) for key in ("mean", "low", "high"))
                 where = f"without {row['left_out']} | home" if row["home"] else f"{row['kind']} | away"
                 yield SKIPPING, where, f"{mean} ({low} to {high})"
-                if not row["home"]:
+                if not row["home"] and record != "transfer-joint":
                     yield SUMMARY, f"| {row['kind']} | no", mean
+
+
+def halves() -> Iterator[tuple[str, str, str]]:
+    """What a router over both halves of a layer leads one over MLPs by, at its FLOPs."""
+    for row in read("layer_skipping/transfer/joint-against-mlp.json")["rows"]:
+        rival = row["arms"]["router35"]
+        mean, low, high = (signed(rival["at_equal_cost"][end]) for end in ("mean", "low", "high"))
+        where = f"| {row['kind']} | {number(100 * rival['saved'], 1)} %"
+        yield SKIPPING, where, f"{mean} ({low} to {high})"
 
 
 def trained() -> Iterator[tuple[str, str, str]]:
@@ -151,7 +164,7 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
     )
 
 
-@pytest.mark.parametrize("told", [leads, trained, answers, times, recalled, beyond_the_state])
+@pytest.mark.parametrize("told", [leads, halves, trained, answers, times, recalled, beyond_the_state])
 def test_documents_tell_what_the_records_hold(told: Any) -> None:
     claims = list(told())
     assert claims

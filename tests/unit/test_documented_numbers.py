@@ -85,6 +85,19 @@ def answers() -> Iterator[tuple[str, str, str]]:
         yield README, "ARC-easy", mean
         unit = "points of last words" if task == "lambada" else "points"
         yield SKIPPING, f"**{title}, at equal FLOPs", f"{mean[1:]} {unit} ({low} to {high})"
+    found = read("layer_skipping/retention-arc_easy-mlp.json")["differences"][0]
+    assert (found["metric"], found["outcome"]) == ("acc", "cannot be told")
+    mean, low, high = (points(found[f"difference{end}"]) for end in ("", "_low", "_high"))
+    for page, where in (
+        (README, "ARC-easy against"),
+        (SKIPPING, "At equal FLOPs it cannot"),
+        (SUMMARY, "ARC-easy cannot"),
+    ):
+        yield (
+            page,
+            where,
+            f"{mean} points ({low} to {high})" if page != README else f"{mean} ({low} to {high})",
+        )
 
 
 def times() -> Iterator[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ MODES = {
     "window": {"layer_pattern": ["gdn", "window", "window"], "window": 5},
     "mlp_threshold": {"routing": {"router": "mlp", "budget": "quantile", "rate": 0.3}},
     "held": {"serve": "rate", "routing": {"rate": 0.3}},
+    "held_loosely": {"serve": "rate:0.02", "routing": {"rate": 0.3}},
     "held_heads": {"serve": "rate", "granularity": "head", "context": "own_context"},
     "held_sequential": {
         "serve": "rate",

@@ -30,7 +30,7 @@ WHO = {
     "per_layer": {"granularity": "per_layer"},
     "sequence": {"granularity": "sequence", "prefix_tokens": 3},
     "token_held": {"granularity": "token", "serve": "rate", "routing": _HELD},
-    "per_layer_held": {"granularity": "per_layer", "serve": "rate", "routing": _HELD},
+    "per_layer_held": {"granularity": "per_layer", "serve": "rate:0.02", "routing": _HELD},
 }
 HELD = [who for who in WHO if who.endswith("held")]
 
@@ -271,7 +271,7 @@ class TestOwnDecisions:
                 assert not torch.equal(last_decision(model).choice, held), (
                     "how closely the rate is held must matter"
                 )
-            set_serve(model, "rate")
+            set_serve(model, WHO[who]["serve"])
         rates = last_decision(model).rate()
         assert ((rates > 0.2) & (rates < 1)).any(), "the router must decide both ways"
         return model

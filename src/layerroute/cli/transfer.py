@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="ROUTER",
-        help="with a ROUTER: static arms to compare with (default: those in its folder controls/)",
+        help="with a ROUTER: static arms or other routers to compare with (default: those in its folder controls/)",
     )
     add_serve(parser)
     parser.add_argument(

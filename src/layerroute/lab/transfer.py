@@ -10,9 +10,9 @@ from layerroute.outcomes import Outcome, outcome_at_equal_cost
 GREEDY = ("static_block_greedy", "static_greedy")
 """The controls that are told beside the best one, of whole layers and of the unit."""
 NOTES = (
-    "Routed − best static: cross-entropy in nats per token at equal executed FLOPs, less that of the static arm that "
-    "routing leads by least on this text. One offset moves all thresholds of the router, until it saves what the "
-    "static arm saves on this very text, within half a point. Where it cannot, that arm might be the best one, and "
+    "Routed − best rival: cross-entropy in nats per token at equal executed FLOPs, less that of the arm that "
+    "routing leads by least on this text. One offset moves all thresholds of the router, until it saves what that "
+    "arm saves on this very text, within half a point. Where it cannot, that arm might be the best one, and "
     "there is no verdict unless routing loses to another. Routed − greedy: the same for the greedy arm that it leads "
     "by least. "
     "Intervals: 95 %, paired bootstrap over windows, one window a document.",
@@ -23,7 +23,7 @@ NOTES = (
 
 
 def reference_of(row: Mapping[str, Any]) -> str | None:
-    """The static arm that a text is told against: the one that routing has the least lead over, at equal cost.
+    """The arm that a text is told against: the one that routing has the least lead over, at equal cost.
 
     An arm that routing could not be moved to might be a better one. It is then the reference, and there is no verdict,
     unless routing loses to another arm already.
@@ -55,7 +55,7 @@ def lead_of(row: Mapping[str, Any]) -> Mapping[str, float] | None:
 
 
 def transfer_table(record: Mapping[str, Any]) -> Table:
-    """One row a budget and text: asked and served, routed less each static arm at equal cost."""
+    """One row a budget and text: asked and served, routed less each other arm at equal cost."""
 
     def of(key: str) -> Callable[[Mapping[str, Any]], float | None]:
         return lambda row: (lead_of(row) or {}).get(key)
@@ -71,7 +71,7 @@ def transfer_table(record: Mapping[str, Any]) -> Table:
             figures("Served", lambda row: row["served"], percent),
             figures("Rate held", lambda row: (row.get("held") or {}).get("served"), percent),
             figures("FLOPs saved", lambda row: row["arms"].get(reference_of(row), {}).get("saved"), percent),
-            figures("Routed − best static", of("mean"), signed),
+            figures("Routed − best rival", of("mean"), signed),
             cells("95% interval", lambda row: interval(low(row), high(row), signed)),
             figures("Worst", of("worst"), lambda value: signed(value, 2)),
             figures("Routed − greedy", lambda row: (greedy_of(row) or {}).get("mean"), signed),
@@ -83,9 +83,12 @@ def transfer_table(record: Mapping[str, Any]) -> Table:
 
 
 def titles(record: Mapping[str, Any]) -> str:
-    """What the reference arms are called."""
-    found = {arm["title"] for row in record["rows"] for arm in row["arms"].values()}
-    return f"the best of {len(found)} static arms" if len(found) > 1 else next(iter(found), "static pruning")
+    """What the reference arms are called. Those of calibration are static; a folder that is named may be a router."""
+    found = {name: arm["title"] for row in record["rows"] for name, arm in row["arms"].items()}
+    if len(found) < 2:
+        return next(iter(found.values()), "static pruning")
+    static = all(name.startswith("static_") for name in found)
+    return f"the best of {len(found)} {'static arms' if static else 'arms'}"
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
@@ -130,7 +133,7 @@ def first_screen(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if gaps:
         worst, least = max(gaps, key=lambda one: one[1]["mean"])
         good = (
-            f"Against the best static arm at equal FLOPs it {_counts([gap for _, gap in gaps])} (worst: {worst}, "
+            f"Against {titles(record)} at equal FLOPs it {_counts([gap for _, gap in gaps])} (worst: {worst}, "
             f"{signed(least['mean'])} nats)."
         )
     if len(rows) > len(gaps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from layerroute.lab.transfer import (
     first_screen,
     gap_of,
@@ -9,6 +11,7 @@ from layerroute.lab.transfer import (
     points_of,
     reference_of,
     summary,
+    titles,
     transfer_table,
 )
 from layerroute.outcomes import Outcome, outcome_at_equal_cost
@@ -119,3 +122,15 @@ def test_the_first_screen_says_what_was_not_measured():
         "over 32 windows a text; code with uncommitted changes"
         in dict(first_screen(whole))["Can I trust it?"]
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["static_influence", "static_greedy"], "the best of 2 static arms"),
+        (["static_greedy", "other"], "the best of 2 arms"),
+        (["other"], "other"),
+    ],
+)
+def test_a_router_that_is_compared_with_is_not_called_static(names, told):
+    assert titles({"rows": [{"arms": {name: {"title": name} for name in names}}]}) == told

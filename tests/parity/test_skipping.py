@@ -30,7 +30,13 @@ WHO = {
     "per_layer": {"granularity": "per_layer"},
     "sequence": {"granularity": "sequence", "prefix_tokens": 3},
     "token_held": {"granularity": "token", "serve": "rate", "routing": _HELD},
-    "per_layer_held": {"granularity": "per_layer", "serve": "rate:0.02", "routing": _HELD},
+    "per_layer_held": {
+        "granularity": "per_layer",
+        "history": 2,
+        "skip_path": "non_linear",
+        "serve": "rate:0.02",
+        "routing": _HELD,
+    },
 }
 HELD = [who for who in WHO if who.endswith("held")]
 

@@ -81,6 +81,20 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
         help="per_layer: each layer decides from its own input; token: one decision per token for all layers, "
         "which is faster; sequence: one choice of layers per prompt, from its first 16 tokens (default: %(default)s)",
     )
+    add_number(
+        parser,
+        "--history",
+        0,
+        "with --router per_layer: layers below whose inputs a router sees, beside its own layer's",
+        least=0,
+    )
+    parser.add_argument(
+        "--skip-path",
+        choices=("low_rank", "non_linear"),
+        default="low_rank",
+        help="what a token gets that skips: a low-rank map of its state, fitted in closed form, or a feed-forward "
+        "network of as many FLOPs (%(choices)s; default: %(default)s)",
+    )
 
 
 def parse_layers(text: str) -> list[int]:
@@ -165,6 +179,8 @@ def router_settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Further ones of `add_router_arguments`."""
     return {
         "granularity": arguments.router,
+        "history": arguments.history,
+        "skip_path": arguments.skip_path,
         "own_text": arguments.own_text,
         "tokens_search": min(arguments.tokens_search, arguments.tokens_selection),
         "tokens_heldout": arguments.tokens_heldout,

@@ -24,6 +24,8 @@ def vllm_obstacle(skip: Any, base_model_type: str, config: Any) -> str | None:
         return f"the family {base_model_type!r}; the plugin serves {', '.join(VLLM_FAMILIES)}"
     if skip.granularity not in ("token", "per_layer"):
         return f"granularity: {skip.granularity}; the plugin serves token and per_layer"
+    if skip.history:
+        return f"history: {skip.history}; the plugin's routers see the state at their own layer alone"
     if skip.kv != "project":
         return f"kv: {skip.kv}; the plugin serves project, where skipped tokens write keys and values"
     for key in ("llama_4_scaling", "dual_chunk_attention_config", "ada_rms_norm_t_cond"):

@@ -48,6 +48,7 @@ class CallContext:
         routes: by layer index and unit.
         sinks: tokens that always run, once a router has asked.
         served: what holds the rate in this call, once a router has asked.
+        read: what the last router read, for ``skip.history``.
         steps: carries out its layers compiled (``compiled.CompiledSteps``), or None.
     """
 
@@ -65,6 +66,7 @@ class CallContext:
     routes: dict[int, dict[str, SiteRoute]] = field(default_factory=dict)
     sinks: Bool[Tensor, "B T"] | None = None
     served: Served | None = None
+    read: Tensor | None = None
     steps: Callable[..., Tensor] | None = None
     _mask_on_host: Tensor | None = field(default=None, repr=False)
 

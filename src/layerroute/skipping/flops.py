@@ -226,7 +226,8 @@ def routers_flops(skip: SkipConfig, hidden_size: int) -> float:
     if routing.control is not None or skip.granularity not in ("token", "per_layer"):
         return 0.0
     routers = len(skip.layers or []) if skip.granularity == "per_layer" else 1
-    return router_flops(routing.router, hidden_size, len(skip.sites()), routing.widths, routers=routers)
+    read = hidden_size * (1 + skip.history)
+    return router_flops(routing.router, read, len(skip.sites()), routing.widths, routers=routers)
 
 
 def skip_flops(config: Any, skip: SkipConfig, context_length: int) -> SkipFlops:

@@ -25,9 +25,10 @@ from layerroute.skipping.context import CallContext
 from layerroute.skipping.devices import execution_device, is_hooked, unhook
 from layerroute.skipping.fingerprint import BaseSeen
 from layerroute.skipping.groups import codes_of, force_run, remember_prefix, spread
+from layerroute.skipping.history import with_history
 from layerroute.skipping.routes import DENSE, MASKED, SKIPPED, SPARSE, SiteRoute
 from layerroute.skipping.skip_config import PATHS, SkipConfig, layer_and_unit
-from layerroute.skipping.skip_paths import LowRankSkip
+from layerroute.skipping.skip_paths import SKIP_PATH_MODULES, LowRankSkip
 
 
 class LayerRouter(RoutingHandle):
@@ -41,7 +42,7 @@ class LayerRouter(RoutingHandle):
 
     Attributes:
         routings: one ``Routing``, or one a layer (``per_layer``). Thresholds live in them.
-        skip_paths: low-rank skip paths by site name (dots replaced), empty for ``identity``.
+        skip_paths: skip paths by site name (dots replaced), empty for ``identity``.
         budgets: rates and thresholds by budget, for a configuration with ``budgets``; else None.
         handles: of the hooks that the router put into the model.
         seen: what the base was like when the router was added to it.
@@ -67,7 +68,7 @@ class LayerRouter(RoutingHandle):
             self.routings.append(
                 Routing(
                     config.routing,
-                    hidden_size,
+                    hidden_size * (1 + config.history),
                     sites=sites,
                     paths=PATHS,
                     costs=own,
@@ -85,8 +86,9 @@ class LayerRouter(RoutingHandle):
             else {config.reads_at: 0}
         )
         self.skip_paths = nn.ModuleDict()
-        if config.skip_path == "low_rank":
-            self.skip_paths.update({_key(site): LowRankSkip(hidden_size, config.rank) for site in self.sites})
+        if config.skip_path != "identity":
+            path = SKIP_PATH_MODULES[config.skip_path]
+            self.skip_paths.update({_key(site): path(hidden_size, config.rank) for site in self.sites})
         self.execution = config.execution
         self.handles: list[RemovableHandle] = []
         self.seen: BaseSeen | None = None
@@ -180,6 +182,8 @@ class LayerRouter(RoutingHandle):
         batch is cut at its own quantile all the same: adapters move the states that a frozen router reads.
         """
         routing = self.all_routings()[self.deciders[layer]]
+        if self.config.history:
+            hidden = context.read = with_history(hidden, context.read, self.config.history)
         if routing.training or torch.is_grad_enabled():
             frozen = routing.router is not None and not any(p.requires_grad for p in routing.parameters())
             with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), _in_mode(routing, frozen):

@@ -13,7 +13,7 @@ from layerroute.routing.serving import check_serve
 
 UNITS = ("block", "attention", "mlp", "attention+mlp")
 GRANULARITIES = ("token", "per_layer", "sequence", "batch", "sequence_mean")
-SKIP_PATHS = ("identity", "low_rank")
+SKIP_PATHS = ("identity", "low_rank", "non_linear")
 KV_MODES = ("project", "evict")
 PATHS = ("skip", "run")
 
@@ -67,9 +67,12 @@ class SkipConfig:
               causal*; with a cache, the choice made on the first call holds for the following ones.
         router_layer: layers that run before the router reads. Default 4.
         prefix_tokens: of ``sequence``.
+        history: of ``per_layer``: how many layers below, of those that may be skipped, a router sees the inputs of,
+            beside its own layer's. Default 0.
         routing: router, estimator, budget and controls. Default: MLP router D/2, D/4 that starts near `run`.
-        skip_path: what a skipping token gets: ``identity``, or ``low_rank`` (default): h + (h - mean) A B + bias.
-        rank: of the low-rank skip path.
+        skip_path: what a skipping token gets: ``identity``, or ``low_rank`` (default): h + (h - mean) A B + bias, or
+            ``non_linear``: h + SiLU((h - mean) A) B + bias.
+        rank: columns of A.
         kv: ``project`` (default): a skipped token still writes this layer's keys and values, from the layer's
             input. ``evict``: it writes none, and later tokens cannot see it there.
         sink_tokens: so many first tokens of each sequence always run. Default 4, as many as Xiao et al. (2023) keep: an
@@ -96,6 +99,7 @@ class SkipConfig:
     granularity: str = "token"
     router_layer: int = 4
     prefix_tokens: int = 16
+    history: int = 0
     routing: RoutingConfig = field(default_factory=_default_routing)
     skip_path: str = "low_rank"
     rank: int = 64
@@ -119,10 +123,20 @@ class SkipConfig:
             if value not in valid:
                 raise UserError(f"skip.{key}: {value!r} is not known.{nearest(str(value), valid)}")
         check_serve(self.serve, "skip.serve", obstacle=self.serve_obstacle)
-        for key, least in (("router_layer", 0), ("prefix_tokens", 1), ("rank", 1), ("sink_tokens", 0)):
+        for key, least in (
+            ("router_layer", 0),
+            ("prefix_tokens", 1),
+            ("history", 0),
+            ("rank", 1),
+            ("sink_tokens", 0),
+        ):
             value = getattr(self, key)
             if value < least:
                 raise UserError(f"skip.{key} must be at least {least}, got {value}")
+        if self.history and self.granularity != "per_layer":
+            raise UserError(
+                f"skip.history is for a router at each layer; skip.granularity: {self.granularity} reads one state"
+            )
         for key in ("layers", "sink_ids"):  # a range or a tuple serves, and is written as a list
             if getattr(self, key) is not None:
                 setattr(self, key, [int(item) for item in getattr(self, key)])

@@ -1,5 +1,7 @@
 """What a token that skips gets instead of the layer."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,6 +20,8 @@ class LowRankSkip(nn.Module):
     """
 
     mean: Tensor
+    inner: Callable[[Tensor], Tensor] | None = None
+    """What the r numbers between the two maps go through."""
 
     def __init__(self, hidden_size: int, rank: int) -> None:
         super().__init__()
@@ -44,4 +48,19 @@ class LowRankSkip(nn.Module):
         # (h - mean) A = h A - mean A: one small product in place of a pass over h.
         shift = -(self.mean @ self.down)
         down, shift, up, bias = (x.to(hidden.dtype) for x in (self.down, shift, self.up, self.bias))
-        return F.linear(F.linear(hidden, down.T, shift), up.T, bias)
+        inside = F.linear(hidden, down.T, shift)
+        return F.linear(inside if self.inner is None else self.inner(inside), up.T, bias)
+
+
+class NonLinearSkip(LowRankSkip):
+    """SiLU((h - mean) A) B + bias: a feed-forward network of width r, at the FLOPs of a low-rank map of rank r.
+
+    The stand-in of informed routing (arXiv 2510.13831). Calibration starts it at the low-rank map and goes on by
+    gradient descent.
+    """
+
+    inner = staticmethod(F.silu)
+
+
+SKIP_PATH_MODULES: dict[str, type[LowRankSkip]] = {"low_rank": LowRankSkip, "non_linear": NonLinearSkip}
+"""By ``skip.skip_path``; ``identity`` has none."""

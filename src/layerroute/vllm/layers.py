@@ -12,7 +12,7 @@ from vllm import _custom_ops as ops
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from layerroute.skipping.skip_config import SkipConfig
-from layerroute.skipping.skip_paths import LowRankSkip
+from layerroute.skipping.skip_paths import SKIP_PATH_MODULES, LowRankSkip
 from layerroute.vllm.attention import attend, write_keys
 from layerroute.vllm.step import SiteRun
 
@@ -63,14 +63,16 @@ def whole(layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor | None
 
 
 class FoldedSkip(nn.Module):
-    """A low-rank skip path on vLLM's own linear modules, whose products are tuned to few tokens.
+    """A skip path on vLLM's own linear modules, whose products are tuned to few tokens.
 
     Args:
-        hidden_size, rank: D, and columns of A.
+        hidden_size: D.
+        config: names the path, and its rank.
     """
 
-    def __init__(self, hidden_size: int, rank: int) -> None:
+    def __init__(self, hidden_size: int, config: SkipConfig) -> None:
         super().__init__()
+        self.inner, rank = SKIP_PATH_MODULES[config.skip_path].inner, config.rank
         options: dict[str, Any] = {"bias": True, "return_bias": False}
         self.down = ReplicatedLinear(hidden_size, rank, **options)
         self.up = ReplicatedLinear(rank, hidden_size, **options)
@@ -85,7 +87,8 @@ class FoldedSkip(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The update of tokens that skip."""
-        update: Tensor = self.up(self.down(hidden))
+        inside = self.down(hidden)
+        update: Tensor = self.up(inside if self.inner is None else self.inner(inside))
         return update
 
 
@@ -93,7 +96,7 @@ class RoutedLayer:
     """One of vLLM's decoder layers with sites.
 
     It gives the layer modules of its own: ``kv_proj``, which makes keys and values alone, of the local share of heads,
-    where attention may be skipped; and ``skips``, low-rank skip paths by unit.
+    where attention may be skipped; and ``skips``, skip paths by unit.
 
     Args:
         layer: vLLM's.
@@ -107,8 +110,8 @@ class RoutedLayer:
             bias = self.attention.qkv_proj.bias is not None
             layer.kv_proj = ReplicatedLinear(size, 2 * self.attention.kv_size, bias=bias, return_bias=False)
         self.skips: Any = nn.ModuleDict()
-        if config.skip_path == "low_rank":
-            self.skips.update({unit: FoldedSkip(size, config.rank) for unit in config.units})
+        if config.skip_path != "identity":
+            self.skips.update({unit: FoldedSkip(size, config) for unit in config.units})
         layer.skips = self.skips
 
     @torch.no_grad()

@@ -92,6 +92,7 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
         config,
         routing=routing,
         granularity="token",
+        history=0,
         router_layer=min(config.router_layer, *(config.layers or [])),
         serve="threshold",
     )

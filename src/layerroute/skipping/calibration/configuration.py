@@ -6,7 +6,7 @@ from typing import Any
 
 from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
-from layerroute.skipping.skip_config import SkipConfig
+from layerroute.skipping.skip_config import SKIP_PATHS, SkipConfig
 
 PRUNED = {
     "block": "layers",
@@ -20,6 +20,7 @@ UNITS = tuple(PRUNED)
 GRANULARITIES = ("per_layer", "token", "sequence")
 TARGETS = ("update", "dense")
 ALLOCATIONS = ("even", "cost")
+FITTED = tuple(path for path in SKIP_PATHS if path != "identity")
 RANKED = 12288
 """Tokens that suffice to rank layers."""
 
@@ -41,7 +42,10 @@ class CalibrationConfig:
         layers: that may be skipped. Default: from ``router_layer`` to the last but one.
         router_layer: layers that always run. Default 4.
         prefix_tokens: of ``sequence``. Default 16.
-        rank: of the low-rank skip paths. Default 128.
+        history: of ``per_layer``: how many routed layers below a router sees the inputs of, beside its own layer's.
+        skip_path: ``low_rank`` (default; fitted in closed form) or ``non_linear`` (of as many FLOPs; begins there and
+            goes on by gradient descent).
+        rank: of the skip paths. Default 128.
         sink_tokens: so many first tokens of a sequence always run (see ``SkipConfig``).
         sink_ids: ids of further tokens that always run; ``special_tokens`` of the tokenizer, as a rule.
         length: tokens of a window.
@@ -79,6 +83,8 @@ class CalibrationConfig:
     layers: list[int] | None = None
     router_layer: int = 4
     prefix_tokens: int = 16
+    history: int = 0
+    skip_path: str = "low_rank"
     rank: int = 128
     sink_tokens: int = 4
     sink_ids: list[int] = field(default_factory=list)
@@ -111,6 +117,7 @@ class CalibrationConfig:
             ("unit", UNITS),
             ("granularity", GRANULARITIES),
             ("target", TARGETS),
+            ("skip_path", FITTED),
             ("allocation", ALLOCATIONS),
         ):
             value = getattr(self, key)
@@ -133,6 +140,7 @@ class CalibrationConfig:
         for key, least in (
             ("refits", 0),
             ("rounds", 1),
+            ("history", 0),
             ("rank", 1),
             ("sink_tokens", 0),
             ("router_layer", 0),
@@ -149,6 +157,11 @@ class CalibrationConfig:
                 raise UserError(
                     "calibration.allocation: cost is by token; with calibration.granularity: sequence use even"
                 )
+        if self.history and (self.granularity, self.allocation) != ("per_layer", "even"):
+            raise UserError(
+                f"calibration.history is for calibration.granularity: per_layer and calibration.allocation: even, not "
+                f"{self.granularity} and {self.allocation}"
+            )
         if not 0.0 <= self.min_share <= 1.0:
             raise UserError(f"calibration.min_share is a share from 0 to 1, got {self.min_share}")
         if not 0.0 <= self.own_text < 1.0:
@@ -171,6 +184,8 @@ class CalibrationConfig:
             granularity=self.granularity,
             router_layer=self.router_layer,
             prefix_tokens=self.prefix_tokens,
+            history=self.history,
+            skip_path=self.skip_path,
             rank=self.rank,
             sink_tokens=self.sink_tokens,
             sink_ids=self.sink_ids,

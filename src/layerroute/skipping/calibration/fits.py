@@ -1,11 +1,13 @@
 """What is fitted at a site: a skip path in closed form, and a predictor of how much a token would miss the layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from layerroute.skipping.calibration.descent import descended
 from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import Moments, damped, reduced_rank
 
@@ -15,17 +17,22 @@ _FLOOR = 1e-8
 @kept
 @dataclass(frozen=True, kw_only=True)
 class SkipMap:
-    """h + (h - mean) A B + bias, for tokens that skip. fp32."""
+    """h + f((h - mean) A) B + bias, for tokens that skip, where f is nothing, or SiLU with ``non_linear``. fp32."""
 
     mean: Float[Tensor, "D"]
     down: Float[Tensor, "D r"]
     up: Float[Tensor, "r D"]
     bias: Float[Tensor, "D"]
+    non_linear: bool = False
 
     def __call__(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
         """The states after the skip path."""
-        update = (states.float() - self.mean) @ self.down @ self.up + self.bias
-        return states + update.to(states.dtype)
+        return states + self.update(states).to(states.dtype)
+
+    def update(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+        """What it adds to them, fp32."""
+        inside = (states.float() - self.mean) @ self.down
+        return (F.silu(inside) if self.non_linear else inside) @ self.up + self.bias
 
     @staticmethod
     def identity(size: int, rank: int, device: torch.device) -> "SkipMap":
@@ -61,20 +68,29 @@ class Predictor:
 
 
 class SkipFit:
-    """The best low-rank maps from states to ``target`` - states, for one choice of tokens after another.
+    """Maps of a rank from states to ``target`` - states, for one choice of tokens after another: the best linear ones.
+
+    With ``non_linear`` those are where gradient descent begins.
 
     The sums over all tokens are made once; a choice adds only the rows that it chooses.
 
     Args:
         rank: of the maps.
         strength: of the ridge, relative to the mean variance of the states.
+        non_linear: see `SkipMap`.
     """
 
     def __init__(
-        self, states: Float[Tensor, "N D"], target: Float[Tensor, "N D"], *, rank: int, strength: float
+        self,
+        states: Float[Tensor, "N D"],
+        target: Float[Tensor, "N D"],
+        *,
+        rank: int,
+        strength: float,
+        non_linear: bool = False,
     ) -> None:
         self.states, self.update = states, target - states
-        self.rank, self.strength = rank, strength
+        self.rank, self.strength, self.non_linear = rank, strength, non_linear
         self.sums = Moments().add(self.states, self.update)
 
     def __call__(self, chosen: Bool[Tensor, "N"] | None = None, *, background: float = 1.0) -> SkipMap:
@@ -85,9 +101,23 @@ class SkipFit:
             moments = moments.scaled(background).add(self.states[chosen], self.update[chosen], more)
         down, up = reduced_rank(moments, self.strength, self.rank)
         # The bias is y's mean: the map is of x around its own mean.
-        return SkipMap(
+        linear = SkipMap(
             mean=moments.x_mean.float(), down=down.float(), up=up.float(), bias=moments.y_mean.float()
         )
+        if not self.non_linear:
+            return linear
+        weight = self.states.new_ones(len(self.states), dtype=torch.float32)
+        if chosen is not None:
+            weight = torch.where(chosen, weight, background)
+        down, up, bias = descended(
+            self.states.float() - linear.mean,
+            self.update.float(),
+            weight,
+            down=linear.down,
+            up=linear.up,
+            bias=linear.bias,
+        )
+        return replace(linear, down=down, up=up, bias=bias, non_linear=True)
 
 
 def influence(

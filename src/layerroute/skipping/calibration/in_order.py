@@ -1,7 +1,8 @@
 """Calibration in order: each site is fitted on the states that routing below it really produces."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,7 @@ from layerroute.skipping.calibration.fits import (
 from layerroute.skipping.calibration.journal import kept
 from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import FullDepth, LayerStack
+from layerroute.skipping.history import with_history
 
 CHOOSERS = ("predicted", "oracle", "random", "periodic")
 Advance = Callable[[float], None]
@@ -56,6 +58,7 @@ class Policy:
         router_layer: whose input predictors read; None: each its own layer's.
         prefix_tokens: a sequence decides as one, by the mean state of so many first tokens, which run; None: each
             token decides for itself.
+        history: how many layers below predictors see the inputs of, beside their own layer's.
         unit: what is skipped: ``block``, ``attention``, ``mlp`` or ``attention+mlp``.
         sink_tokens: first tokens that always run.
         sink_ids: ids of tokens that always run.
@@ -66,6 +69,7 @@ class Policy:
     chooser: str = "predicted"
     router_layer: int | None = None
     prefix_tokens: int | None = None
+    history: int = 0
     unit: str = "block"
     sink_tokens: int = 1
     sink_ids: tuple[int, ...] = ()
@@ -86,7 +90,33 @@ class Policy:
         first = (torch.arange(ids.shape[1], device=ids.device) < always).expand_as(ids)
         return first | torch.isin(ids, torch.tensor(self.sink_ids, dtype=ids.dtype, device=ids.device))
 
-    def scores(self, predictor: Predictor, features: Float[Tensor, "N T D"]) -> Float[Tensor, "N T"]:
+    def read(
+        self,
+        stack: LayerStack,
+        place: int,
+        states: Float[Tensor, "N T D"],
+        features: Float[Tensor, "N T E"] | None,
+        sites: Container[int],
+    ) -> Float[Tensor, "N T E"] | None:
+        """What routers have read once a place is reached, given what they had read before it."""
+        if not stack.reads_at(place, self.router_layer):
+            return features
+        if not self.history:
+            return states
+        if place not in sites:
+            return None
+        join = partial(with_history, history=self.history)
+        if features is None:
+            return stack.by_chunk(lambda now: join(now, None), states)
+        return stack.by_chunk(join, states, features)
+
+    def kept(
+        self, stack: LayerStack, place: int, features: Float[Tensor, "N T E"] | None
+    ) -> Float[Tensor, "N T E"] | None:
+        """Of that, what the next place needs."""
+        return features if self.history or not stack.reads_at(place + 1, self.router_layer) else None
+
+    def scores(self, predictor: Predictor, features: Float[Tensor, "N T E"]) -> Float[Tensor, "N T"]:
         """What decides about each token. Predictors are linear: the mean prediction is that of the mean state."""
         own = predictor(features)
         if self.prefix_tokens is None:
@@ -106,7 +136,7 @@ class Policy:
     def skips(
         self,
         place: int,
-        features: Float[Tensor, "N T D"] | None,
+        features: Float[Tensor, "N T E"] | None,
         log_influence: Callable[[], Float[Tensor, "N T"]],
         ids: Int[Tensor, "N T"],
     ) -> Bool[Tensor, "N T"]:
@@ -167,6 +197,7 @@ def calibrate_in_order(
         chooser=chooser,
         router_layer=shared,
         prefix_tokens=config.prefix_tokens if config.granularity == "sequence" and decided else None,
+        history=config.history if decided else 0,
         unit=stack.unit,
         sink_tokens=config.sink_tokens,
         sink_ids=tuple(config.sink_ids),
@@ -180,7 +211,7 @@ def calibrate_in_order(
     now = notes.recall()
     if now is None:
         units = len(stack.units)
-        begin = min(fitted) // units
+        begin = min(rates if policy.history else fitted) // units
         if predicts and shared is not None:
             begin = min(begin, shared)
         states = (full or FullDepth(stack, ids)).into(begin)
@@ -189,8 +220,7 @@ def calibrate_in_order(
     if config.target == "dense" and dense is None:
         dense = states
     for place in range(now["next"], last + 1):
-        if stack.reads_at(place, shared):
-            features = states
+        features = policy.read(stack, place, states, features, rates)
         with stack.weights(place):
             given = stack.before(place, states)
             ran = reached = stack.through(place, given)
@@ -216,7 +246,7 @@ def calibrate_in_order(
             "sites": policy.sites,
             "states": states,
             "dense": dense,
-            "features": None if stack.reads_at(place + 1, shared) else features,
+            "features": policy.kept(stack, place, features),
         }
         if place < last:
             notes.note(now, states=True)
@@ -277,7 +307,9 @@ def _fit_site(
     cosine = torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=-1)
     rows = regular(x) & regular(y) & ~sinks
     measured = float(1 - cosine[rows].mean())
-    fit_skip = SkipFit(x[rows], y[rows], rank=config.rank, strength=config.ridge)
+    fit_skip = SkipFit(
+        x[rows], y[rows], rank=config.rank, strength=config.ridge, non_linear=config.skip_path == "non_linear"
+    )
     skip_map = fit_skip()
     if policy.chooser == "random" or not wanted.predict:
         chosen = ~sinks
@@ -351,11 +383,11 @@ def step(
     policy: Policy,
     place: int,
     states: Float[Tensor, "N T D"],
-    features: Float[Tensor, "N T D"] | None,
+    features: Float[Tensor, "N T E"] | None,
     ids: Int[Tensor, "N T"],
     *,
     flip: bool = False,
-) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N T D"] | None, Bool[Tensor, "N T"]]:
+) -> tuple[Float[Tensor, "N T D"], Float[Tensor, "N T E"] | None, Bool[Tensor, "N T"]]:
     """One place under a policy, or with every token's choice reversed.
 
     Args:
@@ -365,8 +397,8 @@ def step(
         The output, the features for the next place, and who skipped under the policy.
     """
     site = policy.sites.get(place)
-    features = states if stack.reads_at(place, policy.router_layer) else features
-    after = None if stack.reads_at(place + 1, policy.router_layer) else features
+    features = policy.read(stack, place, states, features, policy.sites)
+    after = policy.kept(stack, place, features)
     everyone = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
     if site is None or (site.rate <= 0.0 and not flip):
         return stack.run(place, states), after, everyone

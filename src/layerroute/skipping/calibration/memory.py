@@ -70,7 +70,10 @@ def memory_needed(
     held = len(config.layers or layers) * units * (1 + units)
     search = config.tokens_search * (4 * vocabulary + held * size * byte) + 12 * config.length * vocabulary
     # Of one layer: states mapped or not, two of the full model, and four copies of rows for the regressions.
+    # With a history, what routers read is that many states wider, and is held and fitted.
+    read = size * config.history
     states = windows * size * (16 + (0 if streamed else 7 * byte)) + 48 * size**2
+    states += windows * read * (4 + 2 * byte) + 48 * read**2
     head = 16 * max(CHUNK_TOKENS, config.length) * vocabulary
     rows = min(BATCH, windows * config.own_text / config.length)
     width = getattr(text, "head_dim", None) or size // text.num_attention_heads

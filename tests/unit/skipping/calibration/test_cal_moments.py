@@ -83,6 +83,29 @@ def test_a_skip_path_finds_a_planted_low_rank_update():
     assert influence(states, states + update, poor).mean() > -8
 
 
+def test_a_non_linear_skip_path_finds_what_no_line_does_and_follows_the_tokens_that_are_chosen():
+    torch.manual_seed(0)
+    states = torch.randn(3000, 12) * 2 + 5
+    update = torch.nn.functional.silu((states - 5) @ torch.randn(12, 8)) @ torch.randn(8, 12) + 1
+    first = torch.arange(3000) < 1500
+    target = states + torch.where(first[:, None], update, -update)
+    fits = {kind: SkipFit(states, target, rank=8, strength=1e-9, non_linear=kind) for kind in (False, True)}
+    with torch.inference_mode():  # as calibration runs
+        missed = {
+            kind: (fit(first, background=1e-3)(states[first]) - target[first]).square().mean()
+            for kind, fit in fits.items()
+        }
+    assert missed[True] < 0.5 * missed[False]
+    again = SkipFit(states, target, rank=8, strength=1e-9, non_linear=True)(first, background=1e-3)
+    assert torch.equal(again.down, fits[True](first, background=1e-3).down), "the same rows are drawn again"
+
+
+def test_a_non_linear_skip_path_bears_a_layer_that_adds_nothing():
+    states = torch.randn(600, 6)
+    skip = SkipFit(states, states.clone(), rank=4, strength=1e-3, non_linear=True)()
+    torch.testing.assert_close(skip(states), states, rtol=1e-4, atol=1e-4)
+
+
 def test_a_skip_path_follows_the_tokens_that_are_chosen():
     torch.manual_seed(0)
     states = torch.randn(400, 6)

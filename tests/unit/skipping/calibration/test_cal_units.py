@@ -85,13 +85,21 @@ def test_a_family_that_is_not_described_is_refused_and_its_blocks_are_not(unit):
 
 
 @pytest.mark.parametrize("target", ["update", "dense"])
-@pytest.mark.parametrize("granularity", ["per_layer", "token"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"granularity": "per_layer"},
+        {"granularity": "token"},
+        {"granularity": "per_layer", "history": 2, "skip_path": "non_linear"},
+    ],
+    ids=["per_layer", "token", "history"],
+)
 @pytest.mark.parametrize(
     ("family", "unit"), [*(("llama", unit) for unit in (*UNITS, BOTH)), ("gemma2", BOTH)]
 )
-def test_a_policy_installed_gives_the_logits_of_its_replay(family, unit, granularity, target):
+def test_a_policy_installed_gives_the_logits_of_its_replay(family, unit, asked, target):
     """Of two halves both are decided from the layer's input, whatever the first one does to the state."""
-    model, asked = plain(family), config(unit=unit, granularity=granularity, target=target)
+    model, asked = plain(family), config(unit=unit, target=target, **asked)
     stack, skip = LayerStack(model, LENGTH, unit=unit), asked.skip_config(7)
     shares = [0.3, 0.5, 1.0, 0.0] if unit in UNITS else [0.3, 0.3, 0.5, 0.5, 1.0, 0.4, 0.0, 0.6]
     rates = dict(zip(skip.places(), shares, strict=True))
@@ -122,7 +130,7 @@ def test_a_policy_installed_gives_the_logits_of_its_replay(family, unit, granula
     assert not torch.allclose(expected, model(text).logits, atol=0.1)
     assert judged.loss == pytest.approx(float(stack.losses(states, text).mean()), abs=1e-4)
     assert judged.skipped == pytest.approx(float(1 - served.mean()), abs=1e-6)
-    flops = skip_flops(model.config, replace(skip, granularity=granularity), LENGTH)
+    flops = skip_flops(model.config, replace(skip, granularity=asked.granularity), LENGTH)
     assert counter.get_total_flops() / text.numel() == pytest.approx(
         flops.sparse_per_token(served.tolist()), rel=0.02
     )

@@ -301,8 +301,8 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
     ("text", "told"),
     [
         (
-            "skip: {granularity: sequence}",
-            "skip.granularity 'sequence' cannot be calibrated (only token or per_layer",
+            "skip: {granularity: batch}",
+            "skip.granularity 'batch' cannot be calibrated (only per_layer or token or sequence",
         ),
         ("skip: {layers: [2, 9]}", "out of range"),
         ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),

@@ -40,6 +40,7 @@ ROUTERS = {
         {"unit": "attention", "skip_path": "identity", **PER_LAYER},
     ),
     "qwen3 per_layer block": ("qwen3", PER_LAYER),
+    "qwen3 per_layer mlp non_linear": ("qwen3", {"unit": "mlp", "skip_path": "non_linear", **PER_LAYER}),
     "qwen3 token mlp identity": ("qwen3", {"unit": "mlp", "skip_path": "identity"}),
     "llama rate token block": ("llama", {"serve": "rate"}),
     "llama rate per_layer mlp": ("llama", {"serve": "rate:0.03", "unit": "mlp", **PER_LAYER}),

@@ -82,6 +82,7 @@ def test_logits_are_those_of_the_source(family, tmp_path):
         {"unit": "attention", "skip_path": "identity"},
         {"unit": "attention+mlp", "kv": "evict"},
         {"granularity": "sequence", "prefix_tokens": 3},
+        {"granularity": "per_layer", "history": 2, "skip_path": "non_linear"},
         {"serve": "rate"},
         {"routing": RoutingConfig(control="random", rate=0.5)},
         {"routing": RoutingConfig(control="static", control_sites=[0, 3])},
@@ -193,6 +194,7 @@ def test_vllm_refuses_families_that_the_plugin_does_not_serve(family, tmp_path):
         ({"granularity": "sequence"}, "granularity: sequence"),
         ({"granularity": "batch"}, "granularity: batch"),
         ({"kv": "evict"}, "kv: evict"),
+        ({"granularity": "per_layer", "history": 2}, "history: 2"),
     ],
 )
 def test_vllm_refuses_routers_that_the_plugin_does_not_serve(skip, named, tmp_path):

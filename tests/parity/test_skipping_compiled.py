@@ -81,7 +81,8 @@ for family in ("phi3", "gemma2", "gemma3_text", "granite", "qwen3_moe"):
     "what is routed": """
 spy()
 for skip in ({"unit": "attention+mlp"}, {"granularity": "sequence", "prefix_tokens": 4},
-             {"granularity": "per_layer", "serve": "rate"}, {"unit": "mlp", "skip_path": "identity", "sink_tokens": 9}):
+             {"granularity": "per_layer", "serve": "rate", "history": 2, "skip_path": "non_linear"},
+             {"unit": "mlp", "skip_path": "identity", "sink_tokens": 9}):
     found = check(make(**skip), str(skip))
     choice = torch.cat([one.choice for one in found[1:]], dim=1)
     assert 0 < choice.float().mean() < 1

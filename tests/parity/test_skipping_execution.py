@@ -271,16 +271,24 @@ def gradients(model, ids, execution, **kwargs):
     return out.loss.detach(), decision.choice, found
 
 
-@pytest.mark.parametrize("granularity", ["token", "per_layer", "sequence"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"granularity": "token"},
+        {"granularity": "per_layer"},
+        {"granularity": "per_layer", "history": 2, "skip_path": "non_linear"},
+        {"granularity": "sequence", "prefix_tokens": 3},
+    ],
+    ids=["token", "per_layer", "history", "sequence"],
+)
 @pytest.mark.parametrize("kv", ["project", "evict"])
 @pytest.mark.parametrize("unit", ["block", "attention+mlp"])
-def test_selected_has_the_same_gradients_masked_and_sparse(unit, kv, granularity):
+def test_selected_has_the_same_gradients_masked_and_sparse(unit, kv, who):
     model = routed(
         "mistral",
         unit=unit,
         kv=kv,
-        granularity=granularity,
-        prefix_tokens=3,
+        **who,
         routing=RoutingConfig(router="mlp", estimator="selected"),
     )
     model.train()

@@ -117,10 +117,14 @@ def test_adapters_of_a_routed_model_load_onto_the_plain_base(tmp_path):
 
 
 @pytest.mark.parametrize("estimator", ["gumbel_st", "selected"])
-@pytest.mark.parametrize("granularity", ["token", "per_layer"])
-def test_gradient_checkpointing_changes_nothing(granularity, estimator):
+@pytest.mark.parametrize(
+    "who",
+    [{"granularity": "token"}, {"granularity": "per_layer", "history": 2, "skip_path": "non_linear"}],
+    ids=["token", "per_layer"],
+)
+def test_gradient_checkpointing_changes_nothing(who, estimator):
     routing = RoutingConfig(router="mlp", estimator=estimator, budget="quantile", rate=0.6)
-    model = routed("llama", granularity=granularity, routing=routing)
+    model = routed("llama", **who, routing=routing)
     model.train()
     ids = tokens(2, 12, VOCABULARY)
     results = []

@@ -84,6 +84,8 @@ def test_controls_that_look_at_no_token_are_causal(control, granularity):
         ({"sink_tokens": -1}, "skip.sink_tokens must be at least 0"),
         ({"sink_ids": [3, -1]}, "which count from 0"),
         ({"prefix_tokens": 0}, "skip.prefix_tokens"),
+        ({"history": -1, "granularity": "per_layer"}, "skip.history must be at least 0"),
+        ({"history": 2}, "skip.granularity: token reads one state"),
         ({"layers": []}, "empty"),
         ({"layers": [6, 5]}, "rising order"),
         ({"layers": [5, 5]}, "rising order"),

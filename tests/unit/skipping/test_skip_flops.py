@@ -65,6 +65,15 @@ def test_analytic_equals_counted_within_two_percent(family, unit, kv, granularit
     )
 
 
+@pytest.mark.parametrize("router", ["linear", "mlp"])
+def test_routers_that_see_more_states_cost_more(router):
+    model = routed("llama", granularity="per_layer", history=2, routing=RoutingConfig(router=router))
+    weights = sum(
+        layer.weight.numel() for one in get_router(model).all_routings() for layer in one.router.linears()
+    )
+    assert skip_flops(model.config, get_router(model).config, 400).router == 2 * weights
+
+
 @pytest.mark.parametrize("unit", ["block", "mlp"])
 def test_a_site_that_too_few_tokens_skip_is_counted_as_auto_executes_it(unit):
     size = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}

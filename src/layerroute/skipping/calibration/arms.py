@@ -82,7 +82,7 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
     if control is None:
         if policy.router_layer is not None:
             granularity = "token" if policy.prefix_tokens is None else "sequence"
-            config = replace(config, granularity=granularity, router_layer=policy.router_layer)
+            config = replace(config, granularity=granularity, history=0, router_layer=policy.router_layer)
         return replace(config, budgets={f"{config.budget:g}": running})
     kept = [index for index, rate in enumerate(running) if rate == 1.0] if control == "static" else None
     routing = replace(

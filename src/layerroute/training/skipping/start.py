@@ -12,7 +12,7 @@ from layerroute.data.sequence import TokenSequence, require_windows
 from layerroute.errors import UserError, require
 from layerroute.precision import Precision
 from layerroute.skipping.calibration import CalibrationConfig, arm_folder, cached_calibration
-from layerroute.skipping.calibration.configuration import FITTED, UNITS
+from layerroute.skipping.calibration.configuration import FITTED, GRANULARITIES, UNITS
 from layerroute.skipping.model import add_router, get_router
 from layerroute.skipping.pretrained import base_options, load_pretrained
 from layerroute.skipping.skip_config import SkipConfig
@@ -96,6 +96,7 @@ def start_router(
     asked_for = ["unit", "kv"] if skip.skip_path == "identity" else ["unit", "kv", "skip_path"]
     if router.config.routing.control is None:
         asked_for += ["granularity", "router_layer", "history", "rank", "sink_tokens"]
+        asked_for += ["prefix_tokens"] if skip.granularity == "sequence" else []
         asked_for += ["layers"] if skip.layers is not None else []
     for key in asked_for:
         made, wanted = getattr(router.config, key), getattr(skip, key)
@@ -125,7 +126,7 @@ def calibration_config(
     """
     for key, value, made in (
         ("unit", skip.unit, UNITS),
-        ("granularity", skip.granularity, ("token", "per_layer")),
+        ("granularity", skip.granularity, GRANULARITIES),
         ("skip_path", skip.skip_path, (*FITTED, "identity") if start.arm in LEAVES_OUT else FITTED),
         ("kv", skip.kv, ("project",)),
         ("routing.control", skip.routing.control, (None,)),
@@ -140,7 +141,7 @@ def calibration_config(
     asked = {name: getattr(start, name) for name in ("own_text", "allocation", "min_share", "seed")}
     asked |= {
         name: getattr(skip, name)
-        for name in ("unit", "granularity", "router_layer", "history", "rank", "sink_tokens")
+        for name in ("unit", "granularity", "router_layer", "prefix_tokens", "history", "rank", "sink_tokens")
     }
     if skip.skip_path in FITTED:
         asked["skip_path"] = skip.skip_path

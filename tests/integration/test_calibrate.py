@@ -34,12 +34,20 @@ def calibrate(files, *more):
     return main(["calibrate", str(files / "model"), *data, *sizes, *more])
 
 
-@pytest.mark.parametrize("router", ["per_layer", "token"])
-def test_calibrate_writes_a_router_that_serves_what_the_record_says(files, tmp_path, capsys, router):
+@pytest.mark.parametrize("who", ["per_layer", "token", "per_layer --history 2 --skip-path non_linear"])
+def test_calibrate_writes_a_router_that_serves_what_the_record_says(files, tmp_path, capsys, who):
     out, record_file = tmp_path / "router", tmp_path / "record.json"
     assert (
         calibrate(
-            files, "--budget", "0.4", "--router", router, "--out", str(out), "--record", str(record_file)
+            files,
+            "--budget",
+            "0.4",
+            "--router",
+            *who.split(),
+            "--out",
+            str(out),
+            "--record",
+            str(record_file),
         )
         == 0
     )

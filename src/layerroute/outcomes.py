@@ -5,8 +5,22 @@ from enum import StrEnum
 from typing import Any, Literal
 
 SIGNIFICANT = 0.05
+SAME_COST = 0.005
+"""Half a point: executed FLOPs, as shares of one model's, that are at most so far apart are equal."""
+SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
+"""The rule in words, for captions."""
 
 Side = Literal["subject", "rival"]
+
+
+def same_cost(one: float | None, other: float | None) -> bool:
+    """Whether two shares of executed FLOPs, measured on the same text, are equal: no verdict where this is False.
+
+    Args:
+        one, other: executed forward FLOPs per token, as shares (0.25 is 25 %) of the same model's. None, where they
+            were not measured, equals nothing.
+    """
+    return one is not None and other is not None and abs(one - other) <= SAME_COST + 1e-12
 
 
 class Outcome(StrEnum):

@@ -10,7 +10,8 @@ from layerroute.data.recall.configuration import FIRST_KEY
 from layerroute.hybrid.flops import forward_flops, sparse_flops_per_token
 from layerroute.hybrid.hybrid_config import HybridConfig
 from layerroute.hybrid.reading import bytes_read
-from layerroute.lab.fairness import SAME_BYTES, SAME_COST
+from layerroute.lab.fairness import SAME_BYTES
+from layerroute.outcomes import SAME_COST
 from layerroute.recipe import load_recipe
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from itertools import product
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.fairness import SAME_BYTES, SAME_COST_TEXT, cache_bytes
+from layerroute.lab.fairness import SAME_BYTES, cache_bytes
 from layerroute.lab.format import count, percent
 from layerroute.lab.pairs import Pair, corrected, difference
 from layerroute.lab.question import Question
 from layerroute.lab.reading import Reading, place
 from layerroute.lab.table import Field, Table, figures, words
 from layerroute.lab.tables import pair_fields
+from layerroute.outcomes import SAME_COST_TEXT
 
 
 def at_equal_cost(

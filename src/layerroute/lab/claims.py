@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
-from layerroute.lab.fairness import SAME_BYTES, SAME_COST_TEXT, cache_bytes
+from layerroute.lab.fairness import SAME_BYTES, cache_bytes
 from layerroute.lab.format import listing, percent, plural
 from layerroute.lab.pairs import Pair, judge
 from layerroute.lab.question import Question
 from layerroute.lab.statistics import Estimate, t_interval
 from layerroute.lab.table import Field, Table, words
 from layerroute.lab.tables import pair_fields
-from layerroute.outcomes import Outcome
+from layerroute.outcomes import SAME_COST_TEXT, Outcome
 
 _NAMED = 3
 """As many arms are named in a clause; more are counted."""

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.fairness import RATE_TOLERANCE, SAME_COST, relative, unequal_cost
+from layerroute.lab.fairness import RATE_TOLERANCE, relative, unequal_cost
 from layerroute.lab.format import MISSING, count, listing, percent, signed_percent
 from layerroute.lab.question import Control, Match
 from layerroute.lab.table import Table, words
+from layerroute.outcomes import SAME_COST
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,7 @@ from typing import Any
 from layerroute.lab.arms import Arm, arm_named, on_common_seeds
 from layerroute.lab.format import count, learning_rate, listing, path_name, percent, signed_percent
 from layerroute.lab.runs import Run
-
-SAME_COST = 0.005
-"""Half a point: executed FLOPs, as shares of one model's, that are at most so far apart are equal."""
-SAME_COST_TEXT = "executed FLOPs within half a point of share on the same text"
-"""The rule in words, for captions."""
+from layerroute.outcomes import same_cost
 
 SAME_BYTES = 0.05
 """Bytes of caches read per token that are at most so far apart, as a share, are equal."""
@@ -24,16 +20,6 @@ NOISY = 1.15
 def relative(value: float | None, reference: float | None) -> float | None:
     """``value / reference − 1``; None where either is missing or the reference is 0."""
     return None if value is None or not reference else value / reference - 1
-
-
-def same_cost(one: float | None, other: float | None) -> bool:
-    """Whether two shares of executed FLOPs, measured on the same text, are equal: no verdict where this is False.
-
-    Args:
-        one, other: executed forward FLOPs per token, as shares (0.25 is 25 %) of the same model's. None, where they
-            were not measured, equals nothing.
-    """
-    return one is not None and other is not None and abs(one - other) <= SAME_COST + 1e-12
 
 
 def cost_shares(subject: Arm, rival: Arm) -> tuple[float | None, float | None]:

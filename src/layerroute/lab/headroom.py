@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from layerroute.lab.fairness import same_cost
 from layerroute.lab.reading import between, read_off
 from layerroute.lab.statistics import LEVEL, bootstrap
+from layerroute.outcomes import same_cost
 
 WORTH = 0.01
 """Nats below which a gap is not worth a router."""

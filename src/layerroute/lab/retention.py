@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerroute.errors import UserError
-from layerroute.lab.fairness import SAME_COST_TEXT, same_cost
 from layerroute.lab.format import MISSING, number, percent, points, signed
 from layerroute.lab.statistics import DRAWS, bootstrap
 from layerroute.lab.table import Cell, Field, Table, cells, figures, interval, plain, words
-from layerroute.outcomes import Outcome, outcome_of
+from layerroute.outcomes import SAME_COST_TEXT, Outcome, outcome_of, same_cost
 
 Floats = NDArray[np.float64]
 

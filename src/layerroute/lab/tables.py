@@ -5,13 +5,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.fairness import SAME_COST_TEXT, unequal, unlike_notes
+from layerroute.lab.fairness import unequal, unlike_notes
 from layerroute.lab.format import MISSING, count, listing, number, plus_minus, probability
 from layerroute.lab.pairs import Pair
 from layerroute.lab.question import LOSS, Metric
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Estimate
 from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, interval, plain, text_cells, words
+from layerroute.outcomes import SAME_COST_TEXT
 
 if TYPE_CHECKING:
     from layerroute.lab.compare import Comparison

@@ -14,12 +14,11 @@ from layerroute.errors import UserError
 from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.compare import compare as compare_skipping
-from layerroute.lab.fairness import same_cost
 from layerroute.lab.pairs import Pair, agreed, deciding
 from layerroute.lab.reading import Reading
 from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Difference, by_window
-from layerroute.outcomes import Side
+from layerroute.outcomes import Side, same_cost
 from tests.unit.lab.record_factory import record, sites
 
 WINDOWS = 32

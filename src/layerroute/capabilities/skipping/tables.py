@@ -8,7 +8,6 @@ from layerroute.lab.arms import Arm
 from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import (
     NOISY,
-    SAME_COST_TEXT,
     machine,
     spread,
     unlike_notes,
@@ -18,6 +17,7 @@ from layerroute.lab.format import MISSING, duration, number, percent, signed
 from layerroute.lab.pairs import Pair
 from layerroute.lab.table import Field, Table, cells, figures, words
 from layerroute.lab.tables import SEEDS, estimated, measured, pair_fields, recorded, unfinished_rows
+from layerroute.outcomes import SAME_COST_TEXT
 
 
 def full_depth(comparison: Comparison) -> Arm | None:

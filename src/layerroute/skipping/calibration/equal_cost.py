@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from layerroute.outcomes import same_cost
 from layerroute.precision import choose_precision
 from layerroute.routing.module import Routing
 from layerroute.routing.serving import held_within
@@ -21,9 +22,6 @@ from layerroute.skipping.calibration.calibrate import FittedArms, Stage, silent
 from layerroute.skipping.calibration.heldout import Difference, Score, paired_bootstrap, saved_share, score
 from layerroute.skipping.calibration.journal import Journal, kept
 from layerroute.skipping.model import get_router
-
-TOLERANCE = 0.005
-"""Shares of the layers' FLOPs that are this near are equal: half a point."""
 
 PASSES = 8
 """Forward passes over the text at most."""
@@ -58,7 +56,7 @@ class Matched:
 
 def agrees(score: Score, share: float) -> bool:
     """Whether an arm's share of saved FLOPs is the one given, within half a point."""
-    return abs(score.saved - share) <= TOLERANCE
+    return same_cost(score.saved, share)
 
 
 def matched(served: Score, other: Score) -> Matched | None:

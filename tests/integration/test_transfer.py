@@ -134,6 +134,7 @@ def test_a_router_is_judged_on_every_kind_and_its_home_is_marked(files, tmp_path
         (["--data", f"fresh={files / 'c'}.jsonl"], "has seen this text (the kind 'fresh')"),
         (kinds(files, "copies"), FIVE),
         ([*kinds(files, "b"), "--unit", "block"], "--unit is for a MODEL"),
+        ([*kinds(files, "b"), "--skip-path", "non_linear"], "--skip-path is for a MODEL"),
         ([*kinds(files, "b"), "--tokens-search", "64"], "--tokens-search is for a MODEL"),
     ):
         assert main([*words[:2], *JUDGED, *wrong]) == 2

@@ -26,10 +26,11 @@ examples:
   layerroute transfer runs/token-seed42 --against runs/static_greedy-seed42 --data prose=valid.jsonl"""
 
 RECORD = "transfer.json"
-_CALIBRATES = (
-    *("unit", "layers", "router_layer", "rank", "router", "own_text", "stream"),
-    *("tokens_statistics", "tokens_selection", "tokens_search"),
-)
+_JUDGES = {
+    *("model", "data", "text_field", "length", "tokens_heldout", "budget", "against", "serve", "out"),
+    *("seed", "threads", "device", "json", "help"),
+}
+"""What a router is judged with; all other options calibrate."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,10 +122,10 @@ def _refuse_sizes(arguments: argparse.Namespace) -> None:
     """A router is judged as it is: nothing is calibrated."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    for name in _CALIBRATES:
-        if getattr(arguments, name) != parser.get_default(name):
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is for a MODEL, which is calibrated; {arguments.model} is a router")
+    for option in parser._actions:
+        if option.dest not in _JUDGES and getattr(arguments, option.dest) != option.default:
+            name = option.option_strings[0]
+            raise UserError(f"{name} is for a MODEL, which is calibrated; {arguments.model} is a router")
 
 
 def _is_router(path: Path) -> bool:

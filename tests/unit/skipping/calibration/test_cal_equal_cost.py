@@ -21,7 +21,7 @@ from layerroute.skipping.calibration import (
     verdict,
 )
 from layerroute.skipping.calibration.calibrate import TABLE, applicable
-from layerroute.skipping.calibration.equal_cost import match_all
+from layerroute.skipping.calibration.equal_cost import EXACT, match_all
 from layerroute.skipping.calibration.in_order import Policy
 from layerroute.skipping.flops import skip_flops
 from layerroute.skipping.skip_config import SkipConfig
@@ -102,12 +102,37 @@ def test_a_routed_model_is_served_at_the_share_asked_for_and_put_back(routed, se
         own = score(model, IDS["heldout"])
         for share in (own.saved - 0.05, own.saved, own.saved + 0.04):
             served = serve_at(model, IDS["heldout"], share)
-            assert agrees(served, share), (share, served.saved)
+            assert served.saved == pytest.approx(share, abs=EXACT)
         far = serve_at(model, IDS["heldout"], 0.95)
         assert not agrees(far, 0.95) and far.saved >= own.saved
         assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
         assert all(routing.seen is None for routing in get_router(model).all_routings())
         torch.testing.assert_close(score(model, IDS["heldout"]).losses, own.losses)
+
+
+@pytest.mark.parametrize("serve", ["threshold", "rate"])
+def test_what_is_left_of_half_a_point_is_read_off_between_two_passes(routed, serve, monkeypatch):
+    from layerroute.skipping.calibration import equal_cost
+
+    model, calibration = routed
+    passes = []
+    with installed(model, calibration.arms["routed"], calibration.skip):
+        get_router(model).set_serve(serve)
+        share = score(model, IDS["heldout"]).saved - 0.004  # as it is served agrees
+        found = serve_at(model, IDS["heldout"], share, known=passes)
+    high = min((one.score for one in passes if one.score.saved >= share), key=lambda one: one.saved)
+    low = max((one.score for one in passes if one.score.saved < share), key=lambda one: one.saved)
+    assert len(passes) <= 1 + equal_cost.MORE and high.saved - low.saved < 0.02
+    part = (share - low.saved) / (high.saved - low.saved)
+    assert found.saved == share and 0 < part < 1
+    torch.testing.assert_close(found.losses, (1 - part) * low.losses + part * high.losses)
+    assert found.skipped == pytest.approx((1 - part) * low.skipped + part * high.skipped)
+    assert min(low.skipped, high.skipped) < found.skipped < max(low.skipped, high.skipped)
+    layers = sum(found.skipped_by_layer.values()) / len(found.skipped_by_layer)
+    assert layers == pytest.approx(found.skipped)
+    # Of two on one side nothing is read off.
+    above = [one for one in passes if one.score.saved >= share]
+    assert equal_cost._read_off(above, share) is equal_cost._nearest(above, share).score
 
 
 def test_few_passes_are_enough(routed, monkeypatch):

@@ -12,9 +12,9 @@ GREEDY = ("static_block_greedy", "static_greedy")
 NOTES = (
     "Routed − best rival: cross-entropy in nats per token at equal executed FLOPs, less that of the arm that "
     "routing leads by least on this text. One offset moves all thresholds of the router, until it saves what that "
-    "arm saves on this very text, within half a point. Where it cannot, that arm might be the best one, and "
-    "there is no verdict unless routing loses to another. Routed − greedy: the same for the greedy arm that it leads "
-    "by least. "
+    "arm saves on this very text; the last half point is read off between two offsets. Where it cannot, that arm "
+    "might be the best one, and there is no verdict unless routing loses to another. Routed − greedy: the same for "
+    "the greedy arm that it leads by least. "
     "Intervals: 95 %, paired bootstrap over windows, one window a document.",
     "Away: the kind was left out of calibration. Home: held-out text of kinds that were calibrated on. Asked and "
     "served: share of routed sites skipped, as the router serves without moving. Rate held: the share under "

@@ -23,7 +23,8 @@ TITLES = {"dense": "full depth", "routed": "routed per token", **CONTROLS}
 
 CAPTION = (
     "routed - this: at equal executed FLOPs. All thresholds of the routed arm are moved by one offset, until it saves "
-    "what this arm saves on this very text, within half a point. As served: at unequal cost, no verdict."
+    "what this arm saves on this very text; the last half point is read off between two. As served: at unequal "
+    "cost, no verdict."
 )
 
 

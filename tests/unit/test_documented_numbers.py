@@ -58,6 +58,15 @@ def halves() -> Iterator[tuple[str, str, str]]:
         yield SKIPPING, where, f"{mean} ({low} to {high})"
 
 
+def published() -> Iterator[tuple[str, str, str]]:
+    """What the default leads two published forms by, at their FLOPs."""
+    for row in read("layer_skipping/transfer/mlp-against-published.json")["rows"]:
+        for rival in ("router_non_linear", "router_history"):
+            lead = row["arms"][rival]["at_equal_cost"]
+            mean, low, high = (signed(lead[end]) for end in ("mean", "low", "high"))
+            yield SKIPPING, f"| {row['kind']} | ", f"{mean} ({low} to {high})"
+
+
 def trained() -> Iterator[tuple[str, str, str]]:
     """What a trained router leads trained pruning by, on each text."""
     for record, page in (("trained", SUMMARY), ("trained-new-kinds", README)):
@@ -177,7 +186,9 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
     )
 
 
-@pytest.mark.parametrize("told", [leads, halves, trained, answers, times, recalled, beyond_the_state])
+@pytest.mark.parametrize(
+    "told", [leads, halves, published, trained, answers, times, recalled, beyond_the_state]
+)
 def test_documents_tell_what_the_records_hold(told: Any) -> None:
     claims = list(told())
     assert claims

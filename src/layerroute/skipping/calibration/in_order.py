@@ -103,8 +103,8 @@ class Policy:
             return features
         if not self.history:
             return states
-        if place not in sites:
-            return None
+        if place not in sites:  # a layer that always runs has no router, and is no part of a history
+            return features
         join = partial(with_history, history=self.history)
         if features is None:
             return stack.by_chunk(lambda now: join(now, None), states)

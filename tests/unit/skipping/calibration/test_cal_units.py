@@ -136,6 +136,22 @@ def test_a_policy_installed_gives_the_logits_of_its_replay(family, unit, asked, 
     )
 
 
+def test_a_layer_that_always_runs_is_no_gap_in_a_history():
+    """The router above it sees the layer below it, in calibration as in the model."""
+    model, asked = plain(), config(unit="mlp", history=1, layers=[2, 3, 5, 6])
+    stack, skip, text = LayerStack(model, LENGTH, unit="mlp"), asked.skip_config(7), ids(4, seed=1)
+    policy = calibrate_in_order(stack, ids(8), dict.fromkeys(skip.places(), 0.5), asked)
+    older = policy.sites[5].predictor.weight[stack.hidden_size :]
+    assert older.abs().max() > 1e-3
+    states, features, skips = stack.embed(text), None, []
+    for place in range(stack.depth):
+        states, features, skipped = step(stack, policy, place, states, features, text)
+        skips += [skipped] if place in policy.sites else []
+    with installed(model, policy, skip), torch.no_grad():
+        model(text)
+        assert torch.equal(last_decision(model).choice == 0, torch.stack(skips, dim=-1))
+
+
 def test_the_second_half_is_predicted_from_what_its_router_reads():
     """From the layer's input, not from the MLP's own input, which its skip path reads."""
     model, asked = plain(), config(unit=BOTH, rank=32)

@@ -56,12 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_router_arguments(parser, judged="tokens for the table")
     parser.add_argument(
-        "--allocation",
-        choices=("even", "cost"),
-        help="even: the same share of the tokens skips at every layer, which holds on other text; cost: each layer's "
-        "share follows what skipping costs on this text (default: even for parts of layers, cost for whole layers)",
-    )
-    parser.add_argument(
         "--min-share",
         type=rate,
         default=0.1,
@@ -114,7 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
         router=settings.pop("granularity"),
         controls=CONTROLS if arguments.controls else TABLE,
         name=arguments.model,
-        allocation=arguments.allocation,
         min_share=arguments.min_share,
         rounds=arguments.rounds,
         tokens_statistics=arguments.tokens_statistics,

@@ -95,6 +95,14 @@ def add_router_arguments(parser: argparse.ArgumentParser, *, judged: str) -> Non
         help="what a token gets that skips: a low-rank map of its state, fitted in closed form, or a feed-forward "
         "network of as many FLOPs (%(choices)s; default: %(default)s)",
     )
+    parser.add_argument(
+        "--allocation",
+        choices=("even", "cost", "search"),
+        help="even: the same share of the tokens skips at every layer, which holds on other text; cost: each layer's "
+        "share follows what skipping costs on this text; search, with --router sequence: each prompt skips as many "
+        "layers, and a classifier learns which from a search (default: even for parts of layers, cost for whole "
+        "layers)",
+    )
 
 
 def parse_layers(text: str) -> list[int]:
@@ -181,6 +189,7 @@ def router_settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "granularity": arguments.router,
         "history": arguments.history,
         "skip_path": arguments.skip_path,
+        "allocation": arguments.allocation,
         "own_text": arguments.own_text,
         "tokens_search": min(arguments.tokens_search, arguments.tokens_selection),
         "tokens_heldout": arguments.tokens_heldout,

@@ -51,6 +51,9 @@ def install(
     """
     several = budgets is not None and len(budgets) > 1
     config = _arm_config(policy, replace(config, unit=policy.unit), learned=several)
+    hidden = [site.predictor.hidden for site in policy.sites.values() if site.predictor is not None]
+    if hidden[:1] in ([], [None]):
+        config = replace(config, routing=replace(config.routing, router="linear", widths=None))
     if not adapters:
         config = replace(config, skip_path="identity")
     if budgets is not None:
@@ -102,9 +105,13 @@ def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipCon
 def _set_site(routing: Routing, row: int, site: Site, *, cut: bool) -> None:
     """One site's row of the router; with ``cut`` its threshold is part of the bias, so that a threshold of 0 serves."""
     assert routing.router is not None
-    linear = routing.router.linears()[-1]
+    *below, linear = routing.router.linears()
     linear.weight[row] = 0.0
     predictor = site.predictor
+    if predictor is not None and predictor.hidden is not None:
+        (first,) = below
+        first.weight.copy_(predictor.hidden.weight)
+        first.bias.copy_(predictor.hidden.bias)
     if predictor is None or (cut and not math.isfinite(predictor.threshold)):
         # All tokens take one path (but for the first ones, which always run: they alone may be what rate leaves).
         everyone = site.rate >= 1.0 or (predictor is not None and predictor.threshold > 0)

@@ -17,6 +17,7 @@ from layerroute.skipping.calibration.controls import Ranking, fit_chance, fit_st
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.own_text import sample_own_text, with_own_text
+from layerroute.skipping.calibration.programs import find_programs, learn_programs
 from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 from layerroute.skipping.flops import saved_by_skipping
 from layerroute.skipping.skip_config import SkipConfig
@@ -152,7 +153,7 @@ def fit_arms(
     if config.allocation == "cost" or "early_exit" in wanted:
         ranking = Ranking.of(stack, statistics, selection, config, clock=clock, final=final)
         sensitivity = probe_sensitivity(ranking, statistics, final.pop(), clock)
-    elif any(name not in ("random", "periodic") for name in wanted):
+    elif config.allocation == "search" or any(name not in ("random", "periodic") for name in wanted):
         if config.unit in known:
             ranking = replace(known[config.unit], stack=stack)
         else:
@@ -162,10 +163,23 @@ def fit_arms(
         assert ranking is not None and sensitivity is not None
         found = allocate_by_cost(ranking, statistics, selection, config, count, sensitivity, clock)
     else:
-        rates = even[config.budget]
+        rates, predictors = even[config.budget], None
+        if config.allocation == "search":
+            assert ranking is not None
+            searched = statistics[: max(1, config.tokens_ranking // config.length)]
+            programs = find_programs(ranking, searched, config, count, clock)
+            rates = dict(zip(ranking.layers, programs.float().mean(dim=0).tolist(), strict=True))
+            predictors = learn_programs(full, programs, config, ranking.layers)
         advance = clock("fits under routing")
         policy = calibrate_in_order(
-            stack, statistics, rates, config, fit_all=bool(config.also), full=full, advance=advance
+            stack,
+            statistics,
+            rates,
+            config,
+            predictors=predictors,
+            fit_all=bool(config.also),
+            full=full,
+            advance=advance,
         )
         loss = journal.once(lambda: selection_loss(stack, policy, selection))
         also = {budget: even[budget] for budget in config.also}

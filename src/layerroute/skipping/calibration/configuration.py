@@ -19,10 +19,13 @@ PRUNED = {
 UNITS = tuple(PRUNED)
 GRANULARITIES = ("per_layer", "token", "sequence")
 TARGETS = ("update", "dense")
-ALLOCATIONS = ("even", "cost")
+ALLOCATIONS = ("even", "cost", "search")
 FITTED = tuple(path for path in SKIP_PATHS if path != "identity")
 RANKED = 12288
 """Tokens that suffice to rank layers."""
+
+PROGRAM_WIDTH = 128
+"""Hidden width of the classifier of ``search``, as published."""
 
 
 @dataclass(kw_only=True)
@@ -52,13 +55,15 @@ class CalibrationConfig:
         tokens_statistics: of text that the fits see.
         own_text: share of what the fits see, beside the text, that the model samples itself, so that they know more
             than the kinds that are given (see ``own_text``). Default a quarter; 0 for none.
-        tokens_ranking: so many of these rank layers for static pruning, and tell ``cost`` what predictors weigh.
+        tokens_ranking: so many of these rank layers for static pruning, tell ``cost`` what predictors weigh, and are
+            what ``search`` searches.
         tokens_selection: on which static layers, and with ``cost`` rates, are chosen.
         tokens_search: so many of these are used where one layer at a time is changed.
         tokens_heldout: on which the table is made; nothing is chosen on them.
         allocation: how the budget is shared out among layers. ``even`` (default): the same share of the tokens skips
             at every layer; nothing is chosen on a text, so that nothing fits one text alone. ``cost``: by what
-            skipping costs on the selection windows, starting at greedy pruning.
+            skipping costs on the selection windows, starting at greedy pruning. ``search``, of ``sequence``: every
+            prompt skips as many places; which, a search finds for each ranking window, and a classifier learns.
         relative: what predictors of ``even`` predict is the logarithm of the energy that the skip path misses,
             divided by the energy of the layer's output to this power: 0 is the missed energy itself, 1 its share.
         target: what a skip path is to give: ``update``, what the layer would add to the state that it was given, or
@@ -157,6 +162,16 @@ class CalibrationConfig:
                 raise UserError(
                     "calibration.allocation: cost is by token; with calibration.granularity: sequence use even"
                 )
+        if self.allocation == "search":
+            if self.granularity != "sequence":
+                raise UserError(
+                    "calibration.allocation: search finds a choice of layers for each prompt; it is for "
+                    f"calibration.granularity: sequence, not {self.granularity}"
+                )
+            if self.also:
+                raise UserError(
+                    "calibration.also: search finds programs of one budget; calibrate each by itself"
+                )
         if self.history and (self.granularity, self.allocation) != ("per_layer", "even"):
             raise UserError(
                 f"calibration.history is for calibration.granularity: per_layer and calibration.allocation: even, not "
@@ -191,6 +206,8 @@ class CalibrationConfig:
             sink_ids=self.sink_ids,
         )
         config.routing.router, config.routing.initial_bias = "linear", 0.0
+        if self.allocation == "search":
+            config.routing.router, config.routing.widths = "mlp", [PROGRAM_WIDTH]
         return config.resolve(num_layers).with_budget(self.budget)
 
     def to_dict(self) -> dict[str, Any]:

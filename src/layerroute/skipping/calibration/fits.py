@@ -48,23 +48,39 @@ class SkipMap:
 
 @kept
 @dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """GELU(weight h + bias): a hidden layer that several predictors share."""
+
+    weight: Float[Tensor, "H D"]
+    bias: Float[Tensor, "H"]
+
+    def __call__(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens H"]:
+        """What predictors read in place of the state."""
+        return F.gelu(F.linear(states, self.weight, self.bias))
+
+
+@kept
+@dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """Linear prediction of a token's log-influence; the token runs where it is above ``threshold``.
+    """Prediction of a token's log-influence; the token runs where it is above ``threshold``.
 
     Attributes:
-        weight, bias: of the state that the router reads.
+        weight, bias: of the state that the router reads, or of what ``hidden`` makes of it.
+        hidden: None: the prediction is linear.
         threshold: in log-influence.
         r2: share of the variance of log-influence that it explains, on the tokens it was fitted to.
     """
 
-    weight: Float[Tensor, "D"]
+    weight: Float[Tensor, "E"]
     bias: float
     threshold: float
     r2: float
+    hidden: Hidden | None = None
 
     def __call__(self, states: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens"]:
         """Predicted log-influence."""
-        return states.float() @ self.weight + self.bias
+        read = states.float() if self.hidden is None else self.hidden(states.float())
+        return read @ self.weight + self.bias
 
 
 class SkipFit:

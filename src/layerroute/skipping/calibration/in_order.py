@@ -117,11 +117,11 @@ class Policy:
         return features if self.history or not stack.reads_at(place + 1, self.router_layer) else None
 
     def scores(self, predictor: Predictor, features: Float[Tensor, "N T E"]) -> Float[Tensor, "N T"]:
-        """What decides about each token. Predictors are linear: the mean prediction is that of the mean state."""
-        own = predictor(features)
+        """What decides about each token."""
         if self.prefix_tokens is None:
-            return own
-        return own[:, : self.prefix_tokens].mean(dim=1, keepdim=True).expand_as(own)
+            return predictor(features)
+        mean = features[:, : self.prefix_tokens].float().mean(dim=1, keepdim=True)
+        return predictor(mean).expand(features.shape[:2])
 
     def choose(
         self, scores: Float[Tensor, "N T"], may: Bool[Tensor, "N T"], share: float
@@ -169,6 +169,7 @@ def calibrate_in_order(
     chooser: str = "predicted",
     sensitivity: Float[Tensor, "N T"] | None = None,
     weights: Mapping[int, tuple[float, float]] | None = None,
+    predictors: Mapping[int, Predictor] | None = None,
     fit_all: bool = False,
     final: list[Float[Tensor, "N T D"]] | None = None,
     full: FullDepth | None = None,
@@ -182,6 +183,7 @@ def calibrate_in_order(
         chooser: ``predicted`` or ``random``; at rates of 0 and 1 there is nothing to choose.
         sensitivity: of the tokens' predictions (see ``sensitivity.probe``); with ``weights``, by place, of
             log-influence and sensitivity in what predictors predict. Default: influence alone.
+        predictors: by place, found already; only their thresholds are set here.
         fit_all: also fit sites of rate 0, to all tokens (their predictor's threshold then lets all run).
         final: the output of the last layer is appended to it.
         full: the full model on the same windows, which several fits may share: below its first layer that skips an
@@ -228,7 +230,8 @@ def calibrate_in_order(
                 reached = stack.through(place, stack.before(place, dense))
             out, rate = ran, rates.get(place, 0.0)
             if place in rates and (rate > 0 or fit_all):
-                wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1)
+                given_one = None if predictors is None else predictors.get(place)
+                wanted = _Wanted(relative=config.relative, predict=fit_all or rate < 1, given=given_one)
                 if weights is not None and sensitivity is not None:
                     own, common = weights[place]
                     wanted = replace(wanted, relative=1.0, own=own, offset=common * sensitivity.flatten())
@@ -282,12 +285,16 @@ def skipped_by(
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """What a site's predictor is to predict: ``own`` times log-influence, plus ``offset`` by token, if at all."""
+    """What a site's predictor is to predict: ``own`` times log-influence, plus ``offset`` by token, if at all.
+
+    Or it is ``given``.
+    """
 
     predict: bool
     relative: float
     own: float = 1.0
     offset: Tensor | None = None
+    given: Predictor | None = None
 
 
 def _fit_site(
@@ -317,8 +324,13 @@ def _fit_site(
             chosen = random_skips(ids, place, rate, policy.seed).flatten() & ~sinks
         return Site(rate=rate, skip=skip_map, influence=measured), chosen
     assert features is not None
-    fit = PredictorFit(features.flatten(0, 1)[rows], config.predictor_ridge)
     may = ~sinks.view(ids.shape)
+    if wanted.given is not None:
+        chosen, cut = policy.choose(policy.scores(wanted.given, features), may, rate)
+        skip_map = fit_skip(chosen.flatten()[rows], background=config.background)
+        predictor = replace(wanted.given, threshold=cut)
+        return Site(rate=rate, skip=skip_map, predictor=predictor, influence=measured), chosen.flatten()
+    fit = PredictorFit(features.flatten(0, 1)[rows], config.predictor_ridge)
     predictor, chosen = _fit_predictor(x, y, features, rows, may, rate, skip_map, fit, policy, wanted)
     for _ in range(config.refits if 0.0 < rate < 1.0 else 0):
         skip_map = fit_skip(chosen[rows], background=config.background)

@@ -68,7 +68,10 @@ def memory_needed(
     units = len(config.unit.split("+"))
     # With two units also what a layer's router has read.
     held = len(config.layers or layers) * units * (1 + units)
-    search = config.tokens_search * (4 * vocabulary + held * size * byte) + 12 * config.length * vocabulary
+    predictions = config.tokens_search * 4 * vocabulary
+    search = predictions + config.tokens_search * held * size * byte + 12 * config.length * vocabulary
+    if config.allocation == "search":
+        search += predictions  # of the windows whose programs are searched
     # Of one layer: states mapped or not, two of the full model, and four copies of rows for the regressions.
     # With a history, what routers read is that many states wider, and is held and fitted.
     read = size * config.history

@@ -42,7 +42,8 @@ class StartConfig:
         tokens_statistics, tokens_selection, tokens_search: of the calibration.
         own_text: share of what the fits see that the model writes itself (see ``CalibrationConfig``).
         allocation: ``even`` (default): the same share of the tokens skips at every layer; ``cost``: by what skipping
-            costs (see ``CalibrationConfig``).
+            costs; ``search``: a program of layers a prompt, for ``skip.granularity: sequence`` (see
+            ``CalibrationConfig``).
         min_share: of ``cost``: a layer is skipped by none or by at least this share of the tokens.
         seed: of the calibration's text; not the run's seed, so that all seeds and arms start at the same.
         thresholds: ``site`` (each site at its own rate; default for calibrated starts), ``model`` (one threshold, at
@@ -56,7 +57,7 @@ class StartConfig:
     tokens_selection: int = 2048
     tokens_search: int = 1536
     own_text: float = 0.25
-    allocation: Literal["even", "cost"] = "even"
+    allocation: Literal["even", "cost", "search"] = "even"
     min_share: float = 0.1
     seed: int = 42
     thresholds: Literal["auto", "site", "model"] = "auto"

@@ -51,8 +51,8 @@ def install(
     """
     several = budgets is not None and len(budgets) > 1
     config = _arm_config(policy, replace(config, unit=policy.unit), learned=several)
-    hidden = [site.predictor.hidden for site in policy.sites.values() if site.predictor is not None]
-    if hidden[:1] in ([], [None]):
+    predictors = [site.predictor for site in policy.sites.values() if site.predictor is not None]
+    if all(predictor.hidden is None for predictor in predictors):
         config = replace(config, routing=replace(config.routing, router="linear", widths=None))
     if not adapters:
         config = replace(config, skip_path="identity")

@@ -5,7 +5,6 @@ the search is among equals: it swaps places that are skipped for some that run.
 """
 
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 
 import torch
@@ -18,11 +17,13 @@ from layerroute.skipping.calibration.controls import Ranking, greedy_static
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.fits import Hidden, Predictor
 from layerroute.skipping.calibration.in_order import Policy, replay, skipped_by
-from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 
 SIMULATIONS = 50
 """Programs that are tried for each window, as many as published."""
+
+LENGTH = 128
+"""So many first tokens of a window are searched on; all of its 256 would take twice as long."""
 
 TEMPERATURE = 2.0
 """Of swaps, in standard deviations of what places cost a window: what looks dear alone may be cheap among others."""
@@ -53,10 +54,13 @@ def find_programs(
     removed = set(greedy_static(stack, ranking.search, start, ranking.costs, count, advance))
     greedy = torch.tensor([place in removed for place in ranking.layers])
     advance = clock("search for a program of each window")
-    parts = windows.split(max(1, config.tokens_search // config.length))  # they hold whole predictions
+    length = max(min(LENGTH, config.length), 2 * config.prefix_tokens)
+    # It has no journal: programs are noted once they are found, and not the steps on the way there.
+    short = LayerStack(stack.model, length, stack.precision, stack.unit)
+    parts = windows[:, :length].split(max(1, config.tokens_search // length))  # they hold whole predictions
 
     def searched(index: int) -> Bool[Tensor, "n P"]:
-        one = _Searched(stack, start, parts[index], config.prefix_tokens)
+        one = _Searched(short, start, parts[index], config.prefix_tokens)
         told = partial(_told, advance, index, len(parts))
         return one.best(greedy, seed=config.seed + index, advance=told)
 
@@ -77,10 +81,7 @@ class _Searched:
     """
 
     def __init__(self, stack: LayerStack, start: Policy, ids: Int[Tensor, "n T"], prefix: int) -> None:
-        self.stack, self.start, self.ids = copy(stack), start, ids
-        self.stack.journal = (
-            Journal()
-        )  # a program is noted once it is found: steps within would count on the way there
+        self.stack, self.start, self.ids = stack, start, ids
         self.places = list(start.sites)
         first = torch.arange(ids.shape[1], device=ids.device) < prefix
         self.runs = start.sinks(ids) | first

@@ -8,7 +8,7 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.skipping import executed, last_decision
-from layerroute.skipping.calibration import Journal, fit_arms, installed
+from layerroute.skipping.calibration import Journal, fit_arms, installed, journal
 from layerroute.skipping.calibration.calibrate import silent
 from layerroute.skipping.calibration.controls import Ranking
 from layerroute.skipping.calibration.costs import Search
@@ -127,7 +127,7 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     asked = config(**PROGRAMS, unit="mlp", budget=0.5, tokens_search=4 * LENGTH)
     best, searched = _Searched.best, []
 
-    def fit(journal=None):
+    def fit(notes=None):
         return fit_arms(
             plain(),
             asked,
@@ -135,7 +135,7 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path, monkeypatch):
             selection=ids(8, 3),
             own=ids(0),
             controls=(),
-            journal=journal,
+            journal=notes,
         ).policy
 
     def cut(self, *args, **options):
@@ -145,6 +145,7 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         return best(self, *args, **options)
 
     whole = fit()
+    monkeypatch.setattr(journal, "EVERY", 0.0)
     monkeypatch.setattr(_Searched, "best", cut)
     with pytest.raises(Cut):
         fit(Journal(tmp_path))

@@ -149,7 +149,7 @@ def fit_chance(
             stack,
             statistics[: len(sensitivity)],
             exit_rates(list(rates), config.budget),
-            replace(config, granularity="token", history=0, also=[]),
+            replace(config, granularity="token", allocation="even", history=0, also=[]),
             sensitivity=sensitivity,
             weights=dict.fromkeys(rates, (0.0, 1.0)),
             advance=clock("fits of the early exit"),

@@ -54,7 +54,7 @@ def find_programs(
     removed = set(greedy_static(stack, ranking.search, start, ranking.costs, count, advance))
     greedy = torch.tensor([place in removed for place in ranking.layers])
     advance = clock("search for a program of each window")
-    length = max(min(LENGTH, config.length), 2 * config.prefix_tokens)
+    length = min(config.length, max(LENGTH, 2 * config.prefix_tokens))
     # It has no journal: programs are noted once they are found, and not the steps on the way there.
     short = LayerStack(stack.model, length, stack.precision, stack.unit)
     parts = windows[:, :length].split(max(1, config.tokens_search // length))  # they hold whole predictions

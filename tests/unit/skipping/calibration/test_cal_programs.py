@@ -101,7 +101,9 @@ def test_the_classifier_learns_what_the_first_tokens_tell():
 def test_programs_are_served_as_they_were_fitted(unit):
     model, asked = plain(), config(**PROGRAMS, unit=unit, budget=0.5)
     text = mixed(24, seed=0)
-    found = fit_arms(model, asked, statistics=text, selection=ids(8, seed=3), own=ids(0))
+    found = fit_arms(
+        model, asked, statistics=text, selection=ids(8, seed=3), own=ids(0), controls=("early_exit",)
+    )
     count = round(0.5 * len(found.skip.places()))
     assert sum(found.policy.rates().values()) == pytest.approx(count), "each prompt skips as many places"
     stack = LayerStack(model, LENGTH, unit=unit)
@@ -117,6 +119,9 @@ def test_programs_are_served_as_they_were_fitted(unit):
         assert (decided[:, :5] == 1).all(), "the first tokens run"
         model(text)
         served = (last_decision(model).choice[:, 5] == 0).float().mean(dim=0)
+    with installed(model, found.arms["early_exit"], found.skip), torch.no_grad():
+        model(new)  # the control beside it decides by token, with a linear router
+        assert last_decision(model).choice[:, -1].unique().tolist() == [0, 1]
     torch.testing.assert_close(masked, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sparse, masked, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(served, torch.tensor(list(found.policy.rates().values())), atol=1 / 24, rtol=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, static_rates
 from layerroute.skipping.calibration.configuration import CalibrationConfig
-from layerroute.skipping.calibration.controls import Clock, Ranking, greedy_static
+from layerroute.skipping.calibration.controls import Clock, Ranking
 from layerroute.skipping.calibration.costs import measure_costs
 from layerroute.skipping.calibration.in_order import Policy, calibrate_in_order, replay
 from layerroute.skipping.calibration.sensitivity import cost_weights, probe
@@ -75,8 +75,7 @@ def allocate_by_cost(
     statistics = statistics[: len(sensitivity)]
     known = probe(stack, disturbance(ranking), search.ids, search.final)
     weights = cost_weights(ranking.costs, known[~ranking.start.sinks(search.ids)])
-    advance = clock("greedy choice of layers")
-    removed = greedy_static(stack, search, ranking.start, ranking.costs, count, advance)
+    removed = ranking.greedy(count, clock)
 
     def fit(rates: dict[int, float], name: str, *, everywhere: bool) -> Policy:
         return calibrate_in_order(

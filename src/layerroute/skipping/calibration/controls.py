@@ -1,7 +1,7 @@
 """The controls of a calibration, fitted in the same way as the routed arm: routing must beat what cannot be clever."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,12 +24,14 @@ class Ranking:
         search: windows on which one layer at a time is taken out.
         start: skip paths and influences under the full model.
         costs: of skipping at one layer alone.
+        taken: what `greedy` has chosen, by count.
     """
 
     stack: LayerStack
     search: Search
     start: Policy
     costs: dict[int, LayerCosts]
+    taken: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -68,6 +70,13 @@ class Ranking:
         by_influence = sorted(self.layers, key=lambda layer: self.start.sites[layer].influence)
         return tuple(sorted(by_influence[:count]))
 
+    def greedy(self, count: int, clock: Clock) -> tuple[int, ...]:
+        """So many layers whose removal, one after the other, costs least, in that order; chosen once."""
+        if count not in self.taken:
+            advance = clock(f"greedy choice of layers ({self.stack.unit})")
+            self.taken[count] = greedy_static(self.stack, self.search, self.start, self.costs, count, advance)
+        return self.taken[count]
+
     def of_blocks(
         self,
         statistics: Int[Tensor, "N T"],
@@ -102,9 +111,7 @@ def fit_static(
         if method == "influence":
             static[method] = ranking.least_influence(count)
         else:
-            advance = clock(f"greedy choice of layers ({stack.unit})")
-            taken = greedy_static(stack, ranking.search, ranking.start, ranking.costs, count, advance)
-            static[method] = tuple(sorted(taken))
+            static[method] = tuple(sorted(ranking.greedy(count, clock)))
         rates = static_rates(ranking.layers, static[method])
         advance = clock(f"fits of static pruning ({stack.unit}, {method})")
         arms[f"{prefix}{method}"] = calibrate_in_order(

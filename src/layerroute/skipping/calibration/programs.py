@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from layerroute.skipping.calibration.configuration import PROGRAM_WIDTH, CalibrationConfig
-from layerroute.skipping.calibration.controls import Ranking, greedy_static
+from layerroute.skipping.calibration.controls import Clock, Ranking
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.fits import Hidden, Predictor
 from layerroute.skipping.calibration.in_order import Policy, replay, skipped_by
@@ -34,8 +34,6 @@ DECAY = 0.1
 LEFT_OUT = 5
 """The classifier stops after as many of its steps as suit a fifth of the windows, left out of a first training."""
 
-Clock = Callable[[str], Callable[[float], None]]
-
 
 def find_programs(
     ranking: Ranking,
@@ -50,8 +48,7 @@ def find_programs(
     each is skipped alone. Then one or two places are swapped at a time, dear ones for cheap ones by chance.
     """
     stack, start = ranking.stack, ranking.start
-    advance = clock(f"greedy choice of layers ({stack.unit})")
-    removed = set(greedy_static(stack, ranking.search, start, ranking.costs, count, advance))
+    removed = set(ranking.greedy(count, clock))
     greedy = torch.tensor([place in removed for place in ranking.layers])
     advance = clock("search for a program of each window")
     length = min(config.length, max(LENGTH, 2 * config.prefix_tokens))

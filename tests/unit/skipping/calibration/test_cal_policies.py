@@ -8,6 +8,7 @@ import torch
 from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, executed, last_decision
 from layerroute.skipping.calibration import (
+    controls,
     evaluate_arms,
     fit_arms,
     installed,
@@ -229,3 +230,19 @@ def test_the_paired_interval_covers_what_it_should():
         found = paired_bootstrap(torch.randn(40), torch.zeros(40), draws=500)
         covered += found.low <= 0 <= found.high
     assert 50 <= covered <= 60
+
+
+@pytest.mark.parametrize(
+    "asked", [{"allocation": "cost"}, {"granularity": "sequence", "allocation": "search", "prefix_tokens": 5}]
+)
+def test_what_greedy_pruning_takes_out_is_chosen_once_for_all_who_ask(asked, monkeypatch):
+    chosen, choose = [], controls.greedy_static
+    monkeypatch.setattr(controls, "greedy_static", lambda *args: chosen.append(args[4]) or choose(*args))
+    found = fit_arms(
+        plain(),
+        config(**asked, budget=0.5),
+        statistics=ids(16),
+        selection=ids(8, seed=3),
+        controls=("static_greedy",),
+    )
+    assert chosen == [2] and len(found.static["greedy"]) == 2

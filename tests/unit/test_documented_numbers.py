@@ -67,6 +67,24 @@ def published() -> Iterator[tuple[str, str, str]]:
             yield SKIPPING, f"| {row['kind']} | ", f"{mean} ({low} to {high})"
 
 
+def programs() -> Iterator[tuple[str, str, str]]:
+    """What deciding by token leads a program a prompt by, and what that leads greedy pruning by."""
+    records = {"mlp-against-program": "router_program", "program-against-greedy": "static_greedy"}
+    rows = [
+        {
+            row["kind"]: row["arms"][rival]["at_equal_cost"]
+            for row in read(f"layer_skipping/transfer/{name}.json")["rows"]
+        }
+        for name, rival in records.items()
+    ]
+    for kind in rows[0]:
+        told = [
+            f"{signed(one[kind]['mean'])} ({signed(one[kind]['low'])} to {signed(one[kind]['high'])})"
+            for one in rows
+        ]
+        yield SKIPPING, f"| {kind} | ", " | ".join(told)
+
+
 def trained() -> Iterator[tuple[str, str, str]]:
     """What a trained router leads trained pruning by, on each text."""
     for record, page in (("trained", SUMMARY), ("trained-new-kinds", README)):
@@ -187,7 +205,7 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    "told", [leads, halves, published, trained, answers, times, recalled, beyond_the_state]
+    "told", [leads, halves, published, programs, trained, answers, times, recalled, beyond_the_state]
 )
 def test_documents_tell_what_the_records_hold(told: Any) -> None:
     claims = list(told())

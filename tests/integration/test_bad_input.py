@@ -43,6 +43,14 @@ CASES: list[tuple[str, str]] = [
     (f"{CALIBRATE} --length 15", "must be at least 16"),
     (f"{CALIBRATE} --length 16 --router sequence", "too short: the first 16 decide for the rest"),
     (f"{CALIBRATE} --router sequence --allocation cost", "--allocation: cost is by token; with --router"),
+    (
+        f"{CALIBRATE} --allocation search",
+        "search finds a choice of layers for each prompt; it is for --router: seq",
+    ),
+    (
+        f"{CALIBRATE} --router sequence --allocation search --also 0.5",
+        "--also: search finds programs of one budget",
+    ),
     (f"{CALIBRATE} --tokens-statistics 31", "error: --tokens-statistics is 31, less than one window"),
     (f"{CALIBRATE} --threads 0", "must be at least 1"),
     (f"{CALIBRATE} --min-share 2", "not a share from 0 to 1"),

@@ -147,6 +147,7 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
 
     name, stream, device = arguments.model, arguments.stream, choose_device(arguments.device)
     known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
+    known["granularity"] = getattr(arguments, "router", None)
     given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
     config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
     try:

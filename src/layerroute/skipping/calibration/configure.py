@@ -68,7 +68,7 @@ def config_for(
     stack = decoder_stack(model)[1]
     if unit is None and family_of(model, stack) is None:
         _logger.warning("the layers of this model cannot be taken apart; whole layers skip")
-        config = replace(config, unit="block", **_allocated(whole))
+        config = replace(config, unit="block", **_allocated(allocation or whole))
     # A skip path is a map of the state: no rank is above its width.
     config = replace(config, rank=min(config.rank, model.config.get_text_config().hidden_size))
     for share in checked:

@@ -5,6 +5,7 @@ the search is among equals: it swaps places that are skipped for some that run.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from layerroute.skipping.calibration.configuration import PROGRAM_WIDTH, Calibra
 from layerroute.skipping.calibration.controls import Clock, Ranking
 from layerroute.skipping.calibration.costs import Search, measure_costs
 from layerroute.skipping.calibration.fits import Hidden, Predictor
-from layerroute.skipping.calibration.in_order import Policy, replay, skipped_by
+from layerroute.skipping.calibration.in_order import Policy, replay
 from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 
 SIMULATIONS = 50
@@ -49,6 +50,8 @@ def find_programs(
     """
     stack, start = ranking.stack, ranking.start
     removed = set(ranking.greedy(count, clock))
+    if count >= len(ranking.layers):  # there is one program
+        return torch.ones(len(windows), len(ranking.layers), dtype=torch.bool, device=windows.device)
     greedy = torch.tensor([place in removed for place in ranking.layers])
     advance = clock("search for a program of each window")
     length = min(config.length, max(LENGTH, 2 * config.prefix_tokens))
@@ -121,18 +124,20 @@ class _Searched:
 
     def through(self, program: Bool[Tensor, "n P"], states: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
         """The output of the last layer, from the input of the first place."""
-        stack = self.stack
-        for place in range(self.places[0], stack.depth):
-            if place not in self.start.sites:
-                states = stack.run(place, states)
-                continue
-            skips = program[:, self.places.index(place), None] & ~self.runs
-            with stack.weights(place):
-                given = stack.before(place, states)
-                ran = stack.through(place, given)
-                out = skipped_by(stack, skips, self.start.sites[place].skip, given, ran)
-                states = stack.after(place, out)
-        return states
+        chosen = {place: program[:, column, None] & ~self.runs for column, place in enumerate(self.places)}
+        some = self.start.with_rates(dict.fromkeys(self.places, 0.5))
+        policy = _Programs(**vars(some), chosen=chosen)
+        return replay(self.stack, policy, states, self.ids, first=self.places[0])
+
+
+@dataclass(kw_only=True)
+class _Programs(Policy):
+    """Each window has its own tokens that skip, by place."""
+
+    chosen: dict[int, Bool[Tensor, "n T"]]
+
+    def skips(self, place: int, *_: object) -> Bool[Tensor, "n T"]:
+        return self.chosen[place]
 
 
 def _by_window(values: Float[Tensor, "k"], counted: Bool[Tensor, "n T"]) -> Float[Tensor, "n"]:

@@ -175,3 +175,8 @@ def test_a_search_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 def test_what_programs_cannot_be_is_told(changes, message):
     with pytest.raises(UserError, match=message):
         config(**{**PROGRAMS, **changes})
+
+
+def test_where_all_places_go_there_is_one_program():
+    asked = config(**PROGRAMS, layers=[4], budget=0.6)
+    assert find_programs(ranked(asked), ids(3), asked, 1, silent).tolist() == [[True]] * 3

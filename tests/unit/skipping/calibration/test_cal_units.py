@@ -14,6 +14,7 @@ from layerroute.skipping import executed, get_router, last_decision, skip_flops
 from layerroute.skipping.calibration import (
     CONTROLS,
     CalibrationConfig,
+    configure,
     evaluate_arms,
     fit_arms,
     install,
@@ -82,6 +83,24 @@ def test_a_family_that_is_not_described_is_refused_and_its_blocks_are_not(unit):
     ):
         fit_arms(model, config(unit=unit), statistics=ids(1), selection=ids(1))
     assert len(LayerStack(model, LENGTH).layers) == 7
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ({}, "cost"),
+        ({"allocation": "even"}, "even"),
+        ({"granularity": "sequence"}, "even"),
+        ({"granularity": "sequence", "allocation": "search"}, "search"),
+    ],
+)
+def test_where_whole_layers_must_skip_the_allocation_asked_for_stays(asked, made, monkeypatch):
+    class Words(list):
+        all_special_ids = (0,)
+
+    monkeypatch.setattr(configure, "family_of", lambda model, layers: None)
+    found = configure.config_for(plain(), Words("abc"), budget=0.5, tokens_heldout=512, **asked)
+    assert (found.unit, found.allocation) == ("block", made)
 
 
 @pytest.mark.parametrize("target", ["update", "dense"])

@@ -73,13 +73,12 @@ def test_static_rivals_are_those_of_the_hard_study() -> None:
 def costs(name: str, plan: Plan = HARD) -> tuple[float, float]:
     """FLOPs that an arm of a study of long sequences executes, and bytes that it reads, a token."""
     recipe = plan.recipe(name, 1, {})
-    assert recipe.data.sequence_length == CONTEXT
+    length = recipe.data.sequence_length
     config = model_config(recipe.model, (recipe.data.recall or recipe.data).vocabulary_size, end_of_text=0)
     if not config.routed_layers:
-        return forward_flops(config, CONTEXT).forward_per_token, bytes_read(config, CONTEXT).per_token
+        return forward_flops(config, length).forward_per_token, bytes_read(config, length).per_token
     rate = config.routing_config.rate
-    read = bytes_read(config, CONTEXT, rate=rate).per_token
-    return sparse_flops_per_token(config, CONTEXT, rate), read
+    return sparse_flops_per_token(config, length, rate), bytes_read(config, length, rate=rate).per_token
 
 
 @pytest.mark.parametrize("more", ["", "_more"])
@@ -89,6 +88,16 @@ def test_each_rival_of_the_hard_study_has_both_costs_of_a_router(rival: str, mor
     at_rate = costs(f"random{more}")
     assert flops == pytest.approx(at_rate[0], rel=SAME_COST)
     assert read == pytest.approx(at_rate[1], rel=SAME_BYTES)
+
+
+def test_an_eighth_of_twice_the_tokens_costs_as_much_and_so_does_its_rival() -> None:
+    eighth = Plan(load_study("attention_routing/recall_hard_eighth"))
+    flops, read = costs("dynamic", eighth)
+    for name, plan in (("dynamic", HARD), ("static_3to1", eighth)):
+        assert costs(name, plan) == (
+            pytest.approx(flops, rel=SAME_COST),
+            pytest.approx(read, rel=SAME_BYTES),
+        )
 
 
 @pytest.mark.parametrize("rival", ["random", "periodic", "window", "gdn_state", "static_3to1"])

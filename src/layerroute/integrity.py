@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,18 +46,29 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file aside and put it in its place: never half of it, and never through a link to somewhere else."""
-    aside = path.with_name(f".{path.name}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside a file to write to, and put what was written in the file's place: never half of it.
+
+    Each process writes to a name of its own, so that two may write the same file at once; the last one counts. Nothing
+    is written through a link to somewhere else, and what fails leaves what was there.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         sync(aside)
         os.replace(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text in the place of a file, as ``replacing`` does."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def checksummed(content: Mapping[str, Any], **style: bool) -> bytes:

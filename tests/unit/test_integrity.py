@@ -17,6 +17,7 @@ from layerroute.integrity import (
     file_sha256,
     inside,
     replace_text,
+    replacing,
     seal,
     verify,
 )
@@ -68,12 +69,34 @@ def test_a_pipe_in_the_place_of_a_file_is_damage_and_nobody_waits_for_it(folder:
 def test_a_file_is_replaced_and_not_written_through_a_link(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("mine")
-    for name in ("a.txt", ".a.txt.tmp"):
+    for name in ("a.txt", f".a.txt.{os.getpid()}.tmp"):
         (tmp_path / name).symlink_to(elsewhere)
     replace_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert elsewhere.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "elsewhere"]
+
+
+def test_two_processes_replace_the_same_file_and_the_last_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as aside:
+        aside.write_text("half of ")
+        with monkeypatch.context() as other:
+            other.setattr("os.getpid", lambda: -1)
+            replace_text(path, "whole")
+        assert path.read_text() == "whole"
+        aside.write_text("the last")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.txt", "the last")]
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(path, "new \ud800")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
 def test_what_is_not_listed_is_damage_where_the_list_is_exact(folder: Path) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from layerroute.integrity import replace_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -143,9 +145,9 @@ def write_text(text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """One JSON value as a file; its folder is made."""
+    """One JSON value as a file, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:

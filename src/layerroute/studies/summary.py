@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from layerroute.integrity import replace_text
 from layerroute.lab.statistics import pareto_front
 from layerroute.studies.board import RunState
 from layerroute.studies.session import Session
@@ -41,10 +41,7 @@ def summarize(session: Session) -> dict[str, Any]:
 def write_summary(session: Session) -> dict[str, Any]:
     """Write ``study.json`` whole; return what it holds."""
     content = summarize(session)
-    target = session.out / FILE
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
+    replace_text(session.out / FILE, json.dumps(content, indent=2) + "\n")
     return content
 
 

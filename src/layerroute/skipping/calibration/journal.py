@@ -1,16 +1,16 @@
 """What a long calibration has found so far, on disk, so that one that was cut off goes on where it was."""
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
+
+from layerroute.integrity import replacing
 
 EVERY = 60.0
 """Seconds between two notes of an unfinished step."""
@@ -63,16 +63,13 @@ class Journal:
         """Keep a value in a file. What cannot be written is told once: a calibration does not end for want of notes."""
         if self.folder is None or not self._writable:
             return
-        # The same calibration may run twice at once: each writes aside, and one that ends takes the folder with it.
-        written = self.folder / f"{name}.{os.getpid()}.new"
         try:
+            # The same calibration may run twice at once, and one that ends takes the folder with it.
             self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(value, written)
-            os.replace(written, self.folder / name)
+            with replacing(self.folder / name) as aside:
+                torch.save(value, aside)
         except (OSError, RuntimeError) as error:  # torch tells of a full disk by a RuntimeError
             self._writable = False
-            with suppress(OSError):
-                written.unlink(missing_ok=True)
             reason = str(error).splitlines()[0]
             _logger.warning(
                 "%s: no notes can be kept (%s); cut off, this calibration begins anew", self.folder, reason

@@ -26,8 +26,24 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from layerroute.evaluation.local_tasks import local_task  # noqa: E402
+from layerroute.evaluation.retention import by_document  # noqa: E402
 
 WORDS = SENTENCE.split()
+
+
+def test_each_way_of_reading_an_answer_is_a_measure_of_its_own() -> None:
+    """The harness logs a document once for each filter of its task; two of gsm8k would be 80 documents of 40."""
+    samples = [
+        {"doc_id": document, "filter": way, "exact_match": score}
+        for way, scores in (("strict-match", [0.0, 1.0]), ("flexible-extract", [1.0, 1.0]))
+        for document, score in reversed([*enumerate(scores)])
+    ]
+    plain = [{"doc_id": 0, "filter": "none", "acc": 1.0}, {"doc_id": 1, "acc": 0.0}]
+    assert by_document({"gsm8k": samples, "plain": plain}) == {
+        "gsm8k (strict-match) exact_match": [0.0, 1.0],
+        "gsm8k (flexible-extract) exact_match": [1.0, 1.0],
+        "plain acc": [1.0, 0.0],
+    }
 
 
 @pytest.fixture(scope="module")

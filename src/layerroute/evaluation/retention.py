@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ _METRICS = ("acc", "acc_norm", "exact_match", PERPLEXITY)
 _PROBED, _PROBES = 64, 6  # documents on which a rate is sought, and how often
 _MOST = 0.99  # a rate of 0 or 1 is not held
 _NEAR = 0.002  # shares of FLOPs: well within what counts as equal
-_SCORED_BY = 4  # part of what kept scores are known by: raise it when the same question gets another answer
+_SCORED_BY = 5  # part of what kept scores are known by: raise it when the same question gets another answer
 Values = dict[str, list[float]]
 """By ``"task metric"``, a number for each document; of a perplexity its loss in nats."""
 Work = Callable[[int | None], tuple[Values, float]]
@@ -349,15 +350,19 @@ def base_of(checkpoint: Path) -> str:
 def by_document(samples: dict[str, list[dict[str, Any]]]) -> Values:
     """``{"arc_easy acc": [1.0, 0.0, …]}`` from the harness's samples, in the order of the documents.
 
-    The harness gives a perplexity's part of each document as a log-likelihood; here it is a loss.
+    The harness gives a perplexity's part of each document as a log-likelihood; here it is a loss. A task that reads
+    answers in several ways (filters) has each document once for each: these are measures of their own.
     """
     found: Values = {}
     for task, unordered in samples.items():
-        rows = sorted(unordered, key=lambda row: row["doc_id"])
-        for metric in _METRICS:
-            if rows and all(isinstance(row.get(metric), int | float) for row in rows):
+        ways: dict[str, list[dict[str, Any]]] = {}
+        for row in sorted(unordered, key=lambda row: row["doc_id"]):
+            way = row.get("filter", "none")
+            ways.setdefault(task if way == "none" else f"{task} ({way})", []).append(row)
+        for (name, rows), metric in product(ways.items(), _METRICS):
+            if all(isinstance(row.get(metric), int | float) for row in rows):
                 sign = -1.0 if metric == PERPLEXITY else 1.0
-                found[f"{task} {metric}"] = [sign * float(row[metric]) for row in rows]
+                found[f"{name} {metric}"] = [sign * float(row[metric]) for row in rows]
     return found
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 
 from layerroute.lab.arms import Arm
-from layerroute.lab.format import number, percent
+from layerroute.lab.format import count, number, percent
 from layerroute.lab.runs import TokenRoutes
 from layerroute.lab.table import Table, figures, plain, words
 
@@ -73,14 +73,15 @@ def agreement_table(arms: Sequence[Arm]) -> Table | None:
         [
             words("Arm", lambda one: one.arm),
             figures("Pairs of seeds", lambda one: one.pairs, plain),
+            figures("Decisions a pair", lambda one: one.decisions, count),
             figures("Same path", lambda one: one.same, percent),
             figures("By chance", lambda one: one.expected, percent),
             figures("Kappa", lambda one: one.kappa, lambda kappa: number(kappa, 2)),
         ],
         found,
         notes=[
-            f"{found[0].decisions} decisions (tokens × sites) a pair. By chance: if each run kept its rate at each "
-            "site and chose tokens at random. Kappa is the agreement beyond chance: 0 none, 1 full."
+            "Decisions: tokens × sites. By chance: if each run kept its rate at each site and chose tokens at random. "
+            "Kappa is the agreement beyond chance: 0 none, 1 full."
         ],
     )
 

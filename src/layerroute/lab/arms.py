@@ -10,7 +10,7 @@ from typing import Any
 from layerroute.errors import UserError, nearest
 from layerroute.lab.format import plural
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import Estimate, t_interval
+from layerroute.lab.statistics import Estimate, by_seed, t_interval
 
 # Settings that may differ between the runs of one arm: they change neither the model nor how it is trained.
 _IRRELEVANT = {
@@ -248,9 +248,9 @@ def _check_seeds(arm: Arm) -> None:
 def _configuration(run: Run, without: Collection[str] = ()) -> str:
     flat = dict(_flatten(run.value("recipe") or {}))
     left_out = {*_IRRELEVANT, *without}
-    return json.dumps(
-        {key: value for key, value in flat.items() if key not in left_out}, sort_keys=True, default=str
-    )
+    # A key that came to be after a run was recorded, and says nothing, does not make it another arm.
+    said = {key: value for key, value in flat.items() if value is not None and key not in left_out}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def alike_besides(arms: Sequence[Arm], keys: Collection[str]) -> list[list[Arm]]:
@@ -296,6 +296,11 @@ def _labels(name: str, configurations: Sequence[Mapping[str, Any]]) -> list[str]
 def _shown(settings: Mapping[str, Any], key: str) -> str:
     value = settings.get(key)
     return "/".join(map(str, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def mean_gap(one: Arm, other: Arm, *keys: str) -> float | None:
+    """Mean of ``one`` less ``other`` of the record's number at ``keys``, over the seeds of both; None without any."""
+    return getattr(by_seed(one.by_seed(*keys), other.by_seed(*keys)), "mean", None)
 
 
 def on_common_seeds(*arms: Arm) -> tuple[Arm, ...]:

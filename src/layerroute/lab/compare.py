@@ -1,7 +1,7 @@
 """One comparison of arms: what the terminal tables, the HTML report and the paper are all built from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ from layerroute.lab.table import Table
 from layerroute.lab.tables import differences, main_table, positions_table
 from layerroute.lab.tokens import arms_table, groups_table, layers_table, token_groups
 from layerroute.outcomes import Outcome
+
+DIFFERENT_DATA = "The runs saw different data or tokenizers: their losses are NOT comparable."
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,7 +177,12 @@ class Comparison:
                 gain="Loss falls",
             ),
         }
-        return {name: table for name, table in found.items() if table is not None}
+        notes = () if self.same_data else (DIFFERENT_DATA,)
+        return {
+            name: replace(table, notes=(*notes, *table.notes))
+            for name, table in found.items()
+            if table is not None
+        }
 
     @cached_property
     def token_tables(self) -> dict[str, Table]:

@@ -93,7 +93,7 @@ def compare_domains(
     for name, values in means.items():
         low = high = None
         if len(values) >= FEWEST_WINDOWS:
-            low, high = bootstrap(values, draws=RESAMPLES, generator=generator).tolist()
+            low, high = np.clip(bootstrap(values, draws=RESAMPLES, generator=generator), 0.0, 1.0).tolist()
         found.append(
             DomainRate(
                 domain=name,

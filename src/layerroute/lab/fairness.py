@@ -73,11 +73,12 @@ def _unequal_flops(subject: Arm, rival: Arm) -> list[str]:
 def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
     """What was done with one arm and not with the other, as short phrases.
 
-    Steps, tokens, context, validation windows, base model and learning rate. The rates of runs that studies made may
-    differ: a study finds them by one rule for all its arms.
+    Steps, tokens, context, validation windows, base model, precision, adapters, weight decay and learning rate. The
+    rates of runs that studies made may differ: a study finds them by one rule for all its arms.
     """
-    phrases = []
-    for name, keys in (
+    phrases = _apart(
+        subject,
+        rival,
         ("steps", ("metrics", "steps")),
         ("tokens seen", ("tokens_seen",)),
         ("context length", ("flops", "context_length")),
@@ -87,13 +88,23 @@ def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
         ("base model", ("recipe", "model", "name")),
         ("learning rate warm-up", ("recipe", "train", "warmup_share")),
         ("learning rate schedule", ("recipe", "train", "schedule")),
-    ):
-        ours, theirs = (_values(arm, *keys) for arm in (subject, rival))
-        if ours and theirs and ours != theirs:
-            phrases.append(f"{name} {_told(ours)} against {_told(theirs)}")
+        ("weight decay", ("recipe", "train", "weight_decay")),
+        ("rank of adapters", ("recipe", "adapt", "lora_rank")),
+        ("precision", ("precision",)),
+    )
     rates = subject.learning_rate, rival.learning_rate
     if rates[0] != rates[1] and not (_of_a_study(subject) and _of_a_study(rival)):
         phrases.append(f"learning rate {learning_rate(rates[0])} against {learning_rate(rates[1])}")
+    return phrases
+
+
+def _apart(subject: Arm, rival: Arm, *named: tuple[str, tuple[str, ...]]) -> list[str]:
+    """Of these keys of records, with their names in words, those whose values both arms have, and not the same."""
+    phrases = []
+    for name, keys in named:
+        ours, theirs = (_values(arm, *keys) for arm in (subject, rival))
+        if ours and theirs and ours != theirs:
+            phrases.append(f"{name} {_told(ours)} against {_told(theirs)}")
     return phrases
 
 
@@ -114,8 +125,8 @@ def unlike_notes(arms: Sequence[Arm], reference: Arm | None) -> list[str]:
 
 
 def unequal(subject: Arm, rival: Arm) -> list[str]:
-    """All that ``subject`` has more or less of than ``rival``: what forbids a verdict, and parameters beyond 1 %."""
-    phrases = []
+    """What differs between two arms: parameters beyond 1 %, the weight of distillation, and what forbids a verdict."""
+    phrases = _apart(subject, rival, ("weight of distillation", ("recipe", "objective", "kd_weight")))
     parameters = relative(subject.parameters, rival.parameters)
     if parameters is not None and abs(parameters) > PARAMETER_TOLERANCE:
         phrases.append(f"{signed_percent(parameters)} parameters")

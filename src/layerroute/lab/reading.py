@@ -78,8 +78,8 @@ def read_off(
         _, nearest = min(same, key=lambda pair: pair[0])
         return nearest, nearest, 0.0
     for (_, low), (_, high) in pairwise(priced):
-        below, above, there = (cost(one) or 0.0 for one in paired(low, high, at))
-        if below < there < above:
+        below, above, there = (cost(one) for one in paired(low, high, at))
+        if below is not None and above is not None and there is not None and below < there < above:
             return low, high, (there - below) / (above - below)
     return None
 

@@ -110,7 +110,7 @@ def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: i
         shown = float(ours.mean()), float(theirs.mean())
         kept, bounds = None, (None, None)
         with suppress(ZeroDivisionError):
-            bounds = tuple(bootstrap(ours, theirs, statistic=_ratio, draws=draws).tolist())
+            bounds = tuple(np.maximum(bootstrap(ours, theirs, statistic=_ratio, draws=draws), 0.0).tolist())
             kept = shown[0] / shown[1]
     return Change(
         task=task,

@@ -17,8 +17,6 @@ from layerroute.outcomes import SAME_COST_TEXT
 if TYPE_CHECKING:
     from layerroute.lab.compare import Comparison
 
-DIFFERENT_DATA = "The runs saw different data or tokenizers: their losses are NOT comparable."
-
 
 def estimate_cell(estimate: Estimate | None, digits: int = 3, factor: float = 1.0, unit: str = "") -> Cell:
     """``mean ± half width`` in the unit shown."""
@@ -96,7 +94,6 @@ def main_table(comparison: "Comparison") -> Table:
         comparison.completed,
         more=unfinished_rows(comparison.arms, len(fields)),
         notes=[
-            *([] if comparison.same_data else [DIFFERENT_DATA]),
             interval_note(comparison.arms),
             *unlike_notes(comparison.arms, comparison.yardstick),
             *unfinished_notes(comparison.arms),
@@ -165,7 +162,10 @@ def loss_by_position(arm: Arm) -> dict[tuple[int, int], float]:
     A range counts where every completed run that has places has it.
     """
     runs = [found for run in arm.completed if (found := run.value("validation", "by_position"))]
-    by_run = [{(int(one["from"]), int(one["to"])): float(one["loss"]) for one in found} for found in runs]
+    by_run = [
+        {(int(one["from"]), int(one["to"])): float(one["loss"]) for one in found if one["loss"] is not None}
+        for found in runs
+    ]
     common = [place for place in by_run[0] if all(place in found for found in by_run)] if by_run else []
     return {place: fmean(found[place] for found in by_run) for place in sorted(common)}
 

@@ -231,7 +231,7 @@ def _compare(
         )
         # A kind that is in very few sentences has no honest interval: most of its resamples are alike.
         enough = (counts > 0).sum(axis=1) >= FEWEST_SENTENCES
-        low[enough], high[enough] = ends[:, enough]
+        low[enough], high[enough] = np.clip(ends[:, enough], 0.0, 1.0)
         if test and len(names) > 1:
             # So many draws that the smallest p of a layer outlives the correction.
             draws = max(RESAMPLES, 40 * len(layers))

@@ -62,12 +62,12 @@ CONTROLS = (
 
 
 def _tables(comparison: Comparison) -> Mapping[str, Table | None]:
-    arms, baseline, same_data = comparison.arms, comparison.baseline, comparison.same_data
+    arms, baseline = comparison.arms, comparison.baseline
     return {
-        "main": tables.main_results(arms, baseline, same_data),
+        "main": tables.main_results(arms, baseline),
         "routing": tables.routing_statistics(arms),
         "efficiency": tables.efficiency(arms, baseline),
-        "fairness": tables.fairness(arms, baseline, same_data),
+        "fairness": tables.fairness(arms, baseline, comparison.same_data),
         "parts": tables.by_part(arms),
         "settings": settings_table(arms),
         "controls": controls_table(comparison.controls, comparison.subject),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from layerroute.capabilities.attention.routing import collapse_word, site_routing
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, on_common_seeds
 from layerroute.lab.controls import rate_of
 from layerroute.lab.fairness import (
     NOISY,
@@ -31,7 +31,6 @@ from layerroute.lab.runs import Run
 from layerroute.lab.statistics import Estimate
 from layerroute.lab.table import Cell, Field, Row, Table, cells, figures, plain, whole, words
 from layerroute.lab.tables import (
-    DIFFERENT_DATA,
     SEEDS,
     estimate_cell,
     estimated,
@@ -71,7 +70,7 @@ def bigram_sentence(arms: Sequence[Arm]) -> str:
     )
 
 
-def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Table:
+def main_results(arms: Sequence[Arm], baseline: Arm | None) -> Table:
     """Table 1: final validation loss, perplexity and accuracy, with the improvement on the baseline."""
     fields: list[Field[Arm]] = [
         MODEL,
@@ -89,8 +88,7 @@ def main_results(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> 
     others = [arm for arm in arms if baseline and arm is not baseline and arm.completed]
     unlike = [arm.label for arm in others if baseline and no_verdict(arm, baseline)]
     improved = [_improvement(arm, baseline) for arm in others if baseline and arm.label not in unlike]
-    notes = [] if same_data else [DIFFERENT_DATA]
-    notes.append(interval_note(arms))
+    notes = [interval_note(arms)]
     if improved and baseline:
         notes.append(
             f"Improvement is (baseline − model) / baseline over the seeds in common with {baseline.label}, "
@@ -197,11 +195,12 @@ def efficiency(arms: Sequence[Arm], baseline: Arm | None) -> Table:
     """Table 3: training throughput and time, and the overhead against the baseline."""
     apart = training_spread(arms)
     comparable = apart is None or apart <= NOISY
-    reference = baseline.mean("timing", "train_seconds") if baseline and comparable else None
 
     def overhead(arm: Arm) -> Cell:
-        alike = baseline is not None and not unlike_treatment(arm, baseline)
-        more = relative(arm.mean("timing", "train_seconds"), reference) if alike else None
+        more = None
+        if baseline is not None and comparable and not unlike_treatment(arm, baseline):
+            both = on_common_seeds(arm, baseline)
+            more = relative(*(one.mean("timing", "train_seconds") for one in both))
         if more is None:
             return Cell(MISSING)
         return Cell(f"{number(more + 1, 1 if arm is baseline else 2)}×", more + 1)
@@ -271,7 +270,6 @@ def fairness(arms: Sequence[Arm], baseline: Arm | None, same_data: bool) -> Tabl
         fields,
         arms,
         notes=[
-            *([] if same_data else [DIFFERENT_DATA]),
             "FLOPs are forward only, per token at the context length given: with every path computed (masked "
             "execution), with each token's chosen path only (at the measured rate), and as counted while running.",
         ],

@@ -9,7 +9,7 @@ from layerroute.capabilities.attention.routing import Balance, routing_sentence,
 from layerroute.capabilities.attention.settings import pattern_text
 from layerroute.capabilities.attention.tables import bigram_sentence, training_spread
 from layerroute.capabilities.recall.lengths import rate_sentence
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, on_common_seeds
 from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import NOISY, unequal
 from layerroute.lab.format import listing, number, plural, signed_percent
@@ -258,6 +258,7 @@ def cost_sentence(comparison: Comparison) -> str:
     subject, baseline = comparison.subject, comparison.baseline
     if subject is None or baseline is None or not (subject.completed and baseline.completed):
         return ""
+    subject, baseline = on_common_seeds(subject, baseline)
     parts = []
     ours, theirs = subject.mean("timing", "train_seconds"), baseline.mean("timing", "train_seconds")
     apart = training_spread(comparison.arms)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from layerroute.capabilities.attention.kinds import ALL_GDN, ALL_SOFTMAX, WINDOW
 from layerroute.capabilities.recall import question as recall
 from layerroute.capabilities.recall.measures import ARM_FIELDS, BYTES, with_softmax
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, mean_gap
 from layerroute.lab.at_cost import at_cost_table, by_kind
 from layerroute.lab.claims import briefly, claims, claims_table, of_subject, told
 from layerroute.lab.compare import Comparison
@@ -15,7 +15,7 @@ from layerroute.lab.format import count, listing
 from layerroute.lab.pairs import Pair, difference
 from layerroute.lab.question import Control, Metric, Shown
 from layerroute.lab.runs import Run
-from layerroute.lab.statistics import WindowLosses, by_seed
+from layerroute.lab.statistics import WindowLosses
 from layerroute.lab.table import Table, cells, figures
 from layerroute.lab.tables import estimate_cell, interval_note
 from layerroute.outcomes import Outcome, outcome_of
@@ -84,7 +84,7 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
     known = [arm for arm in arms if losses(arm)]
     if not known:
         return None
-    first = known[0].completed[0]
+    first = next(run for run in known[0].completed if run.value("copies", "copied", "loss") is not None)
     rule = {key: first.value("copies", key) for key in ("length", "beyond", "within")}
     copied, rest = (first.value("copies", part, "tokens") for part in ("copied", "rest"))
     return Table.of(
@@ -107,7 +107,7 @@ def copies_table(arms: Sequence[Arm]) -> Table | None:
 
 
 def _rest(pair: Pair) -> float | None:
-    return getattr(by_seed(losses(pair.subject, "rest"), losses(pair.rival, "rest")), "mean", None)
+    return mean_gap(pair.subject, pair.rival, "copies", "rest", "loss")
 
 
 def _tables(comparison: Comparison) -> Mapping[str, Table | None]:

@@ -1,14 +1,12 @@
 """What records say of recall, and of the softmax that an arm uses for it."""
 
-from collections.abc import Mapping
-
 from layerroute.lab.arms import Arm
 from layerroute.lab.controls import rate_of
 from layerroute.lab.fairness import cache_bytes
-from layerroute.lab.format import MISSING, count, number, percent
-from layerroute.lab.statistics import Estimate, t_interval
+from layerroute.lab.format import count, percent
+from layerroute.lab.statistics import Estimate
 from layerroute.lab.table import Cell, Field, figures, words
-from layerroute.lab.tables import SEEDS
+from layerroute.lab.tables import SEEDS, estimate_cell
 
 
 def by_length(arm: Arm, key: str) -> dict[int, dict[int, float]]:
@@ -72,14 +70,6 @@ ARM_FIELDS: tuple[Field[Arm], ...] = (
 BYTES: Field[Arm] = figures("Bytes/token, read", cache_bytes, count)
 
 
-def percent_cell(by_seed: Mapping[int, float]) -> Cell:
-    """A share's mean with its interval."""
-    estimate = t_interval(list(by_seed.values()))
-    return Cell(MISSING) if estimate is None else Cell(share_text(estimate), estimate.mean)
-
-
-def share_text(estimate: Estimate) -> str:
+def share_cell(estimate: Estimate | None) -> Cell:
     """``90.1 ± 2.0%``."""
-    half = estimate.half_width
-    text = number(100 * estimate.mean, 1)
-    return f"{text}%" if half is None else f"{text} ± {number(100 * half, 1)}%"
+    return estimate_cell(estimate, digits=1, factor=100, unit="%")

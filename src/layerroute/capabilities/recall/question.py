@@ -1,6 +1,6 @@
 """The question: does a learned router recall more of what it has read than arms that could refute that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from layerroute.capabilities.attention.kinds import (
     ALL_GDN,
@@ -16,9 +16,8 @@ from layerroute.capabilities.recall.measures import (
     ARM_FIELDS,
     BYTES,
     lengths,
-    percent_cell,
     recall_by_seed,
-    share_text,
+    share_cell,
     with_softmax,
 )
 from layerroute.lab.arms import Arm
@@ -29,7 +28,8 @@ from layerroute.lab.controls import EQUAL_COST, SAME_RATE
 from layerroute.lab.fairness import cache_bytes
 from layerroute.lab.format import percent
 from layerroute.lab.question import PHRASES, Control, Metric, Question, Shown
-from layerroute.lab.table import Table, cells
+from layerroute.lab.statistics import t_interval
+from layerroute.lab.table import Cell, Table, cells
 from layerroute.outcomes import Outcome
 
 RECALL = Metric(
@@ -66,7 +66,7 @@ def recall_sentence(comparison: Comparison) -> str:
     """The answer about the subject's recall in one sentence; empty where it has no pair."""
     return told(
         of_subject(QUESTION, comparison),
-        lambda subject, estimate: f"Recall: {with_softmax(subject)} answers {share_text(estimate)}",
+        lambda subject, estimate: f"Recall: {with_softmax(subject)} answers {share_cell(estimate).text}",
     )
 
 
@@ -81,16 +81,18 @@ def recall_table(arms: Sequence[Arm]) -> Table | None:
     known = [arm for arm in arms if recall_by_seed(arm)]
     if not known:
         return None
-    longest = max(multiple for arm in known for multiple in lengths(arm))
+    longest = max((multiple for arm in known for multiple in lengths(arm)), default=1)
+
+    def recalled(multiple: int) -> Callable[[Arm], Cell]:
+        return lambda arm: share_cell(t_interval([*recall_by_seed(arm, multiple=multiple).values()]))
+
     fields = [
         *ARM_FIELDS,
         *([BYTES] if any(map(cache_bytes, known)) else []),
-        cells("Recalled", lambda arm: percent_cell(recall_by_seed(arm))),
+        cells("Recalled", recalled(1)),
     ]
     if longest > 1:
-        fields.append(
-            cells(f"Recalled at {longest}×", lambda arm: percent_cell(recall_by_seed(arm, multiple=longest)))
-        )
+        fields.append(cells(f"Recalled at {longest}×", recalled(longest)))
     chance = known[0].example.value("recall", "chance")
     return Table.of(
         "Table of recall",

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerroute.capabilities.skipping.kinds import FULL, STATIC, skipped
-from layerroute.lab.arms import Arm
+from layerroute.lab.arms import Arm, mean_gap, on_common_seeds
 from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import (
     NOISY,
     machine,
+    relative,
+    same_data,
     spread,
     unlike_notes,
     unlike_treatment,
@@ -69,13 +71,11 @@ def time_note(comparison: Comparison) -> str:
 def main_table(comparison: Comparison) -> Table:
     """Loss, perplexity and accuracy of every arm, with what it skipped and executed."""
     full = full_depth(comparison)
-    floor = full.mean("metrics", "validation_loss") if full else None
 
     def above(arm: Arm) -> float | None:
-        loss = arm.mean("metrics", "validation_loss")
-        if floor is None or loss is None or full is None or arm is full or unlike_treatment(arm, full):
+        if full is None or arm is full or unlike_treatment(arm, full) or not same_data(arm, full):
             return None
-        return loss - floor
+        return mean_gap(arm, full, "metrics", "validation_loss")
 
     fields: list[Field[Arm]] = [
         words("Arm", lambda arm: arm.label),
@@ -105,14 +105,15 @@ def main_table(comparison: Comparison) -> Table:
 def differences_table(comparison: Comparison) -> Table:
     """The pairs of the comparison: losses, costs, and the verdict where the two were treated alike at equal cost."""
     one = comparison.yardstick
-    own = one.mean("timing", "evaluation_seconds") if one is not None and timed(comparison) else None
+    told = one is not None and timed(comparison)
 
     def other(pair: Pair) -> Arm:
         return pair.subject if pair.rival is one else pair.rival
 
     def time(pair: Pair) -> float | None:
-        seconds = other(pair).mean("timing", "evaluation_seconds")
-        return None if seconds is None or not own else seconds / own
+        both = on_common_seeds(other(pair), one) if one is not None and told else ()
+        more = relative(*(arm.mean("timing", "evaluation_seconds") for arm in both)) if both else None
+        return None if more is None else more + 1
 
     def counts(pair: Pair) -> str:
         found = pair.difference

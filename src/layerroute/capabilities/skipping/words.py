@@ -6,7 +6,7 @@ from typing import Any
 
 from layerroute.capabilities.skipping.kinds import PERIODIC, RANDOM, STATIC, skipped
 from layerroute.capabilities.skipping.tables import full_depth, time_note
-from layerroute.lab.arms import Kind
+from layerroute.lab.arms import Kind, mean_gap
 from layerroute.lab.compare import Comparison
 from layerroute.lab.fairness import unlike_treatment
 from layerroute.lab.format import listing, percent, signed
@@ -142,13 +142,13 @@ def cost_sentence(comparison: Comparison) -> str:
     subject, full = comparison.subject, full_depth(comparison)
     if subject is None or full is None or unlike_treatment(subject, full) or not comparison.same_data:
         return ""
-    ours, floor = (arm.mean("metrics", "validation_loss") for arm in (subject, full))
-    if ours is None or floor is None:
+    more = mean_gap(subject, full, "metrics", "validation_loss")
+    if more is None:
         return ""
     return (
         f"Against the model at full depth, {subject.label} skips {percent(skipped(subject))} of routed compute, "
         f"executes {percent(subject.executed_share)} of the plain model's FLOPs, and its loss differs by "
-        f"{signed(ours - floor)} nats."
+        f"{signed(more)} nats."
     )
 
 

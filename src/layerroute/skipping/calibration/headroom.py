@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from layerroute.errors import UserError
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.allocation import REACH, allocate, cost_curve, even_rates, static_rates
 from layerroute.skipping.calibration.calibrate import Stage, silent
@@ -82,7 +83,14 @@ def headroom(
 
     Returns:
         The full model's cross-entropy, and a row a budget. What they say: ``layerroute.lab.headroom``.
+
+    Raises:
+        UserError: a single window, which has no interval.
     """
+    if len(selection) < 2:
+        raise UserError(
+            f"headroom has {len(selection)} window of {config.length} tokens to judge on; give two or more"
+        )
     precision = choose_precision(config.precision, model.device).name
     stack = LayerStack(model, config.length, precision, config.unit)
     skip, length = config.skip_config(len(stack.layers)), selection.shape[1]

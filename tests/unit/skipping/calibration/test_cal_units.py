@@ -304,6 +304,12 @@ def test_the_unit_that_does_nothing_is_the_one_that_goes(unit):
         assert 1 - last_decision(model).mean_rate() == pytest.approx(budget, abs=0.02)
 
 
+def test_headroom_is_not_judged_on_a_single_window():
+    """It has no interval: every difference would be a certain one."""
+    with pytest.raises(UserError, match="1 window of"):
+        headroom(plain(), config(), statistics=ids(8), selection=ids(1), budgets=(0.5,))
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_headroom_of_a_unit_is_about_that_unit(unit):
     model = plain()

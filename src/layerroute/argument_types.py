@@ -1,7 +1,11 @@
 """Types of command-line arguments: a value is checked while the line is read. No torch here."""
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
+
+SEEDS = 2**63
+"""Seeds are below it."""
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -21,21 +25,38 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def share(word: str) -> float:
     """A number between 0 and 1, and neither of them."""
-    return _number(word, "between 0 and 1", lambda number: 0.0 < number < 1.0)
+    return _number(word, "a share between 0 and 1", lambda number: 0.0 < number < 1.0)
 
 
 def rate(word: str) -> float:
     """A number from 0 to 1, both included."""
-    return _number(word, "from 0 to 1", lambda number: 0.0 <= number <= 1.0)
+    return _number(word, "a share from 0 to 1", lambda number: 0.0 <= number <= 1.0)
 
 
-def _number(word: str, wanted: str, fits: Callable[[float], bool]) -> float:
+def temperature(word: str) -> float:
+    """A number from 0 on."""
+    return _number(word, "a temperature; give 0 or more", lambda number: 0.0 <= number < math.inf)
+
+
+def port(word: str) -> int:
+    """A port to listen on. The system takes a larger number for another port."""
+    return int(_number(word, "a port from 1 to 65535", lambda number: 1 <= number <= 65535, int))
+
+
+def seed(word: str) -> int:
+    """A seed, as PyTorch takes one."""
+    return int(_number(word, "a seed of 64 bits", lambda number: abs(number) < SEEDS, int))
+
+
+def _number(
+    word: str, wanted: str, fits: Callable[[float], bool], kind: Callable[[str], float] = float
+) -> float:
     try:
-        number = float(word)
+        number = kind(word)
     except ValueError:
-        raise ArgumentTypeError(f"{word!r} is not a number") from None
+        raise ArgumentTypeError(f"{word!r} is not a {'whole ' * (kind is int)}number") from None
     if not fits(number):
-        raise ArgumentTypeError(f"{word} is not a share {wanted}")
+        raise ArgumentTypeError(f"{word} is not {wanted}")
     return number
 
 

@@ -41,6 +41,8 @@ CASES: list[tuple[str, str]] = [
     (f"{CALIBRATE} --own-text some", "--own-text"),
     (f"{CALIBRATE} --rank 0", "argument --rank: 0 is too few"),
     (f"{CALIBRATE} --length 15", "must be at least 16"),
+    (f"{CALIBRATE} --length 2049", "windows of 2049 tokens are too long: this model reads 2048"),
+    (f"{CALIBRATE} --seed -99999999999999999999", "is not a seed of 64 bits"),
     (f"{CALIBRATE} --length 16 --router sequence", "too short: the first 16 decide for the rest"),
     (f"{CALIBRATE} --router sequence --allocation cost", "--allocation: cost is by token; with --router"),
     (
@@ -104,6 +106,8 @@ CASES: list[tuple[str, str]] = [
     ("generate a.jsonl text", "is a file"),
     ("generate run text --max-new-tokens 0", "--max-new-tokens"),
     ("generate run text --temperature -1", "--temperature"),
+    ("generate run text --temperature nan", "nan is not a temperature"),
+    ("generate run text --seed 99999999999999999999", "is not a seed of 64 bits"),
     ("generate run text --top-k 5", "--temperature above 0"),
     ("generate one x --time 0", "--time"),
     ("generate one x --max-new-tokens 3000", "and 3000 new ones are too many: this model reads 2048 in all"),
@@ -117,6 +121,14 @@ CASES: list[tuple[str, str]] = [
     ("bench decode --compile --shape tiny --figure x.png", "--figure draws"),
     ("evaluate run --data nowhere.txt", "nowhere.txt"),
     ("evaluate run --sequence-length 1", "at least 2"),
+    *(
+        (f"{command} --sequence-length 2049", "windows of 2049 tokens are too long: this model reads 2048")
+        for command in (
+            "evaluate one --data a.jsonl",
+            "domains one a=a.jsonl",
+            "retention one --data a.jsonl",
+        )
+    ),
     ("evaluate one --tasks lambada_openia", "Did you mean 'lambada_openai'?"),
     ("evaluate one --data a.jsonl --budget 0.3", "serves one budget"),
     ("evaluate many --data a.jsonl --budget 0.9", "serves budgets of 0.25 to 0.5"),
@@ -138,6 +150,7 @@ CASES: list[tuple[str, str]] = [
     ("export one out --to hf --public", "give --push USER/NAME"),
     ("evaluate one --engine vllm --data a.jsonl --device cpu", "--device is not for --engine vllm"),
     ("serve nowhere", "there is no checkpoint nowhere"),
+    ("serve one --port 70000", "70000 is not a port from 1 to 65535"),
     ("serve many --serve rat", "--serve: 'rat' is not known. Did you mean 'rate'"),
     ("evaluate many --data a.jsonl --serve rate:5", "--serve: 'rate:5' is no share from 0.01 to 0.5"),
     ("bench gated-deltas --json", "Did you mean 'gated-delta'?"),  # its cases' own: tests/unit/benchmark

@@ -14,7 +14,7 @@ import torch
 
 from layerroute.cli.main import main
 from layerroute.evaluation.generation import IncrementalDecoder, Piece, generate
-from layerroute.evaluation.loading import load_model
+from layerroute.evaluation.loading import LoadedModel, load_model
 from layerroute.records import read_record
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -35,6 +35,36 @@ def test_text_comes_without_colours_from_a_pipe_and_figures_go_to_stderr(
     assert re.search(
         r"\[8 new tokens; .* tokens/s .* softmax: layer1.mixer \d+%, layer2.mixer \d+%\]", captured.err
     )
+
+
+def test_a_draw_leaves_the_callers_own_as_it_was(finished_run: Path) -> None:
+    loaded = load_model(finished_run)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    drawn = [torch.rand(1)]
+    for temperature in (0.0, 1.0):
+        generate(loaded, "The router", max_new_tokens=2, temperature=temperature)
+        drawn.append(torch.rand(1))
+    assert torch.equal(torch.cat(drawn), expected)
+
+
+def test_hardly_any_temperature_is_none(finished_run: Path) -> None:
+    """Divided by it, logits are beyond what fp32 holds."""
+    loaded = load_model(finished_run)
+    greedy, hardly = (
+        generate(loaded, "The router", max_new_tokens=6, temperature=temperature)
+        for temperature in (0.0, 1e-40)
+    )
+    assert greedy.text == hardly.text
+
+
+def test_inspect_reads_no_more_than_the_model(
+    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoadedModel, "context_length", 3)
+    assert run("inspect", finished_run, "--text", "The router reads a state of a token") == 0
+    assert "The first 3 of " in (told := capsys.readouterr().out) and "the model reads no more." in told
 
 
 def test_colours_follow_the_share_of_softmax_sites(

@@ -25,6 +25,7 @@ openai = pytest.importorskip("openai", reason="pip install 'layerroute[serve]'")
 
 from layerroute.serving import build_app  # noqa: E402
 from layerroute.serving.leaving import client_gone  # noqa: E402
+from layerroute.serving.requests import Refused, check_request  # noqa: E402
 from layerroute.skipping import router_disabled, save_router  # noqa: E402
 from tests.parity.skipping_models import plain, routed  # noqa: E402
 
@@ -302,7 +303,7 @@ REFUSED: dict[str, list[object]] = {
     "max_tokens": [0, -1, "many"],
     "frequency_penalty": [3],
     "presence_penalty": [-2.5],
-    "logit_bias": [{"999999": 1}, {"x": 1}, {"5": 200}, [1]],
+    "logit_bias": [{"999999": 1}, {"9" * 5000: 1}, {"x": 1}, {"5": 200}, [1]],
     "stream": ["yes"],
     "stream_options": [{"include_obfuscation": True}],
     "prompt": [[1, 2], ["a", "b"], 7],
@@ -315,6 +316,17 @@ REFUSED: dict[str, list[object]] = {
         '{"max_length": 5}',
         '{"num_beams": "x"}',
         '{"early_stopping": 7}',
+        '{"return_dict_in_generate": true}',
+        '{"bad_words_ids": "x"}',
+        '{"eos_token_id": "x"}',
+        '{"pad_token_id": [1, 999999]}',
+        '{"max_time": "x"}',
+        '{"penalty_alpha": 0.6, "top_k": 4}',
+        '{"no_such_thing": 3}',
+        '{"temperature": "hot"}',
+        '{"temperature": 1e-40, "do_sample": true}',
+        '{"repetition_penalty": NaN}',
+        '{"top_k": true}',
     ],
 }
 
@@ -339,6 +351,24 @@ def test_values_that_ask_for_nothing_are_taken(address: str) -> None:
         "logprobs": None,
     }
     assert post(f"{address}/v1/completions", body).code == 200
+
+
+def test_what_transformers_own_clients_write_is_taken(address: str) -> None:
+    config = (
+        '{"max_new_tokens": 2, "do_sample": true, "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": null, '
+        '"num_beams": 1, "eos_token_id": [1, 2], "pad_token_id": 0, "repetition_penalty": 1.2, '
+        '"transformers_version": "5.0.0", "_from_model_config": true}'
+    )
+    assert post(f"{address}/v1/completions", {"prompt": "x", "generation_config": config}).code == 200
+
+
+def test_what_is_nested_too_deep_is_refused() -> None:
+    """The reader of JSON has a limit, too: how deep it reads depends on who calls it."""
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(Refused, match="user: nested too deep"):
+        check_request({"user": value}, {"user"}, 10)
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat/completions", "responses"])
@@ -369,7 +399,7 @@ def test_odd_requests_are_told_and_never_fail(address: str, endpoint: str, hybri
         assert length in ask(**{text: given, length: 0}).content["detail"]
         for parameter, values in (
             ("tools", ["x", [3]]),
-            ("chat_template_kwargs", [{"tokenize": False}, "x"]),
+            ("chat_template_kwargs", [{"tokenize": False}, {"messages": 1}, "x"]),
             *([("instructions", [5])] if endpoint == "responses" else []),
         ):
             for value in values:

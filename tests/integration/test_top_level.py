@@ -101,6 +101,22 @@ def test_what_is_saved_is_what_is_in_the_model(calibrated: layerroute.Calibratio
 
 
 @pytest.mark.slow
+def test_a_save_that_fails_leaves_the_routed_arm_on_the_model(
+    calibrated: layerroute.Calibration, smollm2: Path
+) -> None:
+    """A control that stayed would be written as the router by the next save."""
+    ids = torch.arange(5, 29).unsqueeze(0)
+    before = calibrated.model(ids).logits
+    (smollm2 / "full" / "controls").mkdir(parents=True)
+    (smollm2 / "full" / "controls" / "random").write_text("in the place of a folder")
+    with pytest.raises(FileExistsError):
+        calibrated.save("full", controls=True)
+    assert torch.equal(calibrated.model(ids).logits, before)
+    again, _ = layerroute.load(calibrated.save("again"))
+    assert torch.equal(again(ids).logits, before)
+
+
+@pytest.mark.slow
 def test_the_command_calls_the_same_function(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (smollm2 / "text.jsonl").write_text(
         "\n".join(json.dumps({"text": f"the token {n} reads a state and decides " * 20}) for n in range(60))

@@ -114,8 +114,10 @@ class Calibration:
         save_routed(self.model, folder, notes=notes)
         if controls:
             remove_router(self.model)
-            save_controls(self.model, self.fitted, folder, notes=notes)
-            load_router(self.model, folder, trainable=True)
+            try:
+                save_controls(self.model, self.fitted, folder, notes=notes)
+            finally:
+                load_router(self.model, folder, trainable=True)
         return folder
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from layerroute.argument_types import add_choice, at_least, size
+from layerroute.argument_types import add_choice, at_least, seed, size
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {"fp32": 2e-4, "bf16": 3e-2}  # round-off over thousands of tokens
@@ -75,4 +75,4 @@ def add_machine(parser: argparse.ArgumentParser, seed_of: str) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if there is one"
     )
-    parser.add_argument("--seed", type=int, default=0, help=f"seed of {seed_of} (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help=f"seed of {seed_of} (default: 0)")

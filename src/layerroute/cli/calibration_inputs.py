@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from layerroute.allocator import give_freed_memory_back
-from layerroute.argument_types import add_number, rate
+from layerroute.argument_types import add_number, rate, seed
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
 from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
@@ -49,7 +49,7 @@ def add_input_arguments(
     )
     add_number(parser, "--tokens-statistics", None, f"tokens to fit on (default: {statistics})")
     add_number(parser, "--tokens-selection", 2048, "tokens that choose the layers of static pruning")
-    parser.add_argument("--seed", type=int, default=42, help="seed of window positions and random decisions")
+    parser.add_argument("--seed", type=seed, default=42, help="seed of window positions and random decisions")
     parser.add_argument(
         "--stream",
         choices=("auto", "always", "never"),

@@ -213,6 +213,7 @@ def _batches(
 
     recipe = (loaded.record or {}).get("recipe") or {}
     length = arguments.sequence_length or recipe.get("data", {}).get("sequence_length") or 256
+    loaded.check_windows(length)
     batch_size = arguments.batch_size or recipe.get("train", {}).get("evaluation_batch_size") or 8
 
     def windows(documents: Iterable[str], limit: int | None) -> list[Any]:

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from layerroute.argument_types import at_least
+from layerroute.argument_types import at_least, seed, temperature
 from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
 from layerroute.cli.generate_timing import describe, time_generation
 from layerroute.cli.output import make_console, print_json, write_text
@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=temperature,
         default=0.0,
         metavar="T",
         help="0 (default): take the most likely token; above 0: draw",
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw only among the K most likely tokens")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the draw (default 0)")
     parser.add_argument(
         "--show-routes", action="store_true", help="colour each token by the path that it took"
     )
@@ -72,8 +72,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
-    if arguments.temperature < 0:
-        raise UserError(f"--temperature is {arguments.temperature}; it must not be negative")
     if arguments.top_k is not None and (arguments.top_k < 1 or arguments.temperature == 0):
         raise UserError("--top-k must be at least 1, and has an effect only with a --temperature above 0")
     if arguments.lossless and (arguments.temperature > 0 or arguments.show_routes):

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
     every = DocumentEncoder.of(loaded.tokenizer).opening(utf8(text))
-    ids = every[: arguments.max_tokens]
+    most = min(arguments.max_tokens, loaded.context_length or arguments.max_tokens)
+    ids = every[:most]
     routes = routes_of(loaded.model, torch.tensor([ids]), precision=loaded.in_precision)
     if routes is None:
         raise UserError(f"{loaded.path} is a model without routed layers: there are no routes to inspect")
@@ -76,7 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     for site, rate in rates.items():
         console.print(f"{site}: {rate:.1%} {paths[-1]}")
     if len(ids) < len(every):
-        console.print(f"The first {len(ids)} of {len(every)} tokens; --max-tokens reads more.")
+        more = "the model reads no more" if most < arguments.max_tokens else "--max-tokens reads more"
+        console.print(f"The first {len(ids)} of {len(every)} tokens; {more}.")
     sentence = (
         tuple(found["tokens"]),
         tuple(map(tuple, found["choice"])),

@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 
-from layerroute.argument_types import at_least
+from layerroute.argument_types import at_least, port
 from layerroute.cli.arguments import add_budget, add_checkpoint, add_device, add_serve
 from layerroute.errors import UserError
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=("transformers", "vllm"), default="transformers", help="default: transformers"
     )
     parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--name", help="the model's name in requests (default: CHECKPOINT as it is given)")
     add_device(parser)
     add_budget(parser)

@@ -35,8 +35,9 @@ def window_rates(
     """Read ``windows`` whole windows of ``length`` tokens, each by itself, in inference mode.
 
     Raises:
-        UserError: the text holds no whole window, or the model routes nothing.
+        UserError: the text holds no whole window, the model reads no such window, or it routes nothing.
     """
+    loaded.check_windows(length)
     batches = text_batches(
         loaded.tokenizer,
         read_texts(list(files), text_field),

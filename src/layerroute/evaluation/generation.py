@@ -19,6 +19,9 @@ from layerroute.evaluation.token_routes import route_colour, token_texts
 from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping import LosslessGeneration, generate_lossless
 
+_GREEDY = 1e-5
+"""A temperature below it divides logits beyond what fp32 holds; the largest one is drawn anyway."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -202,6 +205,17 @@ class _RouteStreamer(BaseStreamer):
         self._given = stop
 
 
+def draw_settings(temperature: float, *, top_p: float = 1.0, top_k: int = 0) -> dict[str, Any]:
+    """For transformers' generation configuration: 0 takes the most likely token, and so does what is nearly 0.
+
+    All that a model's own configuration may say of the draw is in it. Without ``top_k``, transformers' default of 50
+    must not cut anything off.
+    """
+    if temperature < _GREEDY:
+        return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+
+
 def generate(
     loaded: LoadedModel,
     prompt: str,
@@ -226,17 +240,20 @@ def generate(
     tokenizer, model = loaded.tokenizer, cast(Any, loaded.model)
     ids = prompt_ids(tokenizer, prompt)
     loaded.check_room(ids.shape[1], max_new_tokens)
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
-    torch.manual_seed(seed)
     pieces: list[Piece] = []
 
     def give(piece: Piece) -> None:
         pieces.append(piece)
         show(piece)
 
-    with torch.no_grad(), loaded.in_precision(), collect_decisions(model) as decisions:
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        loaded.in_precision(),
+        collect_decisions(model) as decisions,
+    ):
+        torch.manual_seed(seed)
         unwritten = DocumentEncoder.of(tokenizer).unwritten(prompt)
         streamer = _RouteStreamer(tokenizer, give, unwritten, decisions)
         ids = ids.to(loaded.device)
@@ -246,7 +263,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             streamer=streamer,
             pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            **draw_settings(temperature, top_k=top_k or 0),
         )
     layers, layers_run = layers_by_token(model, streamer.choice)
     return streamer.result(prompt, pieces=pieces, layers=layers, layers_run=layers_run)

@@ -24,7 +24,7 @@ from layerroute.registration import MODEL_TYPE
 from layerroute.routing import RoutingHandle, find_handle, set_serve
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.skipping import find_router
-from layerroute.skipping.pretrained import base_options, load_pretrained
+from layerroute.skipping.pretrained import base_options, check_windows, load_pretrained, tokens_read
 from layerroute.skipping.storage import DESCRIPTION, load_routed, read_router
 
 
@@ -91,10 +91,7 @@ class LoadedModel:
     @property
     def context_length(self) -> int | None:
         """Tokens that a pretrained model reads at most; None: any number (hybrid models), or it is not said."""
-        config = self.model.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None)
-        told = isinstance(length, int) and length > 0 and not isinstance(config, HybridConfig)
-        return length if told else None
+        return None if isinstance(self.model.config, HybridConfig) else tokens_read(self.model)
 
     def check_room(self, prompt: int, new: int) -> None:
         """Refuse a text of more tokens than the model reads.
@@ -104,6 +101,14 @@ class LoadedModel:
         """
         if self.context_length is not None and prompt + new > self.context_length:
             raise UserError(too_many_tokens(prompt, new, self.context_length))
+
+    def check_windows(self, length: int) -> None:
+        """Refuse windows of text that are longer than the model reads.
+
+        Raises:
+            UserError: ``length`` is above ``context_length``.
+        """
+        check_windows(length, self.context_length)
 
     @property
     def end_ids(self) -> list[int]:

@@ -204,6 +204,7 @@ class Scorer:
         """What scores so many windows of the text, and so many documents of each task."""
 
         def text(windows: int | None) -> tuple[Values, float]:
+            loaded.check_windows(self.length)
             batches = text_batches(
                 loaded.tokenizer,
                 read_texts(list(self.text), self.text_field),

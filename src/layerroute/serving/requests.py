@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-LARGEST_SEED = 2**63
+from layerroute.argument_types import SEEDS
+from layerroute.evaluation.generation import draw_settings
+
 _STOPS = 4
 
 # Parameters of OpenAI's API that change nothing here: they describe the caller, or allow what is not done anyway.
@@ -35,8 +37,23 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stream_options": ({}, {"include_usage": True}, {"include_usage": False}),
 }
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_GREEDY = 1e-5
-"""A temperature below it divides logits beyond what fp32 holds; the largest one is drawn anyway."""
+# What a `generation_config` may hold.
+_WRITTEN_BY_CLIENTS = {"transformers_version", "_from_model_config"}
+_CONFIG_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "cache_implementation": ("dynamic",),
+    "return_dict_in_generate": (False,),
+}
+_CONFIG_NUMBERS = {
+    "temperature": (1e-5, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+_CONFIG_COUNTS = {"top_k", "min_new_tokens", "no_repeat_ngram_size"}
+_CONFIG_IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}
+_CONFIG_FLAGS = {"do_sample", "use_cache"}
 _NUMBERS = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -77,12 +94,11 @@ class Sampling:
         """For transformers' generation configuration."""
         if self.temperature is None and self.top_p is None:
             return {}
-        if self.temperature is not None and self.temperature < _GREEDY:
-            return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-        top_p = 1.0 if self.top_p is None else self.top_p
-        temperature = 1.0 if self.temperature is None else self.temperature
-        # OpenAI's API has no top_k: transformers' own default of 50 must not cut anything off.
-        return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        # OpenAI's API has no top_k.
+        return draw_settings(
+            1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+        )
 
 
 def check_request(body: Mapping[str, Any], known: Collection[str], vocabulary: int) -> Sampling:
@@ -98,7 +114,10 @@ def check_request(body: Mapping[str, Any], known: Collection[str], vocabulary: i
     for name, value in body.items():
         if name not in known:
             raise Refused(f"{name}: there is no such parameter")
-        _check_text(name, value)
+        try:
+            _check_text(name, value)
+        except RecursionError:
+            raise Refused(f"{name}: nested too deep") from None
         if name in _NEUTRAL and not _is_one_of(value, (None, *_NEUTRAL[name])):
             raise Refused(f"{name}: {json.dumps(value)[:80]} is not supported; leave it out")
     for name in ("previous_response_id", "audio", "web_search_options", "conversation", "reasoning"):
@@ -107,11 +126,11 @@ def check_request(body: Mapping[str, Any], known: Collection[str], vocabulary: i
     lengths = [_length(name, body[name]) for name in _LENGTHS if body.get(name) is not None]
     numbers = {name: _number(body, name, *limits) for name, limits in _NUMBERS.items()}
     seed = body.get("seed")
-    if seed is not None and (not _whole(seed) or abs(seed) >= LARGEST_SEED):
+    if seed is not None and (not _whole(seed) or abs(seed) >= SEEDS):
         raise Refused(f"seed: {seed!r} must be a whole number of 64 bits")
     if not isinstance(body.get("stream"), bool | None):
         raise Refused(f"stream: {body['stream']!r} must be true or false")
-    lengths += _lengths_of_generation_config(body.get("generation_config"))
+    lengths += _lengths_of_generation_config(body.get("generation_config"), vocabulary)
     _check_tools(body.get("tools"))
     if not isinstance(body.get("instructions"), str | None):
         raise Refused("instructions: give a text")
@@ -217,7 +236,8 @@ def _bias(value: Any, vocabulary: int) -> dict[int, float]:
         raise Refused("logit_bias: give an object of token ids and numbers")
     found = {}
     for key, bias in value.items():
-        if not str(key).isdecimal() or int(key) >= vocabulary:
+        # Python reads no number of thousands of digits.
+        if not str(key).isdecimal() or len(str(key)) > 20 or int(key) >= vocabulary:
             raise Refused(f"logit_bias: {key!r} is not a token id of this model (0 to {vocabulary - 1})")
         found[int(key)] = _number({"logit_bias": bias}, "logit_bias", -100.0, 100.0) or 0.0
     return found
@@ -229,8 +249,11 @@ def _length(name: str, value: Any) -> int:
     return int(value)
 
 
-def _lengths_of_generation_config(value: Any) -> list[int]:
-    """New tokens that it asks for, if it does. Transformers' own clients send one, as JSON in a string."""
+def _lengths_of_generation_config(value: Any, vocabulary: int) -> list[int]:
+    """New tokens that it asks for, if it does. Transformers' own clients send one, as JSON in a string.
+
+    They write more into it than was asked for. What does not change the answer is let through, the rest by name.
+    """
     if value is None:
         return []
     try:
@@ -239,15 +262,25 @@ def _lengths_of_generation_config(value: Any) -> list[int]:
         content = None
     if not isinstance(content, dict):
         raise Refused("generation_config: give a JSON object as a string")
-    for name in ("num_beams", "num_return_sequences"):
-        if content.get(name) not in (None, 1):
-            raise Refused(f"generation_config: {name} {content[name]!r} is not supported")
-    if content.get("cache_implementation") not in (None, "dynamic"):
-        raise Refused("generation_config: cache_implementation is not supported")
-    if content.get("max_length") is not None:
-        raise Refused("generation_config: max_length is not supported; use max_new_tokens")
-    given = content.get("max_new_tokens")
-    return [] if given is None else [_length("generation_config: max_new_tokens", given)]
+    lengths = []
+    for key, given in content.items():
+        name = f"generation_config: {key}"
+        if given is None or key in _WRITTEN_BY_CLIENTS or _is_one_of(given, _CONFIG_NEUTRAL.get(key, ())):
+            continue
+        if key == "max_new_tokens":
+            lengths.append(_length(name, given))
+        elif key in _CONFIG_NUMBERS:
+            _number({name: given}, name, *_CONFIG_NUMBERS[key])
+        elif key in _CONFIG_COUNTS:
+            if not _whole(given) or not 0 <= given < SEEDS:
+                raise Refused(f"{name}: {given!r} must be a whole number of 0 or more")
+        elif key in _CONFIG_IDS:
+            ids = given if isinstance(given, list) and given else [given]
+            if not all(_whole(one) and 0 <= one < vocabulary for one in ids):
+                raise Refused(f"{name}: give token ids of this model (0 to {vocabulary - 1})")
+        elif key not in _CONFIG_FLAGS or not isinstance(given, bool):
+            raise Refused(f"{name} {json.dumps(given)[:80]} is not supported; leave it out")
+    return lengths
 
 
 def _check_text(name: str, value: Any) -> None:

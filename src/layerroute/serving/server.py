@@ -106,9 +106,9 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
             if not isinstance(body.get(self.conversation), str) or self.conversation == "messages":
                 check_messages(self.conversation, body.get(self.conversation))
                 body[self.conversation] = list(map(said, body[self.conversation]))
-            own = inspect.signature(loaded.tokenizer.apply_chat_template).parameters
+            own = {"messages", *inspect.signature(loaded.tokenizer.apply_chat_template).parameters}
             given = body.get("chat_template_kwargs", {})
-            if not isinstance(given, dict) or not own.keys().isdisjoint(given):
+            if not isinstance(given, dict) or not own.isdisjoint(given):
                 raise Refused("chat_template_kwargs: give an object of what the chat template itself reads")
 
         def _build_generation_config(self, body: Any, *given: Any, **more: Any) -> Any:

@@ -47,6 +47,26 @@ def special_tokens(tokenizer: Any) -> list[int]:
     return sorted(set(tokenizer.all_special_ids))
 
 
+def tokens_read(model: Any) -> int | None:
+    """Tokens that a pretrained model reads at most; None where its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def check_windows(length: int, most: int | None) -> None:
+    """Refuse windows of text that are longer than a model reads: a loss at places never trained says nothing.
+
+    Args:
+        length: tokens of a window.
+        most: tokens that the model reads, if it says.
+
+    Raises:
+        UserError: ``length`` is more.
+    """
+    if most is not None and length > most:
+        raise UserError(f"windows of {length} tokens are too long: this model reads {most}")
+
+
 def load_pretrained(
     name: str, *, dtype: torch.dtype | str = "auto", **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -12,7 +12,7 @@ from layerroute.errors import UserError, check_keys
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.windows import Windows, draw_windows
 from layerroute.skipping.families import decoder_stack, family_of
-from layerroute.skipping.pretrained import special_tokens
+from layerroute.skipping.pretrained import check_windows, special_tokens, tokens_read
 
 _logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def config_for(
 
     Raises:
         UserError: the tokenizer has ids for which the model has no embedding; the model is to skip layers that it does
-            not have; a budget that no static subset of them can meet; one window to judge on; a setting that does not
-            exist.
+            not have; a budget that no static subset of them can meet; one window to judge on; windows that are longer
+            than the model reads; a setting that does not exist.
     """
     check_keys(settings, [one.name for one in fields(CalibrationConfig)], "calibration")
     embeddings = model.get_input_embeddings()
@@ -60,6 +60,7 @@ def config_for(
         sink_ids=special_tokens(tokenizer),
         **{**_allocated(allocation or (whole if chosen == "block" else "even")), **settings},
     )
+    check_windows(config.length, tokens_read(model))
     if config.tokens_heldout < 2 * config.length:
         raise UserError(
             f"calibration.tokens_heldout is {config.tokens_heldout}, less than two windows of {config.length} tokens: "

@@ -15,7 +15,7 @@ import layerroute
 from layerroute.folders import open_or_build
 from layerroute.integrity import Manifest
 from layerroute.precision import choose_precision
-from layerroute.skipping.calibration.arms import install, install_for_budgets
+from layerroute.skipping.calibration.arms import install_for_budgets, installed
 from layerroute.skipping.calibration.calibrate import (
     CONTROLS,
     FittedArms,
@@ -60,8 +60,10 @@ def save_calibration(
     """
     notes = {"calibration": calibration.config.to_dict(), **(notes or {})}
     install_for_budgets(model, calibration, statistics)
-    save_routed(model, folder, notes=notes)
-    remove_router(model)
+    try:
+        save_routed(model, folder, notes=notes)
+    finally:
+        remove_router(model)
     if controls:
         save_controls(model, calibration, folder, notes=notes)
 
@@ -77,9 +79,8 @@ def save_controls(model: Any, calibration: FittedArms, folder: Path, *, notes: d
     """Write each control as a router folder in ``controls/``; the plain base is left as it is."""
     for name, policy in calibration.arms.items():
         if name != "routed":
-            install(model, policy, calibration.skip)
-            save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
-            remove_router(model)
+            with installed(model, policy, calibration.skip):
+                save_router(model, arm_folder(folder, name), notes={**notes, "arm": name})
 
 
 def cached_calibration(

@@ -41,7 +41,11 @@ CASES: list[tuple[str, str]] = [
     (f"{CALIBRATE} --own-text some", "--own-text"),
     (f"{CALIBRATE} --rank 0", "argument --rank: 0 is too few"),
     (f"{CALIBRATE} --length 15", "must be at least 16"),
-    (f"{CALIBRATE} --length 2049", "windows of 2049 tokens are too long: this model reads 2048"),
+    (
+        f"{CALIBRATE} --length 2049 --tokens-statistics 4098 --tokens-selection 4098 --tokens-search 4098 "
+        "--tokens-heldout 4098",
+        "windows of 2049 tokens are too long: this model reads 2048",
+    ),
     (f"{CALIBRATE} --seed -99999999999999999999", "is not a seed of 64 bits"),
     (f"{CALIBRATE} --length 16 --router sequence", "too short: the first 16 decide for the rest"),
     (f"{CALIBRATE} --router sequence --allocation cost", "--allocation: cost is by token; with --router"),
@@ -123,11 +127,7 @@ CASES: list[tuple[str, str]] = [
     ("evaluate run --sequence-length 1", "at least 2"),
     *(
         (f"{command} --sequence-length 2049", "windows of 2049 tokens are too long: this model reads 2048")
-        for command in (
-            "evaluate one --data a.jsonl",
-            "domains one a=a.jsonl",
-            "retention one --data a.jsonl",
-        )
+        for command in ("evaluate one --data a.jsonl", "domains one a=a.jsonl")
     ),
     ("evaluate one --tasks lambada_openia", "Did you mean 'lambada_openai'?"),
     ("evaluate one --data a.jsonl --budget 0.3", "serves one budget"),

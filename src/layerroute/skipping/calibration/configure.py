@@ -53,6 +53,7 @@ def config_for(
             f"{model.config._name_or_path}: the tokenizer has {len(tokenizer)} tokens and the model {rows} embeddings: "
             "they do not fit"
         )
+    check_windows(settings.get("length", CalibrationConfig.length), tokens_read(model))
     chosen = unit or "mlp"
     whole = "even" if settings.get("granularity") == "sequence" else "cost"
     config = CalibrationConfig(
@@ -60,7 +61,6 @@ def config_for(
         sink_ids=special_tokens(tokenizer),
         **{**_allocated(allocation or (whole if chosen == "block" else "even")), **settings},
     )
-    check_windows(config.length, tokens_read(model))
     if config.tokens_heldout < 2 * config.length:
         raise UserError(
             f"calibration.tokens_heldout is {config.tokens_heldout}, less than two windows of {config.length} tokens: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from layerroute.lab.compare import compare as compare_runs
 from layerroute.lab.compare import compare as compare_skipping
 from layerroute.lab.headroom import gaps
 from layerroute.lab.headroom import verdict as headroom_verdict
+from layerroute.lab.report.style import FORMATS
 from layerroute.lab.retention import Scores, retention
 from layerroute.lab.runs import load_runs
 from tests.unit.lab.record_factory import record, sites, write_run
@@ -104,9 +105,18 @@ def compare(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> st
     return capsys.readouterr().out
 
 
+def not_drawn(figure: Any, folder: Path, name: str, formats: Iterable[str] = FORMATS) -> None:
+    """Files without a figure: what is drawn names no winner in words, and takes most of the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in formats:
+        (folder / f"{name}.{suffix}").write_text("<svg></svg>")
+
+
 def report(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     out = folder / "report"
-    assert main(["report", str(folder), "--out", str(out), "--json"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layerroute.lab.report.figures.save_figure", not_drawn)
+        assert main(["report", str(folder), "--out", str(out), "--json"]) == 0
     page = re.sub(
         r"<style>.*?</style>|<script>.*?</script>|<svg.*?</svg>",
         "",

@@ -230,8 +230,8 @@ class Board:
             for trial in self._study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
                 # A retried trial carries the dead worker's name until the next one has written its own.
                 fresh = trial.datetime_start and datetime.now() - trial.datetime_start < _TO_SIGN
-                if not fresh and known_dead(str(trial.user_attrs.get("worker", ""))):
-                    self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+                dead = not fresh and known_dead(str(trial.user_attrs.get("worker", "")))
+                if dead and self._close(trial._trial_id, TrialState.FAIL):
                     callback(self._study, trial)
 
     @contextlib.contextmanager
@@ -273,10 +273,13 @@ class Board:
 
     def _end(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> bool:
         with self._lock:
-            if self._storage.get_trial(claim.trial._trial_id).state is not TrialState.RUNNING:
-                return False
-            self._study.tell(claim.trial.number, None if values is None else list(values), state=state)
-        return True
+            return self._close(claim.trial._trial_id, state, values)
+
+    def _close(self, trial: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """End a trial; False where another process was faster, as may be where no file locks the board."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            return self._storage.set_trial_state_values(trial, state, values)
+        return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -310,6 +311,37 @@ def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSess
     # A sampler knows nothing at first: both arms get the same points, which makes them pairs.
     assert len(set(drawn.values())) == 4
     assert all(drawn[f"runs/routed-t{n:03d}"] == drawn[f"runs/static-t{n:03d}"] for n in range(4))
+
+
+def test_one_of_two_that_find_a_worker_dead_without_a_lock_lets_its_run_wait_again(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on PostgreSQL: the second one comes between the look and the write of the first."""
+    monkeypatch.setattr(board_module, "_TO_SIGN", board_module.timedelta(0))
+    session, other = (
+        make_session(arms=["static.yaml"], seeds=[1]),
+        make_session(arms=["static.yaml"], seeds=[1]),
+    )
+    session.begin()
+    board, claim = take(session)
+    for each in (session, other):
+        each.boards[""]._lock = contextlib.nullcontext()
+    looks: list[str] = []
+
+    def dead(name: str) -> bool:
+        looks.append(name)
+        if len(looks) == 1:
+            other.advance()
+        return True
+
+    monkeypatch.setattr(board_module, "known_dead", dead)
+    session.advance()
+    assert len(looks) == 2
+    state = session.states()[claim.key]
+    assert (state.status, state.attempts) == ("waiting", 1)
+    assert len(board._study.get_trials()) == 2
+    board.complete(claim, [1.0, 1.0])  # it lived after all, and nothing breaks
+    assert session.states()[claim.key].status == "waiting"
 
 
 def test_tables_that_another_machine_makes_just_now_are_waited_for(

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sqlalchemy.engine import URL
+
 from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState
 from layerroute.studies.gate import Checked, Gate
 from layerroute.studies.plan import RUNS, Plan, PlannedRun, fingerprint
@@ -41,7 +43,7 @@ class Session:
         grace: int = GRACE,
     ) -> None:
         self.plan, self.out = plan, out
-        self.storage = storage or f"sqlite:///{(out / DATABASE).absolute()}"
+        self.storage = storage or _sqlite_url(out / DATABASE)
         config, sweep = plan.config, plan.config.sweep
         make = partial(
             Board,
@@ -182,6 +184,11 @@ class Session:
             {"run": f"{RUNS}/{variant}-t{number:03d}", "variant": variant, "fingerprint": mark}
             for number in range(sweep.trials)
         ]
+
+
+def _sqlite_url(file: Path) -> str:
+    """Escaped: in a URL ``?`` begins a query, and Optuna fills in what stands between ``{}``."""
+    return URL.create("sqlite", database=str(file.absolute())).render_as_string()
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:

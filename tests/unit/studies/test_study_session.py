@@ -313,6 +313,17 @@ def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSess
     assert all(drawn[f"runs/routed-t{n:03d}"] == drawn[f"runs/static-t{n:03d}"] for n in range(4))
 
 
+@pytest.mark.parametrize("name", ["what?if", "100%41", "a#b", "{SCHEMA}", "ü ber"])
+def test_the_storage_is_in_the_folder_whatever_its_name(
+    make_session: MakeSession, tmp_path: Path, name: str
+) -> None:
+    session = Session(make_session().plan, tmp_path / name)
+    session.begin()
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"study.db", "study.db.lock"}
+    worker = Session(session.plan, tmp_path / name, session.storage)  # as the command line hands it on
+    assert len(worker.states()) == 4
+
+
 def test_one_of_two_that_find_a_worker_dead_without_a_lock_lets_its_run_wait_again(
     make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

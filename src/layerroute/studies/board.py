@@ -153,6 +153,20 @@ class Board:
                 trials.setdefault(key, []).append(trial)
         return {key: _state(key, found) for key, found in trials.items()}
 
+    def check(self, runs: Sequence[Mapping[str, Any]], there: Mapping[str, RunState]) -> None:
+        """Hold runs, as :meth:`put` takes them, against those that are ``there``.
+
+        Raises:
+            UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
+        """
+        for run in runs:
+            state = there.get(run["run"])
+            if state is not None and state.attributes.get("fingerprint") != run["fingerprint"]:
+                raise UserError(
+                    f"the study {self.name} has {run['run']} with another recipe: the study file or a recipe has "
+                    "changed since it was begun; give another --out, or the study another name"
+                )
+
     def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> None:
         """Put runs on the board that are not there; each mapping holds ``run``, the key, and what its worker must know.
 
@@ -160,17 +174,13 @@ class Board:
             again: also runs that failed.
 
         Raises:
-            UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
+            UserError: as :meth:`check`.
         """
         with self._lock:
             there = self.states()
+            self.check(runs, there)
             for run in runs:
                 state = there.get(run["run"])
-                if state is not None and state.attributes.get("fingerprint") != run["fingerprint"]:
-                    raise UserError(
-                        f"the study {self.name} has {run['run']} with another recipe: the study file or a recipe has "
-                        "changed since it was begun; give another --out, or the study another name"
-                    )
                 waits_for_nobody = state is not None and state.attributes.get("released")
                 if state is None or waits_for_nobody or (again and state.status == "failed"):
                     self._study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=dict(run)))

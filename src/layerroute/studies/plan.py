@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Plan:
 
     def __init__(self, study: Study) -> None:
         self.study, self.config = study, study.config
-        self._trial_runs: dict[str, list[PlannedRun]] = {}
+        self._runs: dict[tuple[str, str], PlannedRun] = {}
         variants = list(_variants(study))
         self.variants = {variant.name: variant for variant in variants}
         if len(self.variants) < len(variants):
@@ -91,17 +92,33 @@ class Plan:
         tune = self.config.tune
         if tune is None:
             return []
-        if variant not in self._trial_runs:
-            self._trial_runs[variant] = [
-                self._run(f"{SEARCH}/{variant}-{short(point)}", variant, seed, {**tune.overrides, **point})
-                for point in grid(tune.grid)
-                for seed in tune.seeds
-            ]
-        return self._trial_runs[variant]
+        return [
+            self._run(
+                f"{SEARCH}/{variant}-{short(point)}-seed{seed}", variant, seed, {**tune.overrides, **point}
+            )
+            for point in grid(tune.grid)
+            for seed in tune.seeds
+        ]
+
+    def final_keys(self, variant: str) -> list[str]:
+        """What of an arm is reported: a key for each seed, or for each point that a sampler draws."""
+        if self.sampled:
+            assert self.config.sweep is not None and self.config.sweep.trials is not None
+            return [f"{RUNS}/{variant}-t{number:03d}" for number in range(self.config.sweep.trials)]
+        return [f"{RUNS}/{variant}-seed{seed}" for seed in self.config.seeds]
 
     def final_runs(self, variant: str, settings: Mapping[str, Any]) -> list[PlannedRun]:
         """The arm's runs with the settings that it chose, one a seed."""
-        return [self._run(f"{RUNS}/{variant}", variant, seed, settings) for seed in self.config.seeds]
+        keys = zip(self.final_keys(variant), self.config.seeds, strict=True)
+        return [self._run(key, variant, seed, settings) for key, seed in keys]
+
+    def keys(self) -> list[str]:
+        """Keys of all that a board of this study may hold, what waits for a choice included."""
+        return [
+            key
+            for name in self.variants
+            for key in (*(run.key for run in self.trial_runs(name)), *self.final_keys(name))
+        ]
 
     def first_runs(self) -> list[PlannedRun]:
         """What can be begun at once, interleaved so that all arms come on evenly."""
@@ -113,21 +130,19 @@ class Plan:
 
     def size(self) -> int:
         """Number of runs, those included that wait for a choice."""
-        finals = len(self.variants) * len(self.config.seeds)
-        if self.sampled:
-            assert self.config.sweep is not None and self.config.sweep.trials is not None
-            return finals * self.config.sweep.trials
-        return finals + sum(len(self.trial_runs(name)) for name in self.variants)
+        return len(self.keys()) * (len(self.config.seeds) if self.sampled else 1)
 
-    def _run(self, prefix: str, variant: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
-        recipe = self.recipe(variant, seed, settings)
-        return PlannedRun(
-            key=f"{prefix}-seed{seed}",
-            variant=variant,
-            seed=seed,
-            settings=dict(settings),
-            fingerprint=fingerprint(recipe),
-        )
+    def _run(self, key: str, variant: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
+        known = (key, json.dumps(settings, sort_keys=True))
+        if known not in self._runs:
+            self._runs[known] = PlannedRun(
+                key=key,
+                variant=variant,
+                seed=seed,
+                settings=dict(settings),
+                fingerprint=fingerprint(self.recipe(variant, seed, settings)),
+            )
+        return self._runs[known]
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -173,6 +173,72 @@ def test_every_arm_chooses_on_the_same_grid_and_runs_with_its_choice(make_sessio
     assert len(finals) + 12 == session.plan.size()
 
 
+def play_trials(session: Session, loss: dict[float, float], failing: float | None = None) -> None:
+    """Run all that waits: the loss is that of the learning rate, one of which may fail."""
+    while taken := session.claim():
+        board, claim = taken
+        rate = claim.attributes["settings"]["train.learning_rate"]
+        if rate == failing and claim.key.startswith("search/"):
+            board.fail(claim, "out of memory")
+        else:
+            board.complete(claim, [loss[rate], 5.0])
+        session.advance()
+
+
+def test_a_choice_stays_when_a_trial_that_failed_is_run_again(make_session: MakeSession) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    session = make_session(tune=tune)
+    session.begin()
+    play_trials(session, {1e-3: 3.0}, failing=1e-2)
+    runs = {key: state for key, state in session.states().items() if key.startswith("runs/")}
+    assert session.over() and len(runs) == 4
+    again = make_session(tune=tune)
+    again.begin(again=True)
+    assert [key for key, state in again.states().items() if state.status == "waiting"] == [
+        f"search/{arm}-learning_rate0.01-seed9" for arm in ("routed", "static")
+    ]
+    play_trials(again, {1e-2: 2.0})  # better than what the arms had chosen
+    make_session(tune=tune).begin()
+    assert again.over() and len(again.states()) == 8
+    assert {key: again.states()[key] for key in runs} == runs
+    chosen = write_summary(again)["chosen"]
+    assert chosen == {arm: {"train.learning_rate": 1e-3} for arm in ("routed", "static")}
+
+
+def test_a_trial_that_is_run_again_has_a_say_where_nothing_is_reported_yet(make_session: MakeSession) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    session = make_session(arms=["static.yaml"], tune=tune)
+    session.begin()
+    for _ in range(2):  # the process ends before the arm has chosen
+        board, claim = take(session)
+        if claim.attributes["settings"]["train.learning_rate"] == 1e-2:
+            board.fail(claim, "out of memory")
+        else:
+            board.complete(claim, [3.0, 5.0])
+    session.begin(again=True)
+    play_trials(session, {1e-3: 3.0, 1e-2: 2.0})
+    assert session.chosen("static", session.states()) == {"train.learning_rate": 1e-2}
+
+
+def test_reported_runs_that_failed_are_run_again_whatever_a_trial_of_the_gate_does(
+    make_session: MakeSession,
+) -> None:
+    session = make_session(**GATED)
+    session.begin()
+    while taken := session.claim():
+        board, claim = taken
+        if claim.key.startswith("runs/") or claim.attributes["settings"]["train.learning_rate"] == 4e-3:
+            board.fail(claim, "diverged")
+        else:
+            arm, rate = claim.attributes["variant"], claim.attributes["settings"]["train.learning_rate"]
+            board.complete(claim, [rate, {"routed": 1.0, "static": 0.1}.get(arm, 0.5)])
+        session.advance()
+    failed = {key for key, state in session.states().items() if state.status == "failed"}
+    assert {key for key in session.states() if key.startswith("runs/")} < failed
+    session.begin(again=True)
+    assert {key for key, state in session.states().items() if state.status == "waiting"} == failed
+
+
 def test_settings_with_which_a_seed_failed_are_not_chosen(make_session: MakeSession) -> None:
     session = make_session(arms=["static.yaml"], tune=TUNE)
     session.begin()
@@ -269,6 +335,63 @@ def test_a_changed_study_is_refused(make_session: MakeSession) -> None:
         make_session(overrides={"train.max_steps": 4}).begin()
 
 
+def test_a_study_that_shrank_is_refused_and_left_as_it_was(make_session: MakeSession) -> None:
+    make_session(seeds=[1, 2]).begin()
+    for less, what in (
+        ({"arms": ["routed.yaml"]}, "runs/static-seed1"),
+        ({"seeds": [1]}, "runs/routed-seed2"),
+    ):
+        with pytest.raises(UserError, match=f"has {what}, which the study file does not ask for"):
+            make_session(**less).begin()
+    changed = {
+        "arms": [{"recipe": "routed.yaml", "name": "new"}, "static.yaml", "routed.yaml"],
+        "overrides": {"train.max_steps": 4},
+    }
+    with pytest.raises(UserError, match="changed since it was begun"):
+        make_session(**changed).begin()
+    session = make_session(seeds=[1, 2])
+    session.begin()
+    assert len(session.states()) == session.plan.size() == 4
+
+
+def test_a_study_may_grow(make_session: MakeSession) -> None:
+    make_session(arms=["routed.yaml"], seeds=[1]).begin()
+    session = make_session(arms=["routed.yaml", "static.yaml"], seeds=[1, 2, 3])
+    session.begin()
+    assert len(session.states()) == session.plan.size() == 6
+
+
+def test_a_tuned_study_grows_by_arms_and_seeds_but_not_by_trials_that_had_no_part_in_a_choice(
+    make_session: MakeSession,
+) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3]}, "seeds": [9]}
+    wider = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    make_session(arms=["static.yaml"], tune=tune).begin()
+    session = make_session(arms=["static.yaml"], tune=wider)
+    session.begin()  # nothing has been chosen yet
+    play_trials(session, {1e-3: 3.0, 1e-2: 2.0})
+    session = make_session(tune=wider, seeds=[1, 2, 3])
+    session.begin()
+    play_trials(session, {1e-3: 1.0, 1e-2: 2.0})
+    assert session.over() and len(session.states()) == session.plan.size()
+    assert write_summary(session)["chosen"] == {
+        "routed": {"train.learning_rate": 1e-3},
+        "static": {"train.learning_rate": 1e-2},
+    }
+    with pytest.raises(
+        UserError, match=r"has search/static-learning_rate0\.01-seed9, which the study file does not"
+    ):
+        make_session(tune=tune, seeds=[1, 2, 3]).begin()
+    for seeds, grid in (([9, 10], [1e-3, 1e-2]), ([9], [1e-3, 1e-2, 2e-2])):
+        with pytest.raises(
+            UserError, match=r"has reported runs of routed, and search/routed.* had no part in"
+        ):
+            make_session(
+                tune={"grid": {"train.learning_rate": grid}, "seeds": seeds}, seeds=[1, 2, 3]
+            ).begin()
+    assert session.over(), "a study that is refused is left as it was"
+
+
 def test_other_objectives_of_the_same_direction_are_refused(make_session: MakeSession) -> None:
     make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
     make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
@@ -285,7 +408,23 @@ def test_a_sampled_sweep_with_other_seeds_or_another_range_is_refused(make_sessi
     begin(trials=3)
     for other in ({"high": 0.5}, {"seeds": [1]}):
         with pytest.raises(UserError, match="changed since it was begun"):
-            begin(**other)
+            begin(**{"trials": 3, **other})
+    with pytest.raises(UserError, match="has runs/routed-t002, which the study file does not ask for"):
+        begin(trials=2)
+
+
+def test_a_sampled_sweep_that_is_refused_for_one_arm_is_left_as_it_was(make_session: MakeSession) -> None:
+    def begin(trials: int, steps: int) -> Session:
+        sweep = {"keys": {"train.learning_rate": [1e-3, 1e-2]}, "sampler": "random", "trials": trials}
+        arms = ["routed.yaml", {"recipe": "static.yaml", "overrides": {"train.max_steps": steps}}]
+        session = make_session(arms=arms, sweep=sweep)
+        session.begin()
+        return session
+
+    begin(2, 3)
+    with pytest.raises(UserError, match="has runs/static-t000 with another recipe"):
+        begin(3, 4)
+    assert len(begin(2, 3).states()) == 4
 
 
 def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSession) -> None:

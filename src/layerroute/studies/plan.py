@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from layerroute.errors import UserError, nearest
 from layerroute.recipe import Recipe, find_recipe, load_recipe
+from layerroute.recipe.conversion import show
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
 from layerroute.training.hybrid import resolved_recipe
 from layerroute.training.recipe_checks import check_recipe
@@ -50,12 +51,15 @@ class Plan:
     """All that follows from the study file alone.
 
     Raises:
-        UserError: a recipe cannot be read, an override does not fit it, or two arms have one name.
+        UserError: a recipe cannot be read, an override does not fit it, or two arms, or two points of a grid, have one
+            name.
     """
 
     def __init__(self, study: Study) -> None:
         self.study, self.config = study, study.config
         self._runs: dict[tuple[str, str], PlannedRun] = {}
+        _check_points("sweep.keys", study.file, _sweep_points(self.config))
+        _check_points("tune.grid", study.file, grid(self.config.tune.grid) if self.config.tune else ())
         variants = list(_variants(study))
         self.variants = {variant.name: variant for variant in variants}
         if len(self.variants) < len(variants):
@@ -166,6 +170,21 @@ def _variants(study: Study) -> Iterator[Variant]:
         for point in _sweep_points(config):
             yield Variant(
                 name=f"{name}-{short(point)}" if point else name, file=file, overrides={**shared, **point}
+            )
+
+
+def _check_points(section: str, file: Path, points: Iterable[Mapping[str, Any]]) -> None:
+    """Each point has a name of its own, or one would be taken for the other."""
+    named: dict[str, Mapping[str, Any]] = {}
+    for point in points:
+        other = named.setdefault(short(point), point)
+        if other is not point:
+            both = " and ".join(
+                ", ".join(f"{key} {show(value)}" for key, value in one.items()) for one in (other, point)
+            )
+            raise UserError(
+                f"{file}: {section}: {both} would both be named {short(point)!r}; give each value once, and numbers "
+                "that differ in their first 6 digits"
             )
 
 

@@ -62,6 +62,25 @@ def test_two_arms_of_one_name_are_refused(make_session: MakeSession) -> None:
         make_session(arms=["routed.yaml", "routed.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1e-3, 1e-2, 1e-3], "train.learning_rate 0.001 and train.learning_rate 0.001"),
+        ([0.0010000001, 1e-3], "train.learning_rate 0.0010000001 and train.learning_rate 0.001"),
+    ],
+)
+def test_two_values_of_one_name_are_refused(
+    make_session: MakeSession, values: list[float], words: str
+) -> None:
+    for section, content in (
+        ("tune.grid", {"tune": {"grid": {"train.learning_rate": values}, "seeds": [9]}}),
+        ("sweep.keys", {"sweep": {"keys": {"train.learning_rate": values}}}),
+    ):
+        with pytest.raises(UserError) as error:
+            make_session(arms=["static.yaml"], **content)
+        assert f"{section}: {words} would both be named 'learning_rate0.001'" in str(error.value)
+
+
 def test_an_arm_that_does_not_exist_is_told(make_session: MakeSession) -> None:
     with pytest.raises(UserError, match="nowhere"):
         make_session(arms=["nowhere.yaml"])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from layerroute.errors import UserError, expect
 from layerroute.recipe import find_recipe, yaml_reader
 from layerroute.recipe.conversion import build_file
+from layerroute.records import expect_number
 
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
     "metrics.validation_loss": "minimize",
@@ -81,6 +82,11 @@ class GateCondition:
     def __post_init__(self) -> None:
         expect(
             self.least is not None or self.most is not None, f"gate: {self.arm} has neither least nor most"
+        )
+
+        expect(
+            self.least is None or self.most is None or self.least <= self.most,
+            f"gate: {self.arm} has least {self.least} above most {self.most}: nothing is in between",
         )
 
 
@@ -206,6 +212,8 @@ class StudyConfig:
             expect(
                 self.tune is not None, "gate is judged by the trials of tune: give tune, or leave gate out"
             )
+        for key in self.objectives:
+            expect_number(key)
             expect(
                 self.gate.metric in self.objectives,
                 f"gate.metric is {self.gate.metric}, which is not among objectives: {', '.join(self.objectives)}",

@@ -54,6 +54,9 @@ def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
         ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpe"}}, "needs a number of trials"),
         ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpi"}}, "Did you mean 'tpe'?"),
         ({"overrides": {"seed": 3}}, "seed is the study's own"),
+        ({"objectives": {"metrics.validation_los": "minimize"}}, "Did you mean 'validation_loss'?"),
+        ({"objectives": {"routing.router": "minimize"}}, "no number at routing.router"),
+        ({"gate": {"conditions": [{"arm": "a", "least": 0.9, "most": 0.1}]}}, "least 0.9 above most 0.1"),
         ({"objectives": {"metrics.validation_loss": "down"}}, "'minimize' or 'maximize'"),
         ({"name": "a b"}, "letters, digits"),
         ({"gate": {"conditions": [{"arm": "a", "least": 0.9}]}}, "gate is judged by the trials of tune"),
@@ -73,6 +76,15 @@ def test_what_is_wrong_is_told(tmp_path: Path, content: dict[str, Any], words: s
         load_study(write(tmp_path, **content))
     assert words in str(error.value)
     assert str(tmp_path / "study.yaml") in str(error.value)
+
+
+def test_objectives_may_be_of_sections_that_only_some_records_have(tmp_path: Path) -> None:
+    objectives = {
+        "copies.margin": "maximize",
+        "routing.rate.layer1": "minimize",
+        "routing.skipped": "maximize",
+    }
+    assert load_study(write(tmp_path, objectives=objectives)).config.objectives == objectives
 
 
 def test_recipes_and_studies_are_not_taken_for_each_other(tmp_path: Path) -> None:

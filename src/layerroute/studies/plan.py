@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.errors import UserError, nearest
-from layerroute.recipe import Recipe, find_recipe, load_recipe
+from layerroute.recipe import Recipe, find_recipe, load_recipe, merge_overrides
 from layerroute.recipe.conversion import show
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
 from layerroute.training.hybrid import resolved_recipe
@@ -86,8 +86,10 @@ class Plan:
     def recipe(self, variant: str, seed: int, settings: Mapping[str, Any], name: str | None = None) -> Recipe:
         """The recipe of one run; ``name`` defaults to the variant's."""
         chosen = self.variants[variant]
-        overrides = {**chosen.overrides, **settings, "name": name or variant, "seed": seed}
-        recipe = load_recipe(chosen.file, overrides)
+        own = {"name": name or variant, "seed": seed}
+        recipe = load_recipe(
+            chosen.file, merge_overrides(chosen.overrides, settings, self.study.overrides, own)
+        )
         check_recipe(recipe)
         return recipe
 
@@ -165,11 +167,13 @@ def _variants(study: Study) -> Iterator[Variant]:
     for arm in config.arms:
         given = ArmConfig(recipe=arm) if isinstance(arm, str) else arm
         file = _recipe_file(study.file, given.recipe)
-        shared = {**config.overrides, **given.overrides}
-        name = given.name or load_recipe(file, shared).name
+        shared = merge_overrides(config.overrides, given.overrides)
+        name = given.name or load_recipe(file, merge_overrides(shared, study.overrides)).name
         for point in _sweep_points(config):
             yield Variant(
-                name=f"{name}-{short(point)}" if point else name, file=file, overrides={**shared, **point}
+                name=f"{name}-{short(point)}" if point else name,
+                file=file,
+                overrides=merge_overrides(shared, point),
             )
 
 

@@ -25,6 +25,7 @@ from layerroute.studies.identity import known_dead, worker_name
 from layerroute.studies.plan import Plan
 from layerroute.studies.session import Session
 from layerroute.studies.summary import write_summary
+from tests.unit.studies.conftest import write_study
 
 MakeSession = Callable[..., Session]
 TUNE = {"grid": {"train.learning_rate": [1e-3, 2e-3, 4e-3]}, "seeds": [8, 9]}
@@ -79,6 +80,29 @@ def test_two_values_of_one_name_are_refused(
         with pytest.raises(UserError) as error:
             make_session(arms=["static.yaml"], **content)
         assert f"{section}: {words} would both be named 'learning_rate0.001'" in str(error.value)
+
+
+def test_the_command_line_is_laid_over_all_that_the_file_sets(tmp_path: Path) -> None:
+    arm = {"recipe": "static.yaml", "overrides": {"train.max_steps": 30}}
+    tune = {"grid": {"train.learning_rate": [1e-3]}, "seeds": [9], "overrides": {"train.max_steps": 20}}
+    study = write_study(tmp_path, arms=[arm], overrides={"train": {"max_steps": 10}}, tune=tune)
+    for given, steps in (
+        ({}, (30, 20)),
+        ({"train.max_steps": "2"}, (2, 2)),
+        ({"train": "{max_steps: 2}"}, (2, 2)),
+    ):
+        plan = Plan(load_study(study, given))
+        (trial,) = plan.trial_runs("static")
+        runs = (plan.recipe("static", 1, {}), plan.recipe("static", 9, trial.settings))
+        assert tuple(recipe.train.max_steps for recipe in runs) == steps
+
+
+def test_an_arm_adds_to_what_all_arms_share_however_either_is_written(make_session: MakeSession) -> None:
+    for shared in ({"train": {"max_steps": 7}}, {"train.max_steps": 7}):
+        for own in ({"train": {"batch_size": 2}}, {"train.batch_size": 2}):
+            plan = make_session(arms=[{"recipe": "static.yaml", "overrides": own}], overrides=shared).plan
+            train = plan.recipe("static", 1, {}).train
+            assert (train.max_steps, train.batch_size) == (7, 2)
 
 
 def test_an_arm_that_does_not_exist_is_told(make_session: MakeSession) -> None:

@@ -33,7 +33,7 @@ from typing import (
     is_typeddict,
 )
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 from layerroute.integrity import checksummed, replace_text
 from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
@@ -86,9 +86,13 @@ class Routing(TypedDict):
     expensive_path: str
     rate: dict[str, float]
     entropy: dict[str, float]
+    token_entropy: NotRequired[dict[str, float] | None]
     mean_rate: float
     asked_rate: NotRequired[float | None]
     trained_rate: NotRequired[float | None]
+    cost_weighted_rate: NotRequired[float | None]
+    skipped: NotRequired[float | None]
+    budget: NotRequired[float | None]
     balance_loss: NotRequired[float | None]
     tokens: int
     router: str
@@ -110,6 +114,7 @@ class Flops(TypedDict):
     by_part: dict[str, float]
     by_path: dict[str, float]
     executed_per_token: NotRequired[float | None]
+    base_per_token: NotRequired[float | None]
     context_length: int
 
 
@@ -276,6 +281,27 @@ def _unsealed(record: Record, data: bytes, target: Path) -> Record:
     return plain
 
 
+def expect_number(key: str) -> None:
+    """Refuse a dotted key at which no record has a number. Of sections beyond the schema nothing is known.
+
+    Raises:
+        UserError: naming the key, and the nearest that there is.
+    """
+    hint: Any = RecordSchema
+    for at, part in enumerate(key.split(".")):
+        if is_typeddict(hint):
+            known = _hints(hint)
+            if part not in known and at == 0:
+                return
+            if part not in known:
+                raise UserError(f"records have no {key}.{nearest(part, known)}")
+            hint = _without_none(known[part])
+        elif hint is not Any:
+            hint = get_args(hint)[1] if get_origin(hint) is dict else None
+    if hint not in (int, float, Any):
+        raise UserError(f"records have no number at {key}")
+
+
 def utc_now() -> str:
     """Return the time now as ISO 8601 in UTC, to the second: the form of ``started`` and ``finished``."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -328,6 +354,13 @@ def _hints(schema: Any) -> dict[str, Any]:
     return get_type_hints(schema)
 
 
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    (hint,) = (option for option in get_args(hint) if option is not types.NoneType)
+    return hint
+
+
 def _check(value: Any, hint: Any, key: str, *, partial: bool) -> None:
     """Raise :class:`_Misfit` unless ``value`` fits ``hint``.
 
@@ -341,8 +374,7 @@ def _check(value: Any, hint: Any, key: str, *, partial: bool) -> None:
     elif origin in (Union, types.UnionType):
         if value is None and types.NoneType in arguments:
             return
-        (hint,) = (option for option in arguments if option is not types.NoneType)
-        _check(value, hint, key, partial=partial)
+        _check(value, _without_none(hint), key, partial=partial)
     elif origin is Literal:
         if value not in arguments or isinstance(value, bool):
             raise _Misfit(key, f"is {value!r}; it must be {' or '.join(map(repr, arguments))}")

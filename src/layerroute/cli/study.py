@@ -24,9 +24,9 @@ examples:
   layerroute study study.yaml --train.max_steps 50 --out studies/quick
   layerroute study study.yaml --storage postgresql://me@host/studies --out /shared/study
 
-Any recipe key can be set for all arms: --train.max_steps 50. Exit codes: 0 all runs completed, 1 some failed
-or the gate is not passed (study.json says which, and why), 2 bad input, 130 interrupted by Ctrl-C, 143 by SIGTERM; the
-same command then goes on."""
+Any recipe key that the study does not vary can be set in all runs, over what it says: --train.max_steps 50.
+Exit codes: 0 all runs completed, 1 some failed or the gate is not passed (study.json says which, and why), 2 bad input,
+130 interrupted by Ctrl-C, 143 by SIGTERM; the same command then goes on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,7 +82,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     if "arms" in layers[-1][1]:
         raise UserError(f"{file} is a study of several arms: run it with `layerroute study`.")
     own = layers[-1][1]
-    layers.append((_COMMAND_LINE, _override_tree(overrides or {})))
+    changed = _override_tree(overrides or {})
+    layers.append((_COMMAND_LINE, changed))
     merged: dict[str, Any] = {}
     for _, tree in layers:
         merged = _merge(merged, tree)
@@ -94,8 +95,33 @@ def load_recipe(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     except Misfit as misfit:
         raise UserError(f"{_origin(misfit.path, layers)}: {'.'.join(misfit.path)} {misfit.reason}") from None
     except UserError as error:
-        changes = "".join(f" --{key} {value!s:.60}" for key, value in (overrides or {}).items())
+        told = ((key, getattr(value, "text", value)) for key, value in _leaves(changed))
+        changes = "".join(f" --{key} {value!s:.60}" for key, value in told)
         raise UserError(f"{file}{f' with{changes}' if changes else ''}: {error}") from error
+
+
+def merge_overrides(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay overrides over one another, the last on top, as :func:`load_recipe` lays them over a recipe.
+
+    A mapping adds to what lies below, also where one layer writes ``{"train": {"max_steps": 29}}`` and another one
+    ``{"train.batch_size": 4}``; everything else replaces it.
+
+    Raises:
+        UserError: a key or a text does not parse.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, _override_tree(layer))
+    return merged
+
+
+def overridden_keys(overrides: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys that overrides give values to, those within mappings too.
+
+    Raises:
+        UserError: a key or a text does not parse.
+    """
+    return [key for key, _ in _leaves(_override_tree(overrides))]
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -200,6 +226,14 @@ def _override_tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
             branch = {key: branch}
         tree = _merge(tree, branch)
     return tree
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{key}.{below}", leaf) for below, leaf in _leaves(value))
+        else:
+            yield key, value
 
 
 def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

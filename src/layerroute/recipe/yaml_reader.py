@@ -29,8 +29,16 @@ _SCALARS = {
 }
 
 
+_TAG = "tag:yaml.org,2002:"
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    # No others than those of the core schema: sets, dates and bytes are no values of recipes.
+    yaml_constructors = {
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, f"{_TAG}str", f"{_TAG}seq", f"{_TAG}map")
+    }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -42,8 +50,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, yaml.Mark] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
+        # What `!!map` calls a mapping need not be one: then the call below tells.
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_TAG}str":
                 raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
             if key_node.value in seen:
                 first = seen[key_node.value].line + 1
@@ -56,12 +65,14 @@ class _Loader(yaml.SafeLoader):
             seen[key_node.value] = key_node.start_mark
         return super().construct_mapping(node, deep)
 
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        text = self.construct_scalar(node)
-        return int(text, 16) if text.startswith("0x") else int(text)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A scalar that its form, or a tag (``!!bool maybe``), calls one of ``_SCALARS``."""
+        text, kind = self.construct_scalar(node), node.tag.removeprefix(_TAG)
+        if not re.fullmatch(_SCALARS[kind][0], text):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r:.40} is no {kind}", node.start_mark)
+        if kind == "int":
+            return int(text, 16) if text.startswith("0x") else int(text)
+        return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -72,8 +83,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_constructor(f"{_TAG}{_tag}", _Loader.construct_plain)
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+        _class.add_implicit_resolver(f"{_TAG}{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -120,7 +132,7 @@ def parse(text: str, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: not valid YAML: nested too deeply.") from None
     except ValueError as error:
-        # A number of thousands of digits, or a value that an explicit tag (!!int abc) makes impossible.
+        # A number of thousands of digits.
         raise UserError(f"{where}: not valid YAML: {error}.") from None
 
 

@@ -153,6 +153,20 @@ class Board:
                 trials.setdefault(key, []).append(trial)
         return {key: _state(key, found) for key, found in trials.items()}
 
+    def check(self, runs: Sequence[Mapping[str, Any]], there: Mapping[str, RunState]) -> None:
+        """Hold runs, as :meth:`put` takes them, against those that are ``there``.
+
+        Raises:
+            UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
+        """
+        for run in runs:
+            state = there.get(run["run"])
+            if state is not None and state.attributes.get("fingerprint") != run["fingerprint"]:
+                raise UserError(
+                    f"the study {self.name} has {run['run']} with another recipe: the study file or a recipe has "
+                    "changed since it was begun; give another --out, or the study another name"
+                )
+
     def put(self, runs: Sequence[Mapping[str, Any]], *, again: bool = False) -> None:
         """Put runs on the board that are not there; each mapping holds ``run``, the key, and what its worker must know.
 
@@ -160,17 +174,13 @@ class Board:
             again: also runs that failed.
 
         Raises:
-            UserError: a run of that key is there with another ``fingerprint``: the study file has changed.
+            UserError: as :meth:`check`.
         """
         with self._lock:
             there = self.states()
+            self.check(runs, there)
             for run in runs:
                 state = there.get(run["run"])
-                if state is not None and state.attributes.get("fingerprint") != run["fingerprint"]:
-                    raise UserError(
-                        f"the study {self.name} has {run['run']} with another recipe: the study file or a recipe has "
-                        "changed since it was begun; give another --out, or the study another name"
-                    )
                 waits_for_nobody = state is not None and state.attributes.get("released")
                 if state is None or waits_for_nobody or (again and state.status == "failed"):
                     self._study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=dict(run)))
@@ -230,8 +240,8 @@ class Board:
             for trial in self._study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
                 # A retried trial carries the dead worker's name until the next one has written its own.
                 fresh = trial.datetime_start and datetime.now() - trial.datetime_start < _TO_SIGN
-                if not fresh and known_dead(str(trial.user_attrs.get("worker", ""))):
-                    self._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+                dead = not fresh and known_dead(str(trial.user_attrs.get("worker", "")))
+                if dead and self._close(trial._trial_id, TrialState.FAIL):
                     callback(self._study, trial)
 
     @contextlib.contextmanager
@@ -273,10 +283,13 @@ class Board:
 
     def _end(self, claim: Claim, state: TrialState, values: Sequence[float] | None = None) -> bool:
         with self._lock:
-            if self._storage.get_trial(claim.trial._trial_id).state is not TrialState.RUNNING:
-                return False
-            self._study.tell(claim.trial.number, None if values is None else list(values), state=state)
-        return True
+            return self._close(claim.trial._trial_id, state, values)
+
+    def _close(self, trial: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """End a trial; False where another process was faster, as may be where no file locks the board."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            return self._storage.set_trial_state_values(trial, state, values)
+        return False
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layerroute.errors import UserError, expect
-from layerroute.recipe import find_recipe, yaml_reader
+from layerroute.recipe import find_recipe, overridden_keys, yaml_reader
 from layerroute.recipe.conversion import build_file
+from layerroute.records import expect_number
 
 OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
     "metrics.validation_loss": "minimize",
@@ -23,6 +24,7 @@ OBJECTIVES: dict[str, Literal["minimize", "maximize"]] = {
 }
 """Quality and cost: the two axes of the Pareto front, as keys of the result record."""
 
+_OWN = ("seed", "name")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -81,6 +83,10 @@ class GateCondition:
     def __post_init__(self) -> None:
         expect(
             self.least is not None or self.most is not None, f"gate: {self.arm} has neither least nor most"
+        )
+        expect(
+            self.least is None or self.most is None or self.least <= self.most,
+            f"gate: {self.arm} has least {self.least} above most {self.most}: nothing is in between",
         )
 
 
@@ -201,6 +207,8 @@ class StudyConfig:
         expect(
             bool(self.objectives), "objectives is empty; leave it out for validation loss and executed FLOPs"
         )
+        for key in self.objectives:
+            expect_number(key)
         expect(self.retries >= 0, f"retries is {self.retries}; it must not be negative")
         if self.gate is not None:
             expect(
@@ -217,29 +225,46 @@ class StudyConfig:
         )
         for section, keys in (
             ("overrides", self.overrides),
-            ("tune.grid", self.tune.grid if self.tune else {}),
-            ("sweep.keys", self.sweep.keys if self.sweep else {}),
+            *(
+                (f"arms: {arm.recipe}: overrides", arm.overrides)
+                for arm in self.arms
+                if not isinstance(arm, str)
+            ),
+            ("tune.overrides", self.tune.overrides if self.tune else {}),
+            *self.varied.items(),
         ):
-            for key in ("seed", "name"):
+            for key in _OWN:
                 expect(key not in keys, f"{section}: {key} is the study's own; leave it out")
+        twice = _overlap(self.varied["tune.grid"], self.varied["sweep.keys"])
+        expect(twice is None, f"tune.grid and sweep.keys both have {twice}; leave it out of one of them")
+
+    @property
+    def varied(self) -> dict[str, list[str]]:
+        """The keys that runs differ in, by the section that has them."""
+        return {
+            "tune.grid": list(self.tune.grid if self.tune else ()),
+            "sweep.keys": list(self.sweep.keys if self.sweep else ()),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file: where it is, and what it says."""
+    """A study file: where it is, what it says, and what the command line lays over all of its arms."""
 
     file: Path
     config: StudyConfig
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_study(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Study:
     """Read a study file, or the shipped study of that name.
 
     Args:
-        overrides: values by dotted recipe key, laid over the file's own ``overrides``.
+        overrides: values by dotted recipe key, for every run: laid over all overrides of the file.
 
     Raises:
-        UserError: the file cannot be read, or a key or value does not fit; the message names both.
+        UserError: the file cannot be read, a key or value does not fit, or an override is of a key that the study
+            varies; the message names both.
     """
     file = find_recipe(path)
     tree = yaml_reader.read_mapping(file)
@@ -247,10 +272,22 @@ def load_study(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None
         raise UserError(
             f"{file} is not a study: it has no 'arms'. A recipe is trained by `layerroute train`."
         )
-    tree = {"name": file.stem, **tree}
-    if overrides:
-        tree["overrides"] = {**(tree.get("overrides") or {}), **overrides}
-    return Study(file=file, config=build_file(StudyConfig, tree, file, "studies"))
+    config = build_file(StudyConfig, {"name": file.stem, **tree}, file, "studies")
+    given = overridden_keys(overrides or {})
+    for key in _OWN:
+        expect(key not in given, f"--{key}: {key} is the study's own; leave it out")
+    for section, keys in config.varied.items():
+        taken = _overlap(given, keys)
+        expect(taken is None, f"--{taken}: {file} varies it in {section}; change it there")
+    return Study(file=file, config=config, overrides=overrides or {})
+
+
+def _overlap(keys: Sequence[str], others: Sequence[str]) -> str | None:
+    """The first of some dotted keys that is one of the others, or within or around one of them."""
+    for key in keys:
+        if any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in others):
+            return key
+    return None
 
 
 def short(keys: Mapping[str, Any]) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from layerroute.errors import UserError, nearest
-from layerroute.recipe import Recipe, find_recipe, load_recipe
+from layerroute.recipe import Recipe, find_recipe, load_recipe, merge_overrides
+from layerroute.recipe.conversion import show
 from layerroute.studies.configuration import ArmConfig, Study, StudyConfig, short
 from layerroute.training.hybrid import resolved_recipe
 from layerroute.training.recipe_checks import check_recipe
@@ -49,12 +51,15 @@ class Plan:
     """All that follows from the study file alone.
 
     Raises:
-        UserError: a recipe cannot be read, an override does not fit it, or two arms have one name.
+        UserError: a recipe cannot be read, an override does not fit it, or two arms, or two points of a grid, have one
+            name.
     """
 
     def __init__(self, study: Study) -> None:
         self.study, self.config = study, study.config
-        self._trial_runs: dict[str, list[PlannedRun]] = {}
+        self._runs: dict[tuple[str, str], PlannedRun] = {}
+        _check_points("sweep.keys", study.file, _sweep_points(self.config))
+        _check_points("tune.grid", study.file, grid(self.config.tune.grid) if self.config.tune else ())
         variants = list(_variants(study))
         self.variants = {variant.name: variant for variant in variants}
         if len(self.variants) < len(variants):
@@ -81,8 +86,10 @@ class Plan:
     def recipe(self, variant: str, seed: int, settings: Mapping[str, Any], name: str | None = None) -> Recipe:
         """The recipe of one run; ``name`` defaults to the variant's."""
         chosen = self.variants[variant]
-        overrides = {**chosen.overrides, **settings, "name": name or variant, "seed": seed}
-        recipe = load_recipe(chosen.file, overrides)
+        own = {"name": name or variant, "seed": seed}
+        recipe = load_recipe(
+            chosen.file, merge_overrides(chosen.overrides, settings, self.study.overrides, own)
+        )
         check_recipe(recipe)
         return recipe
 
@@ -91,17 +98,33 @@ class Plan:
         tune = self.config.tune
         if tune is None:
             return []
-        if variant not in self._trial_runs:
-            self._trial_runs[variant] = [
-                self._run(f"{SEARCH}/{variant}-{short(point)}", variant, seed, {**tune.overrides, **point})
-                for point in grid(tune.grid)
-                for seed in tune.seeds
-            ]
-        return self._trial_runs[variant]
+        return [
+            self._run(
+                f"{SEARCH}/{variant}-{short(point)}-seed{seed}", variant, seed, {**tune.overrides, **point}
+            )
+            for point in grid(tune.grid)
+            for seed in tune.seeds
+        ]
+
+    def final_keys(self, variant: str) -> list[str]:
+        """What of an arm is reported: a key for each seed, or for each point that a sampler draws."""
+        if self.sampled:
+            assert self.config.sweep is not None and self.config.sweep.trials is not None
+            return [f"{RUNS}/{variant}-t{number:03d}" for number in range(self.config.sweep.trials)]
+        return [f"{RUNS}/{variant}-seed{seed}" for seed in self.config.seeds]
 
     def final_runs(self, variant: str, settings: Mapping[str, Any]) -> list[PlannedRun]:
         """The arm's runs with the settings that it chose, one a seed."""
-        return [self._run(f"{RUNS}/{variant}", variant, seed, settings) for seed in self.config.seeds]
+        keys = zip(self.final_keys(variant), self.config.seeds, strict=True)
+        return [self._run(key, variant, seed, settings) for key, seed in keys]
+
+    def keys(self) -> list[str]:
+        """Keys of all that a board of this study may hold, what waits for a choice included."""
+        return [
+            key
+            for name in self.variants
+            for key in (*(run.key for run in self.trial_runs(name)), *self.final_keys(name))
+        ]
 
     def first_runs(self) -> list[PlannedRun]:
         """What can be begun at once, interleaved so that all arms come on evenly."""
@@ -113,21 +136,19 @@ class Plan:
 
     def size(self) -> int:
         """Number of runs, those included that wait for a choice."""
-        finals = len(self.variants) * len(self.config.seeds)
-        if self.sampled:
-            assert self.config.sweep is not None and self.config.sweep.trials is not None
-            return finals * self.config.sweep.trials
-        return finals + sum(len(self.trial_runs(name)) for name in self.variants)
+        return len(self.keys()) * (len(self.config.seeds) if self.sampled else 1)
 
-    def _run(self, prefix: str, variant: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
-        recipe = self.recipe(variant, seed, settings)
-        return PlannedRun(
-            key=f"{prefix}-seed{seed}",
-            variant=variant,
-            seed=seed,
-            settings=dict(settings),
-            fingerprint=fingerprint(recipe),
-        )
+    def _run(self, key: str, variant: str, seed: int, settings: Mapping[str, Any]) -> PlannedRun:
+        known = (key, json.dumps(settings, sort_keys=True))
+        if known not in self._runs:
+            self._runs[known] = PlannedRun(
+                key=key,
+                variant=variant,
+                seed=seed,
+                settings=dict(settings),
+                fingerprint=fingerprint(self.recipe(variant, seed, settings)),
+            )
+        return self._runs[known]
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -146,11 +167,28 @@ def _variants(study: Study) -> Iterator[Variant]:
     for arm in config.arms:
         given = ArmConfig(recipe=arm) if isinstance(arm, str) else arm
         file = _recipe_file(study.file, given.recipe)
-        shared = {**config.overrides, **given.overrides}
-        name = given.name or load_recipe(file, shared).name
+        shared = merge_overrides(config.overrides, given.overrides)
+        name = given.name or load_recipe(file, merge_overrides(shared, study.overrides)).name
         for point in _sweep_points(config):
             yield Variant(
-                name=f"{name}-{short(point)}" if point else name, file=file, overrides={**shared, **point}
+                name=f"{name}-{short(point)}" if point else name,
+                file=file,
+                overrides=merge_overrides(shared, point),
+            )
+
+
+def _check_points(section: str, file: Path, points: Iterable[Mapping[str, Any]]) -> None:
+    """Each point has a name of its own, or one would be taken for the other."""
+    named: dict[str, Mapping[str, Any]] = {}
+    for point in points:
+        other = named.setdefault(short(point), point)
+        if other is not point:
+            both = " and ".join(
+                ", ".join(f"{key} {show(value)}" for key, value in one.items()) for one in (other, point)
+            )
+            raise UserError(
+                f"{file}: {section}: {both} would both be named {short(point)!r}; give each value once, and numbers "
+                "that differ in their first 6 digits"
             )
 
 

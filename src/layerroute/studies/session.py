@@ -11,9 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sqlalchemy.engine import URL
+
+from layerroute.errors import UserError
 from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState
 from layerroute.studies.gate import Checked, Gate
-from layerroute.studies.plan import RUNS, Plan, PlannedRun, fingerprint
+from layerroute.studies.plan import SEARCH, Plan, PlannedRun, fingerprint
 from layerroute.studies.sampling import draw, make_sampler
 
 DATABASE = "study.db"
@@ -41,7 +44,7 @@ class Session:
         grace: int = GRACE,
     ) -> None:
         self.plan, self.out = plan, out
-        self.storage = storage or f"sqlite:///{(out / DATABASE).absolute()}"
+        self.storage = storage or _sqlite_url(out / DATABASE)
         config, sweep = plan.config, plan.config.sweep
         make = partial(
             Board,
@@ -59,40 +62,86 @@ class Session:
             }
         else:
             self.boards = {"": make(config.name)}
-        self._put: set[str] = set()
 
     def begin(self, *, again: bool = False) -> None:
-        """Put on the boards what is not there yet; ``again`` also what failed."""
-        for name, board in self.boards.items():
-            board.put(
-                self._samples(name) if name else [_entry(run) for run in self.plan.first_runs()], again=again
-            )
-        self.advance(again=again)
+        """Put on the boards what is not there yet; ``again`` also what failed.
 
-    def advance(self, *, again: bool = False) -> None:
-        """Put on the board what can be run by now, and let runs of dead workers wait again.
+        A study may have grown since it was begun. One that is refused is left as it was.
 
-        These are the trials of all arms once the gate is passed, and the runs whose settings have been chosen.
+        Raises:
+            UserError: the boards hold other runs than the plan: the study file or a recipe has changed.
         """
+        for board in self.boards.values():
+            board.reap()
+        there = self.states()
+        self._check_planned(there)
+        # A trial that is to be run again has no say before it is over.
+        heard = {
+            key: state
+            for key, state in there.items()
+            if not (again and state.status == "failed" and key.startswith(f"{SEARCH}/"))
+        }
+        entries = {
+            name: self._samples(name) if name else [_entry(run) for run in self._due(heard)]
+            for name in self.boards
+        }
+        for name, board in self.boards.items():
+            board.check(entries[name], there)
+        for name, board in self.boards.items():
+            board.put(entries[name], again=again)
+
+    def advance(self) -> None:
+        """Put on the board what can be run by now, and let runs of dead workers wait again."""
         for board in self.boards.values():
             board.reap()
         if self.plan.config.tune is None:
             return
         states = self.states()
-        if self.plan.config.gate is not None:
+        new = [_entry(run) for run in self._due(states) if run.key not in states]
+        if new:
+            self.boards[""].put(new)
+
+    def _due(self, states: Mapping[str, RunState]) -> list[PlannedRun]:
+        """The runs that need not wait for others any more.
+
+        These are the first ones, the trials of all arms once the gate is passed, and the runs whose settings have been
+        chosen.
+        """
+        plan = self.plan
+        due = plan.first_runs()
+        if plan.config.tune is None:
+            return due
+        if plan.config.gate is not None:
             gate = self.gate(states)
             if gate is None or not gate.passed:
-                return
-            waiting = [run for name in self.plan.variants for run in self.plan.trial_runs(name)]
-            if again or any(run.key not in states for run in waiting):
-                self.boards[""].put([_entry(run) for run in waiting], again=again)
-        for name in self.plan.variants:
+                return due
+            due += [run for name in plan.variants if name not in plan.gated for run in plan.trial_runs(name)]
+        for name in plan.variants:
             settings = self.chosen(name, states)
-            if settings is not None and (again or name not in self._put):
-                self.boards[""].put(
-                    [_entry(run) for run in self.plan.final_runs(name, settings)], again=again
+            if settings is not None:
+                due += plan.final_runs(name, settings)
+        return due
+
+    def _check_planned(self, states: Mapping[str, RunState]) -> None:
+        plan = self.plan
+        advice = "give another --out, or the study another name"
+        known = set(plan.keys())
+        for key in states:
+            if key not in known:
+                raise UserError(
+                    f"the study {plan.config.name} has {key}, which the study file does not ask for: it has changed "
+                    f"since the study was begun; put back what it had, or {advice}"
                 )
-                self._put.add(name)
+        for name in plan.variants:
+            for run in plan.trial_runs(name) if self._reported(name, states) else ():
+                if run.key not in states:
+                    raise UserError(
+                        f"the study {plan.config.name} has reported runs of {name}, and {run.key} had no part in their "
+                        f"choice: tune has changed since; put back what it had, or {advice}"
+                    )
+
+    def _reported(self, variant: str, states: Mapping[str, RunState]) -> list[RunState]:
+        return [states[key] for key in self.plan.final_keys(variant) if key in states]
 
     def states(self) -> dict[str, RunState]:
         """Every run on the boards by key."""
@@ -102,10 +151,14 @@ class Session:
         """The settings that an arm's trials speak for; None before they are over, or where none of them completed.
 
         The mean of the first objective over the seeds of ``tune`` decides, and only settings count with which every
-        seed completed; the first of equals wins.
+        seed completed; the first of equals wins. Once there are reported runs the choice is theirs, whatever a trial
+        that is run again comes to.
         """
         tune = self.plan.config.tune
         assert tune is not None
+        reported = self._reported(variant, states)
+        if reported:
+            return dict(reported[0].attributes["settings"])
         scores: dict[str, list[float]] = {}
         settings: dict[str, dict[str, Any]] = {}
         for run in self.plan.trial_runs(variant):
@@ -133,9 +186,9 @@ class Session:
         reached: dict[str, float | None] = {}
         for name in self.plan.gated:
             trials = self.plan.trial_runs(name)
-            if not all(run.key in states and states[run.key].over for run in trials):
-                return None
             settings = self.chosen(name, states)
+            if settings is None and not all(run.key in states and states[run.key].over for run in trials):
+                return None
             chosen = [
                 run for run in trials if settings is not None and settings.items() <= run.settings.items()
             ]
@@ -172,16 +225,20 @@ class Session:
 
     def _samples(self, variant: str) -> list[dict[str, Any]]:
         sweep = self.plan.config.sweep
-        assert sweep is not None and sweep.trials is not None
+        assert sweep is not None
         own = fingerprint(self.plan.recipe(variant, self.plan.config.seeds[0], {}))
         # More trials of the same sweep are no other study.
         drawn = {key: value for key, value in asdict(sweep).items() if key != "trials"}
         plan = [own, self.plan.config.seeds, drawn]
         mark = hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
         return [
-            {"run": f"{RUNS}/{variant}-t{number:03d}", "variant": variant, "fingerprint": mark}
-            for number in range(sweep.trials)
+            {"run": key, "variant": variant, "fingerprint": mark} for key in self.plan.final_keys(variant)
         ]
+
+
+def _sqlite_url(file: Path) -> str:
+    """Escaped: in a URL ``?`` begins a query, and Optuna fills in what stands between ``{}``."""
+    return URL.create("sqlite", database=str(file.absolute())).render_as_string()
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:

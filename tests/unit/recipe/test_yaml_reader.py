@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from layerroute.errors import UserError
 from layerroute.recipe.yaml_reader import dump, parse
 
 
@@ -43,6 +44,39 @@ def test_scalars(text: str, value: Any) -> None:
     parsed = parse(text, "here")
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("!!bool maybe", "'maybe' is no bool"),
+        ("!!float ''", "'' is no float"),
+        ("!!float 1:2:x", "'1:2:x' is no float"),
+        ("!!int abc", "'abc' is no int"),
+        ("!!int 1_000", "'1_000' is no int"),
+        ("!!null x", "'x' is no null"),
+        ("!!bool [x]", "expected a scalar"),
+        ("!!map [x]", "expected a mapping"),
+        ("!!map x", "expected a mapping"),
+        ("!!seq {x: 1}", "expected a sequence"),
+        ("!!timestamp x", "timestamp"),
+        ("!!timestamp 2001-01-01", "timestamp"),
+        ("!!set [1]", "set"),
+        ("!!set {x}", "set"),
+        ("!!binary aGk=", "binary"),
+        ("!!omap [x: 1]", "omap"),
+        ("!!python/name:os.system", "python"),
+    ],
+)
+def test_a_tag_makes_no_value_that_recipes_do_not_have(text: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(f"key: {text}", "here")
+    assert str(error.value).startswith("here, line 1: not valid YAML: ") and words in str(error.value)
+
+
+def test_tags_of_the_core_schema_are_read() -> None:
+    text = "[!!float 1, !!str 1, !!int 0x1F, !!bool True, !!null '', !!seq [1], !!map {!!str a: 1}]"
+    assert parse(text, "here") == [1.0, "1", 31, True, None, [1], {"a": 1}]
 
 
 def test_infinities() -> None:

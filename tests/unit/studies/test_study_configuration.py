@@ -32,9 +32,10 @@ def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
         "model.layer_pattern": [["gdn"], ["softmax"]],
     }
     study = write(tmp_path, arms=["a.yaml", arm], sweep={"keys": keys, "sampler": "tpe", "trials": 5})
-    config = load_study(study, {"train.batch_size": "4"}).config
+    loaded = load_study(study, {"train.batch_size": "4"})
+    config = loaded.config
     assert config.arms[1].name == "b2"  # type: ignore[union-attr]
-    assert config.overrides == {"train.batch_size": "4"}
+    assert loaded.overrides == {"train.batch_size": "4"}
     assert config.sweep is not None
     assert config.sweep.keys["train.learning_rate"] == RangeConfig(low=1e-4, high=1e-2, log=True)
     assert config.sweep.keys["model.layer_pattern"] == [["gdn"], ["softmax"]]
@@ -53,7 +54,21 @@ def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
         ({"sweep": {"keys": {"a.b": {"low": 0, "high": 1, "log": True}}, "sampler": "tpe"}}, "above 0"),
         ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpe"}}, "needs a number of trials"),
         ({"sweep": {"keys": {"a.b": [1]}, "sampler": "tpi"}}, "Did you mean 'tpe'?"),
-        ({"overrides": {"seed": 3}}, "seed is the study's own"),
+        ({"overrides": {"seed": 3}}, "overrides: seed is the study's own"),
+        ({"arms": [{"recipe": "a.yaml", "overrides": {"seed": 3}}]}, "arms: a.yaml: overrides: seed is"),
+        ({"tune": {"grid": {"a.b": [1]}, "seeds": [3], "overrides": {"seed": 3}}}, "tune.overrides: seed is"),
+        (
+            {"tune": {"grid": {"a.b": [1]}, "seeds": [3]}, "sweep": {"keys": {"a.b": [2]}}},
+            "tune.grid and sweep.keys both have a.b",
+        ),
+        (
+            {"tune": {"grid": {"a.b.c": [1]}, "seeds": [3]}, "sweep": {"keys": {"a.b": [2]}}},
+            "tune.grid and sweep.keys both have a.b.c",
+        ),
+        ({"objectives": {"metrics.validation_los": "minimize"}}, "Did you mean 'validation_loss'?"),
+        ({"objectives": {"routing.router": "minimize"}}, "no number at routing.router"),
+        ({"gate": {"conditions": [{"arm": "a", "least": 0.9, "most": 0.1}]}}, "least 0.9 above most 0.1"),
+        ({"overrides": ["train.max_steps"]}, "overrides is ['train.max_steps']; it must be a mapping"),
         ({"objectives": {"metrics.validation_loss": "down"}}, "'minimize' or 'maximize'"),
         ({"name": "a b"}, "letters, digits"),
         ({"gate": {"conditions": [{"arm": "a", "least": 0.9}]}}, "gate is judged by the trials of tune"),
@@ -73,6 +88,43 @@ def test_what_is_wrong_is_told(tmp_path: Path, content: dict[str, Any], words: s
         load_study(write(tmp_path, **content))
     assert words in str(error.value)
     assert str(tmp_path / "study.yaml") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"seed": "3"}, "--seed: seed is the study's own"),
+        ({"train.learning_rate": "1"}, r"--train.learning_rate: .*study.yaml varies it in tune.grid"),
+        ({"train": "{learning_rate: 1}"}, r"--train.learning_rate: .*study.yaml varies it in tune.grid"),
+        ({"model.routing.rate": "1"}, r"--model.routing.rate: .*study.yaml varies it in sweep.keys"),
+        ({"objective.rate": "1"}, r"--objective.rate: .*study.yaml varies it in sweep.keys"),
+    ],
+)
+def test_the_command_line_does_not_set_what_the_study_varies(
+    tmp_path: Path, given: dict[str, str], words: str
+) -> None:
+    study = write(
+        tmp_path,
+        tune={"grid": {"train.learning_rate": [1e-3]}, "seeds": [3]},
+        sweep={"keys": {"model.routing": [{"rate": 0.25}], "objective.rate.start": [1.0]}},
+    )
+    load_study(study, {"train.max_steps": "3"})
+    with pytest.raises(UserError, match=words):
+        load_study(study, given)
+
+
+def test_overrides_that_are_a_list_are_told_where_the_command_line_has_some_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"overrides is \['train.max_steps'\]; it must be a mapping"):
+        load_study(write(tmp_path, overrides=["train.max_steps"]), {"train.max_steps": "2"})
+
+
+def test_objectives_may_be_of_sections_that_only_some_records_have(tmp_path: Path) -> None:
+    objectives = {
+        "copies.margin": "maximize",
+        "routing.rate.layer1": "minimize",
+        "routing.skipped": "maximize",
+    }
+    assert load_study(write(tmp_path, objectives=objectives)).config.objectives == objectives
 
 
 def test_recipes_and_studies_are_not_taken_for_each_other(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from layerroute.studies.identity import known_dead, worker_name
 from layerroute.studies.plan import Plan
 from layerroute.studies.session import Session
 from layerroute.studies.summary import write_summary
+from tests.unit.studies.conftest import write_study
 
 MakeSession = Callable[..., Session]
 TUNE = {"grid": {"train.learning_rate": [1e-3, 2e-3, 4e-3]}, "seeds": [8, 9]}
@@ -59,6 +61,48 @@ def test_a_grid_makes_arms(make_session: MakeSession) -> None:
 def test_two_arms_of_one_name_are_refused(make_session: MakeSession) -> None:
     with pytest.raises(UserError, match="two arms are named 'routed'"):
         make_session(arms=["routed.yaml", "routed.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1e-3, 1e-2, 1e-3], "train.learning_rate 0.001 and train.learning_rate 0.001"),
+        ([0.0010000001, 1e-3], "train.learning_rate 0.0010000001 and train.learning_rate 0.001"),
+    ],
+)
+def test_two_values_of_one_name_are_refused(
+    make_session: MakeSession, values: list[float], words: str
+) -> None:
+    for section, content in (
+        ("tune.grid", {"tune": {"grid": {"train.learning_rate": values}, "seeds": [9]}}),
+        ("sweep.keys", {"sweep": {"keys": {"train.learning_rate": values}}}),
+    ):
+        with pytest.raises(UserError) as error:
+            make_session(arms=["static.yaml"], **content)
+        assert f"{section}: {words} would both be named 'learning_rate0.001'" in str(error.value)
+
+
+def test_the_command_line_is_laid_over_all_that_the_file_sets(tmp_path: Path) -> None:
+    arm = {"recipe": "static.yaml", "overrides": {"train.max_steps": 30}}
+    tune = {"grid": {"train.learning_rate": [1e-3]}, "seeds": [9], "overrides": {"train.max_steps": 20}}
+    study = write_study(tmp_path, arms=[arm], overrides={"train": {"max_steps": 10}}, tune=tune)
+    for given, steps in (
+        ({}, (30, 20)),
+        ({"train.max_steps": "2"}, (2, 2)),
+        ({"train": "{max_steps: 2}"}, (2, 2)),
+    ):
+        plan = Plan(load_study(study, given))
+        (trial,) = plan.trial_runs("static")
+        runs = (plan.recipe("static", 1, {}), plan.recipe("static", 9, trial.settings))
+        assert tuple(recipe.train.max_steps for recipe in runs) == steps
+
+
+def test_an_arm_adds_to_what_all_arms_share_however_either_is_written(make_session: MakeSession) -> None:
+    for shared in ({"train": {"max_steps": 7}}, {"train.max_steps": 7}):
+        for own in ({"train": {"batch_size": 2}}, {"train.batch_size": 2}):
+            plan = make_session(arms=[{"recipe": "static.yaml", "overrides": own}], overrides=shared).plan
+            train = plan.recipe("static", 1, {}).train
+            assert (train.max_steps, train.batch_size) == (7, 2)
 
 
 def test_an_arm_that_does_not_exist_is_told(make_session: MakeSession) -> None:
@@ -172,6 +216,72 @@ def test_every_arm_chooses_on_the_same_grid_and_runs_with_its_choice(make_sessio
     assert len(finals) + 12 == session.plan.size()
 
 
+def play_trials(session: Session, loss: dict[float, float], failing: float | None = None) -> None:
+    """Run all that waits: the loss is that of the learning rate, one of which may fail."""
+    while taken := session.claim():
+        board, claim = taken
+        rate = claim.attributes["settings"]["train.learning_rate"]
+        if rate == failing and claim.key.startswith("search/"):
+            board.fail(claim, "out of memory")
+        else:
+            board.complete(claim, [loss[rate], 5.0])
+        session.advance()
+
+
+def test_a_choice_stays_when_a_trial_that_failed_is_run_again(make_session: MakeSession) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    session = make_session(tune=tune)
+    session.begin()
+    play_trials(session, {1e-3: 3.0}, failing=1e-2)
+    runs = {key: state for key, state in session.states().items() if key.startswith("runs/")}
+    assert session.over() and len(runs) == 4
+    again = make_session(tune=tune)
+    again.begin(again=True)
+    assert [key for key, state in again.states().items() if state.status == "waiting"] == [
+        f"search/{arm}-learning_rate0.01-seed9" for arm in ("routed", "static")
+    ]
+    play_trials(again, {1e-2: 2.0})  # better than what the arms had chosen
+    make_session(tune=tune).begin()
+    assert again.over() and len(again.states()) == 8
+    assert {key: again.states()[key] for key in runs} == runs
+    chosen = write_summary(again)["chosen"]
+    assert chosen == {arm: {"train.learning_rate": 1e-3} for arm in ("routed", "static")}
+
+
+def test_a_trial_that_is_run_again_has_a_say_where_nothing_is_reported_yet(make_session: MakeSession) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    session = make_session(arms=["static.yaml"], tune=tune)
+    session.begin()
+    for _ in range(2):  # the process ends before the arm has chosen
+        board, claim = take(session)
+        if claim.attributes["settings"]["train.learning_rate"] == 1e-2:
+            board.fail(claim, "out of memory")
+        else:
+            board.complete(claim, [3.0, 5.0])
+    session.begin(again=True)
+    play_trials(session, {1e-3: 3.0, 1e-2: 2.0})
+    assert session.chosen("static", session.states()) == {"train.learning_rate": 1e-2}
+
+
+def test_reported_runs_that_failed_are_run_again_whatever_a_trial_of_the_gate_does(
+    make_session: MakeSession,
+) -> None:
+    session = make_session(**GATED)
+    session.begin()
+    while taken := session.claim():
+        board, claim = taken
+        if claim.key.startswith("runs/") or claim.attributes["settings"]["train.learning_rate"] == 4e-3:
+            board.fail(claim, "diverged")
+        else:
+            arm, rate = claim.attributes["variant"], claim.attributes["settings"]["train.learning_rate"]
+            board.complete(claim, [rate, {"routed": 1.0, "static": 0.1}.get(arm, 0.5)])
+        session.advance()
+    failed = {key for key, state in session.states().items() if state.status == "failed"}
+    assert {key for key in session.states() if key.startswith("runs/")} < failed
+    session.begin(again=True)
+    assert {key for key, state in session.states().items() if state.status == "waiting"} == failed
+
+
 def test_settings_with_which_a_seed_failed_are_not_chosen(make_session: MakeSession) -> None:
     session = make_session(arms=["static.yaml"], tune=TUNE)
     session.begin()
@@ -268,6 +378,63 @@ def test_a_changed_study_is_refused(make_session: MakeSession) -> None:
         make_session(overrides={"train.max_steps": 4}).begin()
 
 
+def test_a_study_that_shrank_is_refused_and_left_as_it_was(make_session: MakeSession) -> None:
+    make_session(seeds=[1, 2]).begin()
+    for less, what in (
+        ({"arms": ["routed.yaml"]}, "runs/static-seed1"),
+        ({"seeds": [1]}, "runs/routed-seed2"),
+    ):
+        with pytest.raises(UserError, match=f"has {what}, which the study file does not ask for"):
+            make_session(**less).begin()
+    changed = {
+        "arms": [{"recipe": "routed.yaml", "name": "new"}, "static.yaml", "routed.yaml"],
+        "overrides": {"train.max_steps": 4},
+    }
+    with pytest.raises(UserError, match="changed since it was begun"):
+        make_session(**changed).begin()
+    session = make_session(seeds=[1, 2])
+    session.begin()
+    assert len(session.states()) == session.plan.size() == 4
+
+
+def test_a_study_may_grow(make_session: MakeSession) -> None:
+    make_session(arms=["routed.yaml"], seeds=[1]).begin()
+    session = make_session(arms=["routed.yaml", "static.yaml"], seeds=[1, 2, 3])
+    session.begin()
+    assert len(session.states()) == session.plan.size() == 6
+
+
+def test_a_tuned_study_grows_by_arms_and_seeds_but_not_by_trials_that_had_no_part_in_a_choice(
+    make_session: MakeSession,
+) -> None:
+    tune = {"grid": {"train.learning_rate": [1e-3]}, "seeds": [9]}
+    wider = {"grid": {"train.learning_rate": [1e-3, 1e-2]}, "seeds": [9]}
+    make_session(arms=["static.yaml"], tune=tune).begin()
+    session = make_session(arms=["static.yaml"], tune=wider)
+    session.begin()  # nothing has been chosen yet
+    play_trials(session, {1e-3: 3.0, 1e-2: 2.0})
+    session = make_session(tune=wider, seeds=[1, 2, 3])
+    session.begin()
+    play_trials(session, {1e-3: 1.0, 1e-2: 2.0})
+    assert session.over() and len(session.states()) == session.plan.size()
+    assert write_summary(session)["chosen"] == {
+        "routed": {"train.learning_rate": 1e-3},
+        "static": {"train.learning_rate": 1e-2},
+    }
+    with pytest.raises(
+        UserError, match=r"has search/static-learning_rate0\.01-seed9, which the study file does not"
+    ):
+        make_session(tune=tune, seeds=[1, 2, 3]).begin()
+    for seeds, grid in (([9, 10], [1e-3, 1e-2]), ([9], [1e-3, 1e-2, 2e-2])):
+        with pytest.raises(
+            UserError, match=r"has reported runs of routed, and search/routed.* had no part in"
+        ):
+            make_session(
+                tune={"grid": {"train.learning_rate": grid}, "seeds": seeds}, seeds=[1, 2, 3]
+            ).begin()
+    assert session.over(), "a study that is refused is left as it was"
+
+
 def test_other_objectives_of_the_same_direction_are_refused(make_session: MakeSession) -> None:
     make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
     make_session(objectives={"metrics.validation_loss": "minimize"}).begin()
@@ -284,7 +451,23 @@ def test_a_sampled_sweep_with_other_seeds_or_another_range_is_refused(make_sessi
     begin(trials=3)
     for other in ({"high": 0.5}, {"seeds": [1]}):
         with pytest.raises(UserError, match="changed since it was begun"):
-            begin(**other)
+            begin(**{"trials": 3, **other})
+    with pytest.raises(UserError, match="has runs/routed-t002, which the study file does not ask for"):
+        begin(trials=2)
+
+
+def test_a_sampled_sweep_that_is_refused_for_one_arm_is_left_as_it_was(make_session: MakeSession) -> None:
+    def begin(trials: int, steps: int) -> Session:
+        sweep = {"keys": {"train.learning_rate": [1e-3, 1e-2]}, "sampler": "random", "trials": trials}
+        arms = ["routed.yaml", {"recipe": "static.yaml", "overrides": {"train.max_steps": steps}}]
+        session = make_session(arms=arms, sweep=sweep)
+        session.begin()
+        return session
+
+    begin(2, 3)
+    with pytest.raises(UserError, match="has runs/static-t000 with another recipe"):
+        begin(3, 4)
+    assert len(begin(2, 3).states()) == 4
 
 
 def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSession) -> None:
@@ -310,6 +493,48 @@ def test_a_sampled_sweep_draws_as_many_points_in_each_arm(make_session: MakeSess
     # A sampler knows nothing at first: both arms get the same points, which makes them pairs.
     assert len(set(drawn.values())) == 4
     assert all(drawn[f"runs/routed-t{n:03d}"] == drawn[f"runs/static-t{n:03d}"] for n in range(4))
+
+
+@pytest.mark.parametrize("name", ["what?if", "100%41", "a#b", "{SCHEMA}", "ü ber"])
+def test_the_storage_is_in_the_folder_whatever_its_name(
+    make_session: MakeSession, tmp_path: Path, name: str
+) -> None:
+    session = Session(make_session().plan, tmp_path / name)
+    session.begin()
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"study.db", "study.db.lock"}
+    worker = Session(session.plan, tmp_path / name, session.storage)  # as the command line hands it on
+    assert len(worker.states()) == 4
+
+
+def test_one_of_two_that_find_a_worker_dead_without_a_lock_lets_its_run_wait_again(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on PostgreSQL: the second one comes between the look and the write of the first."""
+    monkeypatch.setattr(board_module, "_TO_SIGN", board_module.timedelta(0))
+    session, other = (
+        make_session(arms=["static.yaml"], seeds=[1]),
+        make_session(arms=["static.yaml"], seeds=[1]),
+    )
+    session.begin()
+    board, claim = take(session)
+    for each in (session, other):
+        each.boards[""]._lock = contextlib.nullcontext()
+    looks: list[str] = []
+
+    def dead(name: str) -> bool:
+        looks.append(name)
+        if len(looks) == 1:
+            other.advance()
+        return True
+
+    monkeypatch.setattr(board_module, "known_dead", dead)
+    session.advance()
+    assert len(looks) == 2
+    state = session.states()[claim.key]
+    assert (state.status, state.attempts) == ("waiting", 1)
+    assert len(board._study.get_trials()) == 2
+    board.complete(claim, [1.0, 1.0])  # it lived after all, and nothing breaks
+    assert session.states()[claim.key].status == "waiting"
 
 
 def test_tables_that_another_machine_makes_just_now_are_waited_for(

@@ -16,6 +16,13 @@ ESTIMATORS = ("gumbel_st", "sigmoid_st", "selected", "soft", "reinforce")
 """Names that ``RoutingConfig.estimator`` takes."""
 
 
+class Surrogate(NamedTuple):
+    """Where the gradient of a straight-through choice is taken, and how wide: a cut and a unit of margins, by site."""
+
+    threshold: Float[Tensor, "R"]
+    unit: Float[Tensor, "R"]
+
+
 class Estimate(NamedTuple):
     """``probabilities`` (B T R P), ``choice`` (B T R) and ``gate`` (B T R P) of a RouteDecision."""
 
@@ -23,6 +30,9 @@ class Estimate(NamedTuple):
     choice: Int[Tensor, "B T R"]
     gate: Float[Tensor, "B T R P"]
 
+
+STRAIGHT_THROUGH = ("gumbel_st", "sigmoid_st")
+"""Estimators whose forward is the choice and whose backward is that of a soft one."""
 
 SPARSE_ESTIMATORS = ("selected", "reinforce")
 """Estimators whose gradient needs nothing from the path that was not chosen."""
@@ -49,6 +59,7 @@ def estimate(
     threshold: Float[Tensor, "R"] | None = None,
     noise: Float[Tensor, "B T R P"] | None = None,
     forced: Int[Tensor, "B T R"] | None = None,
+    surrogate: Surrogate | None = None,
 ) -> Estimate:
     """Choose a path for every token and site, with a gate that carries gradients to the logits.
 
@@ -71,6 +82,8 @@ def estimate(
             than this. 0 (default) is argmax. Ties go to the cheaper path.
         noise: from ``training_noise``; ignored at inference. With noise the choice is a sample (Gumbel-max).
         forced: choices to take in place of the router's own; the gate is then the one for these choices.
+        surrogate: of straight-through estimators: their soft part has its middle and its width from here, whatever
+            threshold the choice is made at. Default: the threshold, and logits as they are.
 
     Raises:
         UserError: for an unknown name.
@@ -79,11 +92,7 @@ def estimate(
         raise UserError(f"unknown estimator {name!r}.{nearest(name, ESTIMATORS)}")
     probabilities = logits.softmax(dim=-1)
     paths = logits.shape[-1]
-    shifted = logits
-    if threshold is not None:
-        shifted = torch.cat(
-            [logits[..., :-1], logits[..., -1:] - threshold.to(logits.dtype)[:, None]], dim=-1
-        )
+    shifted = _shifted(logits, threshold)
     if not training:
         choice = shifted.argmax(dim=-1) if forced is None else forced
         return Estimate(probabilities, choice, F.one_hot(choice, paths).to(logits.dtype))
@@ -98,10 +107,21 @@ def estimate(
         # p / stop_gradient(p) is 1 with the gradient of log p; written so that forward is exactly 1.
         log_p = soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
         return Estimate(probabilities, choice, hard * (1 + (log_p - log_p.detach())))
+    if surrogate is not None:
+        perturbed = _shifted(logits if noise is None else logits + noise, surrogate.threshold)
+        perturbed = perturbed / surrogate.unit.to(logits.dtype)[:, None]
     soft = (perturbed / temperature).softmax(dim=-1)
     if name == "soft":
         return Estimate(probabilities, choice, soft)
     return Estimate(probabilities, choice, hard + (soft - soft.detach()))
+
+
+def _shifted(
+    logits: Float[Tensor, "B T R P"], threshold: Float[Tensor, "R"] | None
+) -> Float[Tensor, "B T R P"]:
+    if threshold is None:
+        return logits
+    return torch.cat([logits[..., :-1], logits[..., -1:] - threshold.to(logits.dtype)[:, None]], dim=-1)
 
 
 class _CentredGradient(torch.autograd.Function):

@@ -9,12 +9,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from layerroute.errors import UserError, nearest
-from layerroute.routing.budget import BUDGETS, Thresholds, margins
+from layerroute.routing.budget import BUDGETS, Thresholds, margins, quantile_threshold
 from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import Chooser, RouteDecision
-from layerroute.routing.estimators import ESTIMATORS, centred_gradient, estimate, training_noise
+from layerroute.routing.estimators import (
+    ESTIMATORS,
+    STRAIGHT_THROUGH,
+    Surrogate,
+    centred_gradient,
+    estimate,
+    training_noise,
+)
 from layerroute.routing.routers import ROUTERS, build_router
 from layerroute.routing.serving import Served
+
+SURROGATES = ("cut", "asked")
 
 
 @dataclass(kw_only=True)
@@ -30,6 +39,10 @@ class RoutingConfig:
         exploration: ``selected`` chooses with Gumbel noise in training.
         centre_gradient: take the part that all tokens have in common out of the gradient of each site's logits. It
             raises or lowers them all together, and so outruns any threshold; the budget is not its business.
+        surrogate: where the soft part of a straight-through estimator has its middle in training. ``cut`` (default):
+            at the threshold of the choice. ``asked``, with ``budget: quantile``: where ``rate`` would cut the batch, in
+            units of its margins' standard deviation. While a schedule is on its way to ``rate``, nearly all tokens
+            run, and at that cut no gradient tells which of them need it.
         control: None for a learned router, or ``random``, ``periodic``, ``static``, ``stochastic``: the decisions
             then come from the control at ``rate``, and the router has no parameters. ``oracle`` is no fair control but
             the ceiling of a recall task: keys that are asked for take the expensive path, and nothing else does.
@@ -50,6 +63,7 @@ class RoutingConfig:
     estimator: str = "gumbel_st"
     exploration: bool = True
     centre_gradient: bool = False
+    surrogate: str = "cut"
     control: str | None = None
     control_sites: Sequence[int] | None = None
     control_seed: int = 0
@@ -64,6 +78,7 @@ class RoutingConfig:
             ("router", self.router, ROUTERS),
             ("estimator", self.estimator, ESTIMATORS),
             ("budget", self.budget, BUDGETS),
+            ("surrogate", self.surrogate, SURROGATES),
             ("control", self.control, (None, *CONTROLS)),
         ):
             if value not in valid:
@@ -75,6 +90,13 @@ class RoutingConfig:
             )
         if not 0.0 <= self.rate <= 1.0:
             raise UserError(f"routing.rate: {self.rate} is not a share; give a number from 0 to 1")
+        if self.surrogate == "asked" and not (
+            self.budget == "quantile" and self.estimator in STRAIGHT_THROUGH and self.control is None
+        ):
+            raise UserError(
+                "routing.surrogate: asked needs routing.budget: quantile, and routing.estimator "
+                f"{' or '.join(STRAIGHT_THROUGH)}"
+            )
         if self.control is not None and self.budget != "none":
             raise UserError("routing.budget has no effect on a control; remove it, or remove routing.control")
         # A range or a tuple serves, and is written as a list.
@@ -218,6 +240,7 @@ class Routing(nn.Module):
                 threshold=threshold,
                 noise=noise,
                 forced=forced,
+                surrogate=self._surrogate(logits, valid, noise),
             )
         return RouteDecision(
             probabilities=probabilities,
@@ -266,6 +289,17 @@ class Routing(nn.Module):
             sites=None if self.config.control_sites is None else tuple(self.config.control_sites),
             first=self.first,
             total=self.total,
+        )
+
+    @torch.no_grad()
+    def _surrogate(self, logits: Tensor, valid: Tensor, noise: Tensor | None) -> Surrogate | None:
+        if not self.training or self.config.surrogate != "asked":
+            return None
+        margin = margins(logits if noise is None else logits + noise)
+        spread = margin[valid].std(dim=0, correction=0)
+        return Surrogate(
+            threshold=quantile_threshold(margin, valid, torch.full_like(self.rate, self.config.rate)),
+            unit=torch.where(spread > 0, spread, 1.0),
         )
 
     def _held(

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerroute.errors import UserError
 from layerroute.routing import Routing, RoutingConfig
 from layerroute.routing.budget import margins, quantile_threshold
 
@@ -60,3 +61,37 @@ def test_a_quantile_gives_the_rate_on_its_own_tokens():
     threshold = quantile_threshold(margins(logits), everyone, torch.tensor([0.25, 0.5]))
     margin = logits[..., 1] - logits[..., 0]
     assert (margin > threshold).float().mean(dim=(0, 1)).tolist() == pytest.approx([0.25, 0.5])
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_while_all_tokens_run_a_surrogate_tells_who_is_to_run_later(scale):
+    """At the cut of now nothing is in doubt: most tokens have no gradient, the more so the larger the logits."""
+    torch.manual_seed(0)
+    logits = torch.stack([torch.zeros(2, 40, 2), scale * torch.randn(2, 40, 2)], dim=-1)
+    hidden, valid = torch.randn(2, 40, 8), torch.ones(2, 40, dtype=torch.bool)
+    valid[1, 30:] = False
+    more = {"valid": valid, "positions": torch.arange(40).expand(2, 40)}
+    felt = {}
+    for surrogate in ("cut", "asked"):
+        config = RoutingConfig(estimator="sigmoid_st", budget="quantile", rate=0.25, surrogate=surrogate)
+        routing = Routing(config, 8, sites=["a", "b"], paths=["gdn", "softmax"]).train()
+        given = logits.clone().requires_grad_()
+        routing.router.forward = lambda states, given=given: given
+        routing.rate.fill_(1.0)
+        decision = routing(hidden, **more)
+        assert decision.choice[valid].all()
+        decision.gate[valid][..., -1].sum().backward()
+        felt[surrogate] = given.grad[valid][..., -1] * margins(logits)[valid].std(dim=0, correction=0)
+        assert routing.eval()(hidden, **more).choice[valid].all(), "what is served follows the cuts alone"
+    # In units of the spread: the derivative of a sigmoid, whose middle a quarter of the tokens exceeds.
+    assert felt["asked"].amax() == pytest.approx(0.25, abs=0.01) and felt["asked"].median() > 0.1
+    if scale > 1:
+        assert felt["cut"].median() < 1e-3
+
+
+def test_a_surrogate_at_the_rate_asked_needs_a_cut_and_a_straight_way_through():
+    for wrong in ({"budget": "none"}, {"estimator": "selected"}, {"control": "random", "budget": "none"}):
+        with pytest.raises(UserError, match="surrogate"):
+            RoutingConfig(**{"surrogate": "asked", "budget": "quantile", **wrong})
+    with pytest.raises(UserError, match="Did you mean 'asked'"):
+        RoutingConfig(surrogate="aked")

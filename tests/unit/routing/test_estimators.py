@@ -3,7 +3,7 @@ import torch
 
 from layerroute.errors import UserError
 from layerroute.routing import ESTIMATORS, estimate
-from layerroute.routing.estimators import gumbel_noise, training_noise
+from layerroute.routing.estimators import STRAIGHT_THROUGH, Surrogate, gumbel_noise, training_noise
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -47,6 +47,27 @@ def test_straight_through_is_hard_forward_and_soft_backward(name):
     reference = logits.detach().clone().requires_grad_()
     soft = ((reference if noise is None else reference + noise) / 0.7).softmax(-1)
     (soft * weight).sum().backward()
+    torch.testing.assert_close(logits.grad, reference.grad)
+
+
+@pytest.mark.parametrize("name", STRAIGHT_THROUGH)
+def test_a_surrogate_moves_the_gradient_and_leaves_the_choice(name):
+    logits = torch.randn(2, 9, 3, 2, requires_grad=True)
+    noise, everywhere = training_noise(name, logits.detach()), torch.full((3,), -9.0)
+    threshold, unit = torch.randn(3), torch.rand(3) + 0.5
+    plain = estimate(name, logits.detach(), training=True, threshold=everywhere, noise=noise)
+    result = estimate(
+        name, logits, training=True, threshold=everywhere, noise=noise, surrogate=Surrogate(threshold, unit)
+    )
+    assert torch.equal(result.choice, plain.choice) and result.choice.all()
+    torch.testing.assert_close(result.gate.detach(), plain.gate)
+    weight = torch.randn_like(result.gate)
+    (result.gate * weight).sum().backward()
+    reference = logits.detach().clone().requires_grad_()
+    moved = (reference if noise is None else reference + noise) - torch.stack(
+        [torch.zeros(3), threshold], dim=-1
+    )
+    ((moved / unit[:, None]).softmax(-1) * weight).sum().backward()
     torch.testing.assert_close(logits.grad, reference.grad)
 
 

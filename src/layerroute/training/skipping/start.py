@@ -112,6 +112,7 @@ def start_router(
     if own.control is None:
         own.estimator, own.budget, own.exploration = asked.estimator, asked.budget, asked.exploration
         own.centre_gradient, own.threshold_step = asked.centre_gradient, asked.threshold_step
+        own.surrogate = asked.surrogate
         for routing in router.all_routings():
             routing.thresholds.budget, routing.thresholds.step = asked.budget, asked.threshold_step
 

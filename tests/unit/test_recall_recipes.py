@@ -93,7 +93,7 @@ def test_each_rival_of_the_hard_study_has_both_costs_of_a_router(rival: str, mor
 def test_an_eighth_of_twice_the_tokens_costs_as_much_and_so_does_its_rival() -> None:
     eighth = Plan(load_study("attention_routing/recall_hard_eighth"))
     flops, read = costs("dynamic", eighth)
-    for name, plan in (("dynamic", HARD), ("static_3to1", eighth)):
+    for name, plan in (("dynamic", HARD), ("dynamic_asked", eighth), ("static_3to1", eighth)):
         assert costs(name, plan) == (
             pytest.approx(flops, rel=SAME_COST),
             pytest.approx(read, rel=SAME_BYTES),

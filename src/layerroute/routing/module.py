@@ -41,8 +41,8 @@ class RoutingConfig:
             raises or lowers them all together, and so outruns any threshold; the budget is not its business.
         surrogate: where the soft part of a straight-through estimator has its middle in training. ``cut`` (default):
             at the threshold of the choice. ``asked``, with ``budget: quantile``: where ``rate`` would cut the batch, in
-            units of its margins' standard deviation. While a schedule is on its way to ``rate``, nearly all tokens
-            run, and at that cut no gradient tells which of them need it.
+            units of its margins' standard deviation, where that is above 1. While a schedule is on its way to
+            ``rate``, nearly all tokens run, and at that cut no gradient tells which of them need it.
         control: None for a learned router, or ``random``, ``periodic``, ``static``, ``stochastic``: the decisions
             then come from the control at ``rate``, and the router has no parameters. ``oracle`` is no fair control but
             the ceiling of a recall task: keys that are asked for take the expensive path, and nothing else does.
@@ -296,10 +296,10 @@ class Routing(nn.Module):
         if not self.training or self.config.surrogate != "asked":
             return None
         margin = margins(logits if noise is None else logits + noise)
-        spread = margin[valid].std(dim=0, correction=0)
         return Surrogate(
             threshold=quantile_threshold(margin, valid, torch.full_like(self.rate, self.config.rate)),
-            unit=torch.where(spread > 0, spread, 1.0),
+            # Never below 1: while a router is new, its logits lie near each other, and their gradient is not to grow.
+            unit=margin[valid].std(dim=0, correction=0).nan_to_num().clamp_min(1.0),
         )
 
     def _held(

@@ -81,12 +81,26 @@ def test_while_all_tokens_run_a_surrogate_tells_who_is_to_run_later(scale):
         decision = routing(hidden, **more)
         assert decision.choice[valid].all()
         decision.gate[valid][..., -1].sum().backward()
-        felt[surrogate] = given.grad[valid][..., -1] * margins(logits)[valid].std(dim=0, correction=0)
+        felt[surrogate] = given.grad[valid][..., -1] * margins(logits)[valid].std(
+            dim=0, correction=0
+        ).clamp_min(1)
         assert routing.eval()(hidden, **more).choice[valid].all(), "what is served follows the cuts alone"
     # In units of the spread: the derivative of a sigmoid, whose middle a quarter of the tokens exceeds.
     assert felt["asked"].amax() == pytest.approx(0.25, abs=0.01) and felt["asked"].median() > 0.1
     if scale > 1:
         assert felt["cut"].median() < 1e-3
+
+
+def test_a_surrogate_does_not_make_the_gradient_of_a_new_router_larger():
+    config = RoutingConfig(estimator="sigmoid_st", budget="quantile", rate=0.25, surrogate="asked")
+    routing = Routing(config, 8, sites=["a"], paths=["gdn", "softmax"]).train()
+    everyone = torch.ones(1, 16, dtype=torch.bool)
+    for spread in (1e-3, 0.0):
+        logits = torch.stack([torch.zeros(1, 16, 1), spread * torch.randn(1, 16, 1)], dim=-1).requires_grad_()
+        routing.router.forward = lambda states, logits=logits: logits
+        decision = routing(torch.zeros(1, 16, 8), valid=everyone, positions=torch.arange(16).unsqueeze(0))
+        decision.gate[..., -1].sum().backward()
+        torch.testing.assert_close(logits.grad[..., -1], torch.full((1, 16, 1), 0.25), atol=1e-3, rtol=0)
 
 
 def test_a_surrogate_at_the_rate_asked_needs_a_cut_and_a_straight_way_through():

@@ -191,6 +191,15 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
         }
         for arm in ("dynamic", "random")
     )
+    eighths = {
+        "dynamic": "the learned router | 1 | 322",
+        "static_3to1": "3:1, heads share keys and values | 1 | 327.9",
+    }
+    for arm, row in eighths.items():
+        record = read(f"recall_hard_eighth/{arm}-seed1/record.json")
+        flops, read_bytes = record["flops"]["executed_per_token"], record["cache"]["read_per_token"]
+        recall = f"{100 * record['recall']['by_length'][0]['accuracy']:.1f} %"
+        yield RECALL, row, f"| {flops / 1e3:.1f} k | {read_bytes / 1e3:.1f} k | {recall} |"
     found = by_seed(dynamic, random)
     assert found is not None
     mean, low, high = (points(value) for value in (found.mean, found.low, found.high))

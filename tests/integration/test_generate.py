@@ -60,10 +60,11 @@ def test_hardly_any_temperature_is_none(finished_run: Path) -> None:
 
 
 def test_inspect_reads_no_more_than_the_model(
-    finished_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LoadedModel, "context_length", 3)
-    assert run("inspect", finished_run, "--text", "The router reads a state of a token") == 0
+    text = "The router reads a state of a token"
+    assert run("inspect", finished_run, "--text", text, "--out", tmp_path) == 0
     assert "The first 3 of " in (told := capsys.readouterr().out) and "the model reads no more." in told
 
 

@@ -328,6 +328,12 @@ def test_bad_input_is_one_line_and_exit_code_2(home, tmp_path, capsys, text, tol
     assert told in error[-1] and "Traceback" not in "".join(error)
 
 
+def test_sequences_longer_than_the_model_reads_are_told(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("layerroute.training.skipping.trainee.tokens_read", lambda model: 8)
+    assert main(["train", recipe(home, "long", ""), "--out", str(tmp_path / "run")]) == 2
+    assert "tokens are too long: this model reads 8" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_tokenizer_that_does_not_fit_is_told(home, tmp_path, capsys):
     folder = shutil.copytree(home / "model", tmp_path / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -137,8 +137,10 @@ def evaluate(
         ``loss``, ``perplexity``, ``accuracy``, ``skipped``; ``to_dict()`` is what ``layerroute evaluate --json`` tells.
 
     Raises:
-        UserError: text that is not there, or has fewer than 2 tokens.
+        UserError: text that is not there, or has fewer than 2 tokens; windows that are longer than the model reads.
     """
+    loaded = in_use(model, tokenizer, precision)
+    loaded.check_windows(length)
     texts = texts_of(data, text_field=text_field)
     batches = {
         kind: (
@@ -147,7 +149,7 @@ def evaluate(
         )
         for kind, documents in texts.documents.items()
     }
-    return measure(in_use(model, tokenizer, precision), batches, progress=progress)
+    return measure(loaded, batches, progress=progress)
 
 
 def compare(

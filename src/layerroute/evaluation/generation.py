@@ -19,7 +19,7 @@ from layerroute.evaluation.token_routes import route_colour, token_texts
 from layerroute.routing import RouteDecision, collect_decisions
 from layerroute.skipping import LosslessGeneration, generate_lossless
 
-_GREEDY = 1e-5
+GREEDY = 1e-5
 """A temperature below it divides logits beyond what fp32 holds; the largest one is drawn anyway."""
 
 
@@ -211,7 +211,7 @@ def draw_settings(temperature: float, *, top_p: float = 1.0, top_k: int = 0) -> 
     All that a model's own configuration may say of the draw is in it. Without ``top_k``, transformers' default of 50
     must not cut anything off.
     """
-    if temperature < _GREEDY:
+    if temperature < GREEDY:
         return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
 

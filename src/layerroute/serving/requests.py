@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layerroute.argument_types import SEEDS
-from layerroute.evaluation.generation import draw_settings
+from layerroute.evaluation.generation import GREEDY, draw_settings
 
 _STOPS = 4
 
@@ -46,7 +46,7 @@ _CONFIG_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "return_dict_in_generate": (False,),
 }
 _CONFIG_NUMBERS = {
-    "temperature": (1e-5, 100.0),
+    "temperature": (GREEDY, 100.0),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "repetition_penalty": (0.01, 100.0),

@@ -38,7 +38,7 @@ def _attention(sections: Any) -> None:
         f"model.routing.rate is {routing.rate}, and {told}",
     )
     expect(held or objective.rate.start is None, f"objective.rate leads to a rate, and {told}")
-    _check_schedule(sections)
+    _check_schedule(sections, routing)
 
 
 def _skipping(sections: Any) -> None:
@@ -49,7 +49,7 @@ def _skipping(sections: Any) -> None:
     )
     if routing.control is not None or start.arm != "routed":
         return
-    _check_schedule(sections)
+    _check_schedule(sections, routing)
     policy = routing.estimator == "reinforce"
     expect(
         policy == (objective.policy_weight > 0),
@@ -78,8 +78,15 @@ def _skipping(sections: Any) -> None:
         )
 
 
-def _check_schedule(sections: Any) -> None:
-    """Thresholds that are not set at evaluations serve the rate that training has come to."""
+def _check_schedule(sections: Any, routing: Any) -> None:
+    """What a schedule of the rate needs, and what is of use with one alone.
+
+    Thresholds that are not set at evaluations serve the rate that training has come to.
+    """
+    expect(
+        routing.surrogate == "cut" or sections["objective"].rate.start is not None,
+        "routing.surrogate: asked is for a rate that a schedule leads to; set objective.rate.start",
+    )
     expect(
         sections["objective"].rate.start is None or sections["train"].threshold_tokens > 0,
         "objective.rate.start needs train.threshold_tokens: without it evaluations are at the rate of the schedule, "

@@ -20,6 +20,11 @@ def test_shipped_recipes_fit_together(name):
     ("name", "overrides", "told"),
     [
         ("attention_routing/dynamic", {"model.routing.rate": "0.25"}, HELD),
+        (
+            "attention_routing/recall/dynamic",
+            {"model.routing.surrogate": "asked", "objective.rate.start": "null"},
+            "routing.surrogate: asked is for a rate that a schedule leads to",
+        ),
         ("attention_routing/dynamic", {"objective.rate.start": "1.0"}, HELD),
         ("attention_routing/dynamic", {"model.routing.estimator": "reinforce"}, "has not; use gumbel_st"),
         (

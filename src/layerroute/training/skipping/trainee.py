@@ -20,7 +20,7 @@ from layerroute.routing.module import Routing
 from layerroute.skipping.families import FAMILIES
 from layerroute.skipping.flops import SkipFlops, path_costs, skip_flops
 from layerroute.skipping.model import get_router
-from layerroute.skipping.pretrained import local_source, special_tokens
+from layerroute.skipping.pretrained import check_windows, local_source, special_tokens, tokens_read
 from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
@@ -97,6 +97,7 @@ class SkippingTrainee(Trainee):
             )
         if self.start.method == "calibrated" and self.start.folder is None:
             tell("start       calibrated on training text; made once for all arms, kept in the cache")
+        check_windows(self.recipe.data.sequence_length, tokens_read(self.model))
         skip = self.skip
         if skip.sink_ids is None:
             skip = replace(skip, sink_ids=special_tokens(self.tokenizer))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from layerroute.studies.board import Board, Claim
 from layerroute.studies.configuration import load_study
 from layerroute.studies.plan import Plan
 from layerroute.studies.session import Session
@@ -22,6 +23,12 @@ def write_study(folder: Path, **content: Any) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({"arms": ["routed.yaml", "static.yaml"], "seeds": [1, 2], **content}))
     return path
+
+
+def take(session: Session) -> tuple[Board, Claim]:
+    taken = session.claim()
+    assert taken is not None
+    return taken
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import torch
 
 import layerroute
 from layerroute.cli.main import main
+from layerroute.errors import UserError
 from layerroute.skipping.calibration import TABLE
 from tests.stand_in import stand_in_for_smollm2, write_stand_in
 from tests.unit.lab.record_factory import make_run, sites
@@ -98,6 +99,12 @@ def test_what_is_saved_is_what_is_in_the_model(calibrated: layerroute.Calibratio
     with layerroute.decisions(model) as collected:
         model(torch.tensor([[5, 6, 7]]))
     assert len(collected) == 1 and isinstance(collected[0], layerroute.RouteDecision)
+
+
+@pytest.mark.slow
+def test_windows_longer_than_the_model_reads_are_told(smollm2: Path) -> None:
+    with pytest.raises(UserError, match=r"windows of 1000000 tokens are too long"):
+        layerroute.evaluate(*layerroute.load("smollm2-135m"), "python-docs", length=1_000_000)
 
 
 @pytest.mark.slow

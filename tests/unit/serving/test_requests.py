@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="pip install 'layerroute[serve]'")
+
 from layerroute.serving.requests import Refused, check_request
 
 

@@ -22,7 +22,7 @@ require("optuna", "sqlalchemy", extra="study")
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from layerroute.studies.identity import known_dead, worker_name
@@ -341,6 +341,11 @@ def _state(key: str, trials: list[FrozenTrial]) -> RunState:
         started=last.datetime_start,
         finished=last.datetime_complete,
     )
+
+
+def sqlite_url(file: Path) -> str:
+    """Storage in ``file``, escaped: in a URL ``?`` begins a query, and Optuna fills in what stands between ``{}``."""
+    return URL.create("sqlite", database=str(file.absolute())).render_as_string()
 
 
 def _lock_and_options(url: str) -> tuple[contextlib.AbstractContextManager[Any], dict[str, Any]]:

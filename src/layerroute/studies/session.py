@@ -11,10 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sqlalchemy.engine import URL
-
 from layerroute.errors import UserError
-from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState
+from layerroute.studies.board import GRACE, HEARTBEAT, Board, Claim, RunState, sqlite_url
 from layerroute.studies.gate import Checked, Gate
 from layerroute.studies.plan import SEARCH, Plan, PlannedRun, fingerprint
 from layerroute.studies.sampling import draw, make_sampler
@@ -44,7 +42,7 @@ class Session:
         grace: int = GRACE,
     ) -> None:
         self.plan, self.out = plan, out
-        self.storage = storage or _sqlite_url(out / DATABASE)
+        self.storage = storage or sqlite_url(out / DATABASE)
         config, sweep = plan.config, plan.config.sweep
         make = partial(
             Board,
@@ -234,11 +232,6 @@ class Session:
         return [
             {"run": key, "variant": variant, "fingerprint": mark} for key in self.plan.final_keys(variant)
         ]
-
-
-def _sqlite_url(file: Path) -> str:
-    """Escaped: in a URL ``?`` begins a query, and Optuna fills in what stands between ``{}``."""
-    return URL.create("sqlite", database=str(file.absolute())).render_as_string()
 
 
 def _entry(run: PlannedRun) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import re
 import types
 from collections.abc import Container, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import (
     Any,
@@ -282,7 +283,9 @@ def _unsealed(record: Record, data: bytes, target: Path) -> Record:
 
 
 def expect_number(key: str) -> None:
-    """Refuse a dotted key at which no record has a number. Of sections beyond the schema nothing is known.
+    """Refuse a dotted key at which no record has a number.
+
+    Of sections beyond the schema nothing is known, but that none is named almost as one of the schema's.
 
     Raises:
         UserError: naming the key, and the nearest that there is.
@@ -291,7 +294,7 @@ def expect_number(key: str) -> None:
     for at, part in enumerate(key.split(".")):
         if is_typeddict(hint):
             known = _hints(hint)
-            if part not in known and at == 0:
+            if part not in known and at == 0 and not get_close_matches(part, known, cutoff=0.8):
                 return
             if part not in known:
                 raise UserError(f"records have no {key}.{nearest(part, known)}")

@@ -66,6 +66,8 @@ def test_arms_ranges_and_lists_are_read(tmp_path: Path) -> None:
             "tune.grid and sweep.keys both have a.b.c",
         ),
         ({"objectives": {"metrics.validation_los": "minimize"}}, "Did you mean 'validation_loss'?"),
+        ({"objectives": {"metrcs.validation_loss": "minimize"}}, "Did you mean 'metrics'?"),
+        ({"objectives": {"flop.executed_per_token": "minimize"}}, "Did you mean 'flops'?"),
         ({"objectives": {"routing.router": "minimize"}}, "no number at routing.router"),
         ({"gate": {"conditions": [{"arm": "a", "least": 0.9, "most": 0.1}]}}, "least 0.9 above most 0.1"),
         ({"overrides": ["train.max_steps"]}, "overrides is ['train.max_steps']; it must be a mapping"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -217,14 +218,68 @@ check(make(backend="inductor"), "inductor")
 }
 
 
+COPIES = """
+import json, os, sys, traceback
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        try:
+            exec(json.loads(line), globals())
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+Run = Callable[[str], tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def run_case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run code in a copy of one process that has imported everything; gives its exit code and stderr.
+
+    Not in this process: torch.compile cannot trace the run-time type checks of the tests.
+    """
+    environment = os.environ | {"LAYERROUTE_NO_TYPECHECK": "1", "OMP_NUM_THREADS": "1"}
+    told = tmp_path_factory.mktemp("compiled") / "stderr"
+    with (
+        told.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", PRELUDE + COPIES],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        given, answers = process.stdin, process.stdout
+
+        def run(code: str) -> tuple[str, str]:
+            before = told.stat().st_size
+            given.write(f"{json.dumps(code)}\n")
+            given.flush()
+            return answers.readline().strip(), told.read_text()[before:]
+
+        yield run
+        given.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_compiled_decoding(case: str) -> None:
-    """In a process of its own: torch.compile cannot trace the run-time type checks of the tests."""
-    environment = os.environ | {"LAYERROUTE_NO_TYPECHECK": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PRELUDE + CASES[case]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_compiled_decoding(case: str, run_case: Run) -> None:
+    code, errors = run_case(CASES[case])
+    assert code == "0", errors
+
+
+@pytest.mark.slow
+def test_a_case_that_fails_is_told_and_the_next_one_runs(run_case: Run) -> None:
+    code, errors = run_case("print(1)\nassert False, 'as it should'")
+    assert code == "1" and "as it should" in errors
+    assert run_case("pass") == ("0", "")
 
 
 @pytest.mark.parametrize(

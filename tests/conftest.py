@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 # Before anything imports transformers or torch.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,6 +41,11 @@ if os.environ.get("LAYERROUTE_NO_TYPECHECK") != "1":
     import jaxtyping
 
     from tests.typecheck import checked_once
+
+    if sys.dont_write_bytecode:
+        # What a module under the hook imports is compiled anew, 1,500 modules: the hook looks for bytecode of its own.
+        import torch._dynamo  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
 
     jaxtyping.jaxtyped = checked_once
     jaxtyping.install_import_hook(CHECKED_PACKAGES, "tests.typecheck.check")

@@ -192,11 +192,13 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
         for arm in ("dynamic", "random")
     )
     eighths = {
-        "dynamic": "the learned router | 1 | 322",
-        "static_3to1": "3:1, heads share keys and values | 1 | 327.9",
+        "dynamic-seed1": "the learned router | 1 | 322",
+        "dynamic_asked-seed1": "the same, `surrogate: asked` | 1 |",
+        "dynamic_asked-seed2": "the same, `surrogate: asked` | 2 |",
+        "static_3to1-seed1": "3:1, heads share keys and values | 1 | 327.9",
     }
-    for arm, row in eighths.items():
-        record = read(f"recall_hard_eighth/{arm}-seed1/record.json")
+    for run, row in eighths.items():
+        record = read(f"recall_hard_eighth/{run}/record.json")
         flops, read_bytes = record["flops"]["executed_per_token"], record["cache"]["read_per_token"]
         recall = f"{100 * record['recall']['by_length'][0]['accuracy']:.1f} %"
         yield RECALL, row, f"| {flops / 1e3:.1f} k | {read_bytes / 1e3:.1f} k | {recall} |"

@@ -6,9 +6,9 @@ import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from layerroute.errors import UserError
+from layerroute.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +28,11 @@ def choose_device(requested: Device) -> torch.device:
     """The device asked for; ``auto`` is the GPU if there is one.
 
     Raises:
-        UserError: if CUDA is asked for and not there.
+        UserError: if CUDA is asked for and not there, or another word is.
     """
     import torch
 
+    _check("device", requested, Device)
     available = torch.cuda.is_available()
     if requested == "cuda" and not available:
         raise UserError("the device asked for is 'cuda', but torch finds no GPU; ask for auto or cpu")
@@ -59,8 +60,9 @@ def choose_precision(requested: Precision, device: torch.device) -> ChosenPrecis
     instructions, without which bfloat16 is emulated, slower than float32.
 
     Raises:
-        UserError: if bfloat16 is asked for on a GPU that does not have it.
+        UserError: if bfloat16 is asked for on a GPU that does not have it, or another word is asked for.
     """
+    _check("precision", requested, Precision)
     if requested == "fp32":
         return ChosenPrecision("fp32", "as asked")
     if device.type == "cuda":
@@ -80,6 +82,11 @@ def choose_precision(requested: Precision, device: torch.device) -> ChosenPrecis
     if found:
         return ChosenPrecision("bf16", f"this CPU has {', '.join(found)}")
     return ChosenPrecision("fp32", f"no bfloat16 instructions on this {platform.machine()} CPU")
+
+
+def _check(what: str, requested: str, known: object) -> None:
+    if requested not in get_args(known):
+        raise UserError(f"unknown {what} {requested!r}.{nearest(str(requested), get_args(known))}")
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

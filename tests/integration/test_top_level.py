@@ -166,6 +166,29 @@ BAD = {
         "cannot load the model 'nobody/nothing'",
     ),
     "no router": (lambda m, t: layerroute.load("smollm2-135m", budget=0.3), "has no router"),
+    "options of a router": (
+        lambda m, t: layerroute.load(
+            layerroute.save(layerroute.add_router(m), "router"), dtype="bfloat16", revision="x"
+        ),
+        "says itself how it is loaded; dtype, revision is for plain models",
+    ),
+    "no such device": (lambda m, t: layerroute.load("smollm2-135m", device="gpu"), "unknown device 'gpu'"),
+    "no such precision": (
+        lambda m, t: layerroute.evaluate(m, t, "text.jsonl", precision="fp8"),
+        "unknown precision 'fp8'",
+    ),
+    "windows of one token": (
+        lambda m, t: layerroute.evaluate(m, t, "text.jsonl", length=1),
+        "length is 1; give 2 or more",
+    ),
+    "batches of none": (
+        lambda m, t: layerroute.evaluate(m, t, "text.jsonl", batch_size=0),
+        "batch_size is 0; give 1 or more",
+    ),
+    "no new token": (lambda m, t: layerroute.generate(m, t, "the", max_new_tokens=0), "give 1 or more"),
+    "a cold temperature": (lambda m, t: layerroute.generate(m, t, "the", temperature=-1.0), "give 0 or more"),
+    "granularity": (lambda m, t: layerroute.calibrate(m, t, granularity="token"), "is the argument router"),
+    "no tokens": (lambda m, t: layerroute.calibrate(m, t, tokens=0), "tokens_statistics is 0, less than one"),
     "nothing to export": (lambda m, t: layerroute.export(m, "out"), "has no router"),
     "nothing to compare": (lambda m, t: layerroute.compare("nowhere"), "nowhere"),
 }
@@ -177,6 +200,13 @@ def test_bad_input_is_told_in_one_line(case: str, smollm2: Path) -> None:
     with pytest.raises(layerroute.UserError, match=message) as caught:
         call(*layerroute.load("smollm2-135m"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_plain_model_saved_over_a_router_is_what_is_there(smollm2: Path) -> None:
+    model, tokenizer = layerroute.load("smollm2-135m")
+    layerroute.save(layerroute.add_router(model), "folder")
+    layerroute.save(layerroute.remove_router(model), "folder", tokenizer=tokenizer)
+    assert not hasattr(layerroute.load("folder")[0], "layerroute")
 
 
 def test_a_router_comes_back_from_the_hub(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,9 @@ def test_a_chosen_budget_is_the_exports_own(tmp_path):
     save_file(weights, router / "router.safetensors")
     shares = {}
     for budget in (0.3, 0.6):
-        model = opened(export_router(router, tmp_path / str(budget), to="hf", budget=budget).folder)
+        folder = export_router(router, tmp_path / str(budget), to="hf", budget=budget).folder
+        assert f"| share of routed compute asked to skip | {budget} |" in (folder / "README.md").read_text()
+        model = opened(folder)
         logits(model)
         shares[budget] = float(last_decision(model).mean_rate())
     assert shares[0.3] > shares[0.6]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+from pathlib import Path
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ from layerroute.routing import RoutingConfig
 from layerroute.skipping import get_router, last_decision, remove_router, router_disabled
 from tests.parity.contracts import tokens
 from tests.parity.skipping_models import FAMILIES, VOCABULARY, plain, routed
+from tests.tiny_pretrained import write_tokenizer
 
 IDS = tokens(2, 11, VOCABULARY)
 
@@ -88,6 +90,34 @@ def test_switched_off_it_is_the_plain_base(tmp_path):
     assert (tmp_path / "off" / "config.json").read_text() == (
         tmp_path / "removed" / "config.json"
     ).read_text()
+
+
+def test_without_the_router_it_was_opened_with_it_is_the_plain_base_too(tmp_path):
+    model = routed("llama")
+    model.save_pretrained(tmp_path / "whole")
+    again = opened(tmp_path / "whole")
+    with router_disabled(again):
+        again.save_pretrained(tmp_path / "off")
+        expected = logits(again)
+    assert torch.equal(logits(again), logits(model)), "saving has changed nothing"
+    remove_router(again)
+    assert (type(again), type(again.config)) == (type(model), type(model.config))
+    again.save_pretrained(tmp_path / "removed")
+    for name in ("off", "removed"):
+        base, info = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert type(base) is type(model) and not info["unexpected_keys"] and not info["missing_keys"]
+        assert torch.equal(logits(base.eval()), expected)
+
+
+def test_a_router_that_was_opened_with_its_base_and_saved_alone_is_loaded(tmp_path):
+    routed("llama").save_pretrained(tmp_path / "whole")
+    write_tokenizer(tmp_path / "whole", Path(__file__))
+    model = opened(tmp_path / "whole")
+    with torch.no_grad():
+        next(iter(get_router(model).skip_paths.values())).bias.add_(1.0)
+    layerroute.save(model, tmp_path / "router")
+    again, _ = layerroute.load(tmp_path / "router", device="cpu")
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_the_model_opens_it_and_its_class_alone_is_not_silent(tmp_path, caplog):

@@ -202,13 +202,16 @@ def calibrate(
     """
     if find_router(model) is not None:
         raise UserError("the model has a router already; layerroute.remove_router(model) takes it off")
+    if "granularity" in settings:
+        raise UserError("calibration.granularity is the argument router here")
     if tokens is not None:
-        settings = {**sizes(tokens), **settings}
+        settings = {**sizes(tokens, settings.get("length", CalibrationConfig.length)), **settings}
     unknown = [one for one in controls if one not in CONTROLS]
     if unknown:
         raise UserError(f"there is no control {unknown[0]!r}; there are {', '.join(CONTROLS)}")
-    least = None if settings.get("tokens_statistics") else LEAST
-    settings["tokens_statistics"] = settings.get("tokens_statistics") or MOST
+    least = LEAST if settings.get("tokens_statistics") is None else None
+    if least is not None:
+        settings["tokens_statistics"] = MOST
     started = utc_now()
     texts = texts_of(data, text_field=text_field)
     heldout_texts = texts if heldout is None else texts_of(heldout, text_field=text_field)
@@ -293,12 +296,13 @@ def calibrate(
     )
 
 
-def sizes(tokens: int) -> dict[str, int]:
-    """All sizes of a calibration on so many tokens, none above its default."""
+def sizes(tokens: int, length: int = CalibrationConfig.length) -> dict[str, int]:
+    """All sizes of a calibration on so many tokens, none above its default, but for windows that are longer."""
     usual = CalibrationConfig(budget=0.5)
+    least = max(length, usual.length)
     parts = {"tokens_selection": 4, "tokens_search": 8, "tokens_heldout": 2}
-    found = {key: max(usual.length, min(getattr(usual, key), tokens // part)) for key, part in parts.items()}
-    found["tokens_heldout"] = max(2 * usual.length, found["tokens_heldout"])  # one window has no interval
+    found = {key: max(least, min(getattr(usual, key), tokens // part)) for key, part in parts.items()}
+    found["tokens_heldout"] = max(2 * least, found["tokens_heldout"])  # one window has no interval
     return {"tokens_statistics": tokens, **found}
 
 

@@ -43,12 +43,18 @@ def load(
         The model in inference mode, and its tokenizer.
 
     Raises:
-        UserError: there is no such model, it is damaged, or it has no router to which ``budget`` and ``serve`` belong.
+        UserError: there is no such model, it is damaged, or it has no router to which ``budget`` and ``serve`` belong,
+            or is no plain model, to which ``options`` do.
     """
     folder = Path(name)
     if not _is_ours(folder) and not folder.is_dir():
         folder = _router_on_the_hub(str(name)) or folder
     if _is_ours(folder):
+        if options:
+            raise UserError(
+                f"{name} is routed or trained here, and says itself how it is loaded; {', '.join(sorted(options))} "
+                "is for plain models"
+            )
         loaded = load_model(folder, device=device, budget=budget, serve=serve)
         return loaded.model, loaded.tokenizer
     if budget is not None or serve is not None:

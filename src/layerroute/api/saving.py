@@ -6,8 +6,9 @@ from typing import Any
 
 from layerroute.errors import UserError
 from layerroute.exporting.export import Exported, export_router, push
+from layerroute.integrity import MANIFEST
 from layerroute.skipping.model import find_router
-from layerroute.skipping.storage import read_router, save_router
+from layerroute.skipping.storage import DESCRIPTION, WEIGHTS, read_router, save_router
 
 
 def save(
@@ -25,7 +26,7 @@ def save(
 
     Args:
         model: routed, also inside PEFT, DDP or ``torch.compile``; or any other model.
-        folder: made if needed.
+        folder: made if needed; a router that is in it is replaced.
         tokenizer: written too. A router needs it only where tokens were added to the vocabulary.
         notes: anything that JSON can hold, kept in a router's folder.
 
@@ -38,6 +39,8 @@ def save(
     folder = Path(folder)
     if find_router(model) is not None:
         return save_router(model, folder, tokenizer=tokenizer, notes=notes)
+    for stale in (DESCRIPTION, MANIFEST, WEIGHTS) if (folder / DESCRIPTION).is_file() else ():
+        (folder / stale).unlink(missing_ok=True)  # else `load` would open the router that was here
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

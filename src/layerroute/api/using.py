@@ -1,11 +1,13 @@
 """``layerroute.decisions``, ``generate``, ``evaluate``, ``compare``: what a model decides, writes, scores, is worth."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerroute.api.texts import Data, texts_of
+from layerroute.errors import UserError
 from layerroute.evaluation.generation import Generation, Piece
 from layerroute.evaluation.generation import generate as generate_with
 from layerroute.evaluation.loading import LoadedModel
@@ -89,8 +91,12 @@ def generate(
         ``text`` (the continuation), ``tokens``, ``layers_run`` (how many of ``layers`` each token ran), ``coloured``, …
 
     Raises:
-        UserError: the prompt has no token.
+        UserError: the prompt has no token, or no token is asked for; a temperature below 0.
     """
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
+    if not 0.0 <= temperature < math.inf:
+        raise UserError(f"temperature is {temperature}; give 0 or more")
     return generate_with(
         in_use(model, tokenizer, precision),
         prompt,
@@ -137,8 +143,16 @@ def evaluate(
         ``loss``, ``perplexity``, ``accuracy``, ``skipped``; ``to_dict()`` is what ``layerroute evaluate --json`` tells.
 
     Raises:
-        UserError: text that is not there, or has fewer than 2 tokens; windows that are longer than the model reads.
+        UserError: text that is not there, or has fewer than 2 tokens; windows that are longer than the model reads, or
+            of a single token.
     """
+    for argument, value, least in (
+        ("length", length, 2),
+        ("batch_size", batch_size, 1),
+        ("windows", windows, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{argument} is {value}; give {least} or more")
     loaded = in_use(model, tokenizer, precision)
     loaded.check_windows(length)
     texts = texts_of(data, text_field=text_field)

@@ -13,6 +13,7 @@ def card(
     engine: str,
     plain: bool,
     skip: Any,
+    budget: float,
     notes: Mapping[str, Any],
     layers: tuple[int, int],
     size: int,
@@ -24,6 +25,7 @@ def card(
         engine: ``vllm`` or ``hf``.
         plain: whether the folder is a plain smaller model.
         skip: the router's ``SkipConfig``.
+        budget: that is served: the configuration's own, or another that was chosen.
         notes: of the router folder.
         layers: of the base, and of what was exported.
         size: bytes of weights.
@@ -38,7 +40,7 @@ def card(
         "weights": f"{size / 1e6:,.1f} MB",
         "unit": skip.unit,
         "who decides": skip.routing.control or skip.granularity,
-        "share of routed compute asked to skip": f"{skip.budget:g}",
+        "share of routed compute asked to skip": f"{budget:g}",
         "routed layers": ", ".join(map(str, skip.layers)),
         "skip path": skip.skip_path
         if skip.skip_path == "identity"

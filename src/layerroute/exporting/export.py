@@ -116,6 +116,7 @@ def export_router(
             engine=to,
             plain=left_out is not None,
             skip=own.config,
+            budget=own.config.budget if own.budgets is None else own.budgets.current,
             notes=description.notes,
             layers=layers,
             size=size,

@@ -275,6 +275,16 @@ def load_adapters(model: Any, adapters: Adapters, folder: Path, *, trainable: bo
     vars(model)[_OWNER] = owner
 
 
+def strip_adapters(model: Any) -> None:
+    """Take off what PEFT has put into the plain base before it failed."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (own := without_adapters(child)) is not child:
+                setattr(parent, name, own)
+    for name in ("peft_config", _OWNER):
+        vars(model).pop(name, None)
+
+
 def restore_adapters(model: Any, adapters: Adapters, folder: Path) -> None:
     """Put saved weights back into a model that has the same adapters already.
 

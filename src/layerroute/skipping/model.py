@@ -24,7 +24,7 @@ from layerroute.skipping.layer import (
 )
 from layerroute.skipping.router import LayerRouter
 from layerroute.skipping.skip_config import SkipConfig
-from layerroute.skipping.whole import save_whole
+from layerroute.skipping.whole import become_plain, save_whole
 
 _logger = logging.getLogger(__name__)
 
@@ -102,7 +102,11 @@ def add_router(model: Model, config: SkipConfig | None = None) -> Model:
     router.place(layers)
     router.seen = BaseSeen.of(base)
     router.train(model.training)
-    _install(router, family, stack, layers)
+    try:
+        _install(router, family, stack, layers)
+    except BaseException:  # where one layer cannot be routed, none is
+        _uninstall(router, base)
+        raise
     base.add_module(ATTRIBUTE, router)
     if hasattr(base, _SAVE):
         setattr(base, _SAVE, partial(save_whole, base))
@@ -148,6 +152,14 @@ def _install(router: LayerRouter, family: Family | None, stack: nn.Module, layer
         route_layer(router, index, layers[index])
 
 
+def _uninstall(router: LayerRouter, base: nn.Module) -> None:
+    for handle in router.handles:
+        handle.remove()
+    for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
+        with _without_device_hook(layer):
+            layer.__class__ = plain_class(type(layer))
+
+
 def route_layer(router: LayerRouter, index: int, layer: nn.Module) -> None:
     """Have the router decide before a layer, and the layer carry out its route; once done, nothing more is."""
     if isinstance(layer, RoutedLayer):
@@ -170,15 +182,17 @@ def _without_device_hook(layer: Any) -> Iterator[None]:
 
         remove_hook_from_module(layer)
     own = vars(layer).pop("forward", None)
-    if own is not None and getattr(own, "__func__", None) is not type(layer).forward:
-        layer.forward = own
-        raise UserError(
-            f"the forward of a {type(layer).__name__} has been replaced on the object; add the router before whatever "
-            "did that"
-        )
-    yield
-    if hook is not None:
-        add_hook_to_module(layer, hook)
+    try:
+        if own is not None and getattr(own, "__func__", None) is not type(layer).forward:
+            layer.forward = own
+            raise UserError(
+                f"the forward of a {type(layer).__name__} has been replaced on the object; add the router before "
+                "whatever did that"
+            )
+        yield
+    finally:
+        if hook is not None:
+            add_hook_to_module(layer, hook)
 
 
 def get_router(model: nn.Module) -> LayerRouter:
@@ -200,7 +214,7 @@ def find_router(model: nn.Module) -> LayerRouter | None:
 
 
 def remove_router(model: Model) -> Model:
-    """Take the router off; the model is what it was.
+    """Take the router off; the model is what it was, or the plain base where it was opened with its router.
 
     >>> model, tokenizer = layerroute.load("smollm2-135m")
     >>> model = layerroute.remove_router(layerroute.add_router(model))
@@ -212,16 +226,13 @@ def remove_router(model: Model) -> Model:
     """
     router = get_router(model)
     base = base_of(model)
-    for handle in router.handles:
-        handle.remove()
     if router.steps is not None:
         router.steps.restore_generation()
     delattr(base, ATTRIBUTE)
     for name in (_SAVE, _OPEN, _PAGED):
         vars(base).pop(name, None)
-    for layer in [module for module in base.modules() if isinstance(module, RoutedLayer)]:
-        with _without_device_hook(layer):
-            layer.__class__ = plain_class(type(layer))
+    _uninstall(router, base)
+    become_plain(base)
     return model
 
 

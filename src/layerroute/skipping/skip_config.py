@@ -1,6 +1,7 @@
 """How a router is added to a pretrained model: what may be skipped, who decides, and how it is executed."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -139,7 +140,7 @@ class SkipConfig:
             )
         for key in ("layers", "sink_ids"):  # a range or a tuple serves, and is written as a list
             if getattr(self, key) is not None:
-                setattr(self, key, [int(item) for item in getattr(self, key)])
+                setattr(self, key, whole_numbers(getattr(self, key), f"skip.{key}"))
         if any(token < 0 for token in self.sink_ids or []):
             raise UserError(f"skip.sink_ids are ids of tokens, which count from 0, got {self.sink_ids}")
         if self.kv == "evict" and self.unit == "mlp":
@@ -279,6 +280,18 @@ class SkipConfig:
 def _build(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     check_keys(values, (item.name for item in fields(cls)), where)
     return cls(**values)
+
+
+def whole_numbers(values: Any, key: str) -> list[int]:
+    """A range, a tuple or an array of whole numbers as a list.
+
+    Raises:
+        UserError: naming ``key``, for anything else.
+    """
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise UserError(f"{key} is a list of whole numbers, got {values!r}") from error
 
 
 @cache

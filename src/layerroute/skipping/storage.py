@@ -19,8 +19,9 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import layerroute
-from layerroute.errors import UserError, one_line
+from layerroute.errors import UserError, nearest, one_line
 from layerroute.integrity import MANIFEST, check_intact, replace_text
+from layerroute.routing.execution import EXECUTIONS
 from layerroute.skipping import vocabulary
 from layerroute.skipping.adapters import (
     Adapters,
@@ -31,10 +32,11 @@ from layerroute.skipping.adapters import (
     load_adapters,
     restore_adapters,
     save_adapters,
+    strip_adapters,
 )
 from layerroute.skipping.devices import value_of
 from layerroute.skipping.fingerprint import base_of, check_base, fingerprint
-from layerroute.skipping.model import Model, add_router, get_router, remove_router
+from layerroute.skipping.model import Model, add_router, find_router, get_router, remove_router
 from layerroute.skipping.pretrained import SMOLLM2, load_pretrained, local_source
 from layerroute.skipping.skip_config import SkipConfig
 from layerroute.skipping.tuners import tuners
@@ -290,6 +292,8 @@ def load_router(
             the router's own, or ``budget`` or ``serve`` not one that it serves.
     """
     folder, description = Path(folder), read_router(folder)
+    if execution is not None and execution not in EXECUTIONS:
+        raise UserError(f"unknown execution {execution!r}.{nearest(execution, EXECUTIONS)}")
     if kv is not None and kv != description.config.kv:
         raise UserError(
             f"{folder} was made with kv: {description.config.kv} and does not serve with kv: {kv}; a router must be "
@@ -314,31 +318,49 @@ def load_router(
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}; make the router folder again") from error
+    size = vocabulary.size_of(model)
     add_router(model, description.config)
-    router = get_router(model)
+    try:
+        _fill(model, folder, description, weights, budget=budget, serve=serve, trainable=trainable)
+    except BaseException:  # it is the plain base again
+        remove_router(model)
+        strip_adapters(model)
+        if vocabulary.size_of(model) != size:
+            base_of(model).resize_token_embeddings(size, mean_resizing=False)
+        raise
+    if execution is not None:
+        get_router(model).execution = execution
+    return model
+
+
+def _fill(
+    model: nn.Module,
+    folder: Path,
+    description: RouterDescription,
+    weights: dict[str, torch.Tensor],
+    *,
+    budget: float | None,
+    serve: str | None,
+    trainable: bool,
+) -> None:
+    """Give a model with a new router all that the folder holds."""
+    adapters, rows, router = description.adapters, description.rows, get_router(model)
     fresh = router.state_dict()
     for name in fresh.keys() - weights.keys():
         if name.endswith("thresholds.spread"):  # older folders have none
             weights[name] = torch.ones_like(fresh[name], device="cpu")
     expected = {name: tuple(value.shape) for name, value in fresh.items()}
     if expected != {name: tuple(value.shape) for name, value in weights.items()}:
-        remove_router(model)
         raise UserError(
             f"{folder / WEIGHTS} does not fit {DESCRIPTION} beside it; make the router folder again"
         )
     router.load_state_dict(weights)
     if router.budgets is not None:
         router.set_budget(router.budgets.current)
-    try:
-        if budget is not None:
-            router.set_budget(budget)
-        if serve is not None:
-            router.set_serve(serve)
-    except UserError:
-        remove_router(model)
-        raise
-    if execution is not None:
-        router.execution = execution
+    if budget is not None:
+        router.set_budget(budget)
+    if serve is not None:
+        router.set_serve(serve)
     if rows is not None:
         vocabulary.resize(model, rows[1], folder / VOCABULARY)
     if adapters.names:
@@ -346,7 +368,6 @@ def load_router(
             model, adapters, folder / ADAPTER, trainable=trainable
         )  # freezes all that is no adapter
     router.requires_grad_(trainable)
-    return model
 
 
 def restore_router(model: nn.Module, folder: str | Path) -> None:
@@ -392,6 +413,9 @@ def load_routed(
         )
     try:
         model, tokenizer = load_pretrained(source, dtype=dtype, **options)
+        # The base may have been saved with a router in it: another one, or an earlier state of this one.
+        if find_router(model) is not None:
+            remove_router(model)
     except UserError as error:
         if source != description.base or Path(source).is_absolute() or source == SMOLLM2:
             raise

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -51,16 +52,19 @@ def resize(model: nn.Module, size: int, file: Path) -> None:
     """Give the model so many tokens, the last ones from the file.
 
     Raises:
-        UserError: if the file does not fit the model.
+        UserError: if the file is damaged or does not fit the model, which is then left as it is.
     """
     base: Any = model
-    rows = load_file(file)
+    try:
+        rows = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}; make the router folder again") from error
+    shapes = {name: tuple(value.shape[1:]) for name, value in _weights(base).items()}
+    if shapes != {name: tuple(value.shape[1:]) for name, value in rows.items()}:
+        raise UserError(f"{file} does not fit the model's vocabulary; make the router folder again")
     if size_of(base) != size:
         base.resize_token_embeddings(size, mean_resizing=False)
     weights = _weights(base)
-    shapes = {name: tuple(value.shape[1:]) for name, value in weights.items()}
-    if shapes != {name: tuple(value.shape[1:]) for name, value in rows.items()}:
-        raise UserError(f"{file} does not fit the model's vocabulary; make the router folder again")
     for name, value in rows.items():
         if len(value):
             weights[name][size - len(value) :] = value

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import layerroute
 from layerroute.errors import UserError
@@ -44,6 +44,9 @@ def save_whole(model: Any, folder: str | Path, *, base: str | None = None, **opt
         weights = options.pop("state_dict", None) or model.state_dict()
         plain = {name: value for name, value in weights.items() if not name.startswith(f"{SECTION}.")}
         save(model, folder, state_dict=plain, **options)
+        opened_with_it = SECTION in vars(model.config)
+        if opened_with_it and options.get("is_main_process", True):
+            _rewrite(Path(folder), {**_plain(model.config), SECTION: None})
         return
     config = model.config
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
@@ -55,12 +58,34 @@ def save_whole(model: Any, folder: str | Path, *, base: str | None = None, **opt
     if options.pop("push_to_hub", False):
         raise UserError("a routed model is saved first and pushed then: model.push_to_hub(name) does both")
     save(model, folder, **options)
-    file = Path(folder) / "config.json"
     if options.get("is_main_process", True):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(
-            json.dumps(content | _changes(model, router, base), indent=2) + "\n", encoding="utf-8"
-        )
+        _rewrite(Path(folder), _changes(model, router, base))
+
+
+def become_plain(model: Any) -> None:
+    """Give a model that was opened with its router, which is off now, the class and configuration of its base."""
+    config = getattr(model, "config", None)
+    if config is None or SECTION not in vars(config):
+        return
+    plain = CONFIG_MAPPING[config.model_type]
+    model.__class__, config.__class__ = AutoModelForCausalLM._model_mapping[plain], plain
+    config.architectures = _plain(config)["architectures"]
+    delattr(config, SECTION)
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """What a base's config.json says of its class."""
+    made: Any = AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[config.model_type]]
+    return {"architectures": [made.__name__], "model_type": config.model_type}
+
+
+def _rewrite(folder: Path, changes: dict[str, Any]) -> None:
+    """Change entries of a config.json; what is None goes."""
+    file = folder / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    for key in (key for key, value in changes.items() if value is None):
+        del content[key]
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _changes(model: Any, router: Any, base: str | None) -> dict[str, Any]:

@@ -59,18 +59,29 @@ def install(
     if budgets is not None:
         config = replace(config, budgets=budgets)
     add_router(model, config)
-    router = get_router(model)
-    rows = [(routing, row) for routing in router.all_routings() for row in range(len(routing.sites))]
-    for name, place, (routing, row) in zip(config.sites(), config.places(), rows, strict=True):
-        site = policy.sites[place]
-        if adapters:
-            path, fit = router.skip_path(*layer_and_unit(name)), site.skip
-            assert path is not None
-            path.set(fit.mean, fit.down, fit.up, fit.bias)
-        if routing.router is not None:
-            _set_site(routing, row, site, cut=not several)
+    with _or_removed(model):
+        router = get_router(model)
+        rows = [(routing, row) for routing in router.all_routings() for row in range(len(routing.sites))]
+        for name, place, (routing, row) in zip(config.sites(), config.places(), rows, strict=True):
+            site = policy.sites[place]
+            if adapters:
+                path, fit = router.skip_path(*layer_and_unit(name)), site.skip
+                assert path is not None
+                path.set(fit.mean, fit.down, fit.up, fit.bias)
+            if routing.router is not None:
+                _set_site(routing, row, site, cut=not several)
     model.eval()
     return model
+
+
+@contextmanager
+def _or_removed(model: Any) -> Iterator[None]:
+    """A router that is not set in the end (a pass fails, Ctrl-C) does not stay on the model."""
+    try:
+        yield
+    except BaseException:
+        remove_router(model)
+        raise
 
 
 def _arm_config(policy: Policy, config: SkipConfig, *, learned: bool) -> SkipConfig:
@@ -145,15 +156,16 @@ def install_for_budgets(model: Any, calibration: FittedArms, statistics: Int[Ten
     def forward(windows: Int[Tensor, "N T"] = statistics) -> None:
         layer_by_layer(model, read, windows.split(step))
 
-    if not calibration.rates:
-        few = max(1, SPREAD_TOKENS // statistics.shape[1])
-        calibrate_spreads(router.all_routings(), lambda: forward(statistics[:few]))
-        return model
-    for budget in map(float, table):
-        router.set_budget(budget)
-        calibrate_thresholds(router.all_routings(), forward)
-        router.store_thresholds()
-    router.set_budget(calibration.config.budget)
+    with _or_removed(model):
+        if not calibration.rates:
+            few = max(1, SPREAD_TOKENS // statistics.shape[1])
+            calibrate_spreads(router.all_routings(), lambda: forward(statistics[:few]))
+            return model
+        for budget in map(float, table):
+            router.set_budget(budget)
+            calibrate_thresholds(router.all_routings(), forward)
+            router.store_thresholds()
+        router.set_budget(calibration.config.budget)
     return model
 
 

@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from layerroute.errors import UserError, nearest
 from layerroute.precision import Precision
-from layerroute.skipping.skip_config import SKIP_PATHS, SkipConfig
+from layerroute.skipping.skip_config import SKIP_PATHS, SkipConfig, whole_numbers
 
 PRUNED = {
     "block": "layers",
@@ -35,7 +35,7 @@ class CalibrationConfig:
     Attributes:
         budget: share of routed compute to skip, between 0 and 1 (of ``unit`` in ``layers``).
         also: further budgets that the same router is to serve; fits are made at ``budget``, the others are reached by
-            thresholds alone.
+            thresholds alone. None of them twice, nor ``budget`` itself.
         unit: what may be skipped of a layer: its ``mlp`` (default; attention stays exact), its ``attention``, all of it
             (``block``), or each half of it (``attention+mlp``; one router decides about both from the layer's input).
         granularity: ``per_layer`` (default; each layer's own input decides), ``token`` (the state after
@@ -118,12 +118,24 @@ class CalibrationConfig:
                 raise UserError(
                     f"a skip budget is the share of routed compute to skip, between 0 and 1, got {budget}"
                 )
+        # By these words a router knows its budgets.
+        told = [f"{budget:g}" for budget in (self.budget, *self.also)]
+        if len(set(told)) < len(told):
+            raise UserError(
+                f"calibration.also names a budget twice: {', '.join(told)} (the first is the main one)"
+            )
+        # A range or a tuple serves, and is written as a list.
+        self.layers = None if self.layers is None else whole_numbers(self.layers, "calibration.layers")
+        self.sink_ids = whole_numbers(self.sink_ids, "calibration.sink_ids")
+        if not -(2**63) < self.seed < 2**63:
+            raise UserError(f"calibration.seed is {self.seed}; a seed has 64 bits")
         for key, valid in (
             ("unit", UNITS),
             ("granularity", GRANULARITIES),
             ("target", TARGETS),
             ("skip_path", FITTED),
             ("allocation", ALLOCATIONS),
+            ("precision", get_args(Precision)),
         ):
             value = getattr(self, key)
             if value not in valid:
@@ -153,6 +165,11 @@ class CalibrationConfig:
         ):
             if getattr(self, key) < least:
                 raise UserError(f"calibration.{key} must be at least {least}, got {getattr(self, key)}")
+        if self.sink_tokens >= self.length:
+            raise UserError(
+                f"windows of {self.length} tokens are too short: the first {self.sink_tokens} always run "
+                "(calibration.sink_tokens), and no other is left to skip"
+            )
         if self.granularity == "sequence":
             if self.prefix_tokens >= self.length:
                 raise UserError(

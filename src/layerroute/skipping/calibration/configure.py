@@ -33,7 +33,7 @@ def config_for(
 
     Args:
         model: a transformers causal LM.
-        tokenizer: its own; its special tokens always run.
+        tokenizer: its own; its special tokens always run, where ``sink_ids`` are not given.
         unit: default ``mlp``, or ``block`` where layerroute cannot take the model's layers apart.
         allocation: default ``cost`` for whole layers, but ``even`` where sequences decide; else ``even``.
         checked: the budgets that are to be held, all of them.
@@ -58,8 +58,11 @@ def config_for(
     whole = "even" if settings.get("granularity") == "sequence" else "cost"
     config = CalibrationConfig(
         unit=chosen,
-        sink_ids=special_tokens(tokenizer),
-        **{**_allocated(allocation or (whole if chosen == "block" else "even")), **settings},
+        **{
+            "sink_ids": special_tokens(tokenizer),
+            **_allocated(allocation or (whole if chosen == "block" else "even")),
+            **settings,
+        },
     )
     if config.tokens_heldout < 2 * config.length:
         raise UserError(
@@ -69,7 +72,7 @@ def config_for(
     stack = decoder_stack(model)[1]
     if unit is None and family_of(model, stack) is None:
         _logger.warning("the layers of this model cannot be taken apart; whole layers skip")
-        config = replace(config, unit="block", **_allocated(allocation or whole))
+        config = replace(config, unit="block", **{**_allocated(allocation or whole), **settings})
     # A skip path is a map of the state: no rank is above its width.
     config = replace(config, rank=min(config.rank, model.config.get_text_config().hidden_size))
     for share in checked:
@@ -84,6 +87,10 @@ def _allocated(allocation: str) -> dict[str, Any]:
 
 def check_budget(budget: float, sites: int, unit: str) -> None:
     """Raise :class:`UserError` for a budget that no static subset of so many sites can meet."""
+    if sites < 2:
+        raise UserError(
+            "one layer alone may be skipped: static pruning takes out all of it or none; name two"
+        )
     of = f"{sites} {'halves of ' if '+' in unit else ''}layers"
     if round(budget * sites) < 1:
         raise UserError(

@@ -136,8 +136,8 @@ def fit_chance(
     - ``random``: every site is skipped by a random share of the tokens, as many as with routing.
     - ``periodic``: every layer is skipped at evenly spaced positions; skip paths are those of ``random``.
     - ``early_exit``: tokens whose prediction is expected to mind least leave first, and for good: the same score, of
-      the state after ``router_layer`` layers, decides at all layers, against thresholds that let the share
-      x^(1/budget - 1) skip at depth x.
+      the state after ``router_layer`` layers (or before the first that may be skipped, if that is lower), decides at
+      all layers, against thresholds that let the share x^(1/budget - 1) skip at depth x.
 
     Args:
         rates: share of tokens that are to skip, by place.
@@ -156,7 +156,14 @@ def fit_chance(
             stack,
             statistics[: len(sensitivity)],
             exit_rates(list(rates), config.budget),
-            replace(config, granularity="token", allocation="even", history=0, also=[]),
+            replace(
+                config,
+                granularity="token",
+                router_layer=min(config.router_layer, min(rates) // len(stack.units)),
+                allocation="even",
+                history=0,
+                also=[],
+            ),
             sensitivity=sensitivity,
             weights=dict.fromkeys(rates, (0.0, 1.0)),
             advance=clock("fits of the early exit"),

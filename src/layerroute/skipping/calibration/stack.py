@@ -213,6 +213,8 @@ class LayerStack:
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self.scratch is None:
             return torch.empty(shape, dtype=dtype, device=self.home)
+        # The same calibration may run twice at once, and one that ends takes the folder with it.
+        self.scratch.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self.scratch) as file:  # the name goes at once, the file with the tensor
             return torch.from_file(file.name, shared=True, size=torch.Size(shape).numel(), dtype=dtype).view(
                 shape

@@ -77,7 +77,8 @@ def transfer_cell(
     """
     device = model.device
     judged = [windows.ids for windows, _ in texts.values()]
-    known = sorted(rankings or ())
+    # What is known is no step of the journal: by it the numbers of the steps differ.
+    known = [(unit, sorted(ranking.taken)) for unit, ranking in sorted((rankings or {}).items())]
     journal = journal_of(model, config, statistics.ids, selection.ids, *judged, also=["transfer", known])
     calibration = fit_arms(
         model,

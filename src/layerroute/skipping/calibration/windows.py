@@ -20,6 +20,10 @@ UNNAMED = "text"
 _CHARACTERS_A_TOKEN = 12
 
 
+class _RanOut(UserError):
+    """The documents of a kind do not suffice; another error is one of reading them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """Token ids (N, T), window i from a document of its own.
@@ -79,7 +83,7 @@ def draw_windows(
         least: tokens that suffice where the documents of a kind run out. Default: all that are wanted.
 
     Raises:
-        UserError: if the documents of a kind do not suffice.
+        UserError: if the documents of a kind do not suffice, or cannot be read.
     """
     streams = (
         {kind: iter(own) for kind, own in texts.items()}
@@ -98,7 +102,7 @@ def draw_windows(
     for kind in order:
         try:
             found.append(next(draws[kind]))
-        except UserError:
+        except _RanOut:
             if least is None or len(found) * length < least:
                 raise
             break
@@ -166,7 +170,7 @@ def _windows(
         if found == wanted:
             return
     which = "the text" if kind == UNNAMED else f"the kind {kind!r}"
-    raise UserError(
+    raise _RanOut(
         f"{which} has {found} documents of at least {length} tokens among {seen} left, and {wanted} are "
         f"needed (copies do not count); give more text, or ask for fewer or shorter windows"
     )

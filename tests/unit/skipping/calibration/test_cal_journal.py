@@ -135,6 +135,29 @@ def test_a_cell_of_transfer_goes_on(cache, monkeypatch):
     assert not list(cache.iterdir())
 
 
+def test_a_cell_that_is_cut_off_goes_on_beside_what_it_has_found_for_later_cells(cache, monkeypatch):
+    """A choice of layers that is known is no step of the journal: what comes after it is not taken for one before."""
+
+    def cell(budget, rankings):
+        return transfer_cell(
+            plain(),
+            config(budget=budget, own_text=0.0),
+            statistics=windows(8, 0),
+            selection=windows(4, 3),
+            texts={"away": (windows(4, 4), False)},
+            rankings=rankings,
+        )[0]
+
+    expected, rankings = cell(0.5, {}), dict[str, Ranking]()
+    cell(0.3, rankings)
+    with monkeypatch.context() as patch:
+        cut_at_fit(patch, 8)
+        with pytest.raises(Cut):
+            cell(0.5, rankings)
+    assert 2 in rankings["mlp"].taken
+    assert cell(0.5, rankings) == expected
+
+
 def test_a_ranking_that_calibrations_share_writes_to_the_journal_of_each(tmp_path):
     """The first one's journal is gone when the second runs."""
     rankings: dict[str, Ranking] = {}

@@ -99,8 +99,23 @@ def test_where_whole_layers_must_skip_the_allocation_asked_for_stays(asked, made
         all_special_ids = (0,)
 
     monkeypatch.setattr(configure, "family_of", lambda model, layers: None)
-    found = configure.config_for(plain(), Words("abc"), budget=0.5, tokens_heldout=512, **asked)
-    assert (found.unit, found.allocation) == ("block", made)
+    found = configure.config_for(plain(), Words("abc"), budget=0.5, tokens_heldout=512, refits=3, **asked)
+    assert (found.unit, found.allocation, found.refits, found.sink_ids) == ("block", made, 3, [0])
+    found = configure.config_for(plain(), Words("abc"), budget=0.5, tokens_heldout=512, sink_ids=[4])
+    assert found.sink_ids == [4]
+
+
+def test_one_layer_alone_is_told_for_what_it_is():
+    with pytest.raises(UserError, match="one layer alone may be skipped"):
+        configure.check_budget(0.5, 1, "mlp")
+
+
+@pytest.mark.parametrize("unit", ["block", "mlp", BOTH])
+def test_the_early_exit_reads_below_layers_that_are_lower_than_the_router_layer(unit):
+    model, asked = plain(), config(unit=unit, layers=[1, 2, 3], router_layer=4)
+    found = fit_arms(model, asked, statistics=ids(8), selection=ids(4, seed=3), controls=["early_exit"])
+    assert found.arms["early_exit"].router_layer == 1
+    assert evaluate_arms(model, found, ids(4, seed=1))["early_exit"].skipped == pytest.approx(0.3, abs=0.1)
 
 
 @pytest.mark.parametrize("target", ["update", "dense"])

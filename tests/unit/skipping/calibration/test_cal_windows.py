@@ -1,6 +1,12 @@
-import pytest
+import json
 
+import numpy as np
+import pytest
+import torch
+
+from layerroute.api.calibration import sizes
 from layerroute.errors import UserError
+from layerroute.routing.controls import hashed_uniform
 from layerroute.skipping.calibration import CalibrationConfig, draw_windows
 
 
@@ -39,6 +45,17 @@ def test_too_little_text_is_an_error_that_says_how_much_there_was():
         draw_windows([*documents(3, 40), "short"], Letters(), tokens=64, length=16, seed=0)
 
 
+def test_text_that_cannot_be_read_to_its_end_is_not_taken_for_one_that_ends():
+    def texts():
+        yield from documents(6, 40)
+        raise UserError("record 6 has no text")
+
+    with pytest.raises(UserError, match="record 6 has no text"):
+        draw_windows(texts(), Letters(), tokens=256, length=16, seed=0, least=32)
+    found = draw_windows(documents(6, 40), Letters(), tokens=256, length=16, seed=0, least=32)
+    assert found.ids.shape == (6, 16)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -56,11 +73,38 @@ def test_too_little_text_is_an_error_that_says_how_much_there_was():
         ({"rounds": 0}, "rounds"),
         ({"ridge": 0.0}, "above 0"),
         ({"min_share": 1.5}, "a share from 0 to 1"),
+        ({"also": [0.4, 0.25]}, "names a budget twice: 0.25, 0.4, 0.25"),
+        ({"also": [0.4, 0.4000001]}, "names a budget twice"),
+        ({"sink_tokens": 256}, "windows of 256 tokens are too short: the first 256 always run"),
+        ({"seed": 2**63}, "a seed has 64 bits"),
+        ({"layers": "4-28"}, "calibration.layers is a list of whole numbers, got '4-28'"),
+        ({"layers": [4.5]}, "calibration.layers is a list of whole numbers"),
+        ({"sink_ids": 5}, "calibration.sink_ids is a list of whole numbers, got 5"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         CalibrationConfig(**{"budget": 0.25, **settings})
+
+
+def test_a_range_of_layers_and_an_array_of_ids_are_written_as_lists():
+    found = CalibrationConfig(budget=0.25, layers=range(4, 7), sink_ids=np.array([0, 2])).to_dict()
+    assert json.loads(json.dumps(found))["layers"] == [4, 5, 6] and found["sink_ids"] == [0, 2]
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 1 - 2**63])
+def test_the_largest_seeds_draw_too(seed):
+    keys = torch.arange(512).view(1, -1)
+    drawn = hashed_uniform(keys, 2, seed)
+    assert 0.4 < float(drawn.mean()) < 0.6 and not torch.equal(drawn, hashed_uniform(keys, 2, seed - 1))
+    assert torch.equal(hashed_uniform(keys, 2, 2**63 - 1), hashed_uniform(keys, 2, -(2**63) - 1))
+
+
+def test_sizes_of_few_tokens_hold_a_window():
+    assert sizes(4096) == sizes(4096, 64)
+    assert sizes(4096)["tokens_search"] == 512 and sizes(4096)["tokens_heldout"] == 2048
+    CalibrationConfig(budget=0.25, length=1024, **sizes(4096, 1024))
+    assert sizes(2048, 1024)["tokens_heldout"] == 2048
 
 
 def test_layers_are_held_to_the_model():

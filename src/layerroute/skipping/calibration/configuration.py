@@ -85,14 +85,14 @@ class CalibrationConfig:
     also: list[float] = field(default_factory=list)
     unit: str = "mlp"
     granularity: str = "per_layer"
-    layers: list[int] | None = None
+    layers: Any = None
     router_layer: int = 4
     prefix_tokens: int = 16
     history: int = 0
     skip_path: str = "low_rank"
     rank: int = 128
     sink_tokens: int = 4
-    sink_ids: list[int] = field(default_factory=list)
+    sink_ids: Any = field(default_factory=list)
     length: int = 256
     tokens_statistics: int = 36864
     own_text: float = 0.25

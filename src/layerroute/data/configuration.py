@@ -1,6 +1,5 @@
 """What text to train on, how to tokenize it and how to split it: the ``data`` section of a recipe."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from layerroute.data.copies import CopiesConfig
 from layerroute.data.kinds import KindConfig, check_kinds
 from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.errors import UserError, nearest
+from layerroute.folders import cache_folder
 
 SourceName = Literal[
     "python-stdlib",
@@ -181,5 +181,4 @@ class DataConfig:
 
     def cache_folder(self) -> Path:
         """Return the folder of all caches: ``cache_dir``, ``$LAYERROUTE_CACHE`` or ``~/.cache/layerroute``."""
-        chosen = self.cache_dir or os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute"
-        return Path(chosen).expanduser()
+        return cache_folder(self.cache_dir)

@@ -1,10 +1,10 @@
 """Kinds of text: a name, the files behind it, and its share of what is read (``--data NAME=PATH``)."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from layerroute.errors import UserError
 
@@ -98,7 +98,7 @@ def parse_kinds(
     shares: dict[str, float] = {}
     current = UNNAMED
     for word in words:
-        match = None if Path(word).exists() else _WORD.fullmatch(word)
+        match = None if os.path.exists(word) else _WORD.fullmatch(word)
         if match is None:
             paths.setdefault(current, []).append(word)
             continue
@@ -107,7 +107,7 @@ def parse_kinds(
             raise UserError(
                 f"{option} names the kind {current!r} twice; give all its files at once: {current}=FILE,FILE"
             )
-        found = [rest] if rest and Path(rest).exists() else [part for part in rest.split(",") if part]
+        found = [rest] if os.path.exists(rest) else [part for part in rest.split(",") if part]
         if not found:
             raise UserError(f"{option} {word}: the kind {current!r} has no file; write {current}=FILE")
         paths[current] = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -269,5 +270,5 @@ def _open(config: DataConfig, entry: Path, manifest: Manifest) -> PreparedData:
 
 def _name(tokenizer: str) -> str:
     """Return a hub name as it is and a local folder by its last part: records name no folders of a machine."""
-    path = Path(tokenizer).expanduser()
-    return path.resolve().name if path.exists() else tokenizer
+    path = os.path.expanduser(tokenizer)
+    return Path(path).resolve().name if os.path.exists(path) else tokenizer

@@ -53,3 +53,7 @@ def test_cache_folder_is_the_setting_then_the_variable_then_home(monkeypatch: py
     monkeypatch.delenv("LAYERROUTE_CACHE")
     monkeypatch.setenv("HOME", "/at/home")
     assert DataConfig().cache_folder() == Path("/at/home/.cache/layerroute")
+    with pytest.raises(
+        UserError, match="~nobody-here/cache begins with a home folder that is not known here"
+    ):
+        DataConfig(cache_dir="~nobody-here/cache").cache_folder()

@@ -361,6 +361,9 @@ def test_fingerprints_follow_content_reading_and_order(tmp_path: Path) -> None:
     first = source(tmp_path / "one").fingerprint()
     assert source(tmp_path / "two").fingerprint() == first
     a, b = tmp_path / "one/a.txt", tmp_path / "one/b.txt"
+    assert "there is no file or folder ~nobody-here/a.txt" in refusal("~nobody-here/a.txt")
+    for name in ("a text in the place of a path. " * 100, f"{'x' * 300}/a.txt"):
+        assert "there is no file or folder" in refusal(name)
     others = [
         source(b, a).fingerprint(),
         source(tmp_path / "one", field="body").fingerprint(),

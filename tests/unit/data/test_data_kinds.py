@@ -45,6 +45,11 @@ def test_a_file_whose_name_holds_the_sign_is_a_path(tmp_path, monkeypatch):
     assert paths(["x=a=b.txt", "y=c,d.txt"]) == {"x": ["a=b.txt"], "y": ["c,d.txt"]}
 
 
+def test_a_kind_may_have_more_files_than_a_name_has_letters():
+    files = [f"part-{number:03}.txt" for number in range(40)]
+    assert paths([f"prose={','.join(files)}"]) == {"prose": files}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -1,6 +1,7 @@
 """Several kinds of text: the source of each, and all of them in turn as one source."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
         source: Source
         if kind.dataset is not None:
             source = HubSource(kind)
-        elif len(kind.paths) == 1 and kind.where in EMBEDDED and not Path(kind.where).exists():
+        elif len(kind.paths) == 1 and kind.where in EMBEDDED and not os.path.exists(kind.where):
             source = EMBEDDED[kind.where]()
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)

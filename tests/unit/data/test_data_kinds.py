@@ -157,6 +157,15 @@ def test_a_mixture_keeps_its_shares_and_ends_where_one_kind_does(tmp_path):
 
 def test_recipes_have_mixtures(tmp_path):
     one, two = write(tmp_path, "one", 4), write(tmp_path, "two", 4)
+def test_a_kind_without_text_does_not_end_a_mixture_before_it_begins(tmp_path):
+    one, empty = write(tmp_path, "one", 200), tmp_path / "empty"
+    empty.mkdir()
+    (empty / "picture.bin").write_bytes(b"\0\1\2")
+    mixture = Mixture({"a": KindConfig(paths=[one]), "b": KindConfig(paths=[str(empty)])})
+    with pytest.raises(UserError, match=r"the kind 'b' holds no text \(files picture\.bin\)"):
+        list(mixture.documents())
+
+
     kinds = {"a": {"paths": [one]}, "b": {"paths": [two], "share": 2.0}}
     config = DataConfig(source="kinds", kinds=kinds)  # as read back from a record
     assert config.kinds["b"] == KindConfig(paths=[two], share=2.0)

@@ -141,8 +141,10 @@ def test_a_folder_leaves_out_json_and_tables_without_text(
     (tmp_path / "a.md").write_text("text")
     (tmp_path / "package.json").write_text('{"name": "x", "version": 1}')
     (tmp_path / "numbers.csv").write_text("x,y\n1,2\n")
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "numbers.parquet")
+    assert "has no column 'text'" in refusal(tmp_path / "numbers.parquet")
     assert read(tmp_path) == ["text"]
-    assert "skipped 2 files without text: numbers.csv, package.json" in caplog.text
+    assert "skipped 3 files without text: numbers.csv, numbers.parquet, package.json" in caplog.text
 
 
 def test_zstd_that_begins_with_a_frame_to_skip(tmp_path: Path) -> None:

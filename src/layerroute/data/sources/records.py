@@ -251,7 +251,7 @@ def _parquet(file: InputFile, stream: io.BufferedReader, field: str | None) -> I
                         f"{file.name} has no column {field!r}; {_SET}.{nearest(field, schema.names)}"
                     )
                 if not _is_text(kind := schema.field(field).type):
-                    raise UserError(
+                    raise NoTextError(
                         f"{file.name}: column {field!r} holds {kind}, not text; {_SET} to a column of strings"
                     )
             row = 0

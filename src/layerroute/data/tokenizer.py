@@ -175,6 +175,9 @@ def load_pretrained(name: str) -> TokenizerBundle:
     else:
         file = next(path for path in files if path.name != CONFIG_FILE)
         tokenizer = parse_tokenizer(read_bytes(file), f"the tokenizer {name!r}")
+    # Files may ask for both: a padded text has no beginning that could be told, and none is cut here.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     config = _config(name, by_name.get(CONFIG_FILE))
     own = config.get("eos_token")
     own = own.get("content") if isinstance(own, dict) else own

@@ -267,6 +267,9 @@ def test_what_begins_a_document_is_what_transformers_puts_there(
                 END_OF_TEXT: {"id": END_OF_TEXT, "ids": [bundle.end_of_text_id], "tokens": [END_OF_TEXT]}
             },
         }
+    # As some files ask for: no document is padded or cut, and padding hides nothing of its beginning.
+    content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     if config is not None:

@@ -162,13 +162,13 @@ class _Plan:
         """Write the files of the entry into ``folder`` and return its manifest."""
         config = self.config
         with contextlib.ExitStack() as stack:
+            # What is wrong with it is told before a source is read, which may take hours.
+            bundle = None if config.tokenizer == BPE else load_pretrained(config.tokenizer)
             parts = self._read(stack, folder, stage)
             spool, trains = parts["train"]
-            if config.tokenizer == BPE:
+            if bundle is None:
                 texts = spool.texts(trains, stage("training the tokenizer"))
                 bundle = train_bpe(texts, config.vocabulary_size)
-            else:
-                bundle = load_pretrained(config.tokenizer)
             bundle.save(folder)
             dtype = "uint16" if bundle.vocabulary_size <= _LARGEST_UINT16_VOCABULARY else "uint32"
             counts, digests = {}, {}

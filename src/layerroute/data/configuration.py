@@ -133,6 +133,23 @@ class DataConfig:
                 )
             if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        for name in ("subset", "split", "revision"):
+            if self.source != "hub" and getattr(self, name) != type(self).__dict__[name]:
+                raise UserError(
+                    f"data.{name} is set but data.source is {self.source!r}; "
+                    f"set data.source to 'hub', or leave data.{name} out"
+                )
+        if self.validation_paths and self.source == "recall":
+            raise UserError(
+                "data.validation_paths is set but data.source is 'recall', which makes its own validation sequences; "
+                "leave data.validation_paths out"
+            )
+        read = self.source in ("files", "hub") or bool(self.validation_paths)
+        if not read and self.text_field != type(self).__dict__["text_field"]:
+            instead = "set it in data.kinds" if self.source == "kinds" else "leave it out"
+            raise UserError(
+                f"data.text_field is for data.source files and hub, and not for {self.source!r}; {instead}"
+            )
         if self.document_separator is not None and self.source != "files":
             raise UserError(
                 f"data.document_separator is for data.source files, and not for {self.source!r}; leave it out"

@@ -74,6 +74,8 @@ def test_wrong_words_are_told(words, said):
         ({"paths": "a.txt"}, "needs paths"),
         ({"paths": ["a"], "share": 0.0}, "above 0"),
         ({"paths": ["a"], "share": float("inf")}, "above 0"),
+        ({"paths": ["a"], "subset": "en"}, "subset is of a dataset"),
+        ({"paths": ["a"], "split": "test"}, "split is of a dataset"),
     ],
 )
 def test_wrong_kinds_are_told(made, said):
@@ -155,8 +157,6 @@ def test_a_mixture_keeps_its_shares_and_ends_where_one_kind_does(tmp_path):
     )
 
 
-def test_recipes_have_mixtures(tmp_path):
-    one, two = write(tmp_path, "one", 4), write(tmp_path, "two", 4)
 def test_a_kind_without_text_does_not_end_a_mixture_before_it_begins(tmp_path):
     one, empty = write(tmp_path, "one", 200), tmp_path / "empty"
     empty.mkdir()
@@ -166,6 +166,8 @@ def test_a_kind_without_text_does_not_end_a_mixture_before_it_begins(tmp_path):
         list(mixture.documents())
 
 
+def test_recipes_have_mixtures(tmp_path):
+    one, two = write(tmp_path, "one", 4), write(tmp_path, "two", 4)
     kinds = {"a": {"paths": [one]}, "b": {"paths": [two], "share": 2.0}}
     config = DataConfig(source="kinds", kinds=kinds)  # as read back from a record
     assert config.kinds["b"] == KindConfig(paths=[two], share=2.0)

@@ -92,6 +92,8 @@ def set_run_aside(path: Path) -> Path | None:
 @dataclass(frozen=True)
 class Start:
     """Where a run starts.
+    if path.is_symlink():  # it leads to where the run was, and the new one is to be there, too
+        own.mkdir()
 
     Attributes:
         kind: ``new``, ``resume`` (from ``checkpoint``) or ``completed`` (there is nothing to do).

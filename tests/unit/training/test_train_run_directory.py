@@ -226,3 +226,18 @@ def test_only_a_run_that_nobody_trains_is_set_aside(run: RunDirectory) -> None:
     with pytest.raises(UserError, match="holds no run"):
         set_run_aside(run.path)
     assert (run.path / "letter.txt").is_file()
+def test_a_run_behind_a_link_is_set_aside_and_the_link_leads_to_the_new_one(run: RunDirectory) -> None:
+    link = run.path.with_name("link")
+    link.symlink_to(run.path)
+    assert set_run_aside(link) == run.path.with_name("run.earlier-1").resolve()
+    with RunDirectory(link).locked():
+        assert find_start(RunDirectory(link), RECIPE, "auto").kind == "new"
+    assert link.resolve() == run.path.resolve()
+
+
+def test_a_record_that_was_not_finished_is_no_run_to_set_aside(tmp_path: Path) -> None:
+    (tmp_path / f".{RECORD_NAME}.7.tmp").write_text("{")
+    assert set_run_aside(tmp_path) is None
+    assert find_start(RunDirectory(tmp_path), RECIPE, "auto").kind == "new"
+
+

@@ -67,6 +67,12 @@ class RunDirectory:
             yield
 
 
+def _content(path: Path) -> list[str]:
+    """Names in a folder. A lock, or a record that a killed process did not finish writing, is no content."""
+    names = (entry.name for entry in path.iterdir())
+    return sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
+
+
 def set_run_aside(path: Path) -> Path | None:
     """Rename the folder of an earlier run, so that a new one can start there; nothing is deleted.
 
@@ -76,7 +82,7 @@ def set_run_aside(path: Path) -> Path | None:
     Raises:
         UserError: the folder holds something else, or another process trains in it.
     """
-    if not path.exists() or (path.is_dir() and not any(entry.name != LOCK for entry in path.iterdir())):
+    if not path.exists() or (path.is_dir() and not _content(path)):
         return None
     if not (path / RECORD_NAME).is_file():
         raise UserError(f"--fresh: {path} holds no run, and nothing else is moved away; give another --out")
@@ -132,9 +138,7 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     """
     path, fingerprint = directory.path, recipe_fingerprint(recipe)
     directory.check_folder()
-    # A lock, or a record that a killed process did not finish writing, is no content.
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
-    entries = sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
+    entries = _content(path) if path.exists() else []
     record = None
     if entries:
         if resume == "never":

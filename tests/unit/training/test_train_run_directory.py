@@ -6,6 +6,7 @@ import pytest
 
 from layerroute.errors import UserError
 from layerroute.integrity import MANIFEST, seal
+from layerroute.records import RECORD_NAME
 from layerroute.training import run_directory
 from layerroute.training.checkpoint import (
     STAGING,
@@ -241,3 +242,10 @@ def test_a_record_that_was_not_finished_is_no_run_to_set_aside(tmp_path: Path) -
     assert find_start(RunDirectory(tmp_path), RECIPE, "auto").kind == "new"
 
 
+def test_only_a_run_that_nobody_trains_is_set_aside(run: RunDirectory) -> None:
+    with run.locked(), pytest.raises(UserError, match="another process is training"):
+        set_run_aside(run.path)
+    run.record.rename(run.path / "letter.txt")
+    with pytest.raises(UserError, match="holds no run"):
+        set_run_aside(run.path)
+    assert (run.path / "letter.txt").is_file()

@@ -25,7 +25,7 @@ from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
 from layerroute.training.arguments import training_arguments
 from layerroute.training.callbacks import RunCallback
-from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
+from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside
 from layerroute.training.curves import CurvesCallback
 from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
@@ -290,7 +290,7 @@ class _Run:
             command=self.command,
             earlier=self.start.record,
             note=self.start.note,
-            step=step_of(checkpoint) if checkpoint is not None else None,
+            step=self.start.step,
         )
         self.record.update({**self.trainee.static_sections(), "precision": self.precision.name})
         replace_text(self.directory.recipe, dump(self.plain))

@@ -92,25 +92,27 @@ def set_run_aside(path: Path) -> Path | None:
     names = (own.with_name(aside_name(own.name, number)) for number in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     own.rename(aside)
+    if path.is_symlink():  # it leads to where the run was, and the new one is to be there, too
+        own.mkdir()
     return aside
 
 
 @dataclass(frozen=True)
 class Start:
     """Where a run starts.
-    if path.is_symlink():  # it leads to where the run was, and the new one is to be there, too
-        own.mkdir()
 
     Attributes:
         kind: ``new``, ``resume`` (from ``checkpoint``) or ``completed`` (there is nothing to do).
         record: of the earlier part of the run, None for a new one.
         damaged: newer checkpoints that are not what was written, and what is wrong with each. They are not used.
+        step: of ``checkpoint``, whatever its folder is called; None without one.
     """
 
     kind: Literal["new", "resume", "completed"]
     checkpoint: Path | None = None
     record: dict[str, Any] | None = None
     damaged: tuple[tuple[Path, str], ...] = ()
+    step: int | None = None
 
     @property
     def note(self) -> str:
@@ -157,8 +159,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
             )
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
-        check_resumable(checkpoint, fingerprint)
-        return Start("resume", checkpoint, record)
+        state = check_resumable(checkpoint, fingerprint)
+        return Start("resume", checkpoint, record, step=state["step"])
     if record is not None and record["status"] == "completed":
         return Start("completed", None, record)
     damaged = []
@@ -168,8 +170,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
         except DamagedError as damage:
             damaged.append((checkpoint, str(damage)))
             continue
-        check_resumable(checkpoint, fingerprint)
-        return Start("resume", checkpoint, record, tuple(damaged))
+        state = check_resumable(checkpoint, fingerprint)
+        return Start("resume", checkpoint, record, tuple(damaged), step=state["step"])
     return Start("new", None, record, tuple(damaged))
 
 

@@ -168,6 +168,14 @@ def test_retention_keeps_the_newest_of_this_run_and_clears_what_a_kill_left(tmp_
     assert [path.name for path in folder.iterdir()] == ["checkpoint-20"]
 
 
+def test_the_step_is_that_of_the_checkpoint_whatever_its_folder_is_called(run: RunDirectory) -> None:
+    copy = make_checkpoint(run.checkpoints, 5).rename(run.path / "best-so-far")
+    assert find_start(run, RECIPE, str(copy)).step == 5
+    assert find_start(run, RECIPE, "auto").step is None
+    make_checkpoint(run.checkpoints, 7)
+    assert find_start(run, RECIPE, "auto").step == 7
+
+
 def test_a_completed_run_is_done(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(run.checkpoints, 5)
     record = {"run": "a-seed1", "recipe": RECIPE, "status": "completed"}
@@ -220,13 +228,6 @@ def test_an_earlier_run_is_set_aside_and_kept(run: RunDirectory) -> None:
         run.record.write_text("{}")
 
 
-def test_only_a_run_that_nobody_trains_is_set_aside(run: RunDirectory) -> None:
-    with run.locked(), pytest.raises(UserError, match="another process is training"):
-        set_run_aside(run.path)
-    run.record.rename(run.path / "letter.txt")
-    with pytest.raises(UserError, match="holds no run"):
-        set_run_aside(run.path)
-    assert (run.path / "letter.txt").is_file()
 def test_a_run_behind_a_link_is_set_aside_and_the_link_leads_to_the_new_one(run: RunDirectory) -> None:
     link = run.path.with_name("link")
     link.symlink_to(run.path)

@@ -23,7 +23,7 @@ from layerroute.integrity import replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
-from layerroute.training.arguments import training_arguments
+from layerroute.training.arguments import check_arguments, training_arguments
 from layerroute.training.callbacks import RunCallback
 from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside
 from layerroute.training.curves import CurvesCallback
@@ -153,6 +153,7 @@ class _Run:
     def prepare(self) -> None:
         """Data, model and trainer; prints the summary. Nothing is written to the run's folder before all is well."""
         recipe, train, trainee = self.recipe, self.recipe.train, self.trainee
+        check_arguments(train)  # before anything is read, which may take hours
         self.device = choose_device(train.device)
         self.precision = choose_precision(train.precision, self.device)
         trainee.read(progress=self.console.is_terminal and is_main())

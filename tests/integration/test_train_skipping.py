@@ -306,7 +306,10 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
         ),
         ("skip: {layers: [2, 9]}", "out of range"),
         ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),
-        ("skip: {layers: [2, 9]}\nstart: {method: fresh}", "out of range"),
+        (
+            "skip: {layers: [2, 9]}\nstart: {method: fresh}\nadapt: {router_rate: 1.0}",
+            "out of range",
+        ),
         (
             "train: {separate_documents: true}\nmodel: {attention: flash_attention_2}",
             "use model.attention: sdpa",

@@ -25,6 +25,7 @@ from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
+from layerroute.training.recipe_checks import SEVERAL_BUDGETS
 from layerroute.training.samples import Boundaries
 from layerroute.training.skipping.configuration import (
     AdaptConfig,
@@ -116,9 +117,7 @@ class SkippingTrainee(Trainee):
         self._groups = choose_trainable(self.model, self.adapt)
         router = get_router(self.model)
         if budgets and router.budgets is None:
-            raise UserError(
-                "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
-            )
+            raise UserError(f"{SEVERAL_BUDGETS}; {self.start.folder} holds none such")
         length = self.recipe.data.sequence_length
         self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
         parts = {

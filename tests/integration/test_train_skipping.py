@@ -337,6 +337,23 @@ def test_sequences_longer_than_the_model_reads_are_told(home, tmp_path, capsys, 
     assert "tokens are too long: this model reads 8" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("text", "told", "long"),
+    [
+        ("start: {folder: nowhere}", "nowhere holds no calibrated routed", "prepare_data"),
+        ("adapt: {lora_targets: [nothing]}", "no module called nothing", "start_router"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_what_takes_long(
+    home, tmp_path, capsys, monkeypatch, text, told, long
+):
+    monkeypatch.setattr(
+        f"layerroute.training.skipping.trainee.{long}", lambda *_, **__: pytest.fail("too late")
+    )
+    assert main(["train", recipe(home, "bad", text), "--out", str(tmp_path / "run")]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_does_not_fit_is_told(home, tmp_path, capsys):
     folder = shutil.copytree(home / "model", tmp_path / "model")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

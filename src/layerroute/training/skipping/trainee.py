@@ -36,6 +36,8 @@ from layerroute.training.skipping.configuration import (
 from layerroute.training.skipping.loss import SkippingLoss
 from layerroute.training.skipping.start import (
     add_adapter,
+    calibrated_arm,
+    check_adapter,
     choose_trainable,
     load_base,
     start_router,
@@ -65,7 +67,7 @@ class SkippingTrainee(Trainee):
         """Prepare the data with the model's own tokenizer.
 
         Raises:
-            UserError: if the recipe names another tokenizer.
+            UserError: if the recipe names another tokenizer, or a folder that holds no calibration.
         """
         train, attention = self.recipe.train, self.pretrained.attention or ""
         if train.separate_documents and attention.startswith("flash"):
@@ -78,6 +80,8 @@ class SkippingTrainee(Trainee):
             raise UserError(
                 f"data.tokenizer is {data.tokenizer!r}, but {name} reads the ids of its own; leave data.tokenizer out"
             )
+        if self.start.folder is not None:
+            calibrated_arm(Path(self.start.folder), self.start.arm)  # told now: reading may take hours
         self.data = prepare_data(replace(data, tokenizer=local_source(name)), progress=progress)
 
     def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
@@ -96,9 +100,10 @@ class SkippingTrainee(Trainee):
                 f"{self.pretrained.name}: its tokenizer has {self.data.vocabulary_size} tokens and the model {rows} "
                 "embeddings: they do not fit"
             )
+        check_windows(self.recipe.data.sequence_length, tokens_read(self.model))
+        check_adapter(self.model, self.adapt)
         if self.start.method == "calibrated" and self.start.folder is None:
             tell("start       calibrated on training text; made once for all arms, kept in the cache")
-        check_windows(self.recipe.data.sequence_length, tokens_read(self.model))
         skip = self.skip
         if skip.sink_ids is None:
             skip = replace(skip, sink_ids=special_tokens(self.tokenizer))

@@ -26,6 +26,20 @@ _UNWRITABLE = {
 WAY_OUT = "set LAYERROUTE_CACHE to a folder"
 
 
+def cache_folder(chosen: str | None = None) -> Path:
+    """The folder of all caches: ``chosen``, ``$LAYERROUTE_CACHE`` or ``~/.cache/layerroute``.
+
+    Raises:
+        UserError: it begins with a home folder that is not known here.
+    """
+    folder = os.path.expanduser(chosen or os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute")
+    if folder.startswith("~"):
+        raise UserError(
+            f"the cache folder {folder} begins with a home folder that is not known here; {WAY_OUT}"
+        )
+    return Path(folder)
+
+
 def open_or_build(
     entry: Path,
     files: tuple[str, ...],

@@ -14,10 +14,12 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 LOCK = ".lock"
 STALE_SECONDS = 900.0
 _BEAT_SECONDS = 30.0
+_LOOK_SECONDS = 0.01
 
 
 class Heartbeat:
@@ -44,10 +46,9 @@ def hold(folder: Path) -> Iterator[bool]:
     with path.open("a+") as file:
         locked = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+            if not _taken(file):
+                yield False
+                return
         except OSError:  # a file system without locks: Lustre mounted without flock, some FUSE
             locked = False
         file.truncate(0)
@@ -59,6 +60,22 @@ def hold(folder: Path) -> Iterator[bool]:
             if not locked:  # nothing else would tell that it has ended
                 with contextlib.suppress(OSError):
                     file.truncate(0)
+
+
+def _taken(file: IO[str]) -> bool:
+    """Take the lock, unless another process trains. Who only looks (``is_alive``) shares it for a moment."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(_LOOK_SECONDS)
 
 
 def is_alive(folder: Path) -> bool:

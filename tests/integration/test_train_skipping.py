@@ -306,7 +306,10 @@ def test_only_what_the_recipe_opens_is_trained(home, tmp_path):
         ),
         ("skip: {layers: [2, 9]}", "out of range"),
         ("skip: {kv: evict}", "skip.kv 'evict' cannot be calibrated"),
-        ("skip: {layers: [2, 9]}\nstart: {method: fresh}", "out of range"),
+        (
+            "skip: {layers: [2, 9]}\nstart: {method: fresh}\nadapt: {router_rate: 1.0}",
+            "out of range",
+        ),
         (
             "train: {separate_documents: true}\nmodel: {attention: flash_attention_2}",
             "use model.attention: sdpa",
@@ -332,6 +335,23 @@ def test_sequences_longer_than_the_model_reads_are_told(home, tmp_path, capsys, 
     monkeypatch.setattr("layerroute.training.skipping.trainee.tokens_read", lambda model: 8)
     assert main(["train", recipe(home, "long", ""), "--out", str(tmp_path / "run")]) == 2
     assert "tokens are too long: this model reads 8" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "long"),
+    [
+        ("start: {folder: nowhere}", "nowhere holds no calibrated routed", "prepare_data"),
+        ("adapt: {lora_targets: [nothing]}", "no module called nothing", "start_router"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_what_takes_long(
+    home, tmp_path, capsys, monkeypatch, text, told, long
+):
+    monkeypatch.setattr(
+        f"layerroute.training.skipping.trainee.{long}", lambda *_, **__: pytest.fail("too late")
+    )
+    assert main(["train", recipe(home, "bad", text), "--out", str(tmp_path / "run")]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_does_not_fit_is_told(home, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,18 @@ def test_a_held_folder_is_alive_and_a_left_one_is_not(tmp_path: Path) -> None:
             assert not again
         assert is_alive(tmp_path)
     assert not is_alive(tmp_path)
+
+
+def test_who_only_looks_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    """Looking takes a shared lock for a moment: reports and other workers look all the time."""
+    (tmp_path / LOCK).touch()
+    with (tmp_path / LOCK).open() as looking:
+        liveness.fcntl.flock(looking, liveness.fcntl.LOCK_SH)
+        gone = threading.Timer(0.05, liveness.fcntl.flock, (looking, liveness.fcntl.LOCK_UN))
+        gone.start()
+        with hold(tmp_path) as free:
+            assert free and is_alive(tmp_path)
+        gone.join()
 
 
 def test_a_lock_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:

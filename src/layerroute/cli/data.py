@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from layerroute.cli.output import print_json
@@ -158,7 +157,7 @@ def _window(prepared: PreparedData, arguments: argparse.Namespace) -> dict[str, 
 def _list(arguments: argparse.Namespace) -> int:
     from layerroute.data import list_prepared
 
-    cache = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else DataConfig().cache_folder()
+    cache = DataConfig(cache_dir=arguments.cache_dir).cache_folder()
     entries = [
         {
             "source": manifest["source"]["description"],

@@ -1,6 +1,5 @@
 """What text to train on, how to tokenize it and how to split it: the ``data`` section of a recipe."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from layerroute.data.copies import CopiesConfig
 from layerroute.data.kinds import KindConfig, check_kinds
 from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.errors import UserError, nearest
+from layerroute.folders import cache_folder
 
 SourceName = Literal[
     "python-stdlib",
@@ -133,6 +133,23 @@ class DataConfig:
                 )
             if not given and self.source == owner and name != "kinds":
                 raise UserError(f"data.source is {owner!r} but data.{name} is empty; set data.{name}")
+        for name in ("subset", "split", "revision"):
+            if self.source != "hub" and getattr(self, name) != type(self).__dict__[name]:
+                raise UserError(
+                    f"data.{name} is set but data.source is {self.source!r}; "
+                    f"set data.source to 'hub', or leave data.{name} out"
+                )
+        if self.validation_paths and self.source == "recall":
+            raise UserError(
+                "data.validation_paths is set but data.source is 'recall', which makes its own validation sequences; "
+                "leave data.validation_paths out"
+            )
+        read = self.source in ("files", "hub") or bool(self.validation_paths)
+        if not read and self.text_field != type(self).__dict__["text_field"]:
+            instead = "set it in data.kinds" if self.source == "kinds" else "leave it out"
+            raise UserError(
+                f"data.text_field is for data.source files and hub, and not for {self.source!r}; {instead}"
+            )
         if self.document_separator is not None and self.source != "files":
             raise UserError(
                 f"data.document_separator is for data.source files, and not for {self.source!r}; leave it out"
@@ -181,5 +198,4 @@ class DataConfig:
 
     def cache_folder(self) -> Path:
         """Return the folder of all caches: ``cache_dir``, ``$LAYERROUTE_CACHE`` or ``~/.cache/layerroute``."""
-        chosen = self.cache_dir or os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute"
-        return Path(chosen).expanduser()
+        return cache_folder(self.cache_dir)

@@ -1,10 +1,10 @@
 """Kinds of text: a name, the files behind it, and its share of what is read (``--data NAME=PATH``)."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from layerroute.errors import UserError
 
@@ -26,6 +26,9 @@ DEFAULT_HELP = (
 )
 
 
+_OF_A_DATASET = ("subset", "split", "revision")
+
+
 @dataclass(kw_only=True, frozen=True)
 class KindConfig:
     """One kind of text, from files or from a dataset of the hub.
@@ -38,7 +41,8 @@ class KindConfig:
         text_field: key or column of the text in records. Default ``text``.
 
     Raises:
-        UserError: neither paths nor a dataset, or both, or a share that is not above 0.
+        UserError: neither paths nor a dataset, or both, a part of a dataset beside paths, or a share that is not above
+            0.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -56,6 +60,11 @@ class KindConfig:
         if bool(paths) == bool(self.dataset):
             raise UserError(
                 f"a kind of text needs paths or a dataset, one of the two; got {self.paths!r} and {self.dataset!r}"
+            )
+        given = [name for name in _OF_A_DATASET if getattr(self, name) != type(self).__dict__[name]]
+        if paths and given:
+            raise UserError(
+                f"{given[0]} is of a dataset, and a kind of text with paths has none; leave it out"
             )
         if not (math.isfinite(self.share) and self.share > 0):
             raise UserError(f"the share of a kind of text must be above 0, got {self.share}")
@@ -98,7 +107,7 @@ def parse_kinds(
     shares: dict[str, float] = {}
     current = UNNAMED
     for word in words:
-        match = None if Path(word).exists() else _WORD.fullmatch(word)
+        match = None if os.path.exists(word) else _WORD.fullmatch(word)
         if match is None:
             paths.setdefault(current, []).append(word)
             continue
@@ -107,7 +116,7 @@ def parse_kinds(
             raise UserError(
                 f"{option} names the kind {current!r} twice; give all its files at once: {current}=FILE,FILE"
             )
-        found = [rest] if rest and Path(rest).exists() else [part for part in rest.split(",") if part]
+        found = [rest] if os.path.exists(rest) else [part for part in rest.split(",") if part]
         if not found:
             raise UserError(f"{option} {word}: the kind {current!r} has no file; write {current}=FILE")
         paths[current] = found

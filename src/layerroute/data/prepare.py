@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,13 +162,13 @@ class _Plan:
         """Write the files of the entry into ``folder`` and return its manifest."""
         config = self.config
         with contextlib.ExitStack() as stack:
+            # What is wrong with it is told before a source is read, which may take hours.
+            bundle = None if config.tokenizer == BPE else load_pretrained(config.tokenizer)
             parts = self._read(stack, folder, stage)
             spool, trains = parts["train"]
-            if config.tokenizer == BPE:
+            if bundle is None:
                 texts = spool.texts(trains, stage("training the tokenizer"))
                 bundle = train_bpe(texts, config.vocabulary_size)
-            else:
-                bundle = load_pretrained(config.tokenizer)
             bundle.save(folder)
             dtype = "uint16" if bundle.vocabulary_size <= _LARGEST_UINT16_VOCABULARY else "uint32"
             counts, digests = {}, {}
@@ -269,5 +270,5 @@ def _open(config: DataConfig, entry: Path, manifest: Manifest) -> PreparedData:
 
 def _name(tokenizer: str) -> str:
     """Return a hub name as it is and a local folder by its last part: records name no folders of a machine."""
-    path = Path(tokenizer).expanduser()
-    return path.resolve().name if path.exists() else tokenizer
+    path = os.path.expanduser(tokenizer)
+    return Path(path).resolve().name if os.path.exists(path) else tokenizer

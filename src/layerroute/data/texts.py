@@ -8,7 +8,7 @@ from pathlib import Path
 
 from layerroute.data.kinds import UNNAMED, KindConfig, default_kinds
 from layerroute.data.sources import Source
-from layerroute.data.sources.mixture import kind_sources
+from layerroute.data.sources.mixture import kind_sources, without_text
 from layerroute.errors import UserError
 
 
@@ -119,5 +119,5 @@ def _opened(name: str, source: Source) -> Iterator[str]:
     except UserError as error:
         raise UserError(str(error) if name == UNNAMED else f"kind {name!r}: {error}") from error
     if first is None:
-        raise UserError(f"the kind {name!r} holds no text ({source.describe()}); give files that do")
+        raise UserError(without_text(name, source))
     return (document.text for document in chain([first], documents))

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,9 @@ def load_pretrained(name: str) -> TokenizerBundle:
     else:
         file = next(path for path in files if path.name != CONFIG_FILE)
         tokenizer = parse_tokenizer(read_bytes(file), f"the tokenizer {name!r}")
+    # Files may ask for both: a padded text has no beginning that could be told, and none is cut here.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     config = _config(name, by_name.get(CONFIG_FILE))
     own = config.get("eos_token")
     own = own.get("content") if isinstance(own, dict) else own
@@ -290,10 +294,12 @@ def _batches(texts: Iterable[str]) -> Iterator[list[_Piece]]:
 
 def _local_files(name: str) -> list[Path] | None:
     """Return the files of a local tokenizer, or None if ``name`` is to be looked for on the hub."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path) and path.name == CONFIG_FILE:
+        raise UserError(f"data.tokenizer names {name}, which holds no tokens; give its folder, {path.parent}")
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         present = [path / file for file in (TOKENIZER_FILE, "vocab.json", "merges.txt", CONFIG_FILE)]
         present = [file for file in present if file.is_file()]
         names = {file.name for file in present}

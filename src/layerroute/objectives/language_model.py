@@ -40,8 +40,8 @@ def cross_entropy(
     total = F.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=ignore_index, reduction="sum"
     )
-    number = (targets != ignore_index).sum().clamp_min(1) if count is None else torch.as_tensor(count)
-    return total / number.to(total.device)
+    number = (targets != ignore_index).sum() if count is None else torch.as_tensor(count)
+    return total / number.to(total.device).clamp_min(1)
 
 
 def distillation_loss(

@@ -7,7 +7,6 @@ with its tokenizer. It is unpacked once, which takes about a minute, and kept as
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import tempfile
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import (
 )
 
 from layerroute.errors import UserError, nearest, one_line, require
-from layerroute.folders import open_or_build
+from layerroute.folders import cache_folder, open_or_build
 from layerroute.skipping.families import decoder_stack
 from layerroute.skipping.weights import check_weight_sizes, empty_model
 
@@ -200,11 +199,6 @@ def gguf_path() -> Path | None:
         return None
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     return files[0] if files else None
-
-
-def cache_folder() -> Path:
-    """``$LAYERROUTE_CACHE``, or else ``~/.cache/layerroute``."""
-    return Path(os.environ.get("LAYERROUTE_CACHE") or "~/.cache/layerroute").expanduser()
 
 
 def _smollm2() -> str:

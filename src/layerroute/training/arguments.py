@@ -35,16 +35,9 @@ def training_arguments(
         UserError: if the batch cannot be divided among processes and accumulation steps, or a tracker is unknown or
             not installed.
     """
-    _check_trackers(config.report_to)
+    parts = check_arguments(config)
     if "wandb" in config.report_to:
         os.environ.setdefault("WANDB_PROJECT", PROJECT)  # transformers' callback takes it from there only
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    parts = processes * config.gradient_accumulation
-    if config.batch_size % parts:
-        raise UserError(
-            f"train.batch_size ({config.batch_size}) must be a multiple of processes × train.gradient_accumulation "
-            f"({processes} × {config.gradient_accumulation})"
-        )
     renamed: dict[str, Any] = {_CHECKPOINTING: config.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(folder),
@@ -80,6 +73,23 @@ def training_arguments(
         project=PROJECT,
         report_to=[name for name in config.report_to if name != "tensorboard"],
     )
+
+
+def check_arguments(config: TrainConfig) -> int:
+    """Hold a `train` section against this machine. Returns the parts that a batch is divided into.
+
+    Raises:
+        UserError: as ``training_arguments``.
+    """
+    _check_trackers(config.report_to)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    parts = processes * config.gradient_accumulation
+    if config.batch_size % parts:
+        raise UserError(
+            f"train.batch_size ({config.batch_size}) must be a multiple of processes × train.gradient_accumulation "
+            f"({processes} × {config.gradient_accumulation})"
+        )
+    return parts
 
 
 def _check_trackers(names: list[str]) -> None:

@@ -151,7 +151,7 @@ def check_resumable(checkpoint: Path, fingerprint: str) -> dict[str, Any]:
         raise UserError(f"--resume: {checkpoint} is damaged ({damage}); choose another checkpoint") from None
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
-        stored = state["fingerprint"]
+        stored, _ = state["fingerprint"], int(state["step"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"--resume: {checkpoint / STATE_NAME} is damaged; choose another checkpoint"

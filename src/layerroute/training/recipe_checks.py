@@ -5,6 +5,10 @@ from typing import Any
 from layerroute.errors import expect
 from layerroute.recipe import Recipe
 
+SEVERAL_BUDGETS = (
+    "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
+)
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Hold the sections of a recipe against each other.
@@ -43,12 +47,24 @@ def _attention(sections: Any) -> None:
 
 def _skipping(sections: Any) -> None:
     routing, start, objective = sections["skip"].routing, sections["start"], sections["objective"]
+    adapt = sections["adapt"]
+    learns = routing.control is None and start.arm == "routed"
+    expect(
+        bool(adapt.lora_rank or adapt.router_rate or adapt.skip_rate),
+        "nothing is trained: adapt.lora_rank, router_rate and skip_rate are 0; set one of them",
+    )
+    expect(not objective.budgets or (learns and start.method == "calibrated"), SEVERAL_BUDGETS)
     expect(
         objective.rate.start is None or not objective.budgets,
         "objective.rate.start has no effect with objective.budgets, of which each step draws one; leave one out",
     )
-    if routing.control is not None or start.arm != "routed":
+    if not learns:
         return
+    expect(
+        start.method == "calibrated" or adapt.router_rate > 0,
+        "start.method: fresh makes a router that has learnt nothing, and adapt.router_rate: 0 leaves it so; set "
+        "adapt.router_rate (1.0, say)",
+    )
     _check_schedule(sections, routing)
     policy = routing.estimator == "reinforce"
     expect(

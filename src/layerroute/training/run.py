@@ -23,9 +23,9 @@ from layerroute.integrity import replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
-from layerroute.training.arguments import training_arguments
+from layerroute.training.arguments import check_arguments, training_arguments
 from layerroute.training.callbacks import RunCallback
-from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside, step_of
+from layerroute.training.checkpoint import clear_leftovers, newest_checkpoint, set_aside
 from layerroute.training.curves import CurvesCallback
 from layerroute.training.disk import disk_errors, only_tensors
 from layerroute.training.errors import TrainingFailed
@@ -153,6 +153,7 @@ class _Run:
     def prepare(self) -> None:
         """Data, model and trainer; prints the summary. Nothing is written to the run's folder before all is well."""
         recipe, train, trainee = self.recipe, self.recipe.train, self.trainee
+        check_arguments(train)  # before anything is read, which may take hours
         self.device = choose_device(train.device)
         self.precision = choose_precision(train.precision, self.device)
         trainee.read(progress=self.console.is_terminal and is_main())
@@ -290,7 +291,7 @@ class _Run:
             command=self.command,
             earlier=self.start.record,
             note=self.start.note,
-            step=step_of(checkpoint) if checkpoint is not None else None,
+            step=self.start.step,
         )
         self.record.update({**self.trainee.static_sections(), "precision": self.precision.name})
         replace_text(self.directory.recipe, dump(self.plain))

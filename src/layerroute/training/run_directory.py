@@ -67,6 +67,12 @@ class RunDirectory:
             yield
 
 
+def _content(path: Path) -> list[str]:
+    """Names in a folder. A lock, or a record that a killed process did not finish writing, is no content."""
+    names = (entry.name for entry in path.iterdir())
+    return sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
+
+
 def set_run_aside(path: Path) -> Path | None:
     """Rename the folder of an earlier run, so that a new one can start there; nothing is deleted.
 
@@ -76,7 +82,7 @@ def set_run_aside(path: Path) -> Path | None:
     Raises:
         UserError: the folder holds something else, or another process trains in it.
     """
-    if not path.exists() or (path.is_dir() and not any(entry.name != LOCK for entry in path.iterdir())):
+    if not path.exists() or (path.is_dir() and not _content(path)):
         return None
     if not (path / RECORD_NAME).is_file():
         raise UserError(f"--fresh: {path} holds no run, and nothing else is moved away; give another --out")
@@ -86,6 +92,8 @@ def set_run_aside(path: Path) -> Path | None:
     names = (own.with_name(aside_name(own.name, number)) for number in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     own.rename(aside)
+    if path.is_symlink():  # it leads to where the run was, and the new one is to be there, too
+        own.mkdir()
     return aside
 
 
@@ -97,12 +105,14 @@ class Start:
         kind: ``new``, ``resume`` (from ``checkpoint``) or ``completed`` (there is nothing to do).
         record: of the earlier part of the run, None for a new one.
         damaged: newer checkpoints that are not what was written, and what is wrong with each. They are not used.
+        step: of ``checkpoint``, whatever its folder is called; None without one.
     """
 
     kind: Literal["new", "resume", "completed"]
     checkpoint: Path | None = None
     record: dict[str, Any] | None = None
     damaged: tuple[tuple[Path, str], ...] = ()
+    step: int | None = None
 
     @property
     def note(self) -> str:
@@ -130,9 +140,7 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
     """
     path, fingerprint = directory.path, recipe_fingerprint(recipe)
     directory.check_folder()
-    # A lock, or a record that a killed process did not finish writing, is no content.
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
-    entries = sorted(name for name in names if name != LOCK and not name.startswith(f".{RECORD_NAME}"))
+    entries = _content(path) if path.exists() else []
     record = None
     if entries:
         if resume == "never":
@@ -151,8 +159,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
             )
     if resume not in ("auto", "never"):
         checkpoint = Path(resume)
-        check_resumable(checkpoint, fingerprint)
-        return Start("resume", checkpoint, record)
+        state = check_resumable(checkpoint, fingerprint)
+        return Start("resume", checkpoint, record, step=state["step"])
     if record is not None and record["status"] == "completed":
         return Start("completed", None, record)
     damaged = []
@@ -162,8 +170,8 @@ def find_start(directory: RunDirectory, recipe: Mapping[str, Any], resume: str) 
         except DamagedError as damage:
             damaged.append((checkpoint, str(damage)))
             continue
-        check_resumable(checkpoint, fingerprint)
-        return Start("resume", checkpoint, record, tuple(damaged))
+        state = check_resumable(checkpoint, fingerprint)
+        return Start("resume", checkpoint, record, tuple(damaged), step=state["step"])
     return Start("new", None, record, tuple(damaged))
 
 

@@ -33,6 +33,12 @@ from layerroute.errors import UserError
         ({"tokenizer": ""}, "its default is 'bpe'"),
         ({"source": "files", "paths": ["a"], "document_separator": ""}, "leave it out"),
         ({"document_separator": "x"}, "is for data.source files"),
+        ({"subset": "en"}, "set data.source to 'hub'"),
+        ({"split": "test"}, "leave data.split out"),
+        ({"source": "files", "paths": ["a"], "revision": "main"}, "leave data.revision out"),
+        ({"text_field": "body"}, "data.text_field is for data.source files and hub"),
+        ({"source": "kinds", "text_field": "body"}, "set it in data.kinds"),
+        ({"source": "recall", "recall": {}, "validation_paths": ["a"]}, "leave data.validation_paths out"),
     ],
 )
 def test_wrong_settings_are_told_with_the_way_out(fields: dict[str, object], said: str) -> None:
@@ -40,6 +46,10 @@ def test_wrong_settings_are_told_with_the_way_out(fields: dict[str, object], sai
         DataConfig(**fields)  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert "data." in str(caught.value)
+
+
+def test_the_field_of_texts_is_that_of_validation_paths_too() -> None:
+    assert DataConfig(validation_paths=["a.jsonl"], text_field="body").text_field == "body"
 
 
 def test_vocabulary_size_is_free_with_a_pretrained_tokenizer() -> None:
@@ -53,3 +63,7 @@ def test_cache_folder_is_the_setting_then_the_variable_then_home(monkeypatch: py
     monkeypatch.delenv("LAYERROUTE_CACHE")
     monkeypatch.setenv("HOME", "/at/home")
     assert DataConfig().cache_folder() == Path("/at/home/.cache/layerroute")
+    with pytest.raises(
+        UserError, match="~nobody-here/cache begins with a home folder that is not known here"
+    ):
+        DataConfig(cache_dir="~nobody-here/cache").cache_folder()

@@ -141,8 +141,10 @@ def test_a_folder_leaves_out_json_and_tables_without_text(
     (tmp_path / "a.md").write_text("text")
     (tmp_path / "package.json").write_text('{"name": "x", "version": 1}')
     (tmp_path / "numbers.csv").write_text("x,y\n1,2\n")
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "numbers.parquet")
+    assert "has no column 'text'" in refusal(tmp_path / "numbers.parquet")
     assert read(tmp_path) == ["text"]
-    assert "skipped 2 files without text: numbers.csv, package.json" in caplog.text
+    assert "skipped 3 files without text: numbers.csv, numbers.parquet, package.json" in caplog.text
 
 
 def test_zstd_that_begins_with_a_frame_to_skip(tmp_path: Path) -> None:
@@ -298,6 +300,33 @@ def test_a_separator_parts_text_files_only(tmp_path: Path) -> None:
     assert names == ["a.txt#0", "a.txt#1", "a.txt#3", "b.jsonl:1"]
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("separator", ["\n", "<|>", "aa", "aba"])
+def test_a_text_is_parted_alike_whatever_the_blocks_that_it_is_read_in(
+    block: int, separator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_BLOCK", block)
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        text = "".join(draw.choice(["a", "b", "ü", "\n", "<|", ">", "<|>"], size=40))
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        expected = [part for part in text.split(separator) if part.strip()]
+        assert read(tmp_path / "a.txt", separator=separator) == expected
+
+
+def test_a_file_may_be_longer_than_any_of_its_documents_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAXIMUM_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(readers, "_BLOCK", 30)
+    (tmp_path / "a.txt").write_text("<|>".join(["word " * 8] * 50))
+    assert "set data.document_separator" in refusal(tmp_path / "a.txt")
+    assert read(tmp_path / "a.txt", separator="<|>") == ["word " * 8] * 50
+    (tmp_path / "a.txt").write_bytes(b"word<|>" * 50 + b"\0")
+    with pytest.raises(UserError, match=r"a\.txt is binary.*a zero byte at 350"):  # too late to skip it
+        read(tmp_path, separator="<|>")
+
+
 def test_folders_globs_and_files_give_each_file_once_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "below/c.md", ".hidden.txt", ".git/d.txt", "__pycache__/e.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -332,6 +361,9 @@ def test_paths_that_lead_nowhere_are_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert "neither a file nor a folder" in refusal(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path)
     assert f"Relative paths start at {tmp_path}" in refusal("zzz/qqq.txt")
+    assert "there is no file or folder ~nobody-here/a.txt" in refusal("~nobody-here/a.txt")
+    for name in ("a text in the place of a path. " * 100, f"{'x' * 300}/a.txt"):
+        assert "there is no file or folder" in refusal(name)
 
 
 def test_unreadable_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ def test_a_file_whose_name_holds_the_sign_is_a_path(tmp_path, monkeypatch):
     assert paths(["x=a=b.txt", "y=c,d.txt"]) == {"x": ["a=b.txt"], "y": ["c,d.txt"]}
 
 
+def test_a_kind_may_have_more_files_than_a_name_has_letters():
+    files = [f"part-{number:03}.txt" for number in range(40)]
+    assert paths([f"prose={','.join(files)}"]) == {"prose": files}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -69,6 +74,8 @@ def test_wrong_words_are_told(words, said):
         ({"paths": "a.txt"}, "needs paths"),
         ({"paths": ["a"], "share": 0.0}, "above 0"),
         ({"paths": ["a"], "share": float("inf")}, "above 0"),
+        ({"paths": ["a"], "subset": "en"}, "subset is of a dataset"),
+        ({"paths": ["a"], "split": "test"}, "split is of a dataset"),
     ],
 )
 def test_wrong_kinds_are_told(made, said):
@@ -148,6 +155,15 @@ def test_a_mixture_keeps_its_shares_and_ends_where_one_kind_does(tmp_path):
         mixture.fingerprint()
         != Mixture({"a": KindConfig(paths=[one]), "b": KindConfig(paths=[two])}).fingerprint()
     )
+
+
+def test_a_kind_without_text_does_not_end_a_mixture_before_it_begins(tmp_path):
+    one, empty = write(tmp_path, "one", 200), tmp_path / "empty"
+    empty.mkdir()
+    (empty / "picture.bin").write_bytes(b"\0\1\2")
+    mixture = Mixture({"a": KindConfig(paths=[one]), "b": KindConfig(paths=[str(empty)])})
+    with pytest.raises(UserError, match=r"the kind 'b' holds no text \(files picture\.bin\)"):
+        list(mixture.documents())
 
 
 def test_recipes_have_mixtures(tmp_path):

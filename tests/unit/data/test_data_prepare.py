@@ -243,6 +243,15 @@ def test_a_pretrained_tokenizer_brings_its_own_vocabulary(config: MakeConfig, tm
     assert loaded.folder != trained.folder
 
 
+def test_a_tokenizer_that_cannot_be_used_is_told_before_the_source_is_read(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    monkeypatch.setattr("layerroute.data.prepare.fill", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=r"give a folder with an intact tokenizer\.json"):
+        prepare_data(config(tokenizer=str(tmp_path / "tokenizer.json")))
+
+
 def test_it_describes_itself_for_the_record(config: MakeConfig) -> None:
     prepared = prepare_data(config())
     described = prepared.describe()

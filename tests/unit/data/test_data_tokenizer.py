@@ -210,8 +210,14 @@ def test_tokenizers_that_are_not_there_are_told(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match=r"give intact vocab\.json and merges\.txt"):
         load_pretrained(str(tmp_path))
-    with pytest.raises(UserError, match="cannot be named so"):
-        load_pretrained("not a name/at all/whatever")
+    for name in ("not a name/at all/whatever", "x" * 300):
+        with pytest.raises(UserError, match="cannot be named so"):
+            load_pretrained(name)
+    with pytest.raises(UserError, match="does not exist; give a tokenizer's folder"):
+        load_pretrained("~nobody-here/tokenizer")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="which holds no tokens; give its folder"):
+        load_pretrained(str(tmp_path / "tokenizer_config.json"))
 
 
 def test_mutated_tokenizer_files_never_bring_the_process_down(bundle: TokenizerBundle) -> None:
@@ -261,6 +267,9 @@ def test_what_begins_a_document_is_what_transformers_puts_there(
                 END_OF_TEXT: {"id": END_OF_TEXT, "ids": [bundle.end_of_text_id], "tokens": [END_OF_TEXT]}
             },
         }
+    # As some files ask for: no document is padded or cut, and padding hides nothing of its beginning.
+    content["padding"] = {"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None}
+    content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     if config is not None:

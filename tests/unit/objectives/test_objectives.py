@@ -37,6 +37,7 @@ def test_a_batch_without_targets_is_zero_not_nan():
     loss = cross_entropy(logits, torch.full((1, 3), -100))
     loss.backward()
     assert loss.item() == 0.0 and logits.grad.abs().sum() == 0
+    assert cross_entropy(logits, torch.full((1, 3), -100), count=0).item() == 0.0
 
 
 def test_switch_loss_is_one_when_balanced_and_two_when_collapsed():

@@ -59,6 +59,14 @@ def test_shipped_recipes_fit_together(name):
             {"objective.budgets": "[0.2, 0.4]", "objective.rate.start": "1.0"},
             "no effect with objective.budgets",
         ),
+        ("layer_skipping/token_v2", {"objective.budgets": "[0.2, 0.4]"}, "that serves several budgets"),
+        ("layer_skipping/static_greedy", {"objective.budgets": "[0.2, 0.4]"}, "that serves several budgets"),
+        ("layer_skipping/token_v2", {"adapt.router_rate": "0"}, "makes a router that has learnt nothing"),
+        (
+            "layer_skipping/token",
+            {"adapt.lora_rank": "0", "adapt.router_rate": "0", "adapt.skip_rate": "0"},
+            "nothing is trained",
+        ),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import pytest
 
 from layerroute.errors import UserError
 from layerroute.integrity import MANIFEST, seal
+from layerroute.records import RECORD_NAME
 from layerroute.training import run_directory
 from layerroute.training.checkpoint import (
     STAGING,
@@ -167,6 +168,14 @@ def test_retention_keeps_the_newest_of_this_run_and_clears_what_a_kill_left(tmp_
     assert [path.name for path in folder.iterdir()] == ["checkpoint-20"]
 
 
+def test_the_step_is_that_of_the_checkpoint_whatever_its_folder_is_called(run: RunDirectory) -> None:
+    copy = make_checkpoint(run.checkpoints, 5).rename(run.path / "best-so-far")
+    assert find_start(run, RECIPE, str(copy)).step == 5
+    assert find_start(run, RECIPE, "auto").step is None
+    make_checkpoint(run.checkpoints, 7)
+    assert find_start(run, RECIPE, "auto").step == 7
+
+
 def test_a_completed_run_is_done(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(run.checkpoints, 5)
     record = {"run": "a-seed1", "recipe": RECIPE, "status": "completed"}
@@ -217,6 +226,21 @@ def test_an_earlier_run_is_set_aside_and_kept(run: RunDirectory) -> None:
         assert set_run_aside(run.path) is None
         run.path.mkdir()
         run.record.write_text("{}")
+
+
+def test_a_run_behind_a_link_is_set_aside_and_the_link_leads_to_the_new_one(run: RunDirectory) -> None:
+    link = run.path.with_name("link")
+    link.symlink_to(run.path)
+    assert set_run_aside(link) == run.path.with_name("run.earlier-1").resolve()
+    with RunDirectory(link).locked():
+        assert find_start(RunDirectory(link), RECIPE, "auto").kind == "new"
+    assert link.resolve() == run.path.resolve()
+
+
+def test_a_record_that_was_not_finished_is_no_run_to_set_aside(tmp_path: Path) -> None:
+    (tmp_path / f".{RECORD_NAME}.7.tmp").write_text("{")
+    assert set_run_aside(tmp_path) is None
+    assert find_start(RunDirectory(tmp_path), RECIPE, "auto").kind == "new"
 
 
 def test_only_a_run_that_nobody_trains_is_set_aside(run: RunDirectory) -> None:

@@ -36,6 +36,18 @@ def test_distillation_waits_for_its_begin():
     assert "kd_loss" in terms(GUMBEL, 0.2, kd_begin=0.2).parts
 
 
+def test_the_teacher_has_no_dropout():
+    model = routed(**GUMBEL).train()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    inputs = {"input_ids": torch.randint(3, 60, (2, 12))}
+    loss = SkippingLoss(SkippingObjectiveConfig(), rate=0.6)
+    first, second = (loss._teacher(model, inputs) for _ in range(2))
+    assert torch.equal(first, second) and not first.requires_grad
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_multiplier_baseline_and_budget_move_once_a_step_however_many_parts_it_has(parts):
     ids = torch.randint(3, 60, (4, 12), generator=torch.Generator().manual_seed(0))

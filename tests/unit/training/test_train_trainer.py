@@ -1,6 +1,7 @@
 import json
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,15 +11,19 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from layerroute.data.sequence import TokenSequence
+from layerroute.errors import UserError
 from layerroute.evaluation.texts import split_rows
 from layerroute.objectives import switch_loss
+from layerroute.recipe import load_recipe
 from layerroute.routing import routings_of
 from layerroute.training import objective as objective_module
 from layerroute.training.arguments import training_arguments
 from layerroute.training.checkpoint import newest_checkpoint
 from layerroute.training.configuration import ObjectiveConfig, TrainConfig
 from layerroute.training.errors import TrainingDiverged
+from layerroute.training.hybrid import HybridTrainee
 from layerroute.training.objective import HybridLoss, LossTerms
+from layerroute.training.run import train_recipe
 from layerroute.training.samples import TrainingWindows, evaluation_windows, model_inputs
 from layerroute.training.trainer import RoutedTrainer
 
@@ -90,6 +95,16 @@ def test_optimizer_and_schedule_are_those_of_the_recipe(make_trainer) -> None:
     assert groups[0]["betas"] == (0.9, 0.95)
     assert groups[0]["eps"] == 1e-8
     assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+
+
+def test_what_this_machine_cannot_do_is_told_before_anything_is_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(HybridTrainee, "read", lambda *_, **__: pytest.fail("it was read"))
+    dynamic = partial(load_recipe, "attention_routing/dynamic")
+    with pytest.raises(UserError, match="'nobody' is not a tracker"):
+        train_recipe(dynamic({"train.report_to": ["nobody"]}), out=tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    with pytest.raises(UserError, match="must be a multiple of processes"):
+        train_recipe(dynamic({"train.report_to": []}), out=tmp_path / "run")
 
 
 def test_gradients_are_clipped_and_the_norm_before_it_is_logged(make_trainer) -> None:

@@ -88,15 +88,16 @@ class FilesSource:
 
 def _expand(given: str) -> tuple[list[tuple[Path, str]], bool]:
     """Return the (path, name) pairs that ``given`` stands for, and whether each must be usable."""
-    path = Path(given).expanduser()
-    if path.is_dir():
+    # `os.path` finds nothing where `Path` raises: under names that are too long, or of a user who is not there.
+    path = Path(os.path.expanduser(given))
+    if os.path.isdir(path):
         inside = files_below(path)
         if not inside:
             raise UserError(
                 f"the folder {given} holds no files (hidden ones do not count); give one with text"
             )
         return inside, False
-    if path.exists():
+    if os.path.exists(path):
         if not path.is_file():
             raise UserError(f"{given} is neither a file nor a folder; give a file that holds text")
         return [(path, path.name)], True
@@ -106,11 +107,11 @@ def _expand(given: str) -> tuple[list[tuple[Path, str]], bool]:
         if not found:
             raise UserError(f"no file matches {given} (seen from {Path.cwd()}); check the pattern")
         return found, True
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    beside = [entry.name for entry in path.parent.iterdir()] if os.path.isdir(path.parent) else []
     hint = nearest(path.name, beside) if beside else ""
     if "Did you mean" not in hint:
         hint = f" Relative paths start at {Path.cwd()}." if not path.is_absolute() else ""
-    raise UserError(f"there is no file or folder {given}.{hint}")
+    raise UserError(f"there is no file or folder {given:.200}.{hint}")
 
 
 def files_below(folder: Path) -> list[tuple[Path, str]]:

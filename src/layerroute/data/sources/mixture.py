@@ -1,6 +1,7 @@
 """Several kinds of text: the source of each, and all of them in turn as one source."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
         source: Source
         if kind.dataset is not None:
             source = HubSource(kind)
-        elif len(kind.paths) == 1 and kind.where in EMBEDDED and not Path(kind.where).exists():
+        elif len(kind.paths) == 1 and kind.where in EMBEDDED and not os.path.exists(kind.where):
             source = EMBEDDED[kind.where]()
         else:
             source = FilesSource(kind.paths, text_field=kind.text_field, separator=None)
@@ -47,10 +48,16 @@ def kind_sources(kinds: Mapping[str, KindConfig]) -> dict[str, Source]:
     return sources
 
 
+def without_text(name: str, source: Source) -> str:
+    """What to say of a kind that has no document at all."""
+    return f"the kind {name!r} holds no text ({source.describe()}); give files that do"
+
+
 class Mixture:
     """A source of several kinds, whose documents come in turn so that each kind has its share of the characters.
 
-    It ends where the first kind runs out: what follows would no longer be the mixture that was asked for.
+    It ends where the first kind runs out: what follows would no longer be the mixture that was asked for. A kind
+    without any text is refused.
     """
 
     def __init__(self, kinds: Mapping[str, KindConfig]) -> None:
@@ -74,6 +81,8 @@ class Mixture:
         while True:
             name = min(read, key=lambda kind: read[kind])
             document = next(streams[name], None)
+            if document is None and not read[name]:
+                raise UserError(without_text(name, self.sources[name]))
             if document is None:
                 return
             read[name] += len(document.text) / self._kinds[name].share

@@ -149,10 +149,31 @@ def not_text(file: InputFile, where: str, head: bytes) -> NoTextError:
     )
 
 
-def whole_text(file: InputFile, stream: IO[bytes]) -> str:
-    """Read all of ``stream`` as UTF-8 without its byte order mark, newlines as they are."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+def text_parts(file: InputFile, stream: IO[bytes], separator: str | None = None) -> Iterator[str]:
+    """Read ``stream`` as UTF-8 without its byte order mark, newlines as they are, and part it at each ``separator``.
+
+    None: one part. Memory holds a part and a block, however long the stream is.
+    """
     pieces: list[str] = []
+    held = tail = ""  # the tail may hold the beginning of a separator
+    size = 0
+    for text, taken in _decoded(file, stream):
+        size += taken
+        held, *more = (tail + text).split(separator) if separator else [text]
+        for following in more:
+            yield "".join((*pieces, held))
+            pieces, held, size = [], following, 0
+        if size > MAXIMUM_DOCUMENT_BYTES:
+            raise too_long(file)
+        end = max(0, len(held) + 1 - len(separator)) if separator else len(held)
+        tail = held[end:]
+        pieces.append(held[:end])
+    yield "".join((*pieces, tail))
+
+
+def _decoded(file: InputFile, stream: IO[bytes]) -> Iterator[tuple[str, int]]:
+    """Blocks of text, and how many bytes each was."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     size, head = 0, b""
     while True:
         block = stream.read(_BLOCK)
@@ -162,15 +183,13 @@ def whole_text(file: InputFile, stream: IO[bytes]) -> str:
         if size == 0 and len(block.translate(None, _CONTROL)) < 0.9 * len(block):
             raise not_text(file, "control characters", head)
         size += len(block)
-        if size > MAXIMUM_DOCUMENT_BYTES:
-            raise too_long(file)
         try:
-            pieces.append(decoder.decode(block, final=not block))
+            yield decoder.decode(block, final=not block), len(block)
         except UnicodeDecodeError as error:
             where = f"{error.reason} before byte {size}" if block else "an unfinished character at the end"
             raise not_text(file, where, head) from error
         if not block:
-            return "".join(pieces)
+            return
 
 
 def too_long(file: InputFile) -> UserError:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from layerroute.data.sources import readers
@@ -21,8 +22,8 @@ from layerroute.data.sources.readers import (
     decompressed,
     not_text,
     opened,
+    text_parts,
     too_long,
-    whole_text,
 )
 from layerroute.errors import UserError, nearest, one_line, require
 
@@ -71,9 +72,15 @@ def read_documents(file: InputFile, *, text_field: str, separator: str | None) -
     found = False
     with opened(file) as raw:
         size = file.path.stat().st_size
-        for name, text in _texts(file, decompressed(file, raw), text_field, separator):
-            found = True
-            yield Document(name, text, min(1.0, raw.tell() / size))
+        try:
+            for name, text in _texts(file, decompressed(file, raw), text_field, separator):
+                found = True
+                yield Document(name, text, min(1.0, raw.tell() / size))
+        except NoTextError as error:
+            if not found:
+                raise
+            # Documents have been handed out, so a folder cannot skip this file any more.
+            raise UserError(str(error)) from error
     if not found:
         raise NoTextError(f"{file.name} holds no text (only blanks or empty records); give a file that does")
 
@@ -97,11 +104,11 @@ def _texts(
             if text.strip():
                 yield where, text
         return
-    whole = whole_text(file, stream)
-    parts = whole.split(separator) if separator else [whole]
-    for index, part in enumerate(parts):
+    parts = text_parts(file, stream, separator)
+    begun = list(islice(parts, 2))
+    for index, part in enumerate(chain(begun, parts)):
         if part.strip():
-            yield (file.name if len(parts) == 1 else f"{file.name}#{index}"), part
+            yield (file.name if len(begun) == 1 else f"{file.name}#{index}"), part
 
 
 def _text_of(where: str, record: Mapping[str, Any], field: str) -> str:
@@ -148,7 +155,7 @@ def _json_object(where: str, line: str, field: str | None) -> Mapping[str, Any]:
 
 
 def _json(file: InputFile, stream: io.BufferedReader, field: str | None) -> Iterator[Record]:
-    text = whole_text(file, stream)
+    (text,) = text_parts(file, stream)
     try:
         content: Any = json.loads(text)
     except json.JSONDecodeError as error:
@@ -247,7 +254,7 @@ def _parquet(file: InputFile, stream: io.BufferedReader, field: str | None) -> I
             schema = table.schema_arrow
             if field is not None:
                 if field not in schema.names:
-                    raise UserError(
+                    raise NoTextError(
                         f"{file.name} has no column {field!r}; {_SET}.{nearest(field, schema.names)}"
                     )
                 if not _is_text(kind := schema.field(field).type):

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 import layerroute
-from layerroute.folders import open_or_build
+from layerroute.folders import cache_folder, open_or_build
 from layerroute.integrity import Manifest
 from layerroute.precision import choose_precision
 from layerroute.skipping.calibration.arms import install_for_budgets, installed
@@ -29,7 +29,6 @@ from layerroute.skipping.calibration.journal import Journal
 from layerroute.skipping.devices import is_offloaded
 from layerroute.skipping.fingerprint import fingerprint
 from layerroute.skipping.model import remove_router
-from layerroute.skipping.pretrained import cache_folder
 from layerroute.skipping.storage import DESCRIPTION, save_router
 
 CONTROLS_FOLDER = "controls"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerroute.evaluation.perplexity import inference
 from layerroute.objectives import (
     Lagrangian,
     PolicyGradient,
@@ -110,9 +111,9 @@ class SkippingLoss(RoutedLoss):
             total = total + config.policy_weight * surrogate
         return total
 
-    @torch.no_grad()
     def _teacher(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        with router_disabled(model), adapters_off(model):
+        # In inference mode: a base with dropout would teach noise.
+        with inference(model), router_disabled(model), adapters_off(model):
             logits: Tensor = model(**inputs, use_cache=False).logits
         return logits
 

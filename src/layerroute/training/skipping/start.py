@@ -80,11 +80,7 @@ def start_router(
             selection=selection.to(device),
             stage=stage,
         )
-    arm = arm_folder(folder, start.arm)
-    if not arm.is_dir():
-        raise UserError(
-            f"start.folder: {folder} holds no calibrated {start.arm}; make it with layerroute calibrate --controls"
-        )
+    arm = calibrated_arm(folder, start.arm)
     serve = skip.serve if start.arm == "routed" else None  # others have no rate to hold
     load_router(model, arm, execution=skip.execution, serve=serve, trainable=True)
     router = get_router(model)
@@ -115,6 +111,20 @@ def start_router(
         own.surrogate = asked.surrogate
         for routing in router.all_routings():
             routing.thresholds.budget, routing.thresholds.step = asked.budget, asked.threshold_step
+
+
+def calibrated_arm(folder: Path, arm: str) -> Path:
+    """The folder of an arm of a calibration.
+
+    Raises:
+        UserError: the calibration has none such.
+    """
+    found = arm_folder(folder, arm)
+    if not found.is_dir():
+        raise UserError(
+            f"start.folder: {folder} holds no calibrated {arm}; make it with layerroute calibrate --controls"
+        )
+    return found
 
 
 def calibration_config(
@@ -170,11 +180,11 @@ def calibration_windows(train: TokenSequence, config: CalibrationConfig) -> tupl
     return ids[second:], ids[:second]
 
 
-def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
-    """Add the LoRA adapter, in fp32 whatever the base is in.
+def check_adapter(model: nn.Module, config: AdaptConfig) -> None:
+    """Hold an adapter against the model that it is to be added to.
 
     Raises:
-        UserError: if the model has no module of a name in ``lora_targets``.
+        UserError: the model has no module of a name in ``lora_targets``, or PEFT is not installed.
     """
     if not config.lora_rank:
         return
@@ -183,6 +193,12 @@ def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
     if missing:
         raise UserError(f"adapt.lora_targets: the model has no module called {', '.join(missing)}")
     require("peft", extra="train")
+
+
+def add_adapter(model: Any, config: AdaptConfig, *, seed: int) -> None:
+    """Add the LoRA adapter, in fp32 whatever the base is in; ``check_adapter`` comes before."""
+    if not config.lora_rank:
+        return
     from peft import LoraConfig
 
     lora = LoraConfig(

@@ -25,6 +25,7 @@ from layerroute.skipping.skip_config import PATHS, SkipConfig
 from layerroute.skipping.storage import restore_router, save_router
 from layerroute.training.objective import RoutedLoss
 from layerroute.training.optimization import ParameterGroup
+from layerroute.training.recipe_checks import SEVERAL_BUDGETS
 from layerroute.training.samples import Boundaries
 from layerroute.training.skipping.configuration import (
     AdaptConfig,
@@ -35,6 +36,8 @@ from layerroute.training.skipping.configuration import (
 from layerroute.training.skipping.loss import SkippingLoss
 from layerroute.training.skipping.start import (
     add_adapter,
+    calibrated_arm,
+    check_adapter,
     choose_trainable,
     load_base,
     start_router,
@@ -64,7 +67,7 @@ class SkippingTrainee(Trainee):
         """Prepare the data with the model's own tokenizer.
 
         Raises:
-            UserError: if the recipe names another tokenizer.
+            UserError: if the recipe names another tokenizer, or a folder that holds no calibration.
         """
         train, attention = self.recipe.train, self.pretrained.attention or ""
         if train.separate_documents and attention.startswith("flash"):
@@ -77,6 +80,8 @@ class SkippingTrainee(Trainee):
             raise UserError(
                 f"data.tokenizer is {data.tokenizer!r}, but {name} reads the ids of its own; leave data.tokenizer out"
             )
+        if self.start.folder is not None:
+            calibrated_arm(Path(self.start.folder), self.start.arm)  # told now: reading may take hours
         self.data = prepare_data(replace(data, tokenizer=local_source(name)), progress=progress)
 
     def build(self, *, device: torch.device, precision: ChosenPrecision, tell: Callable[[str], None]) -> None:
@@ -95,9 +100,10 @@ class SkippingTrainee(Trainee):
                 f"{self.pretrained.name}: its tokenizer has {self.data.vocabulary_size} tokens and the model {rows} "
                 "embeddings: they do not fit"
             )
+        check_windows(self.recipe.data.sequence_length, tokens_read(self.model))
+        check_adapter(self.model, self.adapt)
         if self.start.method == "calibrated" and self.start.folder is None:
             tell("start       calibrated on training text; made once for all arms, kept in the cache")
-        check_windows(self.recipe.data.sequence_length, tokens_read(self.model))
         skip = self.skip
         if skip.sink_ids is None:
             skip = replace(skip, sink_ids=special_tokens(self.tokenizer))
@@ -116,9 +122,7 @@ class SkippingTrainee(Trainee):
         self._groups = choose_trainable(self.model, self.adapt)
         router = get_router(self.model)
         if budgets and router.budgets is None:
-            raise UserError(
-                "objective.budgets needs a router that serves several budgets: start.method: calibrated, arm: routed"
-            )
+            raise UserError(f"{SEVERAL_BUDGETS}; {self.start.folder} holds none such")
         length = self.recipe.data.sequence_length
         self.flops: SkipFlops = skip_flops(self.model.config, router.config, length)
         parts = {

@@ -8,7 +8,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
+from layerroute.hybrid import (
+    HybridConfig,
+    HybridForCausalLM,
+    forward_flops,
+    parameters_by_part,
+    sparse_flops_per_token,
+)
 from layerroute.hybrid.compaction import Compaction
 from layerroute.routing import routings_of
 from layerroute.training.configuration import ObjectiveConfig
@@ -133,6 +139,14 @@ def test_compaction_and_back():
 def test_masks_of_the_wrong_length_are_refused():
     model = HybridForCausalLM(HybridConfig(**SMALL)).eval()
     ids = torch.randint(1, 61, (1, 6))
+@pytest.mark.parametrize("context", ["full_context", "own_context"])
+def test_sparse_flops_are_told_where_hardly_a_token_takes_a_path(context):
+    config = HybridConfig(**SMALL, context=context)
+    flops = [sparse_flops_per_token(config, 100, rate) for rate in (0.0, 0.001, 0.01, 0.99, 0.999, 1.0)]
+    assert flops[1] == pytest.approx(flops[0], rel=0.2) and flops[-2] == pytest.approx(flops[-1], rel=0.5)
+    assert flops[-1] < flops[-2] < flops[-3] if context == "own_context" else flops[-1] < flops[-2]
+
+
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"\(batch, 7\)"):
         model(ids[:, :1], attention_mask=torch.ones(1, 1), past_key_values=cache)

@@ -31,7 +31,8 @@ def hashed_uniform(
         sites: R, counted from site ``first`` of the model.
     """
     site = torch.arange(first + 1, first + sites + 1, device=keys.device) * 0x14057B7EF767814F
-    stream = torch.tensor(seed + 1, device=keys.device) * 0x5851F42D4C957F2D  # a tensor, so that it wraps
+    # Sums and products of int64 tensors wrap.
+    stream = (torch.tensor(seed, device=keys.device) + 1) * 0x5851F42D4C957F2D
     mixed = _mix(_mix(keys.long().unsqueeze(-1) + stream) + site)
     return ((mixed >> 20) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from layerroute.argument_types import add_choice, add_number, at_least, share
 from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared, against_the_best
-from layerroute.benchmark.options import add_numbers
+from layerroute.benchmark.options import add_numbers, percent
 from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
 
@@ -90,7 +90,7 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     ]
     return [
         Comparison(
-            title=title if skip is None else f"{title}, {skip:.0%} asked",
+            title=title if skip is None else f"{title}, {percent(skip)} asked",
             labels={"work": kind, "batch": batch, "skip": skip, "busy": load > BUSY, "dtype": options.dtype},
             baseline="plain",
             tokens=batch * (length if kind == "prefill" else new),

@@ -90,10 +90,12 @@ def same_rows(record: Record, command: str, source: Mapping[str, Any]) -> dict[s
     Args:
         record: of a run that may have been cut off.
         command: must be the record's.
-        source: of the code and machine now, as ``provenance`` tells it: clean, and the same.
+        source: of the code and machine now, as ``provenance`` tells it: clean, and the same. The threads, too, must be
+            as many as now.
     """
-    keys = ("versions", "revision", "dirty", "hardware")
-    same = record["command"] == command and all(record[key] == source[key] for key in keys)
+    now = {key: source[key] for key in ("versions", "revision", "dirty", "hardware")}
+    now |= {"command": command, "threads": torch.get_num_threads()}
+    same = all(record.get(key) == value for key, value in now.items())
     return {row["title"]: row for row in record["rows"]} if same and not source["dirty"] else {}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from layerroute.argument_types import add_choice, add_number, share
 from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
 from layerroute.benchmark.compiled import PLAIN_COMPILED, conclude, prepare_compiled
-from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes, percent
 from layerroute.benchmark.phases import (
     MASKED,
     SPARSE,
@@ -122,7 +122,7 @@ def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:
     device = choose_device(arguments.device)
     return [
         Comparison(
-            title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {skipped:.0%} skipped",
+            title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {percent(skipped)} skipped",
             labels={"batch": rows, "time": tokens, "skip": skipped, **own},
             baseline=MASKED if phase == "train" else PLAIN_COMPILED if "compiled" in own else DENSE,
             tokens=rows * (new or tokens),

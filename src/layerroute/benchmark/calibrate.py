@@ -51,9 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row for each phase and share."""
-    ways = (arguments.unit, arguments.kv, arguments.skip_path)
-    if arguments.model == "hybrid" and ways != ("block", "project", "identity"):
-        raise UserError("--unit, --kv and --skip-path are for models that skip layers; leave them out here.")
+    ways = (arguments.shape, arguments.unit, arguments.kv, arguments.skip_path)
+    if arguments.model == "hybrid" and ways != (skipping.SHAPE, "block", "project", "identity"):
+        raise UserError(
+            "--shape, --unit, --kv and --skip-path are for models that skip layers; leave them out here."
+        )
     sizes = {"prefill": arguments.sizes, "decode": [arguments.decode_size], "train": [arguments.train_size]}
     return [
         replace(row, baseline=MASKED, prepare=partial(_two_arms, row.prepare))

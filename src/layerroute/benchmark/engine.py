@@ -65,10 +65,17 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     """A row for each share and kind of work.
 
     Raises:
-        UserError: the machine is busy, vLLM is missing, or the export is none.
+        UserError: the machine is busy, vLLM is missing, the export is none, nothing is asked for, or not by wall time.
     """
     from layerroute.vllm.engine import check_folder, check_installed
 
+    # The clock is an option that all cases share.
+    if getattr(options, "clock", "wall") != "wall":
+        raise UserError(
+            "--clock cpu counts the seconds of this process, and each engine is another: leave it out."
+        )
+    if not (options.batches or options.prefill or options.stream):
+        raise UserError("there is nothing to measure: give --batches, --prefill or --stream a number.")
     load = os.getloadavg()[0]
     if load > BUSY and options.busy == "refuse":
         raise UserError(

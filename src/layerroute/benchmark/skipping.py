@@ -43,6 +43,8 @@ from layerroute.skipping import SkipConfig, router_disabled
 from layerroute.skipping.skip_config import KV_MODES, SKIP_PATHS, UNITS
 
 DENSE, LIMIT = "dense", "limit"
+SHAPE = "smollm2-135m"
+"""The model that is timed where no other is named."""
 _TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 5e-2}}
 """In inference, and of gradients."""
 
@@ -59,7 +61,7 @@ def add_arguments(
     parser.add_argument(
         *shape_options,
         type=shape,
-        default="smollm2-135m",
+        default=SHAPE,
         metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )

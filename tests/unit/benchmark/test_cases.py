@@ -234,6 +234,7 @@ def test_a_run_that_was_cut_off_is_gone_on_with_by_adding_resume(
         (["peers", "--figure", "x.png"], "no speed-up by share to draw"),
         (["calibrate", "--figure", "x.png"], "no speed-up by share to draw"),
         (["calibrate", "--model", "hybrid", "--kv", "evict"], "for models that skip layers"),
+        (["calibrate", "--model", "hybrid", "--shape", "tiny"], "for models that skip layers"),
         ([], "CASE"),
     ],
 )

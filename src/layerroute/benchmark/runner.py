@@ -123,17 +123,18 @@ def _row(
     comparison: Comparison, prepared: Prepared, checks: Sequence[Check], timings: Timings, counted: Facts
 ) -> Record:
     limit, baseline = prepared.limit, comparison.baseline
+    tokens = comparison.tokens if prepared.tokens is None else prepared.tokens()
     row: Record = {
         "title": comparison.title,
         **comparison.labels,
-        "tokens": comparison.tokens,
+        "tokens": tokens,
         "baseline": baseline,
         "gate": [asdict(check) for check in checks],
         "arms": {
             name: {
                 **counted.get(name, {}),
                 "seconds": timings.spread(name).to_dict(),
-                "tokens_per_second": comparison.tokens / timings.spread(name).median,
+                "tokens_per_second": tokens / timings.spread(name).median,
                 "speedup": timings.speedup(name, baseline).to_dict(),
                 "calls": timings.calls[name],
             }

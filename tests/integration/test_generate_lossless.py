@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from layerroute.cli.main import main
+from layerroute.data.windows import DocumentEncoder
 from layerroute.routing import RoutingConfig
 from layerroute.skipping import SkipConfig, add_router, load_pretrained, save_router
 from tests.tiny_pretrained import write_pretrained
@@ -74,3 +76,25 @@ def test_bench_lossless_compares_every_prompt(folders, tmp_path: Path) -> None:
         )
         == 2
     )
+
+
+def test_bench_lossless_counts_the_tokens_that_came(folders, tmp_path: Path) -> None:
+    base, router = folders
+    model, tokenizer = load_pretrained(str(base))
+    text = "a the router reads a state and decides " * 3
+    ids = torch.tensor([DocumentEncoder.of(tokenizer).opening(text)[:6]])
+    new = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 6:].tolist()
+    data, out, settings = (tmp_path / "text.jsonl", tmp_path / "record.json", base / "generation_config.json")
+    data.write_text(json.dumps({"text": text}))
+    before = settings.read_text()
+    settings.write_text(json.dumps(json.loads(before) | {"eos_token_id": new[3]}))
+    size = ["--prompts", "1", "--prompt-tokens", "6", "--new-tokens", "12", "--repeats", "3"]
+    try:
+        assert main(["bench", "lossless", str(router), "--data", str(data), *size, "--out", str(out)]) == 0
+    finally:
+        settings.write_text(before)
+    (row,) = json.loads(out.read_text())["rows"]
+    came = new.index(new[3]) + 1
+    full = row["arms"]["full depth"]
+    assert row["tokens"] == came < 12
+    assert full["tokens_per_second"] == pytest.approx(came / full["seconds"]["median"])

@@ -13,7 +13,15 @@ from torch import Tensor
 from layerroute.argument_types import add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
 from layerroute.benchmark.operators import results
-from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_passes, add_shares, add_sizes
+from layerroute.benchmark.options import (
+    DTYPES,
+    TOLERANCE,
+    add_machine,
+    add_passes,
+    add_shares,
+    add_sizes,
+    percent,
+)
 from layerroute.errors import UserError
 from layerroute.ops.routed_attention import intervals, routed_attention
 from layerroute.precision import choose_device
@@ -133,7 +141,7 @@ def _rows(
         raise UserError("--rates: 0 asks for no query; give a share above 0.")
     return [
         Comparison(
-            title=f"{'x'.join(map(str, size))}, {share:.1%} asked{'' if labels else f', {name}'}",
+            title=f"{'x'.join(map(str, size))}, {percent(share)} asked{'' if labels else f', {name}'}",
             labels={
                 **dict(zip(("batch", "time", "heads", "head_dim"), size, strict=True)),
                 "rate": share,

@@ -9,7 +9,7 @@ from typing import Any
 
 from layerroute.benchmark import hybrid, skipping
 from layerroute.benchmark.case import Case, Comparison, Prepared
-from layerroute.benchmark.options import rows_and_tokens
+from layerroute.benchmark.options import percent, rows_and_tokens
 from layerroute.benchmark.phases import MASKED, PHASES, SPARSE
 from layerroute.errors import UserError
 from layerroute.precision import choose_device
@@ -51,9 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """One row for each phase and share."""
-    ways = (arguments.unit, arguments.kv, arguments.skip_path)
-    if arguments.model == "hybrid" and ways != ("block", "project", "identity"):
-        raise UserError("--unit, --kv and --skip-path are for models that skip layers; leave them out here.")
+    ways = (arguments.shape, arguments.unit, arguments.kv, arguments.skip_path)
+    if arguments.model == "hybrid" and ways != (skipping.SHAPE, "block", "project", "identity"):
+        raise UserError(
+            "--shape, --unit, --kv and --skip-path are for models that skip layers; leave them out here."
+        )
     sizes = {"prefill": arguments.sizes, "decode": [arguments.decode_size], "train": [arguments.train_size]}
     return [
         replace(row, baseline=MASKED, prepare=partial(_two_arms, row.prepare))
@@ -70,7 +72,7 @@ def _rows(phase: str, arguments: argparse.Namespace) -> Iterator[Comparison]:
     for (rows, tokens), share in product(arguments.sizes, arguments.skip):
         labels = {"phase": phase, "model": "hybrid", "dtype": arguments.dtype}
         yield Comparison(
-            title=f"{phase} {rows}x{tokens}, {share:.0%} on GDN",
+            title=f"{phase} {rows}x{tokens}, {percent(share)} on GDN",
             labels={"batch": rows, "time": tokens, "skip": share, **labels},
             baseline=MASKED,
             tokens=rows * (hybrid.NEW_TOKENS if phase == "decode" else tokens),

@@ -104,6 +104,7 @@ class Prepared:
         needed: by arm, the FLOPs that its result needs however they are computed; with them the record has the share
             of the speed of a large matrix product that the arm reaches.
         dtype: of that product.
+        tokens: tokens that one call of an arm works through, where only the gate tells. Default: the comparison's.
     """
 
     gate: Callable[[], Iterator[Check] | Sequence[Check]]
@@ -112,6 +113,7 @@ class Prepared:
     limit: Limit | None = None
     needed: Mapping[str, float] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    tokens: Callable[[], int] | None = None
 
     def checked(self, title: str) -> list[Check]:
         """Open the gate, or raise ``RedGate``."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from layerroute.argument_types import add_choice, add_number, at_least, share
 from layerroute.benchmark.case import Case, Check, Comparison, Limit, Prepared, against_the_best
-from layerroute.benchmark.options import add_numbers
+from layerroute.benchmark.options import add_numbers, percent
 from layerroute.benchmark.runner import BUSY
 from layerroute.errors import UserError
 
@@ -65,10 +65,17 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     """A row for each share and kind of work.
 
     Raises:
-        UserError: the machine is busy, vLLM is missing, or the export is none.
+        UserError: the machine is busy, vLLM is missing, the export is none, nothing is asked for, or not by wall time.
     """
     from layerroute.vllm.engine import check_folder, check_installed
 
+    # The clock is an option that all cases share.
+    if getattr(options, "clock", "wall") != "wall":
+        raise UserError(
+            "--clock cpu counts the seconds of this process, and each engine is another: leave it out."
+        )
+    if not (options.batches or options.prefill or options.stream):
+        raise UserError("there is nothing to measure: give --batches, --prefill or --stream a number.")
     load = os.getloadavg()[0]
     if load > BUSY and options.busy == "refuse":
         raise UserError(
@@ -90,7 +97,7 @@ def comparisons(options: argparse.Namespace) -> Sequence[Comparison]:
     ]
     return [
         Comparison(
-            title=title if skip is None else f"{title}, {skip:.0%} asked",
+            title=title if skip is None else f"{title}, {percent(skip)} asked",
             labels={"work": kind, "batch": batch, "skip": skip, "busy": load > BUSY, "dtype": options.dtype},
             baseline="plain",
             tokens=batch * (length if kind == "prefill" else new),

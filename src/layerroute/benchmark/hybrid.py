@@ -12,7 +12,7 @@ import torch
 
 from layerroute.argument_types import add_choice, add_number, rate
 from layerroute.benchmark.case import Case, Check, Comparison, Prepared, agree
-from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, TOLERANCE, add_machine, add_shares, add_sizes, percent
 from layerroute.benchmark.phases import (
     MASKED,
     SPARSE,
@@ -60,7 +60,7 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
         raise UserError(f"--hidden-size: {arguments.hidden_size} is not a multiple of 64.")
     return [
         Comparison(
-            title=f"{rows}x{tokens}, {softmax:.1%} softmax",
+            title=f"{rows}x{tokens}, {percent(softmax)} softmax",
             labels={
                 "batch": rows,
                 "time": tokens,

@@ -106,7 +106,13 @@ def _prepare(arguments: argparse.Namespace) -> Prepared:
 
     timed = prompts[: arguments.timed]
     arms = {FULL: lambda: [full(ids) for ids in timed], LOSSLESS: lambda: [lossless(ids) for ids in timed]}
-    return Prepared(gate=gate, arms=arms, count=count)
+    # A text may end before it has all the tokens asked for.
+    return Prepared(
+        gate=gate,
+        arms=arms,
+        count=count,
+        tokens=lambda: sum(len(one.tokens) for one in results[: len(timed)]),
+    )
 
 
 def _differing(mine: list[int], theirs: list[int]) -> float:

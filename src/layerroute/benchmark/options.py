@@ -15,6 +15,11 @@ rows_and_tokens = size("rows x tokens", "4x512")
 heads_too = size("rows x tokens x heads x width", "1x4096x8x64")
 
 
+def percent(share: float) -> str:
+    """``25%``, ``12.5%``: all digits that were given, so that no two shares of a command are told alike."""
+    return f"{100 * share:.12g}%"
+
+
 def add_sizes(parser: argparse.ArgumentParser, default: str, *, heads: bool = False) -> None:
     """``--sizes``: tuples of whole numbers."""
     read, letters, what = rows_and_tokens, "BxT", "rows x tokens"

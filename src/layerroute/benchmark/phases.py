@@ -23,6 +23,7 @@ from layerroute.routing import executed, forced
 
 PHASES = ("prefill", "decode", "train")
 MASKED, SPARSE = "masked", "sparse"
+_KV = "cached tensor"
 
 Result = Mapping[str, Tensor]
 Call = Callable[[], Result]
@@ -116,9 +117,12 @@ def decoding(ids: Tensor, new: int, model: Any, *, static: bool = False, copied:
 
 
 def _held(cache: Any) -> dict[str, Tensor]:
-    """All keys and values of a cache; zeros in the slots that a row has not filled."""
+    """All keys, values and recurrent states of a cache; zeros in the slots that a row has not filled."""
     found: list[Tensor] = []
+    states: list[Tensor] = []
     for layer in cache.layers:
+        for held in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
+            states += [state for state in held.values() if isinstance(state, Tensor)]
         filled = None
         if isinstance(layer, OwnContextLayer):
             filled = layer.filled().transpose(1, 2).unsqueeze(-1)
@@ -127,7 +131,8 @@ def _held(cache: Any) -> dict[str, Tensor]:
         for held in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             if isinstance(held, Tensor):
                 found.append(held if filled is None else held * filled)
-    return {f"cached tensor {i}": part for i, part in enumerate(found)}
+    tensors = {f"{_KV} {i}": part for i, part in enumerate(found)}
+    return tensors | {f"cached state {i}": state for i, state in enumerate(states)}
 
 
 def gradients(ids: Tensor, named: Mapping[str, nn.Parameter], model: Any) -> Call:
@@ -191,6 +196,6 @@ def count_all(
             peak, result = peak_memory(call, device)
         found[arm] = {"executed_flops_per_token": counter.get_total_flops() / tokens, "peak_bytes": peak}
         if "logits" in result:
-            held = (part for name, part in result.items() if name != "logits")
+            held = (part for name, part in result.items() if name.startswith(_KV))
             found[arm]["kv_bytes"] = sum(part.numel() * part.element_size() for part in held)
     return found

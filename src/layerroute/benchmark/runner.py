@@ -90,10 +90,12 @@ def same_rows(record: Record, command: str, source: Mapping[str, Any]) -> dict[s
     Args:
         record: of a run that may have been cut off.
         command: must be the record's.
-        source: of the code and machine now, as ``provenance`` tells it: clean, and the same.
+        source: of the code and machine now, as ``provenance`` tells it: clean, and the same. The threads, too, must be
+            as many as now.
     """
-    keys = ("versions", "revision", "dirty", "hardware")
-    same = record["command"] == command and all(record[key] == source[key] for key in keys)
+    now = {key: source[key] for key in ("versions", "revision", "dirty", "hardware")}
+    now |= {"command": command, "threads": torch.get_num_threads()}
+    same = all(record.get(key) == value for key, value in now.items())
     return {row["title"]: row for row in record["rows"]} if same and not source["dirty"] else {}
 
 
@@ -121,17 +123,18 @@ def _row(
     comparison: Comparison, prepared: Prepared, checks: Sequence[Check], timings: Timings, counted: Facts
 ) -> Record:
     limit, baseline = prepared.limit, comparison.baseline
+    tokens = comparison.tokens if prepared.tokens is None else prepared.tokens()
     row: Record = {
         "title": comparison.title,
         **comparison.labels,
-        "tokens": comparison.tokens,
+        "tokens": tokens,
         "baseline": baseline,
         "gate": [asdict(check) for check in checks],
         "arms": {
             name: {
                 **counted.get(name, {}),
                 "seconds": timings.spread(name).to_dict(),
-                "tokens_per_second": comparison.tokens / timings.spread(name).median,
+                "tokens_per_second": tokens / timings.spread(name).median,
                 "speedup": timings.speedup(name, baseline).to_dict(),
                 "calls": timings.calls[name],
             }

@@ -15,7 +15,7 @@ from torch import nn
 from layerroute.argument_types import add_choice, add_number, share
 from layerroute.benchmark.case import Case, Check, Comparison, Facts, Limit, Prepared, Value, agree
 from layerroute.benchmark.compiled import PLAIN_COMPILED, conclude, prepare_compiled
-from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes
+from layerroute.benchmark.options import DTYPES, add_machine, add_shares, add_sizes, percent
 from layerroute.benchmark.phases import (
     MASKED,
     SPARSE,
@@ -43,6 +43,8 @@ from layerroute.skipping import SkipConfig, router_disabled
 from layerroute.skipping.skip_config import KV_MODES, SKIP_PATHS, UNITS
 
 DENSE, LIMIT = "dense", "limit"
+SHAPE = "smollm2-135m"
+"""The model that is timed where no other is named."""
 _TOLERANCE = {False: {"fp32": 1e-4, "bf16": 3e-2}, True: {"fp32": 5e-4, "bf16": 5e-2}}
 """In inference, and of gradients."""
 
@@ -59,7 +61,7 @@ def add_arguments(
     parser.add_argument(
         *shape_options,
         type=shape,
-        default="smollm2-135m",
+        default=SHAPE,
         metavar="NAME",
         help=f"model, weights at random: {', '.join(SHAPES)} (default: %(default)s)",
     )
@@ -122,7 +124,7 @@ def comparisons(phase: str, arguments: argparse.Namespace) -> list[Comparison]:
     device = choose_device(arguments.device)
     return [
         Comparison(
-            title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {skipped:.0%} skipped",
+            title=f"{rows}x{tokens}{f'+{new}' if new else ''}, {percent(skipped)} skipped",
             labels={"batch": rows, "time": tokens, "skip": skipped, **own},
             baseline=MASKED if phase == "train" else PLAIN_COMPILED if "compiled" in own else DENSE,
             tokens=rows * (new or tokens),

@@ -199,18 +199,35 @@ def _results(model: HybridForCausalLM, ids: Tensor) -> dict[str, Tensor]:
 def plain_model(routed: HybridForCausalLM, path: str) -> HybridForCausalLM:
     """The model in which every routed layer is a plain ``path`` layer, with copies of the same weights.
 
+    Norms of the paths (``normalize_paths``) are laid over its layers.
+
     Args:
         routed: a model with routed layers; left as it is. The plain one is on its device and in its mode.
     """
     config: Any = routed.config
-    settings = {**config.to_dict(), "router_layer": None, "granularity": "token"}
+    settings = {**config.to_dict(), "router_layer": None, "granularity": "token", "serve": "threshold"}
     settings["layer_pattern"] = [path if kind == "routed" else kind for kind in config.layer_pattern or []]
     settings.pop("model_type", None)
     plain: Any = HybridForCausalLM(HybridConfig(**settings))
     state = {_plain_name(name, config, path): tensor for name, tensor in routed.state_dict().items()}
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     plain.to(next(routed.parameters()).device)
+    for layer in config.routed_layers if config.normalize_paths else ():
+        norms: Any = routed.model.layers[layer].path_norms
+        block: Any = plain.model.layers[layer].block
+        if config.routed_unit == "block":
+            block.register_forward_hook(partial(_normalized_change, norms[path]))
+        else:
+            block.mixer.register_forward_hook(partial(_normalized, norms[path]))
     return plain.train(routed.training)
+
+
+def _normalized(norm: nn.Module, _: nn.Module, _given: tuple[Any, ...], output: Tensor) -> Any:
+    return norm(output)
+
+
+def _normalized_change(norm: nn.Module, _: nn.Module, given: tuple[Any, ...], output: Tensor) -> Any:
+    return given[0] + norm(output - given[0])
 
 
 def _plain_name(name: str, config: HybridConfig, path: str) -> str:

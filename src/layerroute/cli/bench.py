@@ -71,7 +71,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from layerroute.benchmark.output import print_table, save
 
     use_threads(options)
-    command = shlex.join(["layerroute", "bench", arguments.case, *arguments.options])
+    # Without --resume, which goes on with what the same command began.
+    words = [word for word in arguments.options if word != "--resume"]
+    command = shlex.join(["layerroute", "bench", arguments.case, *words])
     try:
         record = _measure(arguments.case, case, options, command)
     except RedGate as red:

@@ -147,7 +147,8 @@ def sparse_flops_per_token(config: HybridConfig, context_length: int, rate: floa
         read = 1.0 - rate
         wide = size * 2 * config.num_attention_heads * config.gdn_value_dim
         if own:
-            gdn = read * (gdn_flops(config, round(read * context_length)) + block)
+            tokens = max(1, round(read * context_length))
+            gdn = read * (gdn_flops(config, tokens) + block)
         else:
             gdn = gdn_flops(config, context_length) - (1 - read) * wide + read * block
     return report.fixed_per_token + report.routed_layers * (softmax + gdn)

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from layerroute.errors import UserError, check_keys, expect_limits, nearest
+from layerroute.errors import UserError, check_keys, expect, expect_limits, nearest
 from layerroute.hybrid.execution import HybridProfitability
 from layerroute.routing.execution import EXECUTIONS
 from layerroute.routing.module import RoutingConfig
@@ -122,6 +122,10 @@ class HybridConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_pattern is None:
             self.layer_pattern = ["gdn", "routed", "routed", "softmax"]
+        expect(
+            self.num_attention_heads >= 1,
+            f"model.num_attention_heads: {self.num_attention_heads} must be at least 1",
+        )
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(
@@ -132,6 +136,7 @@ class HybridConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.intermediate_size is None:
+            expect_limits(self, "model", "must be a positive number", "mlp_ratio")
             self.intermediate_size = -(-int(self.hidden_size * self.mlp_ratio * 2 / 3) // 64) * 64
         if self.rope_parameters is None:
             self.rope_parameters = {"rope_type": "default", "rope_theta": 10_000.0}
@@ -140,6 +145,19 @@ class HybridConfig(PreTrainedConfig):
         self.routing = asdict(self.routing_config)
         self.profitability = asdict(HybridProfitability.of(self.profitability))
         super().__post_init__(**kwargs)
+        self.validate_rope()  # transformers does so too, and would wrap what is raised
+
+    def validate_rope(self) -> None:
+        """Check the rotary embedding, if there is one.
+
+        Raises:
+            UserError: its type needs what is not there.
+        """
+        try:
+            if self.use_rope:
+                super().validate_rope()
+        except KeyError as error:
+            raise UserError(f"model.rope_parameters: {error.args[0]}") from None
 
     def _check(self) -> None:
         pattern = self.layer_pattern or []
@@ -164,7 +182,6 @@ class HybridConfig(PreTrainedConfig):
         for key in (
             "vocab_size",
             "hidden_size",
-            "num_attention_heads",
             "head_dim",
             "intermediate_size",
             "gdn_conv_size",
@@ -178,8 +195,9 @@ class HybridConfig(PreTrainedConfig):
         if rope.get("rope_type", "default") not in kinds:
             told = nearest(str(rope["rope_type"]), kinds)
             raise UserError(f"model.rope_parameters: rope_type {rope['rope_type']!r} is not known.{told}")
-        if not rope.get("rope_theta", 10_000.0) > 0:
-            raise UserError(f"model.rope_parameters: rope_theta is {rope['rope_theta']}; it must be above 0")
+        theta = rope.get("rope_theta", 10_000.0)
+        if not (isinstance(theta, int | float) and theta > 0):
+            raise UserError(f"model.rope_parameters: rope_theta is {theta}; it must be a number above 0")
         assert self.head_dim is not None and self.num_key_value_heads is not None
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise UserError(

@@ -1,5 +1,6 @@
 """The routing module that both capabilities put into their models: router, estimator, budget and controls."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from layerroute.errors import UserError, nearest
+from layerroute.errors import UserError, expect, expect_limits, nearest
 from layerroute.routing.budget import BUDGETS, Thresholds, margins, quantile_threshold
 from layerroute.routing.controls import CONTROLS, control_choice
 from layerroute.routing.decision import Chooser, RouteDecision
@@ -105,11 +106,23 @@ class RoutingConfig:
                 setattr(self, key, [int(item) for item in getattr(self, key)])
         if self.control_sites is not None and self.control != "static":
             raise UserError("routing.control_sites needs routing.control: static")
-        if (self.control == "oracle") != (self.control_tokens is not None and len(self.control_tokens) == 2):
+        tokens = self.control_tokens
+        told = tokens is not None and len(tokens) == 2 and tokens[0] < tokens[1]
+        if told != (self.control == "oracle") or told != (tokens is not None):
             raise UserError(
                 "routing.control_tokens goes with routing.control: oracle, and is two numbers: of the first key and of "
                 "what comes after the last"
             )
+        expect_limits(self, "routing", "must be at least 1", "control_after")
+        expect_limits(self, "routing", "must be a positive number", "threshold_step")
+        expect(
+            math.isfinite(self.initial_bias),
+            f"routing.initial_bias must be a number, got {self.initial_bias}",
+        )
+        expect(
+            abs(self.control_seed) < 2**63,
+            f"routing.control_seed must be a seed of 64 bits, got {self.control_seed}",
+        )
 
 
 class Routing(nn.Module):
@@ -117,7 +130,7 @@ class Routing(nn.Module):
 
     ``temperature`` and ``rate`` are runtime state set by the training schedule; thresholds are saved buffers.
     ``cutting`` makes inference cut each batch at its own quantile too; what is appended to ``seen`` (a list, or None)
-    are the margins of valid tokens, (N, R): ``calibrated_thresholds`` sets both.
+    are the margins of valid tokens, (N, R): ``calibrate_thresholds`` sets both.
 
     Args:
         config: how decisions are made.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from layerroute.benchmark import gated_delta as case
-from layerroute.benchmark import train
+from layerroute.benchmark import runner, train
 from layerroute.benchmark.train import plain_model
 from layerroute.cli.main import main
 from layerroute.hybrid import HybridConfig, HybridForCausalLM
@@ -176,6 +176,38 @@ def test_the_plain_model_has_the_weights_of_one_path(unit: str, path: str) -> No
         torch.testing.assert_close(plain(ids).logits, routed(ids).logits)
 
 
+@pytest.mark.parametrize("unit", ["mixer", "block"])
+@pytest.mark.parametrize("setting", [{"normalize_paths": True}, {"serve": "rate"}])
+def test_a_model_that_normalizes_or_holds_its_rate_passes_the_gate(
+    recipes: dict[str, Path], setting: dict, unit: str
+) -> None:
+    model = {"layer_pattern": ["gdn", "routed", "softmax"], "routed_unit": unit, **setting}
+    recipes["dynamic"].write_text(f"base: static.yaml\nname: dynamic\nmodel: {json.dumps(model)}\n")
+    prepared = prepare(recipes)
+    routed = prepared.arms["dynamic"].model
+    if "normalize_paths" in setting:
+        for norm in routed.model.layers[1].path_norms.values():
+            torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    checks = list(prepared.gate())
+    assert len(checks) == 4 and all(check.green for check in checks)
+
+
+def test_a_run_that_was_cut_off_is_gone_on_with_by_adding_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from layerroute import records
+
+    source = records.provenance() | {"dirty": False}
+    monkeypatch.setattr(records, "provenance", lambda: source)
+    monkeypatch.setattr(runner, "provenance", lambda: source)
+    out = tmp_path / "record.json"
+    assert main([*SMALL, "--out", str(out)]) == 0
+    first = json.loads(out.read_text())
+    for _ in range(2):
+        assert main([*SMALL, "--out", str(out), "--resume"]) == 0
+        assert json.loads(out.read_text())["rows"] == first["rows"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,6 +234,7 @@ def test_the_plain_model_has_the_weights_of_one_path(unit: str, path: str) -> No
         (["peers", "--figure", "x.png"], "no speed-up by share to draw"),
         (["calibrate", "--figure", "x.png"], "no speed-up by share to draw"),
         (["calibrate", "--model", "hybrid", "--kv", "evict"], "for models that skip layers"),
+        (["calibrate", "--model", "hybrid", "--shape", "tiny"], "for models that skip layers"),
         ([], "CASE"),
     ],
 )

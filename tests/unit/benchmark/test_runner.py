@@ -1,5 +1,6 @@
 """No timing on a red gate; what was measured goes into a record and a table."""
 
+import argparse
 import io
 import json
 import math
@@ -110,11 +111,42 @@ def test_a_record_that_is_cut_off_holds_its_rows_and_is_gone_on_with() -> None:
         assert same_rows(record, command, source | other) == {}
     assert same_rows(record | {"dirty": True}, command, source | {"dirty": True}) == {}
     assert same_rows(record, f"{command} --repeats 9", source) == {}
+    assert same_rows(record | {"threads": record["threads"] + 1}, command, source) == {}
     events: list[str] = []
     whole = run_comparisons(
         "demo", [comparison([GREEN], events)], repeats=3, command=command, kept={"one": record["rows"][0]}
     )
     assert events == [] and whole["rows"] == record["rows"] and whole["finished"] is not None
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("prefill", ["--shape", "tiny", "--skip"]),
+        ("calibrate", ["--phases", "prefill", "--skip"]),
+        ("calibrate", ["--phases", "prefill", "--model", "hybrid", "--skip"]),
+        ("attention", ["--passes", "forward", "--rates"]),
+        ("hybrid", ["--rates"]),
+    ],
+)
+def test_no_two_rows_have_one_title(case: str, options: list[str]) -> None:
+    """Rows are gone on with by title."""
+    found, parser = load_case(case), argparse.ArgumentParser()
+    found.add_arguments(parser)
+    rows = found.comparisons(parser.parse_args([*options, "0.25", "0.2501", "0.2504"]))
+    assert len({row.title for row in rows}) == len(rows) and any("25% " in row.title for row in rows)
+
+
+def test_an_engine_is_not_timed_by_the_seconds_of_another_process() -> None:
+    found, parser = load_case("engine"), argparse.ArgumentParser()
+    found.add_arguments(parser)
+    options = parser.parse_args(["--export", "nowhere", "--busy", "mark"])
+    options.clock = "cpu"
+    with pytest.raises(UserError, match="--clock cpu"):
+        found.comparisons(options)
+    options = parser.parse_args(["--export", "nowhere", "--busy", "mark", "--batches", "--prefill"])
+    with pytest.raises(UserError, match="nothing to measure"):
+        found.comparisons(options)
 
 
 def test_the_share_of_the_peak_is_of_a_product_of_this_device() -> None:

@@ -1,5 +1,6 @@
 """The cases `attention`, `peers`, `train-skipping`, `hybrid` and `calibrate`, at sizes of a moment."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def test_hybrid_is_held_against_models_without_routing(tmp_path: Path) -> None:
 def test_calibrate_prints_a_configuration(
     model: str, section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--shape", "tiny", "--sizes", "1x24", "--decode-size", "2x6", "--train-size", "1x12"]
+    options = ["--sizes", "1x24", "--decode-size", "2x6", "--train-size", "1x12"]
+    options += ["--shape", "tiny"] if model == "skipping" else []
     record = record_of(tmp_path, "calibrate", "--model", model, *options, "--skip", "0.6")
     assert set(record["conclusion"]) == {"prefill", "decode", "train"}
     assert all(0.0 < value <= 1.0 for value in record["conclusion"].values())
@@ -147,6 +149,28 @@ def test_calibrate_times_no_hybrid_model_whose_sparse_execution_is_wrong(
     command = ["bench", "calibrate", "--model", "hybrid", "--sizes", "1x24", "--skip", "0.5", *THREE]
     assert main([*command, "--phases", "prefill"]) == 1
     assert "logits of sparse and masked" in capsys.readouterr().err
+
+
+def test_a_gdn_state_that_sparse_execution_spoils_turns_the_gate_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerroute.hybrid.mixers import GatedDeltaMixer
+
+    parser = argparse.ArgumentParser()
+    case = load_case("hybrid")
+    case.add_arguments(parser)
+    options = ["--sizes", "1x24", "--hidden-size", "64", "--rates", "0.25", "--dtype", "fp32"]
+    (row,) = case.comparisons(parser.parse_args(options))
+    prepared = row.prepare()
+    assert all(check.green for check in prepared.gate())
+    honest = GatedDeltaMixer.read
+
+    def spoil(self, hidden, context, index, *, own):
+        out = honest(self, hidden, context, index, own=own)
+        self._states(context.cache).recurrent_states[0].mul_(1.5)
+        return out
+
+    monkeypatch.setattr(GatedDeltaMixer, "read", spoil)
+    red = [check.what for check in prepared.gate() if not check.green]
+    assert red and all(what.startswith("cached state") for what in red)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerroute.errors import UserError
-from layerroute.hybrid import HybridConfig, HybridForCausalLM, forward_flops, parameters_by_part
+from layerroute.hybrid import (
+    HybridConfig,
+    HybridForCausalLM,
+    forward_flops,
+    parameters_by_part,
+    sparse_flops_per_token,
+)
 from layerroute.hybrid.compaction import Compaction
 from layerroute.routing import routings_of
 from layerroute.training.configuration import ObjectiveConfig
@@ -21,6 +27,9 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 61}
     ("bad", "message"),
     [
         ({"num_attention_heads": 5}, "do not divide hidden_size 32"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0 must be at least 1"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be a positive number"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio must be a positive number"),
         ({"layer_pattern": ["routed", "softmax"]}, "router_mode: sequential"),
         ({"layer_pattern": ["gdn", "softmaxx"]}, "Did you mean 'softmax'"),
         ({"layer_pattern": []}, "layer_pattern is empty"),
@@ -33,6 +42,8 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 61}
         ({"rms_norm_eps": -1.0}, "rms_norm_eps must be a positive number"),
         ({"rope_parameters": {"rope_type": "lineal"}}, "Did you mean 'linear'?"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
+        ({"rope_parameters": {"rope_theta": "high"}}, "rope_theta is high"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: .*factor"),
         ({"routing": {"router": "mlp", "widths": [-3]}}, "1 or more each"),
         ({"routing": {"widths": [3]}}, "of an mlp router's hidden layers"),
         ({"routing": {"estimater": "soft"}}, "Did you mean 'estimator'"),
@@ -44,6 +55,14 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "vocab_size": 61}
 def test_impossible_configurations_say_what_would_fit(bad, message):
     with pytest.raises(UserError, match=message):
         HybridConfig(**SMALL | bad)
+
+
+def test_an_odd_head_fits_without_rotary_embedding():
+    odd = {**SMALL, "head_dim": 7}
+    with pytest.raises(UserError, match="use_rope: false"):
+        HybridConfig(**odd)
+    model = HybridForCausalLM(HybridConfig(**odd, use_rope=False)).eval()
+    assert model(torch.randint(1, 61, (1, 9))).logits.isfinite().all()
 
 
 def test_round_trip_through_auto_classes(tmp_path):
@@ -118,6 +137,14 @@ def test_flops_report():
     longer = forward_flops(HybridConfig(), 4096)
     assert longer.by_path["softmax"] > 1.5 * report.by_path["softmax"]
     assert longer.by_path["gdn"] == pytest.approx(report.by_path["gdn"], rel=0.01)
+
+
+@pytest.mark.parametrize("context", ["full_context", "own_context"])
+def test_sparse_flops_are_told_where_hardly_a_token_takes_a_path(context):
+    config = HybridConfig(**SMALL, context=context)
+    flops = [sparse_flops_per_token(config, 100, rate) for rate in (0.0, 0.001, 0.01, 0.99, 0.999, 1.0)]
+    assert flops[1] == pytest.approx(flops[0], rel=0.2) and flops[-2] == pytest.approx(flops[-1], rel=0.5)
+    assert flops[-1] < flops[-2] < flops[-3] if context == "own_context" else flops[-1] < flops[-2]
 
 
 def test_compaction_and_back():

@@ -16,6 +16,7 @@ from layerroute.errors import UserError
 from layerroute.lab.arms import OTHER, Arm, Kind, group_arms
 from layerroute.lab.compare import compare
 from layerroute.lab.runs import Run
+from layerroute.routing.controls import CONTROLS
 from tests.unit.lab.record_factory import record, sites
 
 
@@ -122,6 +123,17 @@ def test_collapse_is_told_by_seed() -> None:
     assert second.interpretation(found.paths) == "Collapsed to softmax (1/2), Leaning to softmax (1/2)"
     assert collapse_word(found) == "Yes, 1 of 4"
     assert "collapsed" in routing_sentence(found)
+
+
+def test_a_collapse_is_told_of_the_path_that_took_all_and_of_no_other() -> None:
+    found = arm(run("d", 42, rates=sites(0.5, 0.95)), run("d", 43, rates=sites(0.5, 0.3)))
+    assert "on one path) to softmax at 1 of 2 sites" in routing_sentence(found)
+
+
+def test_a_control_is_never_taken_for_a_learned_router() -> None:
+    for control in CONTROLS:
+        found = arm(run("d", rates=sites(0.5, 1.0), control=control)).kind
+        assert found.control and not found.learned and control in str(found)
 
 
 def test_a_router_that_prefers_nothing_is_undecided() -> None:

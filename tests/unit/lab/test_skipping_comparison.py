@@ -357,3 +357,13 @@ def test_only_what_both_readings_bear_out_is_said_and_its_numbers_are_told(
         assert deciding(entries) is both[told]
     else:
         assert all(one.outcome.certain for one in entries), "they contradict each other"
+
+
+@pytest.mark.parametrize(("rate", "kind"), [(1.0, "full depth"), (0.75, "static prune")])
+def test_a_static_arm_is_what_it_was_asked_to_be_until_a_run_of_it_completes(rate: float, kind: str) -> None:
+    one = run("static", 1, skip=1 - rate, above=0.2, control="static", rate=rate)
+    one.record["recipe"]["start"]["method"] = "fresh"
+    assert str(QUESTION.kind_of(Arm("static", (one,)))) == kind
+    one.record["status"] = "failed"
+    del one.record["routing"]["skipped"]
+    assert str(QUESTION.kind_of(Arm("static", (one,)))) == kind

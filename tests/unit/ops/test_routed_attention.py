@@ -127,6 +127,15 @@ def test_queries_without_keys_get_zeros():
             assert (out[5] != 0).any()
 
 
+def test_queries_that_all_stand_in_padding_get_zeros():
+    query, key = torch.randn(2, HEADS, KEY), torch.randn(2, 6, GROUPS, KEY)
+    where = {"row": torch.tensor([0, 1]), "key_start": torch.tensor([2, 5])}
+    for position in ([0, 0], [1, 4]):
+        for backend in ("reference", "gathered"):
+            out = routed_attention(query, key, key, position=torch.tensor(position), backend=backend, **where)
+            assert torch.equal(out, torch.zeros(2, HEADS, KEY))
+
+
 def test_no_query_at_all():
     _, key, value, _ = inputs(9, 1.0)
     none = torch.zeros(0, dtype=torch.long)

@@ -77,6 +77,22 @@ def test_bad_names_and_combinations():
         RoutingConfig(control_sites=[0])
     with pytest.raises(UserError, match=r"0\.\.2"):
         routed(control="static", control_sites=[3])
+    for step in (0.0, -0.01, float("nan")):
+        with pytest.raises(UserError, match="threshold_step must be a positive number"):
+            RoutingConfig(budget="controller", threshold_step=step)
+    with pytest.raises(UserError, match="initial_bias"):
+        RoutingConfig(initial_bias=float("nan"))
+    with pytest.raises(UserError, match="control_seed"):
+        RoutingConfig(control="random", control_seed=2**63)
+    for seed in (1 - 2**63, 2**63 - 1):
+        assert 0 < decide(routed(control="random", rate=0.5, control_seed=seed).eval()).mean_rate() < 1
+    with pytest.raises(UserError, match="control_after must be at least 1"):
+        RoutingConfig(control="oracle", control_tokens=[3, 9], control_after=0)
+    for tokens in ([9, 3], [3, 3], [3], [1, 2, 3]):
+        with pytest.raises(UserError, match="control_tokens"):
+            RoutingConfig(control="oracle", control_tokens=tokens)
+    with pytest.raises(UserError, match="control_tokens"):
+        RoutingConfig(control_tokens=[1, 2, 3])
     with pytest.raises(UserError, match="periodic"):
         control_choice(
             "periodi",

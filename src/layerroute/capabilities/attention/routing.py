@@ -138,7 +138,9 @@ def routing_sentence(arm: Arm) -> str:
     balances = [balance for site in sites for balance in site.balances]
     if Balance.COLLAPSED in balances:
         collapsed = [site for site in sites if Balance.COLLAPSED in site.balances]
-        targets = sorted({expensive if rate > 0.5 else cheap for s in collapsed for rate in s.rates.values()})
+        rates = [rate for site in collapsed for rate in site.rates.values()]
+        all_on_one = [rate for rate in rates if judge_rate(rate) is Balance.COLLAPSED]
+        targets = sorted({expensive if rate > 0.5 else cheap for rate in all_on_one})
         verdict = (
             f"routing collapsed (more than 90% on one path) to {listing(targets)} at {len(collapsed)} of "
             f"{plural(len(sites), 'site')}"

@@ -22,8 +22,10 @@ def kind_of(arm: Arm) -> Kind:
     run = arm.example
     control = run.value("routing", "control") or run.value("recipe", "skip", "routing", "control")
     if control == "static":
-        whole = run.value("recipe", "start", "method") == "fresh" and not skipped(arm)
-        return FULL if whole else STATIC
+        left_out = skipped(arm)
+        if left_out is None:  # no run has completed: what was asked for
+            left_out = 1.0 - float(run.value("recipe", "skip", "routing", "rate") or 0.0)
+        return FULL if run.value("recipe", "start", "method") == "fresh" and not left_out else STATIC
     if control:
         return _BY_CONTROL.get(str(control), Kind(str(control)))
     return _BY_START.get(str(run.value("recipe", "start", "arm")), ROUTED)

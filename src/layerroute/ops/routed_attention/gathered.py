@@ -184,6 +184,8 @@ def _one_a_row(
     """
     batch, count = key.shape[0], query.shape[0]
     start, stop = min(block.start for block in blocks), max(block.stop for block in blocks)
+    if stop <= start:  # nobody sees a key
+        return query.new_zeros(count, query.shape[1], value.shape[-1])
     key, value = key[:, :, start:stop], value[:, :, start:stop]
     together = 3 * count >= batch
     if together and count < batch:

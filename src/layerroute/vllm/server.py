@@ -6,8 +6,8 @@
 import os
 import runpy
 import signal
-import sys
 import tempfile
+from typing import NoReturn
 
 COUNTED_IN = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client looks for the folder, when it is imported; who sets it keeps it."""
@@ -19,7 +19,7 @@ def main() -> None:
         _serve()
         return
     # Until vLLM answers SIGTERM itself, it ends Python without what `with` promises.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _leave)
     # Processes that vLLM ends last may still be writing there.
     with tempfile.TemporaryDirectory(prefix="layerroute-metrics-", ignore_cleanup_errors=True) as folder:
         os.environ[COUNTED_IN] = folder
@@ -29,6 +29,10 @@ def main() -> None:
 def _serve() -> None:
     # Not `vllm serve`: it asks for the version of a distribution called vllm, and CPU builds are called otherwise.
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

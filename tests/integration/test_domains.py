@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerroute.cli.main import main
+from layerroute.evaluation import domains
 
 
 def test_the_command_reads_each_text_by_itself(
@@ -31,6 +32,19 @@ def test_the_command_reads_each_text_by_itself(
     whole = json.loads(capsys.readouterr().out)
     assert content["domains"][1]["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert content["domains"][1]["rate"] == pytest.approx(whole["routing"]["mean_rate"], abs=1e-6)
+
+
+def test_a_text_that_cannot_be_read_is_told_before_any_is_scored(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prose.txt").write_text("The cat sat on the mat and looked at the dog. " * 40)
+    (tmp_path / "short.txt").write_text("too short")
+    scored: list[object] = []
+    monkeypatch.setattr(domains, "forward", lambda *given: scored.append(given))
+    for name, told in (("missing.txt", "missing.txt"), ("short.txt", "give more text")):
+        texts = [f"prose={tmp_path / 'prose.txt'}", f"code={tmp_path / name}"]
+        assert main(["domains", str(finished_run), *texts, "--sequence-length", "32", "--device", "cpu"]) == 2
+        assert told in capsys.readouterr().err and not scored
 
 
 def test_what_is_no_text_is_told(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,24 @@ def test_sampling_follows_the_seed(finished_run: Path) -> None:
     assert generate(loaded, "A token", seed=5, top_k=1, **settings).text == greedy
 
 
+def test_beams_and_stop_strings_of_the_models_configuration_break_nothing(finished_run: Path) -> None:
+    loaded = load_model(finished_run, device="cpu")
+    plain = generate(loaded, "def f", max_new_tokens=8)
+    own: Any = loaded.model.generation_config
+    own.num_beams = 2
+    assert generate(loaded, "def f", max_new_tokens=8).text == plain.text
+    own.stop_strings = [plain.text[0]]
+    assert generate(loaded, "def f", max_new_tokens=8).new_tokens < plain.new_tokens
+
+
+def test_what_cannot_be_timed_is_told_before_any_text(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", finished_run, "def f", "--time", 3) == 2
+    captured = capsys.readouterr()
+    assert not captured.out and "router" in captured.err
+
+
 def test_an_empty_prompt_begins_a_document(finished_run: Path) -> None:
     assert generate(load_model(finished_run), "", max_new_tokens=3).prompt_tokens == 1
 
@@ -200,6 +218,17 @@ def test_inspect_reads_files_and_prints_json(
     assert set(content["rate"]) == set(content["sites"])
     assert run("inspect", finished_run, "--file", file, "--out", tmp_path / "b", "--max-tokens", 50) == 0
     assert "The first 50 of" in capsys.readouterr().out
+
+
+def test_inspect_prints_json_also_where_nothing_can_be_written(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inspection").write_text("in the way")
+    assert run("inspect", finished_run, "--text", "def f", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sites"]
+    assert run("inspect", finished_run, "--text", "def f") == 2
+    assert "inspection is a file; name a folder" in capsys.readouterr().err
 
 
 def test_evaluate_finds_the_figures_of_the_record_bit_by_bit(

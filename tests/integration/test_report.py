@@ -276,6 +276,8 @@ def test_what_is_no_report_is_not_overwritten(
     assert (mine / "index.html").read_text() == "my own page"
     assert main(["report", str(run), "--out", str(run)]) == 2
     assert (run / "record.json").is_file()
+    (mine / "index.html").write_text("")  # as a disk that was full leaves it
+    assert main(["report", str(run), "--out", str(mine)]) == 0
 
 
 def test_a_figure_that_is_no_longer_drawn_goes(quick: None, tmp_path: Path) -> None:

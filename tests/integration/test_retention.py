@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from layerroute.evaluation import local_tasks, retention  # noqa: E402
 from layerroute.evaluation.local_tasks import local_task  # noqa: E402
 from layerroute.evaluation.retention import by_document  # noqa: E402
 
@@ -258,3 +260,50 @@ def test_the_short_rest_of_a_text_does_not_count_as_a_window(files: Path, tmp_pa
     assert main([*words, "--sequence-length", "32", "--out", str(tmp_path), "--device", "cpu"]) == 0
     (losses,) = kept_values(tmp_path, "base").values()
     assert len(losses) == tokens
+
+
+def test_what_cannot_be_scored_as_asked_is_told_before_a_model_is_loaded(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(files / "model", dtype=torch.float32)
+    static = RoutingConfig(control="static", control_sites=[0])
+    add_router(model, SkipConfig(layers=[2, 3], router_layer=2, skip_path="identity", routing=static))
+    save_router(model.eval(), tmp_path / "static")
+    metrics = [{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}]
+    forms = [replace(form, config={**form.config, "metric_list": metrics}) for form in local_tasks._FORMS]
+    monkeypatch.setattr(local_tasks, "_FORMS", forms)
+    for name in ("load_pretrained", "load_model"):
+        monkeypatch.setattr(retention, name, lambda *given, **more: pytest.fail("a model is loaded"))
+    text = ["--data", str(files / "text.txt"), "--sequence-length", "32"]
+    for words, told in (
+        (["wide", *text, "--equal-flops"], "name one or more"),
+        ([str(tmp_path / "static"), "wide", *text, "--equal-flops"], "--equal-flops: rate is not possible"),
+        (["wide", *text, "--limit", "3"], "--limit is for --tasks"),
+        (["wide", *text, "--shots", "0"], "--shots is for --tasks"),
+        (["wide", "--tasks", str(files / "words.jsonl")], "words tells bleu; what is retained"),
+        *([] if torch.cuda.is_available() else [(["wide", *text, "--device", "cuda"], "no GPU")]),
+    ):
+        assert main(["retention", *(str(files / word) if word == "wide" else word for word in words)]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_run_called_base_and_a_task_called_text_do_not_stand_for_the_base_and_the_text(
+    files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(files / "wide", tmp_path / "runs" / "base")
+    shutil.copy(files / "words.jsonl", tmp_path / "text.jsonl")
+    description = tmp_path / "runs/base/router.json"
+    told = json.loads(description.read_text())
+    told["base"]["id"] = str(files / "model")
+    description.write_text(json.dumps(told))
+    assert main([
+        "retention", str(tmp_path / "runs" / "base"), "--tasks", str(tmp_path / "text.jsonl"), "--data",
+        str(files / "text.txt"), "--windows", "4", "--sequence-length", "32", "--out", str(tmp_path / "out"),
+        "--device", "cpu",
+    ]) == 0  # fmt: skip
+    content = json.loads((tmp_path / "out" / "retention.json").read_text())
+    assert set(content["skipped"]) == {"base", "runs/base"}
+    own = f"{tmp_path.name}/text"
+    assert {(c["task"], c["metric"], c["documents"]) for c in content["retained"]} == {
+        ("text", "perplexity", 4), (own, "perplexity", 6), (own, "acc", 6)
+    }  # fmt: skip

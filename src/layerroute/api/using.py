@@ -81,7 +81,8 @@ def generate(
         tokenizer: its own.
         prompt: text to continue.
         max_new_tokens: at most; default 64.
-        temperature: 0 (default) takes the most likely token each time.
+        temperature: 0 (default) takes the most likely token each time, after the penalties of the model's own
+            generation configuration, if it has any.
         top_k: draw among the k most likely tokens only.
         seed: of the draw.
         precision: ``fp32`` (default), ``bf16``, or ``auto``: bf16 where the machine multiplies it fast.

@@ -1,7 +1,6 @@
 """``layerroute bench CASE``: prove that the arms of a case are equal, then measure them in pairs."""
 
 import argparse
-import json
 import shlex
 import sys
 from functools import partial
@@ -12,7 +11,7 @@ from layerroute.argument_types import at_least
 from layerroute.cli.arguments import add_json, add_threads, figure_file, json_file, use_threads
 from layerroute.cli.output import json_alone, make_console, print_json
 from layerroute.errors import UserError
-from layerroute.lab.drawn import DRAWN
+from layerroute.lab.drawn import DRAWN, read_benchmark
 
 if TYPE_CHECKING:
     from layerroute.benchmark.case import Case, Comparison
@@ -158,25 +157,10 @@ def _draw(arguments: argparse.Namespace) -> int:
     )
     options = parser.parse_args(arguments.options)
 
-    from layerroute.lab.report.speed import speed_figures
+    from layerroute.lab.report.speed import read_speed_records, speed_figures
 
-    speed_figures([_record(path) for path in options.records], options.out)
+    speed_figures(read_speed_records(options.records), options.out)
     return 0
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(
-            f"{path} is not JSON; give a file that `layerroute bench CASE --out` wrote."
-        ) from None
-    rows = record.get("rows") if isinstance(record, dict) else None
-    if not isinstance(rows, list) or record.get("kind") != "benchmark":
-        raise UserError(f"{path} is not a record of `layerroute bench`.")
-    return record
 
 
 def _measure(name: str, case: "Case", options: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -216,4 +200,4 @@ def _kept(path: Path, command: str) -> dict[str, Any]:
     from layerroute.benchmark.runner import same_rows
     from layerroute.records import provenance
 
-    return same_rows(_record(path), command, provenance())
+    return same_rows(read_benchmark(path), command, provenance())

@@ -86,6 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate; returns the exit code."""
     if arguments.controls and arguments.out is None:
         raise UserError("--controls needs --out: the folder to write them to")
+    whole = arguments.unit == "block" and arguments.router != "sequence"
+    by_cost = (arguments.allocation or ("cost" if whole else "even")) == "cost"
+    for option, value, default in (("rounds", arguments.rounds, 1), ("min-share", arguments.min_share, 0.1)):
+        if value != default and not by_cost:
+            raise UserError(f"--{option} is for --allocation cost: give that, too, or leave it out")
     from layerroute.api.calibration import calibrate
     from layerroute.benchmark.output import save
     from layerroute.cli.calibration_table import show_calibration

@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +171,12 @@ def _hub_cache() -> Path:
 
 
 def _cache(folder: Path) -> dict[str, Any]:
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return {
-        "folder": str(folder),
-        "files": len(files),
-        "gib": round(sum(f.stat().st_size for f in files) / _GIB, 3),
-    }
+    sizes = []
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another process may be at work there
+            found = path.lstat()
+            sizes += [found.st_size] if stat.S_ISREG(found.st_mode) else []
+    return {"folder": str(folder), "files": len(sizes), "gib": round(sum(sizes) / _GIB, 3)}
 
 
 def _free(path: Path) -> float:

@@ -44,14 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
         if not (name and sign and file):
             raise UserError(f"{given!r} does not name a text: write NAME=FILE, such as prose=valid.jsonl")
         texts.setdefault(name, []).append(file)
-    from layerroute.evaluation.domains import window_rates
+    from layerroute.evaluation.domains import whole_windows, window_rates
     from layerroute.evaluation.loading import load_model
     from layerroute.lab.domains import compare_domains
     from layerroute.lab.report.terminal import print_table
 
     loaded = load_model(arguments.checkpoint, device=arguments.device)
-    read = {
-        name: window_rates(
+    # All of them before any is scored: a file that is missing is told at once.
+    batches = {
+        name: whole_windows(
             loaded,
             files,
             windows=arguments.windows,
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for name, files in texts.items()
     }
+    read = {name: window_rates(loaded, own) for name, own in batches.items()}
     first = next(iter(read.values()))
     found = compare_domains(
         {name: windows.rates for name, windows in read.items()},

@@ -39,11 +39,12 @@ def evaluate_engine(arguments: argparse.Namespace) -> int:
     length = arguments.sequence_length or 256
     batch = arguments.batch_size or 8
     measured: dict[str, Any] = {}
+    read = {
+        kind: text_batches(tokenizer, documents, length=length, batch_size=batch, limit=arguments.sequences)
+        for kind, documents in texts.documents.items()
+    }
     with opened(folder, dtype="float32", length=length + 1, requests=batch) as session:
-        for kind, documents in texts.documents.items():
-            batches = text_batches(
-                tokenizer, documents, length=length, batch_size=batch, limit=arguments.sequences
-            )
+        for kind, batches in read.items():
             windows = [row.tolist() for one in batches for row in one["input_ids"]]
             session.clear()
             started = time.perf_counter()

@@ -5,7 +5,8 @@ all softmax attention (or all layers run), blue all Gated DeltaNet (or all skipp
 speed to stderr.
 
 With --lossless a model that skips layers drafts tokens by its routed path and verifies them at full depth: the text is
-that of greedy decoding at full depth, token for token; stderr tells how many drafted tokens were accepted.
+that of greedy decoding at full depth, token for token; stderr tells how many drafted tokens were accepted. A penalty in
+the model's own generation configuration (for repetition, say) has no part in it.
 """
 
 import argparse
@@ -47,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft-tokens",
         type=at_least(1),
-        default=4,
         metavar="N",
         help="with --lossless, tokens drafted at a time (default 4)",
     )
@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--lossless verifies several tokens at a time, which is not compiled: leave --compile out"
         )
+    if arguments.draft_tokens is not None and not arguments.lossless:
+        raise UserError("--draft-tokens is for --lossless: give that, too, or leave it out")
     from rich.style import Style
     from rich.text import Text
 
@@ -92,6 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_model(
         arguments.checkpoint, device=arguments.device, budget=arguments.budget, serve=arguments.serve
     )
+    if arguments.time is not None:
+        from layerroute.skipping import get_router
+
+        get_router(loaded.model)  # or there is nothing to time
     if arguments.compile:
         from layerroute.skipping import compile_decoding
 
@@ -116,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
             loaded,
             text,
             max_new_tokens=arguments.max_new_tokens,
-            draft_tokens=arguments.draft_tokens,
+            draft_tokens=arguments.draft_tokens or 4,
             show=shown,
         )
     else:

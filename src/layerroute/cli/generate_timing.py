@@ -28,7 +28,7 @@ def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, roun
     from layerroute.skipping import compilation_disabled, executed, get_router, router_disabled
 
     model: Any = loaded.model
-    get_router(model)  # or there is nothing to time
+    get_router(model)
     ids = prompt_ids(loaded.tokenizer, prompt).to(loaded.device)
 
     def routed() -> list[int]:
@@ -39,6 +39,8 @@ def time_generation(loaded: "LoadedModel", prompt: str, *, new_tokens: int, roun
                 min_new_tokens=new_tokens,  # as many in all rounds, whatever the text would be
                 max_new_tokens=new_tokens,
                 do_sample=False,
+                num_beams=1,
+                tokenizer=loaded.tokenizer,  # stop strings of its configuration are looked for in text
                 pad_token_id=loaded.tokenizer.pad_token_id,
             )
         return [int(token) for token in out[0, ids.shape[1] :]]

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=folder,
-        default="inspection",
+        default=Path("inspection"),  # no word: one is checked here, also where --json writes nothing
         metavar="DIR",
         help="folder for the page and the picture (default: ./inspection)",
     )
@@ -41,6 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_tokens < 1:
         raise UserError(f"--max-tokens is {arguments.max_tokens}; it must be at least 1")
     text = arguments.text if arguments.file is None else _read(arguments.file, arguments.text_field)
+    if not arguments.json:
+        try:
+            folder(str(arguments.out))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"argument --out: {error}") from None
     if not text:
         raise UserError("the text is empty; give at least one character")
     import torch

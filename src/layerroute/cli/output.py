@@ -145,9 +145,9 @@ def write_text(text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """One JSON value as a file, whole or not at all; its folder is made."""
+    """One JSON value as a file, whole or not at all; its folder is made. Numbers as ``print_json`` writes them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(content, indent=2) + "\n")
+    replace_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -72,10 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Score what is not scored yet, compare, print and write."""
-    labels = _labels(arguments.runs)
-    from layerroute.evaluation.retention import Scorer, base_of
+    for name in ("limit", "shots"):
+        if getattr(arguments, name) is not None and not arguments.tasks:
+            raise UserError(f"--{name} is for --tasks; leave it out")
+    if arguments.equal_flops and len(arguments.runs) == 1:
+        raise UserError("--equal-flops serves the first run at the FLOPs of others: name one or more, too")
+    from layerroute.evaluation.retention import BASE, Scorer, base_of
     from layerroute.lab.retention import retention
 
+    labels = _labels(arguments.runs, BASE)
     console = make_console(stderr=True)
     bases = {base_of(path) for path in arguments.runs}
     if len(bases) > 1:
@@ -91,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         length=arguments.sequence_length,
         batch_size=arguments.batch_size,
         shots=arguments.shots,
-        device=None if arguments.device == "auto" else arguments.device,
+        device=arguments.device,
         precision=arguments.precision,
         serve=arguments.serve,
         folder=None if arguments.out is None else arguments.out / "scores",
@@ -102,6 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             "the runs were trained in bf16 and in fp32: say in which all are scored with --precision"
         )
+    if arguments.equal_flops:
+        scorer.check_rate(arguments.runs[0])
     base = scorer.base(bases.pop(), precisions.pop())
     models = [scorer.routed(label, path) for label, path in zip(labels, arguments.runs, strict=True)]
     at_cost = [
@@ -124,14 +131,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _labels(runs: list[Path]) -> list[str]:
-    """The folders' names; where two are alike, with their parents' names."""
+def _labels(runs: list[Path], base: str) -> list[str]:
+    """The folders' names; where two are alike, or one is called as the ``base`` is, with their parents' names."""
     names = [path.resolve().name for path in runs]
     names = [
         path.resolve().parent.name if name in ("best", "last") else name
         for name, path in zip(names, runs, strict=True)
     ]
-    if len(set(names)) < len(names):
+    if len({*names, base}) <= len(names):
         names = ["/".join(path.resolve().parts[-2:]) for path in runs]
     if len(set(names)) < len(names):
         raise UserError("a run is named twice")

@@ -229,7 +229,8 @@ def generate(
     """Continue a prompt with the model's own ``generate`` and cache.
 
     Args:
-        temperature: 0 (default) takes the most likely token each time.
+        temperature: 0 (default) takes the most likely token each time, after the penalties of the model's own
+            generation configuration, if it has any.
         top_k: draw among the k most likely tokens only.
         seed: of the draw.
         show: called with every piece of text, prompt included, as soon as its route is known.
@@ -262,6 +263,8 @@ def generate(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             streamer=streamer,
+            num_beams=1,  # whatever its configuration says: text comes as it is made
+            tokenizer=tokenizer,  # stop strings of its configuration are looked for in text
             pad_token_id=tokenizer.pad_token_id,
             **draw_settings(temperature, top_k=top_k or 0),
         )
@@ -283,6 +286,8 @@ def generate_losslessly(
     show: Callable[[Piece], None] = lambda piece: None,
 ) -> Generation:
     """Continue a prompt as full depth would, drafted by the routed path; see ``skipping.lossless``.
+
+    It is greedy by the logits alone: penalties of the model's own generation configuration have no part in it.
 
     Raises:
         UserError: if the model has no router that skips layers, or prompt and new tokens are more than it reads.

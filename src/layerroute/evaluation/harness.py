@@ -273,6 +273,20 @@ def task_manager(tasks: Sequence[Any]) -> TaskManager:
     return manager
 
 
+def metrics_by_task(tasks: Sequence[Any], manager: TaskManager) -> dict[str, set[str]]:
+    """By name, what each task measures; of a group, each task in it."""
+
+    def each(found: dict[Any, Any]) -> Iterator[tuple[str, set[str]]]:
+        for name, task in found.items():
+            if isinstance(task, dict):
+                yield from each(task)
+            else:
+                yield str(name), set(task.aggregation())
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return dict(each(get_task_dict(list(tasks), manager)))
+
+
 def score(
     model: Any,
     tasks: Sequence[Any],

@@ -16,7 +16,7 @@ def recall_task(word: str) -> TextRecall:
     """What a word after ``--tasks`` means that begins with ``recall:``.
 
     Raises:
-        UserError: no such task or option, or a value that is not a whole number; the message names it.
+        UserError: no such task or option, one that comes twice, a value that is no whole number; the message names it.
     """
     kind, *options = word.removeprefix(PREFIX).split(",")
     kinds: dict[str, Task] = {name: name for name in get_args(Task)}
@@ -30,7 +30,9 @@ def recall_task(word: str) -> TextRecall:
             raise UserError(
                 f"--tasks: {word}: {name!r} is not an option of recall tasks.{nearest(name, known)}"
             )
-        if not value.isdigit():
+        if name in values:
+            raise UserError(f"--tasks: {word}: {name} comes twice")
+        if not value.isdecimal():
             raise UserError(f"--tasks: {word}: {name} is {value!r}; it must be a whole number")
         values[name] = int(value)
     return TextRecall(task=kinds[kind], **values)

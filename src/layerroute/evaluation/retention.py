@@ -19,6 +19,7 @@ from layerroute.evaluation.compute import skipped_share
 from layerroute.evaluation.harness import (
     HFLM,
     LayerrouteLM,
+    metrics_by_task,
     mixed_precision,
     require_end,
     score,
@@ -31,10 +32,11 @@ from layerroute.evaluation.texts import TEXT_FIELD, read_texts, text_batches, te
 from layerroute.integrity import content_sha256, file_sha256, replace_text
 from layerroute.lab.retention import PERPLEXITY, Scores
 from layerroute.ops.flops import flop_counter
-from layerroute.precision import Precision
+from layerroute.precision import Device, Precision, choose_device
 from layerroute.routing import get_handle, set_serve
+from layerroute.routing.serving import check_serve
 from layerroute.skipping import get_router, load_pretrained, router_disabled
-from layerroute.skipping.storage import DESCRIPTION, base_source, read_router
+from layerroute.skipping.storage import DESCRIPTION, RouterDescription, base_source, read_router
 
 BASE = "base"
 TEXT = "text"
@@ -77,7 +79,7 @@ class Scorer:
     length: int = 256
     batch_size: int = 8
     shots: int | None = None
-    device: str | None = None
+    device: Device = "auto"
     precision: Precision | None = None
     serve: str | None = None
     folder: Path | None = None
@@ -86,6 +88,7 @@ class Scorer:
     def __post_init__(self) -> None:
         if not self.tasks and not self.text:
             raise UserError("nothing to score: give --tasks, or text with --data")
+        choose_device(self.device)
         self._skipped_of_text: float | None = None
 
     def base(self, name: str, precision: str) -> Scores:
@@ -94,8 +97,7 @@ class Scorer:
         def make() -> Made:
             _ = self._manager
             model, tokenizer = load_pretrained(name, dtype=torch.float32)
-            target = "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"
-            model.to(target)  # type: ignore[arg-type]
+            model.to(choose_device(self.device))  # type: ignore[arg-type]
             loaded = LoadedModel(
                 model=model, tokenizer=tokenizer, path=Path(name), record=None, precision=precision
             )
@@ -115,7 +117,19 @@ class Scorer:
 
     def precision_of(self, checkpoint: Path) -> Precision:
         """In which a run of layer skipping, or a router folder, is scored."""
-        return self.precision or precision_of(read_router(router_folder(checkpoint)).notes.get("precision"))
+        return self.precision or precision_of(self._described(checkpoint).notes.get("precision"))
+
+    def check_rate(self, checkpoint: Path) -> None:
+        """Refuse, before anything is scored, a router that cannot be served at the cost of others.
+
+        Raises:
+            UserError: it cannot hold a rate.
+        """
+        check_serve("rate", "--equal-flops", obstacle=self._described(checkpoint).config.serve_obstacle)
+
+    @staticmethod
+    def _described(checkpoint: Path) -> RouterDescription:
+        return read_router(router_folder(checkpoint))
 
     def routed(self, label: str, checkpoint: Path) -> Scores:
         """A run of layer skipping, or a router folder."""
@@ -192,9 +206,7 @@ class Scorer:
             )
             loaded = harness.loaded
         else:
-            loaded = load_model(
-                checkpoint, device="cpu" if self.device == "cpu" else "auto", precision=self.precision
-            )
+            loaded = load_model(checkpoint, device=self.device, precision=self.precision)
         # A static arm has no rate to hold: it serves what it serves.
         if serve is not None and (must or get_handle(loaded.model).config.serve_obstacle is None):
             set_serve(loaded.model, serve)
@@ -253,11 +265,18 @@ class Scorer:
 
     @cached_property
     def _made_tasks(self) -> list[Any]:
-        return make_tasks(self.tasks)
+        return make_tasks(self.tasks, taken=[TEXT] if self.text else [])
 
     @cached_property
     def _manager(self) -> Any:
-        return task_manager(self._made_tasks)
+        manager = task_manager(self._made_tasks)
+        for name, metrics in metrics_by_task(self._made_tasks, manager).items():
+            if not metrics & {*_METRICS}:
+                raise UserError(
+                    f"--tasks: {name} tells {', '.join(sorted(metrics))}; what is retained is told of "
+                    f"{', '.join(_METRICS)}"
+                )
+        return manager
 
     def _kept(self, label: str, model: str, make: Callable[[], Made], *settings: str | None) -> Scores:
         file = None if self.folder is None else self.folder / f"{_file_name(label)}.json"
@@ -299,7 +318,7 @@ class Scorer:
             self.shots,
             self.text_field,
             self.batch_size,
-            self.device,
+            None if self.device == "auto" else self.device,
             *settings,
         ]
         for name in self.tasks:

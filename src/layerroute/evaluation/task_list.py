@@ -77,10 +77,11 @@ def expand(words: Sequence[str], shots: int | None = None) -> list[TaskConfig]:
     return found if shots is None else [TaskConfig(task=task.task, shots=shots) for task in found]
 
 
-def make_tasks(tasks: Sequence[str]) -> list[Any]:
+def make_tasks(tasks: Sequence[str], *, taken: Sequence[str] = ()) -> list[Any]:
     """What the harness is given for names of tasks: made from a file, made on the spot, or the name itself.
 
-    No two have the same name: scores are kept by it. Files of the same name are told apart by their folders.
+    No two have the same name, and none of a file is ``taken``: scores are kept by it. Files of the same name are told
+    apart by their folders.
 
     Raises:
         UserError: a file that is not a task; one task twice.
@@ -93,7 +94,8 @@ def make_tasks(tasks: Sequence[str]) -> list[Any]:
     for name in others:
         if others.count(name) > 1:
             raise UserError(f"--tasks: {name} comes twice")
-    named = dict(zip(files, distinct_names([Path(file) for file in files], others), strict=True))
+    names = distinct_names([Path(file) for file in files], [*others, *taken])
+    named = dict(zip(files, names, strict=True))
     made: list[Any] = []
     for task in tasks:
         if task in named:

@@ -47,8 +47,8 @@ class Change:
     ``value`` and ``reference`` are the two scores. ``retained`` is the share that is kept, of perplexity reference /
     value, so that more is better everywhere; ``low`` and ``high`` its 95 % bootstrap interval over documents, which
     are drawn for both models alike. ``difference`` is value − reference, of perplexity in nats of loss, with
-    ``difference_low`` and ``difference_high``. ``executed`` and ``executed_reference`` are the FLOPs that the two
-    executed on these very documents, as shares of the base's.
+    ``difference_low`` and ``difference_high``. One document has no interval: these ends are None. ``executed`` and
+    ``executed_reference`` are the FLOPs that the two executed on these very documents, as shares of the base's.
     """
 
     task: str
@@ -62,17 +62,16 @@ class Change:
     low: float | None
     high: float | None
     difference: float
-    difference_low: float
-    difference_high: float
+    difference_low: float | None
+    difference_high: float | None
     executed: float | None = None
     executed_reference: float | None = None
 
     @property
     def outcome(self) -> Outcome:
         """What the interval of the difference says; no verdict where the two did not execute as many FLOPs."""
-        ends = (self.difference_low, self.difference_high) if self.documents > 1 else (None, None)
         return outcome_of(
-            ends,
+            (self.difference_low, self.difference_high),
             lower_is_better=self.metric == PERPLEXITY,
             barred=None if same_cost(self.executed, self.executed_reference) else Outcome.UNEQUAL_COST,
         )
@@ -101,6 +100,7 @@ def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: i
             "same"
         )
     low, high = bootstrap(ours - theirs, draws=draws).tolist()
+    alone = len(ours) == 1
     kept: float | None
     bounds: tuple[float | None, float | None]
     if metric == PERPLEXITY:
@@ -121,11 +121,11 @@ def change(model: Scores, reference: Scores, task: str, metric: str, *, draws: i
         value=shown[0],
         reference=shown[1],
         retained=kept,
-        low=bounds[0],
-        high=bounds[1],
+        low=None if alone else bounds[0],
+        high=None if alone else bounds[1],
         difference=float(ours.mean() - theirs.mean()),
-        difference_low=low,
-        difference_high=high,
+        difference_low=None if alone else low,
+        difference_high=None if alone else high,
     )
 
 
@@ -191,8 +191,8 @@ class Retention:
                 cells("Δ", lambda c: Cell(_delta(c.difference, c.metric), c.difference)),
                 cells(
                     "95% interval",
-                    lambda c: (
-                        f"{_delta(c.difference_low, c.metric)} to {_delta(c.difference_high, c.metric)}"
+                    lambda c: interval(
+                        c.difference_low, c.difference_high, lambda end: _delta(end, c.metric)
                     ),
                 ),
                 cells("FLOPs", lambda c: f"{percent(c.executed)}, {percent(c.executed_reference)}"),
@@ -261,8 +261,9 @@ def _score(values: Sequence[float], metric: str) -> float:
 def _kept(found: Change | None) -> Cell:
     if found is None or found.retained is None:
         return Cell(MISSING)
-    return Cell(f"{percent(found.retained)} ({interval(found.low, found.high, percent)})", found.retained)
+    ends = "" if found.low is None else f" ({interval(found.low, found.high, percent)})"
+    return Cell(f"{percent(found.retained)}{ends}", found.retained)
 
 
-def _delta(value: float, metric: str) -> str:
+def _delta(value: float | None, metric: str) -> str:
     return signed(value, 3) if metric == PERPLEXITY else points(value)

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -65,13 +64,12 @@ def server_command(
     full_depth_from: int | None = None,
     more: Sequence[str],
 ) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of vLLM's server, which counts what runs in all of its processes.
+    """Command and environment of vLLM's server, which counts what runs in all of its processes: see ``vllm.server``.
 
     Raises:
         UserError: ``more`` would overrule ``full_depth_from``.
     """
-    # Not `vllm serve`: it asks for the version of a distribution called vllm, and CPU builds are called otherwise.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = [sys.executable, "-m", "layerroute.vllm.server", "--model", str(folder)]
     options = {"--served-model-name": name, "--host": host, "--port": str(port), "--dtype": dtype}
     if full_depth_from is not None:
         if any(word.replace("_", "-").startswith("--additional-config") for word in more):
@@ -82,7 +80,6 @@ def server_command(
         options["--additional-config"] = json.dumps(_plugin(full_depth_from))
     command += [word for pair in options.items() for word in pair]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **keeping_variables(), **os.environ}
-    environment.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="layerroute-metrics-"))
     return [*command, *more], environment
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from layerroute.cli import doctor
 from layerroute.cli.main import main
 
 PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -167,3 +168,14 @@ def test_a_driver_without_a_gpu_for_torch_is_told(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert any("NVIDIA driver" in line for line in examine(capsys)["advice"])
+
+
+def test_a_file_that_goes_while_it_is_measured_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who prepares data, or loads from the hub, renames and deletes files meanwhile."""
+    (tmp_path / "stays").write_bytes(b"1" * 2**21)
+    gone = tmp_path / "gone"
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [folder / "stays", gone])
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert doctor._cache(tmp_path) == {"folder": str(tmp_path), "files": 1, "gib": 0.002}

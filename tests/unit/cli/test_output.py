@@ -60,6 +60,11 @@ def test_what_an_encoding_cannot_spell_is_no_traceback(encoding: str) -> None:
     assert b"[bold].jsonl" in done.stderr
 
 
+def test_a_file_of_json_has_no_number_that_json_does_not_know(tmp_path: Path) -> None:
+    output.write_json(tmp_path / "made" / "a.json", {"loss": float("nan"), "all": [float("inf"), 1.5]})
+    assert json.loads((tmp_path / "made" / "a.json").read_text()) == {"loss": None, "all": [None, 1.5]}
+
+
 @pytest.mark.parametrize("stdout", ["/dev/full", None])
 def test_a_stdout_that_takes_nothing_is_one_line(stdout: str | None) -> None:
     words = [sys.executable, "-m", "layerroute", "validate", "attention_routing/dynamic"]

@@ -63,6 +63,8 @@ def test_recall_tasks_are_named_with_their_options() -> None:
         ("recall:needle,pair=3", "Did you mean 'pairs'"),
         ("recall:needle,pairs=few", "pairs is 'few'"),
         ("recall:needle,pairs", "it must be a whole number"),
+        ("recall:needle,pairs=²", "it must be a whole number"),
+        ("recall:needle,pairs=2,pairs=3", "pairs comes twice"),
     ],
 )
 def test_recall_tasks_that_are_none_are_told(word: str, told: str) -> None:

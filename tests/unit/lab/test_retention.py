@@ -80,6 +80,25 @@ def test_what_differs_by_chance_alone_is_not_told_apart() -> None:
     assert replace(found, executed=0.8, executed_reference=0.8).better == "cannot be told"
 
 
+def test_one_document_has_no_interval() -> None:
+    base, right, wrong = (
+        Scores(
+            label=label,
+            skipped=0.2,
+            values={("words", "acc"): [value], ("text", "perplexity"): [3.0 - value]},
+            executed={("words", "acc"): 1.0, ("text", "perplexity"): 1.0},
+        )
+        for label, value in (("base", 1.0), ("right", 1.0), ("wrong", 0.0))
+    )
+    found = retention(base, [right, wrong])
+    for one in (*found.kept, *found.against_others):
+        assert (one.low, one.high, one.difference_low, one.difference_high) == (None,) * 4
+    assert [one.better for one in found.against_others] == ["cannot be told"] * 2
+    rows = {row.cells[0].text: [cell.text for cell in row.cells] for row in found.table.rows}
+    assert rows["wrong"][2:4] == ["0.0%", "0.0%"]
+    assert [row.cells[4].text for row in found.differences.rows] == ["–", "–"]
+
+
 def test_a_base_that_scores_nothing_has_nothing_to_retain() -> None:
     nothing = {("answers", "exact_match"): [0.0] * 5}
     found = change(

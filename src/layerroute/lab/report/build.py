@@ -184,7 +184,9 @@ def _clear(target: Path) -> None:
         figures / file for name in all_figures() for file in files_of(name)
     }
     page = target / PAGE
-    marked = not page.exists() or MARK in page.read_text(encoding="utf-8", errors="replace")[:4000]
+    # An empty one is ours: what a full disk left of it.
+    head = page.read_text(encoding="utf-8", errors="replace")[:4000] if page.exists() else ""
+    marked = not head or MARK in head
     foreign = [file.name for file in files if file not in ours] or ([] if marked else [PAGE])
     if foreign:
         raise UserError(

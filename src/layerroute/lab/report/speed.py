@@ -1,6 +1,5 @@
 """Speed-up of routed execution against the share that is left out, from benchmark records, with the ideal line."""
 
-import json
 import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from layerroute.errors import UserError
-from layerroute.lab.drawn import DRAWN
+from layerroute.lab.drawn import DRAWN, read_benchmark
 from layerroute.lab.report.plots import Panel as Plot
 from layerroute.lab.report.plots import curves
 from layerroute.lab.report.style import (
@@ -172,22 +171,19 @@ def read_speed_records(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str
     """Records that ``layerroute bench --out`` wrote.
 
     Raises:
-        UserError: a file that cannot be read, or is none, or has nothing to draw.
+        UserError: a file that cannot be read, or is none, or has nothing to draw, or lacks a part of what is drawn.
     """
     records = []
     for path in map(Path, paths):
+        record = read_benchmark(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the benchmark record {path}: {error}") from None
-        rows = content.get("rows") if isinstance(content, dict) else None
-        if not isinstance(rows, list) or content.get("kind") != "benchmark":
-            raise UserError(
-                f"{path} is not a benchmark record: give files that `layerroute bench --out` wrote"
-            )
-        records.append(content)
-    if records:
-        _all_panels(records)
+            _machine(record), speed_at([record], 0.5)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path} is not a whole record of `layerroute bench`: {what}") from None
+        records.append(record)
     return records
 
 

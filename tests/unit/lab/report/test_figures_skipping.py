@@ -153,7 +153,7 @@ def test_speed_is_that_of_the_benchmark_and_absent_without_one(report: Path) -> 
 
 
 def test_what_is_no_benchmark_record_is_told(report: Path) -> None:
-    with pytest.raises(UserError, match="is not a benchmark record"):
+    with pytest.raises(UserError, match="is not a record of"):
         build_report(report.parent, bench=[report.parent / "token-seed1/record.json"])
 
 

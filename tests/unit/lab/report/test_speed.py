@@ -8,7 +8,7 @@ import pytest
 
 from layerroute.cli.main import main
 from layerroute.errors import UserError
-from layerroute.lab.report.speed import _panels, speed_at, speed_data, speed_figures
+from layerroute.lab.report.speed import _panels, read_speed_records, speed_at, speed_data, speed_figures
 
 
 def spread(median: float) -> dict[str, float]:
@@ -127,6 +127,29 @@ def test_what_cannot_be_drawn_is_one_line(
     assert main(["bench", "figure", str(path), "--out", str(tmp_path / "x.svg")]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ("case",), ("clock",), ("hardware",), ("hardware", "cpu"), ("rows", 0, "batch"), ("rows", 0, "baseline"),
+        ("rows", 0, "arms"), ("rows", 0, "arms", "sparse", "share_of_limit"),
+        ("rows", 1, "arms", "sparse", "speedup", "q3"),
+    ],
+)  # fmt: skip
+def test_a_record_that_lacks_a_part_is_told_in_a_line(
+    tmp_path: Path, gone: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, content = tmp_path / "record.json", json.loads(json.dumps(PREFILL))
+    part = content
+    for key in gone[:-1]:
+        part = part[key]
+    del part[gone[-1]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"record.json is not a whole record .* lacks '{gone[-1]}'"):
+        read_speed_records([path])
+    assert main(["bench", "figure", str(path), "--out", str(tmp_path / "x.svg")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_form_of_the_file_is_known() -> None:

@@ -15,6 +15,7 @@ from layerroute.data.recall.configuration import CurriculumConfig, RecallConfig
 from layerroute.data.recall.prepared import RecallData
 from layerroute.records import read_record
 from layerroute.training.samples import RecallSamples
+from tests.integration.test_train import assert_same_run, curves, stop_after
 from tests.tiny import RECIPE, merge
 
 DATA: dict[str, Any] = {
@@ -59,6 +60,31 @@ def test_a_recall_run_is_scored_at_its_answers(tmp_path: Path, capsys: pytest.Ca
     again = json.loads(capsys.readouterr().out)
     assert again["tokens"] == 24
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate and pairs by a clock that stands still at some steps: a run in two parts is the run in one."""
+    data = {
+        **DATA,
+        "recall": {**DATA["recall"], "pairs": 6, "noise": 0.2, "curriculum": {"shortest": 12, "finish": 0.1}},
+    }
+    train = {"wait_above": 3.3, "save_every": 4, "gradient_accumulation": 2, "log_every": 1}
+    objective = {"budget_weight": 1.0, "rate": {"start": 1.0, "begin": 0.0, "finish": 1.0}}
+    recipe = write(tmp_path, data=merge(data, {"sequence_length": 36}), train=train, objective=objective)
+    assert main(["train", str(recipe), "--out", str(tmp_path / "straight")]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        assert main(["train", str(recipe), "--out", str(tmp_path / "parts")]) == 143
+    assert main(["train", str(recipe), "--out", str(tmp_path / "parts")]) == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+    points = [point for point in curves(tmp_path / "straight") if point["split"] == "train"]
+    waited = [point["waited"] for point in points]
+    assert 2 < waited[-1] < len(points) - 4, "it is to wait, and to go on"
+    targets = [point["rate_target"] for point in points]
+    for at in range(1, len(points)):
+        stood = waited[at - 1] - (waited[at - 2] if at > 1 else 0)
+        assert (targets[at] == targets[at - 1]) == bool(stood)
 
 
 def test_a_sequence_that_is_too_short_is_told_before_anything_is_written(

@@ -115,6 +115,9 @@ class TrainConfig:
         learning_rate: peak of AdamW's learning rate.
         warmup_share: share of `max_steps` in which the learning rate rises from 0; it then falls to 0.
         schedule: shape of the fall: ``linear`` (default) or ``cosine``.
+        wait_above: nats: while the running mean of the training cross-entropy is above this, the schedules of
+            ``objective`` and recall's curriculum stand still, and the learning rate goes on. None (default): they go by
+            steps alone.
         weight_decay: decoupled decay of matrices; norms, biases and decay parameters have none.
         adam_beta1, adam_beta2: decay of AdamW's means of gradients and of their squares, per step.
         adam_epsilon: added to the root of the second mean.
@@ -141,6 +144,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     warmup_share: float = 0.1
     schedule: Literal["linear", "cosine"] = "linear"
+    wait_above: float | None = None
     weight_decay: float = 0.1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -176,6 +180,8 @@ class TrainConfig:
             ("must be in [0, 1)", "adam_beta1 adam_beta2"),
         ):
             expect_limits(self, "train", limit, *names.split())
+        if self.wait_above is not None:
+            expect_limits(self, "train", "must be a positive number", "wait_above")
         expect(
             self.batch_size % self.gradient_accumulation == 0,
             f"train.batch_size ({self.batch_size}) must be a multiple of train.gradient_accumulation "

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerState
 from layerroute.routing import RouteDecision, find_handle, routings_of
 from layerroute.routing.module import Routing
 from layerroute.training.configuration import ObjectiveConfig
+from layerroute.training.pace import Pace
 from layerroute.training.skipping.configuration import SkippingObjectiveConfig
 
 
@@ -24,11 +25,13 @@ class RoutingCallback(TrainerCallback):
     Attributes:
         temperature: of the step now running.
         rate: asked for at the step now running (0 without routing).
-        done: share of the run at that step.
+        done: share of the run at that step, by the clock of its schedules.
     """
 
-    def __init__(self, model: nn.Module, config: ObjectiveConfig | SkippingObjectiveConfig) -> None:
-        self.modules, self.handle = routings_of(model), find_handle(model)
+    def __init__(
+        self, model: nn.Module, config: ObjectiveConfig | SkippingObjectiveConfig, pace: Pace | None = None
+    ) -> None:
+        self.modules, self.handle, self.pace = routings_of(model), find_handle(model), pace or Pace(None)
         self.temperature_schedule = config.temperature
         self.rate_schedule = config.rate.towards(self.modules[0].config.rate if self.modules else 0.0)
         self.done = 0.0
@@ -63,7 +66,7 @@ class RoutingCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **_: object) -> None:
         self._put_back()
         self._counts.clear()
-        self.done = progress(state.global_step, state.max_steps)
+        self.done = progress(self.pace.after(state.global_step), state.max_steps)
         self.temperature = self.temperature_schedule.value(self.done)
         if self.handle is not None and self.modules:
             self.rate = self.rate_schedule.value(self.done)

@@ -18,6 +18,7 @@ from layerroute.evaluation.perplexity import Autocast, forward
 from layerroute.evaluation.recall import answers_batch
 from layerroute.evaluation.texts import Batch, split_rows
 from layerroute.training.configuration import TrainConfig
+from layerroute.training.pace import Pace
 
 Boundaries = Literal["document_ids", "position_ids"]
 """The input that tells a model where packed documents begin, without any padding: ``document_ids`` for hybrid models,
@@ -79,12 +80,16 @@ class RecallSamples(Dataset[Batch]):
     Args:
         batch_size: samples of one optimizer step: its rows have one number of pairs.
 
+    Attributes:
+        pace: the clock of the curriculum.
+
     Raises:
         UserError: the sequence length is too short for the task.
     """
 
     def __init__(self, data: RecallData, *, samples: int, batch_size: int, seed: int) -> None:
         self.data, self.samples, self.batch_size, self.seed = data, samples, batch_size, seed
+        self.pace = Pace(None)
         self._latest: tuple[int, Batch] | None = None
         data.validation(1)  # a sequence that is too short is told before anything else is done
 
@@ -98,7 +103,8 @@ class RecallSamples(Dataset[Batch]):
         number, sample = divmod(position, self.batch_size)
         if self._latest is None or self._latest[0] != number:
             batches = self.samples // self.batch_size
-            found = self.data.training_batch(number, batches, rows=self.batch_size, seed=self.seed)
+            at = self.pace.for_batch(number)
+            found = self.data.training_batch(number, batches, rows=self.batch_size, seed=self.seed, at=at)
             self._latest = (number, answers_batch(*found))
         batch = self._latest[1]
         each = len(batch["input_ids"]) // self.batch_size

@@ -20,14 +20,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from layerroute.evaluation.perplexity import Evaluation, evaluate
 from layerroute.folders import replace_folder
+from layerroute.routing.budget import mean_over_ranks
 from layerroute.training.checkpoint import SHARDS, STAGING, STATE_NAME, newest_checkpoint, publish
 from layerroute.training.disk import only_tensors
 from layerroute.training.errors import TrainingDiverged
 from layerroute.training.meter import TrainingMeter
 from layerroute.training.optimization import decay_parameter_names, learning_rate_factor, optimizer_groups
+from layerroute.training.pace import Pace
 from layerroute.training.parallel import is_main
 from layerroute.training.routing_schedule import RoutingCallback
-from layerroute.training.samples import Batch, collate
+from layerroute.training.samples import Batch, RecallSamples, collate
 from layerroute.training.trainee import Trainee
 
 
@@ -71,7 +73,10 @@ class RoutedTrainer(Trainer):
     ) -> None:
         self.trainee, self.train_config = trainee, trainee.recipe.train
         self.loss, self.groups = trainee.loss(), trainee.groups()
-        self.routing = RoutingCallback(trainee.model, trainee.recipe.objective)
+        self.pace = Pace(self.train_config.wait_above)
+        if isinstance(windows, RecallSamples):
+            windows.pace = self.pace
+        self.routing = RoutingCallback(trainee.model, trainee.recipe.objective, self.pace)
         self.validation, self.fingerprint = validation, fingerprint
         self.meter = TrainingMeter()
         self.evaluation: Evaluation | None = None
@@ -79,6 +84,7 @@ class RoutedTrainer(Trainer):
         self._staging: Path | None = None
         self._step_started = 0.0
         self._step_loss = 0.0
+        self._step_language_loss = 0.0
         self._step_tokens = 0
         super().__init__(
             trainee.model,
@@ -161,7 +167,7 @@ class RoutedTrainer(Trainer):
     ) -> Tensor:
         first = self._step_tokens == 0
         if first:
-            self._step_started, self._step_loss = time.perf_counter(), 0.0
+            self._step_started, self._step_loss, self._step_language_loss = time.perf_counter(), 0.0, 0.0
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_tokens += inputs["input_ids"].numel()
         self._step_loss += float(loss)
@@ -178,6 +184,9 @@ class RoutedTrainer(Trainer):
         if decision is not None:
             self.routing.observe(decision)
         self.meter.add_batch(terms, decision)
+        if self.pace.limit is not None:
+            share = terms.parts["lm_loss"] / self.args.gradient_accumulation_steps
+            self._step_language_loss += float(mean_over_ranks(share))
         return (terms.total, output) if return_outputs else terms.total
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **keywords: Any) -> None:
@@ -187,6 +196,7 @@ class RoutedTrainer(Trainer):
             self.meter.add_step(tokens=self._step_tokens * self.args.world_size, seconds=seconds)
             self._step_tokens = 0
             self.loss.step_ended()
+            self.pace.step_ended(self._step_language_loss)
         super()._maybe_log_save_evaluate(*arguments, **keywords)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -195,6 +205,8 @@ class RoutedTrainer(Trainer):
             point = self.meter.take()
             point["learning_rate"] = logs["learning_rate"]
             point["gradient_norm"] = logs["grad_norm"]
+            if self.pace.limit is not None:
+                point["waited"] = self.pace.waited
             if self.routing.modules:
                 point["temperature"] = self.routing.temperature
                 point["rate_target"] = self.routing.rate
@@ -346,6 +358,7 @@ class RoutedTrainer(Trainer):
             "meter": meter,
             "loss": self.loss.state_dict(),
             "routing": self.routing.state_dict(),
+            "pace": self.pace.state_dict(),
         }
         publish(written, folder, state=state, keep=self.train_config.keep_checkpoints)
 
@@ -369,3 +382,5 @@ class RoutedTrainer(Trainer):
                 self.loss.load_state_dict(state["loss"])
                 if "routing" in state:  # older checkpoints have none
                     self.routing.load_state_dict(state["routing"])
+                if "pace" in state:
+                    self.pace.load_state_dict(state["pace"])

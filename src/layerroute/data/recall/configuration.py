@@ -184,13 +184,15 @@ class RecallConfig:
         parts = (("k", self.keys), ("v", self.values), ("f", self.fillers))
         return ["<|endoftext|>", "?", *(f"{letter}{n}" for letter, count in parts for n in range(count))]
 
-    def pairs_at(self, batch: int, batches: int) -> int:
-        """The number of pairs of a training batch, by the curriculum."""
+    def pairs_at(self, batch: int, batches: int, *, at: int | None = None) -> int:
+        """The number of pairs of a training batch, by the curriculum, which is ``at`` so far (default: ``batch``)."""
         plan = self.curriculum
         if plan is None:
             return self.pairs
         begin = plan.begin * batches
-        share = min(1.0, max(0.0, batch - begin) / max(1.0, plan.finish * batches - begin))
+        share = min(
+            1.0, max(0.0, (batch if at is None else at) - begin) / max(1.0, plan.finish * batches - begin)
+        )
         most = round(plan.start * (self.pairs / plan.start) ** share)
         if batch % 2 == 0 or most == plan.start:
             return most

@@ -81,12 +81,15 @@ class RecallData:
             "validation_tokens": 0,
         }
 
-    def training_batch(self, batch: int, batches: int, *, rows: int, seed: int) -> tuple[Ids, Mask]:
+    def training_batch(
+        self, batch: int, batches: int, *, rows: int, seed: int, at: int | None = None
+    ) -> tuple[Ids, Mask]:
         """Batch ``batch`` of ``batches``: ids and answers, (k · rows, T) each; the curriculum decides on pairs and T.
 
-        k is how often T goes into ``data.sequence_length``.
+        k is how often T goes into ``data.sequence_length``. ``at`` is how far the curriculum is, of ``batches``
+        (default: ``batch``).
         """
-        pairs = self.task.pairs_at(batch, batches)
+        pairs = self.task.pairs_at(batch, batches, at=at)
         longest = self.config.sequence_length
         length = self.task.length_at(pairs, longest)
         return generate(

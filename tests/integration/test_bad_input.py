@@ -26,7 +26,10 @@ FILES = "files --paths a.jsonl --vocabulary-size 300"
 
 CASES: list[tuple[str, str]] = [
     ("train tiny.yaml --train.maxsteps 3", "Did you mean 'max_steps'?"),
-    ("train tiny.yaml --model.rope_parameters '{rope_type: linear}'", 'model: "Missing required keys'),
+    (
+        "train tiny.yaml --model.rope_parameters '{rope_type: linear}'",
+        "model.rope_parameters: Missing required keys",
+    ),
     ("train tiny.yaml --model.initializer_range -1", "initializer_range must not be negative"),
     ("train nowhere.yaml", "there is no recipe nowhere.yaml"),
     ("validate nowhere.yaml", "there is no recipe nowhere.yaml"),

@@ -149,7 +149,7 @@ def _placed(arguments: argparse.Namespace) -> dict[str, Any]:
     known = {one.name: getattr(arguments, one.name, None) for one in fields(CalibrationConfig)}
     known["granularity"] = getattr(arguments, "router", None)
     given = {"tokens_statistics": MOST, **{key: value for key, value in known.items() if value is not None}}
-    config = CalibrationConfig(**{**given, "budget": 0.5, "rounds": 1})
+    config = CalibrationConfig(**{**given, "budget": 0.5, "also": [], "rounds": 1})
     try:
         empty = empty_model(local_source(name))
     except UserError:  # loading it says what is wrong, or that it is a router

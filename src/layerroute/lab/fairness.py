@@ -73,8 +73,9 @@ def _unequal_flops(subject: Arm, rival: Arm) -> list[str]:
 def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
     """What was done with one arm and not with the other, as short phrases.
 
-    Steps, tokens, context, validation windows, base model, precision, adapters, weight decay and learning rate. The
-    rates of runs that studies made may differ: a study finds them by one rule for all its arms.
+    Steps, tokens, context, validation windows, base model, precision, adapters, weight decay, learning rate, and the
+    loss for which schedules wait. The rates of runs that studies made may differ: a study finds them by one rule for
+    all its arms.
     """
     phrases = _apart(
         subject,
@@ -92,6 +93,12 @@ def unlike_treatment(subject: Arm, rival: Arm) -> list[str]:
         ("rank of adapters", ("recipe", "adapt", "lora_rank")),
         ("precision", ("precision",)),
     )
+    ours, theirs = (
+        sorted({run.value("recipe", "train", "wait_above") for run in arm.completed}, key=str)
+        for arm in (subject, rival)
+    )
+    if ours and theirs and ours != theirs:  # None says something here, too: they never wait
+        phrases.append(f"loss above which schedules wait {_told(ours)} against {_told(theirs)}")
     rates = subject.learning_rate, rival.learning_rate
     if rates[0] != rates[1] and not (_of_a_study(subject) and _of_a_study(rival)):
         phrases.append(f"learning rate {learning_rate(rates[0])} against {learning_rate(rates[1])}")

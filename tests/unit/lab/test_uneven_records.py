@@ -95,6 +95,7 @@ def test_a_key_that_says_nothing_does_not_make_another_arm() -> None:
         (("precision",), "fp32", "bf16"),
         (("recipe", "train", "weight_decay"), 0.1, 0.0),
         (("recipe", "adapt", "lora_rank"), 16, 0),
+        (("recipe", "train", "wait_above"), 0.7, None),
     ],
 )
 def test_arms_that_were_trained_unalike_get_no_verdict(keys: tuple[str, ...], ours: Any, theirs: Any) -> None:

@@ -27,6 +27,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
     module = tmp_path / "stand-in/vllm/entrypoints/openai/api_server.py"
     module.parent.mkdir(parents=True)
     module.write_text(SERVER)
+    for package in (module.parents[2], module.parents[1], module.parent):
+        (package / "__init__.py").touch()  # without it the one that is installed would be found
     (tmp_path / "temporary").mkdir()
     path = os.pathsep.join([str(tmp_path / "stand-in"), *filter(None, sys.path)])
     own = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}

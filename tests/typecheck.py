@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -53,7 +53,7 @@ def _kind(value: Any, sizes: dict[int, int] | None) -> Any:
 _COMPUTED = re.compile(r"""\w[-+*]\w|[\s"'](?:[3-9]|\d\d+)[\s"']""")
 """Sizes in an annotation that the likeness of sizes does not tell: sums, products, and numbers above 2."""
 
-_passed: dict[Any, dict[Any, set[Any]]] = {}
+_passed: dict[CodeType, dict[Any, set[Any]]] = {}
 """By code, so that a function within a function is not another one each time: kinds of arguments, and of results."""
 
 
@@ -63,18 +63,18 @@ def checked_once(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
 
     def decorate(target: Any) -> Any:
         if inspect.isfunction(target):
-            return _once(target, whole, target.__code__)
+            return _once(target, whole)
         if dataclasses.is_dataclass(target) and "__init__" in vars(target):
-            # Generated code is equal in classes whose fields have the same names: the class tells them apart.
-            target.__init__ = _once(target.__init__, whole, target)
+            # Generated code is equal in classes whose fields have the same names: the kind of `self` tells them apart.
+            target.__init__ = _once(target.__init__, whole)
             return target
         return whole(target)
 
     return decorate
 
 
-def _once(function: Callable[..., Any], whole: Callable[[Any], Any], key: Any) -> Callable[..., Any]:
-    passed = _passed.setdefault(key, {})
+def _once(function: Callable[..., Any], whole: Callable[[Any], Any]) -> Callable[..., Any]:
+    passed = _passed.setdefault(function.__code__, {})
     exact = any(_COMPUTED.search(str(annotation)) for annotation in function.__annotations__.values())
     output: list[Any] = []
 

@@ -190,9 +190,8 @@ class RecallConfig:
         if plan is None:
             return self.pairs
         begin = plan.begin * batches
-        share = min(
-            1.0, max(0.0, (batch if at is None else at) - begin) / max(1.0, plan.finish * batches - begin)
-        )
+        grown = (batch if at is None else at) - begin
+        share = min(1.0, max(0.0, grown) / max(1.0, plan.finish * batches - begin))
         most = round(plan.start * (self.pairs / plan.start) ** share)
         if batch % 2 == 0 or most == plan.start:
             return most

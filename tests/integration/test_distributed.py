@@ -22,14 +22,19 @@ from tests.parity.skipping_models import plain
 from tests.tiny import write_corpus, write_recipe
 from tests.tiny_pretrained import write_tokenizer
 
-# No noise: two processes cannot draw what one does. The rest is there: balance, budget loss, controller.
+# No noise: two processes cannot draw what one does. The rest is there: balance, budget loss, controller, a schedule
+# that waits for the loss at some steps.
 RECIPE: dict[str, Any] = {
     "model": {
         "routing": {"estimator": "sigmoid_st", "budget": "controller", "rate": 0.4, "threshold_step": 0.05}
     },
-    "objective": {"balance_weight": 0.05, "budget_weight": 0.1},
+    "objective": {
+        "balance_weight": 0.05,
+        "budget_weight": 0.1,
+        "rate": {"start": 0.9, "begin": 0.0, "finish": 1.0},
+    },
     # Checkpoints that are no curve points, so that half a point's sums go into them.
-    "train": {"max_steps": 16, "save_every": 4, "log_every": 3, "keep_checkpoints": 9},
+    "train": {"max_steps": 16, "save_every": 4, "log_every": 3, "keep_checkpoints": 9, "wait_above": 5.5},
 }
 MEASURED = ("loss", "lm_loss", "balance_loss", "budget_loss", "gradient_norm", "learning_rate")
 # Minutes each: the plain run has DDP for the hybrid model and shards for a router; the walk has the other way round.
@@ -117,6 +122,7 @@ def test_two_processes_train_what_one_does_stop_together_and_go_on(tmp_path: Pat
     assert (found["one"]["codes"], found[engine]["codes"]) == ([0], [0, 0])
     assert_equal_runs(tmp_path / "one", tmp_path / engine)
     assert {key for point in curves(tmp_path / engine) for key in point} >= set(MEASURED)
+    assert [point["waited"] for point in curves(tmp_path / engine) if "waited" in point][-1] == 7
     assert lines_of_second(found[engine]["logs"], engine) == []
     processes = {"count": 2, "engine": "ddp" if engine == "ddp" else "fsdp"}
     assert read_record(tmp_path / engine)["processes"] == processes

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from argparse import Namespace
 
 import peft
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import layerroute.exporting.export as exporting
+from layerroute.benchmark.engine import Engines
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import load_model
 from layerroute.exporting.configuration import VLLM_FAMILIES
@@ -338,3 +340,14 @@ def test_push_uploads_the_folder_or_says_why_not(tmp_path, monkeypatch):
         raised = one
         with pytest.raises(UserError, match="cannot be pushed to nobody/x: no network"):
             push(tmp_path, "nobody/x")
+
+
+def test_the_engines_bench_has_the_same_weights_without_a_router_and_without_layers(tmp_path):
+    router, _ = make(tmp_path)
+    made = export_router(router, tmp_path / "out", to="vllm")
+    engines = Engines(Namespace(export=made.folder))
+    folder, unit, layers = engines._plain
+    assert (unit, layers) == ("block", [2, 3, 4, 6])
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert torch.equal(logits(opened(folder)), logits(opened(tmp_path / "base")))
+    assert opened(engines._fewer(folder, layers, 2)).config.num_hidden_layers == opened(folder).config.num_hidden_layers - 2

@@ -7,7 +7,6 @@ against transformers with the same router: the same greedy answers, and log-prob
 
 import argparse
 import atexit
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,7 +233,7 @@ class Engines:
         model = AutoModelForCausalLM.from_pretrained(self.options.export)
         config = get_router(model).config
         unit, layers = config.unit, list(config.layers or [])
-        plain_model(remove_router(model), folder)
+        remove_router(model).save_pretrained(folder)
         return folder, unit, layers
 
     def _fewer(self, plain: Path, layers: list[int], out: int) -> Path:
@@ -289,19 +288,6 @@ def layers_out(served: float, layers: int) -> int:
     None of them (no limit) where that is less than half a layer; at least one stays.
     """
     return min(round(served * layers), layers - 1)
-
-
-def plain_model(model: Any, folder: Path) -> None:
-    """Save a model that has lost its router under its base's own configuration."""
-    model.save_pretrained(folder)
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    del config["layerroute"]
-    config |= {
-        "model_type": model.config.model_type,
-        "architectures": [type(model).__name__.removeprefix("Routed")],
-    }
-    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def conclude(record: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:

@@ -88,8 +88,7 @@ install-vllm: $(VENV_VLLM)/.layerroute ## make the environment of the vLLM plugi
 VLLM_TESTS := OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -q tests/unit/vllm tests/parity/test_engine.py
 
 vllm: install-vllm ## run all tests of the vLLM plugin, SmolLM2 among them
-	$(VLLM_TESTS) tests/parity/test_engine_server.py tests/parity/test_engine_bench.py \
-		tests/parity/test_engine_smollm2.py
+	$(VLLM_TESTS) tests/parity/test_engine_*.py
 
 vllm-short: install-vllm ## run a part of them that takes a few minutes
 	$(VLLM_TESTS) -k "not (masked or threshold or mistral or qwen2)"

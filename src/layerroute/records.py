@@ -40,6 +40,7 @@ from layerroute.liveness import is_alive
 from layerroute.provenance import Hardware, provenance
 
 __all__ = [
+    "SCHEMA_VERSION",
     "Record",
     "RecordSchema",
     "aside_name",

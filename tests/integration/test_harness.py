@@ -23,6 +23,8 @@ from layerroute.cli.main import main
 from layerroute.errors import UserError
 from layerroute.skipping import SkipConfig, add_router, get_router, save_router
 from layerroute.skipping.layer import plain_class
+from layerroute.skipping.pretrained import load_pretrained
+from layerroute.vllm.engine import Scored
 from tests.parity.skipping_models import sharpen
 from tests.tiny_pretrained import SENTENCE, write_pretrained
 
@@ -30,7 +32,8 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from layerroute.evaluation.harness import LayerrouteLM, run_tasks, score  # noqa: E402
+from layerroute.evaluation.engine_harness import EngineLM  # noqa: E402
+from layerroute.evaluation.harness import LayerrouteLM, run_tasks, score, score_tasks  # noqa: E402
 from layerroute.evaluation.local_tasks import local_task  # noqa: E402
 from layerroute.evaluation.task_list import is_file_name, make_tasks  # noqa: E402
 
@@ -105,6 +108,70 @@ def test_at_full_depth_scores_are_the_harness_s_own_to_the_last_digit(files: Pat
     assert routed["tasks"]["words"]["perplexity"] != found["tasks"]["words"]["perplexity"], (
         "routing does something"
     )
+
+
+class Engine:
+    """What ``layerroute.vllm.engine.Session`` does, by a model of transformers, one text at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.tokenizer = load_pretrained(folder)
+        self.read: list[int] = []
+        self.open = True
+
+    def score(self, texts: list[list[int]]) -> list[Scored]:
+        found = []
+        for text in map(torch.tensor, texts):
+            self.read.append(len(text))
+            with torch.no_grad():
+                told = self.model(text[None]).logits[0, :-1].log_softmax(dim=-1)
+            own = told.gather(1, text[1:, None]).squeeze(1)
+            found.append(Scored(own.tolist(), (told.argmax(dim=-1) == text[1:]).tolist()))
+        return found
+
+    def complete(
+        self, texts: list[list[int]], new: int, stop: list[str], temperature: float
+    ) -> list[list[int]]:
+        assert temperature == 0.0
+        answers = []
+        for text in texts:
+            options = {"max_new_tokens": new, "stop_strings": stop, "do_sample": False}
+            row = self.model.generate(torch.tensor([text]), **options, tokenizer=self.tokenizer)[0]
+            answers.append(row[len(text) :].tolist())
+        return answers
+
+    def rates(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self.open = False
+
+
+def test_an_engine_is_asked_for_the_same_tokens_as_a_model(files: Path) -> None:
+    names, engine = ("words", "choices", "answers"), Engine(files / "model")
+
+    def opened() -> EngineLM:
+        told = {"config": engine.model.config, "tokenizer": engine.tokenizer}
+        return EngineLM(engine, **told, length=127, batch_size=2)
+
+    found = score_tasks(opened, tasks(files, *names), shots=[0, 2, None], bootstrap_iterations=10)
+    expected = run_tasks(files / "router", tasks(files, *names), full_depth=True, shots=[0, 2, None], **FEW)
+    assert not engine.open
+    assert found["routing"] is None
+    assert found["n_samples"] == expected["n_samples"]
+    for name in names:
+        assert found["tasks"][name] == pytest.approx(expected["tasks"][name], rel=1e-5)
+        answers, wanted = ([row["resps"] for row in one["samples"][name]] for one in (found, expected))
+        if name == "answers":
+            assert answers == wanted
+
+    engine.read.clear()
+    long = [("", [1] * 100, [2] * 60)]
+    assert len(opened()._loglikelihood_tokens(long)) == 1
+    assert engine.read == [128]  # the last of which an engine reads, too, and there are 128 positions
+    with pytest.raises(UserError, match="num_beams"):
+        opened()._model_generate(
+            torch.ones(1, 4, dtype=torch.long), 8, [], attention_mask=torch.ones(1, 4), num_beams=3
+        )
 
 
 def test_rates_are_told_and_do_not_depend_on_the_batch(files: Path) -> None:

@@ -156,6 +156,23 @@ def test_the_server_has_one_model_and_takes_no_other(hybrid: LoadedModel) -> Non
         assert answer.choices[0].text == generated(hybrid, PROMPTS[1])
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_beams_of_the_models_own_configuration_are_not_used(hybrid: LoadedModel, streams: bool) -> None:
+    own, expected = hybrid.model.generation_config, generated(hybrid, PROMPTS[3])
+    own.num_beams, own.num_return_sequences = 3, 2
+    try:
+        with (
+            running(hybrid, "routed") as address,
+            openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+        ):
+            asked: dict[str, Any] = {"model": "routed", "prompt": PROMPTS[3], "max_tokens": TOKENS}
+            answer: Any = client.completions.create(**asked, temperature=0.0, stream=streams)
+            choices = [choice for event in (answer if streams else [answer]) for choice in event.choices]
+    finally:
+        own.num_beams, own.num_return_sequences = 1, 1
+    assert "".join(choice.text for choice in choices) == expected
+
+
 def test_a_model_with_a_chat_template_chats(hybrid: LoadedModel) -> None:
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     hybrid.tokenizer.chat_template = template

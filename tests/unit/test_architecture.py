@@ -19,7 +19,7 @@ SOURCE = Path(layerroute.__file__).parent
 LONGEST_FILE = 500
 
 LEAVES = {
-    "allocator",
+    "process",
     "argument_types",
     "errors",
     "few_units",
@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "few_units": set(),
     "outcomes": set(),
     "provenance": set(),
-    "allocator": set(),
+    "process": set(),
     "precision": {"errors"},
     "registration": set(),
     "integrity": {"errors"},
@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         *ROUTING,
     },
     "exporting": {"errors", "registration", "routing", "skipping"},
-    "vllm": {"allocator", "errors", "exporting", "registration", "routing", "skipping"},
+    "vllm": {"process", "errors", "exporting", "registration", "routing", "skipping"},
     # What is done with models. Within this row there is no order; modules must still not import in a circle.
     **{
         part: {*LEAVES, "folders", "recipe", "data", *ROUTING, *MODELS, "vllm", *WORK, "lab"}

@@ -14,7 +14,7 @@ from layerroute.api.texts import Data, texts_of
 from layerroute.data.progress import stages
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
-from layerroute.records import provenance, utc_now
+from layerroute.records import SCHEMA_VERSION, provenance, utc_now
 from layerroute.skipping.calibration import (
     CONTROLS,
     TABLE,
@@ -311,7 +311,7 @@ def head(
 ) -> dict[str, Any]:
     """What the records of `calibrate`, `headroom` and `transfer` begin with."""
     return {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "kind": kind,
         "model": model,
         "command": command,

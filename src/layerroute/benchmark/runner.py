@@ -11,7 +11,7 @@ import torch
 
 from layerroute.benchmark.case import Check, Comparison, Facts, Prepared
 from layerroute.benchmark.timing import Timings, measure, peak_flops
-from layerroute.records import provenance, utc_now
+from layerroute.records import SCHEMA_VERSION, provenance, utc_now
 
 Record = dict[str, Any]
 
@@ -59,7 +59,7 @@ def run_comparisons(
     """
     kept = kept or {}
     record: Record = {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "kind": "benchmark",
         "case": case,
         "command": command,

@@ -6,13 +6,13 @@ import sys
 from dataclasses import fields
 from typing import Any
 
-from layerroute.allocator import give_freed_memory_back
 from layerroute.argument_types import add_number, rate, seed
 from layerroute.cli.arguments import add_device, add_json, add_text_field, add_threads, use_threads
 from layerroute.cli.output import command_line
 from layerroute.data.kinds import DEFAULT_HELP, KINDS_HELP
 from layerroute.data.texts import Texts
 from layerroute.errors import UserError
+from layerroute.process import give_freed_memory_back
 
 MODEL_HELP = "smollm2-135m, a local folder, or a name on the Hugging Face hub"
 

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("transformers", "vllm"),
         default="transformers",
-        help="vllm scores text (--data) with a folder of `layerroute export --to vllm` (default: transformers)",
+        help="vllm scores a folder of `layerroute export --to vllm`, in fp32 (default: transformers)",
     )
     add_device(parser)
     add_json(parser)
@@ -85,11 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
-    if arguments.engine == "vllm":
-        from layerroute.cli.evaluate_engine import evaluate_engine
-
-        return evaluate_engine(arguments)
-    for name in ("data", "sequences", "sequence_length") if arguments.tasks else ("limit", "shots"):
+    of_text = ["data", "sequences", *(["sequence_length"] if arguments.engine == "transformers" else [])]
+    for name in of_text if arguments.tasks else ("limit", "shots"):
         if getattr(arguments, name):
             option, wanted = name.replace("_", "-"), "text, not for --tasks" if arguments.tasks else "--tasks"
             raise UserError(f"--{option} is for {wanted}; leave it out, or score the two one after the other")
@@ -97,6 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
         from layerroute.cli.evaluate_tasks import evaluate_tasks
 
         return evaluate_tasks(arguments)
+    if arguments.engine == "vllm":
+        from layerroute.cli.evaluate_engine import evaluate_engine
+
+        return evaluate_engine(arguments)
     from layerroute.evaluation.loading import load_model
     from layerroute.evaluation.measure import measure
 

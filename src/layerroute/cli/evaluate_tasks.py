@@ -7,30 +7,37 @@ import json
 from pathlib import Path
 from typing import Any
 
+from layerroute.cli.evaluate_engine import opener
 from layerroute.cli.output import print_json, write_csv, write_json
 from layerroute.errors import UserError, nearest
 
 
 def evaluate_tasks(arguments: argparse.Namespace) -> int:
     """Score, print, and write ``results.json`` and one CSV of samples a task where ``--out`` says so."""
-    from layerroute.evaluation.harness import run_tasks
+    from layerroute.evaluation.harness import run_tasks, score_tasks
     from layerroute.evaluation.task_list import expand, make_tasks
 
+    batch_size = arguments.batch_size or 8
+    open_engine = opener(arguments, batch_size) if arguments.engine == "vllm" else None
     wanted = expand(arguments.tasks, arguments.shots)
     tasks = make_tasks([one.task for one in wanted])
     _check_names([task for task in tasks if isinstance(task, str)])
-    found = run_tasks(
-        arguments.checkpoint,
-        tasks,
-        batch_size=arguments.batch_size or 8,
-        limit=arguments.limit,
-        shots=[one.shots for one in wanted],
-        full_depth=arguments.full_depth,
-        budget=arguments.budget,
-        serve=arguments.serve,
-        execution=arguments.execution,
-        device=None if arguments.device == "auto" else arguments.device,
-    )
+    shots = [one.shots for one in wanted]
+    if open_engine is not None:
+        found = score_tasks(open_engine, tasks, limit=arguments.limit, shots=shots)
+    else:
+        found = run_tasks(
+            arguments.checkpoint,
+            tasks,
+            batch_size=batch_size,
+            limit=arguments.limit,
+            shots=shots,
+            full_depth=arguments.full_depth,
+            budget=arguments.budget,
+            serve=arguments.serve,
+            execution=arguments.execution,
+            device=None if arguments.device == "auto" else arguments.device,
+        )
     samples = found.pop("samples")
     found = {"checkpoint": arguments.checkpoint, **found}
     if arguments.out is not None:

@@ -30,9 +30,9 @@ from types import ModuleType
 from typing import NoReturn
 
 from layerroute import __version__
-from layerroute.allocator import keep_freed_memory
 from layerroute.cli.output import json_alone, never_fail_to_encode
 from layerroute.errors import UserError, nearest
+from layerroute.process import keep_freed_memory, sleep_while_idle, wait_by_default
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("layerroute.cli.train", "train the model of a recipe; resumes a run that was interrupted"),
@@ -143,13 +143,13 @@ def _run(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}.{nearest(name, COMMANDS)}")
 
-    # Idle OpenMP threads that spin lose most of their time where cores are shared: with two busy neighbours a training
-    # step on 2 threads took 20 times as long. It has an effect only before a command imports torch.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sleep_while_idle()
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
     module, parser = command_parser(name)
     arguments = _parse(parser, module, argv[:position] + argv[position + 1 :])
+    if getattr(arguments, "engine", None) == "vllm":
+        wait_by_default()
     with json_alone(getattr(arguments, "json", False)):
         try:
             return int(module.run(arguments))

@@ -24,6 +24,7 @@ from layerroute.data.texts import Texts, marks_of
 from layerroute.errors import UserError
 from layerroute.evaluation.loading import LoadedModel, load_model, model_folder, precision_of
 from layerroute.integrity import content_sha256
+from layerroute.records import SCHEMA_VERSION
 from layerroute.skipping.calibration import Windows, arm_folder, draw_windows, journal_of, score
 from layerroute.skipping.calibration.configuration import CalibrationConfig
 from layerroute.skipping.calibration.configure import config_for
@@ -222,7 +223,7 @@ def _cell(
         return found
     begun = time.perf_counter()
     rows = [{**row, "left_out": left_out} for row in work()[0]]
-    cell = {"schema": 1, "kind": "transfer-cell", "fingerprint": key, "rows": rows}
+    cell = {"schema": SCHEMA_VERSION, "kind": "transfer-cell", "fingerprint": key, "rows": rows}
     cell["seconds"] = time.perf_counter() - begun
     if out is not None:
         save(_path(out, kind, budget), cell)

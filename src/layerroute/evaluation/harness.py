@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,20 @@ def mixed_precision(precision: str) -> str | None:
     return "bfloat16" if precision == "bf16" else None
 
 
+class TaskModel(Protocol):
+    """A model of the harness, and what it served."""
+
+    full_depth: bool
+    execution: str | None
+    precision: str
+
+    def served(self) -> dict[str, Any] | None:
+        """``routing`` for a record; None for a model that routes nothing."""
+
+    def close(self) -> None:
+        """Let go of what scoring needed."""
+
+
 @register_model("layerroute")
 class LayerrouteLM(HFLM):
     """A hybrid model or a pretrained model with a router, as the harness wants its models.
@@ -184,7 +199,7 @@ class LayerrouteLM(HFLM):
         self.execution = loaded.execution
         self.routed = not full_depth and bool(routings_of(model))
         require_end(loaded.tokenizer, str(loaded.path))
-        self.loaded = loaded
+        self.loaded, self.full_depth, self.precision = loaded, full_depth, loaded.precision
         super().__init__(
             pretrained=model,
             tokenizer=loaded.tokenizer,
@@ -232,6 +247,17 @@ class LayerrouteLM(HFLM):
         if found is not None:
             self.watch.check_active(found)
         return found
+
+    def served(self) -> dict[str, Any] | None:
+        """``routing`` for a record, with the share of (token, routed unit) pairs that was computed."""
+        found = self.routing()
+        if found is None:
+            return None
+        return {**asdict(found), "mean_rate": found.mean_rate, "executed_share": self.watch.executed_share}
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.watch.close()
 
 
 def require_end(tokenizer: Any, name: str) -> None:
@@ -341,14 +367,13 @@ def run_tasks(
         bootstrap_iterations: for the harness's standard errors.
 
     Returns:
-        ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
-        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
+        See ``score_tasks``.
 
     Raises:
         UserError: a task that the harness does not know, or whose data cannot be had.
     """
-    manager = task_manager(tasks)
-    model = LayerrouteLM(
+    open_model = partial(
+        LayerrouteLM,
         checkpoint,
         full_depth=full_depth,
         budget=budget,
@@ -358,35 +383,57 @@ def run_tasks(
         batch_size=batch_size,
     )
     each = list(shots) if isinstance(shots, Sequence) else [shots] * len(tasks)
+    return score_tasks(open_model, tasks, limit=limit, shots=each, bootstrap_iterations=bootstrap_iterations)
+
+
+def score_tasks(
+    open_model: Callable[[], TaskModel],
+    tasks: Sequence[Any],
+    *,
+    limit: int | None = None,
+    shots: Sequence[int | None],
+    bootstrap_iterations: int = 1000,
+) -> dict[str, Any]:
+    """Score a model on tasks of the harness.
+
+    Args:
+        open_model: opens it, once all tasks are there: :class:`LayerrouteLM`, or an engine.
+        tasks: names known to the harness, and tasks made by ``local_task``.
+        limit: documents of each task. None: all.
+        shots: of each task, examples before each question. None: the task's own number.
+        bootstrap_iterations: for the harness's standard errors.
+
+    Returns:
+        ``tasks`` (metrics by task), ``samples`` (every document's result by task), ``versions``, ``n_samples``,
+        ``shots``, ``precision``, and ``routing``: rates by site over all that was scored, with ``executed_share``.
+
+    Raises:
+        UserError: a task that the harness does not know, or whose data cannot be had.
+    """
+    manager = task_manager(tasks)
     keys = ("results", "n-samples", "versions", "samples", "n-shot")
     found: dict[str, dict[str, Any]] = {key: {} for key in keys}
-    try:
+    with contextlib.closing(open_model()) as model:
         # The harness knows one number of shots a call.
         together: dict[Any, list[int]] = {}
-        for place, count in enumerate(each):
+        for place, count in enumerate(shots):
             together.setdefault(count, []).append(place)
         for places in together.values():
             part = score(
                 model,
                 [tasks[place] for place in places],
                 limit=limit,
-                shots=each[places[0]],
+                shots=shots[places[0]],
                 bootstrap_iterations=bootstrap_iterations,
                 manager=manager,
             )
             for key, entries in found.items():
                 entries.update(part[key])
-    finally:
-        model.watch.close()
-    statistics = model.routing()
-    routing = None
-    if statistics is not None:
-        routing = {**asdict(statistics), "mean_rate": statistics.mean_rate}
-        routing["executed_share"] = model.watch.executed_share
+        routing = model.served()
     return {
-        "full_depth": full_depth,
+        "full_depth": model.full_depth,
         "execution": model.execution,
-        "precision": model.loaded.precision,
+        "precision": model.precision,
         "tasks": {name: _metrics(result) for name, result in found["results"].items()},
         "n_samples": {name: counts["effective"] for name, counts in found["n-samples"].items()},
         "shots": found["n-shot"],

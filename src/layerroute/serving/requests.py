@@ -12,12 +12,7 @@ from layerroute.evaluation.generation import GREEDY, draw_settings
 
 _STOPS = 4
 
-# Parameters of OpenAI's API that change nothing here: they describe the caller, or allow what is not done anyway.
-_HARMLESS = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prediction"),
-    *("parallel_tool_calls", "max_tool_calls", "truncation"),
-}
-# Those that are not done, each with the values that ask for nothing.
+# Parameters of OpenAI's API that are not done here, each with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),

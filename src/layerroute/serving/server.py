@@ -119,6 +119,8 @@ def build_app(loaded: LoadedModel, *, name: str) -> FastAPI:
             for key, value in body.sampling.settings.items():
                 setattr(config, key, value)
             setattr(config, SAMPLING, body.sampling)
+            # Whatever the model's own configuration says: one text, which comes as it is made.
+            config.num_beams = config.num_return_sequences = 1
             return config
 
     class Chat(Checked, ChatCompletionHandler):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from layerroute.provenance import provenance
-from layerroute.records import KILLED, utc_now, write_record
+from layerroute.records import KILLED, SCHEMA_VERSION, utc_now, write_record
 
 
 class RunRecord:
@@ -42,7 +42,7 @@ class RunRecord:
                 }
             )
         self.content: dict[str, Any] = {
-            "schema": 1,
+            "schema": SCHEMA_VERSION,
             "run": f"{recipe['name']}-seed{recipe['seed']}",
             "arm": recipe["name"],
             "capability": recipe["capability"],

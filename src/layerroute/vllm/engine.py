@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from layerroute.allocator import keep_freed_memory, keeping_variables
 from layerroute.errors import UserError
+from layerroute.process import keep_freed_memory, keeping_variables, waiting_by_default
 
 INSTALL = "make install-vllm (or see docs/serving.md) makes an environment for it"
 Texts = Sequence[Sequence[int]]
@@ -154,6 +154,14 @@ class Session:
         """Greedy answers of ``new`` tokens."""
         return [list(out.outputs[0].token_ids) for out in self._run(texts, new)]
 
+    def complete(self, texts: Texts, new: int, stop: Sequence[str], **sampling: Any) -> list[list[int]]:
+        """Answers that end as the model ends them, with one of ``stop`` (which is left in), or after ``new`` tokens.
+
+        The session needs its tokenizer: ``skip_tokenizer_init=False``.
+        """
+        more = {"stop": list(stop), "detokenize": True, "ignore_eos": False}
+        return [list(out.outputs[0].token_ids) for out in self._run(texts, new, **more, **sampling)]
+
     def stream(self, texts: Texts, new: int, every: int) -> int:
         """Serve requests of which one arrives each ``every`` steps of the engine; returns the number of steps."""
         engine, steps, pending = self.llm.llm_engine, 0, list(enumerate(texts))
@@ -169,6 +177,10 @@ class Session:
     def rates(self) -> dict[str, float | None]:
         """Share of tokens that ran, by site, since the last ``clear``; empty for a plain model."""
         return self.llm.apply_model(_rates)[0]
+
+    def tokens(self) -> int:
+        """Tokens that routers decided about since then."""
+        return self.llm.apply_model(_tokens)[0]
 
     def clear(self) -> None:
         """Begin to count anew."""
@@ -199,7 +211,8 @@ class Session:
     def _sampling(new: int, **more: Any) -> Any:
         from vllm import SamplingParams
 
-        return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, **more)
+        greedy = {"temperature": 0, "ignore_eos": True, "detokenize": False}
+        return SamplingParams(max_tokens=new, **{**greedy, **more})
 
 
 @contextlib.contextmanager
@@ -221,6 +234,10 @@ def _one_beyond(folder: Path, length: int) -> Iterator[None]:
 
 def _rates(model: Any) -> dict[str, float | None]:
     return model.rates.rates() if hasattr(model, "rates") else {}
+
+
+def _tokens(model: Any) -> int:
+    return model.rates.tokens if hasattr(model, "rates") else 0
 
 
 def _clear(model: Any) -> None:
@@ -263,7 +280,8 @@ class Remote:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, str(folder), options), daemon=True)
-        self._process.start()
+        with waiting_by_default():
+            self._process.start()
         theirs.close()
         self._answer()
 

@@ -125,6 +125,21 @@ def test_collapse_is_told_by_seed() -> None:
     assert "collapsed" in routing_sentence(found)
 
 
+def test_a_budget_that_holds_a_low_rate_has_not_collapsed() -> None:
+    def held(*rates: float, asked: float = 0.05) -> Arm:
+        content = record("d", rates=sites(*rates))
+        content["recipe"]["model"]["routing"] |= {"budget": "quantile", "rate": asked}
+        content["routing"]["mean_rate"] = sum(rates) / len(rates)
+        return arm(Run(content, Path("d/record.json")))
+
+    found = held(0.04, 0.06)
+    assert collapse_word(found) == "No, at the rate asked for"
+    assert "holds the rate of 5% that was asked for" in routing_sentence(found)
+    assert collapse_word(held(0.95, 0.95, asked=0.95)) == "No, at the rate asked for"
+    assert collapse_word(held(0.05, 0.05, asked=0.25)) == "Yes"
+    assert collapse_word(held(0.0, 0.1)) == "Yes, 1 of 2"
+
+
 def test_a_collapse_is_told_of_the_path_that_took_all_and_of_no_other() -> None:
     found = arm(run("d", 42, rates=sites(0.5, 0.95)), run("d", 43, rates=sites(0.5, 0.3)))
     assert "on one path) to softmax at 1 of 2 sites" in routing_sentence(found)

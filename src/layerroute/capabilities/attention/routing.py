@@ -1,7 +1,7 @@
 """Is routing balanced, leaning or collapsed? The thresholds and the words, in one place.
 
 A site is balanced when the expensive path takes 40 to 60 % of the tokens, collapsed when one path takes more than
-90 %, and leaning in between.
+90 %, and leaning in between. A rate beyond that which a budget was asked to hold is no collapse where it is held.
 """
 
 import math
@@ -26,9 +26,10 @@ class Balance(StrEnum):
     COLLAPSED = "collapsed"
 
 
-def judge_rate(rate: float) -> Balance:
-    """Judge one site by the share of tokens on its expensive path."""
-    if max(rate, 1 - rate) > COLLAPSED_ABOVE:
+def judge_rate(rate: float, asked: float | None = None) -> Balance:
+    """Judge one site by the share of tokens on its expensive path; ``asked``: that of a budget, if there is one."""
+    held = asked is not None and abs(rate - asked) <= RATE_TOLERANCE and 0 < rate < 1
+    if max(rate, 1 - rate) > COLLAPSED_ABOVE and not held:
         return Balance.COLLAPSED
     return Balance.BALANCED if BALANCED_FROM <= rate <= BALANCED_TO else Balance.LEANING
 
@@ -37,12 +38,13 @@ def judge_rate(rate: float) -> Balance:
 class SiteRouting:
     """One site of one arm over its completed seeds.
 
-    ``doubt`` is the entropy (nats) of the router's probabilities
+    ``asked`` is the rate that a budget is to hold. ``doubt`` is the entropy (nats) of the router's probabilities
     for a single token, averaged over tokens: how unsure it is; None where the record has none.
     """
 
     site: str
     rates: dict[int, float]
+    asked: float | None
     rate: Estimate
     entropy: Estimate | None
     doubt: Estimate | None
@@ -50,7 +52,7 @@ class SiteRouting:
     @property
     def balances(self) -> tuple[Balance, ...]:
         """By seed, in the order of the seeds."""
-        return tuple(map(judge_rate, self.rates.values()))
+        return tuple(judge_rate(rate, self.asked) for rate in self.rates.values())
 
     @property
     def undecided(self) -> bool:
@@ -64,9 +66,8 @@ class SiteRouting:
             return words[0]
         return ", ".join(f"{word} ({words.count(word)}/{len(words)})" for word in dict.fromkeys(words))
 
-    @staticmethod
-    def _word(rate: float, paths: tuple[str, str]) -> str:
-        balance = judge_rate(rate)
+    def _word(self, rate: float, paths: tuple[str, str]) -> str:
+        balance = judge_rate(rate, self.asked)
         path = path_name(paths[1] if rate > 0.5 else paths[0])
         if balance is Balance.COLLAPSED:
             return f"Collapsed to {path}"
@@ -83,6 +84,7 @@ def site_routing(arm: Arm) -> list[SiteRouting]:
                 SiteRouting(
                     site=site,
                     rates=arm.by_seed("routing", "rate", site),
+                    asked=_asked(arm),
                     rate=rate,
                     entropy=arm.estimate("routing", "entropy", site),
                     doubt=None if arm.kind.control else arm.estimate("routing", "token_entropy", site),
@@ -138,8 +140,12 @@ def routing_sentence(arm: Arm) -> str:
     balances = [balance for site in sites for balance in site.balances]
     if Balance.COLLAPSED in balances:
         collapsed = [site for site in sites if Balance.COLLAPSED in site.balances]
-        rates = [rate for site in collapsed for rate in site.rates.values()]
-        all_on_one = [rate for rate in rates if judge_rate(rate) is Balance.COLLAPSED]
+        all_on_one = [
+            rate
+            for site in collapsed
+            for rate in site.rates.values()
+            if judge_rate(rate, site.asked) is Balance.COLLAPSED
+        ]
         targets = sorted({expensive if rate > 0.5 else cheap for rate in all_on_one})
         verdict = (
             f"routing collapsed (more than 90% on one path) to {listing(targets)} at {len(collapsed)} of "

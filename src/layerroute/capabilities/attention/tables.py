@@ -147,7 +147,8 @@ def routing_statistics(arms: Sequence[Arm]) -> Table:
         "Shares are of validation tokens, from hard decisions without noise. Entropy is −Σ f·ln f over "
         f"these shares: {number(math.log(2))} is an even split, 0 is one path only. Doubt is the entropy of "
         f"the router's probabilities for single tokens: 0 is sure of each, {number(math.log(2))} undecided "
-        "on all. Balanced: 40 to 60%; collapsed: above 90% on one path."
+        "on all. Balanced: 40 to 60%; collapsed: above 90% on one path, if no budget "
+        "asked for that rate."
     ]
     if any(not arm.causal for arm in arms):
         labels = listing([arm.label for arm in arms if not arm.causal])

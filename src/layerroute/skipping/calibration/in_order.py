@@ -23,7 +23,6 @@ from layerroute.skipping.calibration.moments import regular
 from layerroute.skipping.calibration.stack import FullDepth, LayerStack
 from layerroute.skipping.history import with_history
 
-CHOOSERS = ("predicted", "oracle", "random", "periodic")
 Advance = Callable[[float], None]
 
 

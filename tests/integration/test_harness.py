@@ -114,7 +114,7 @@ class Engine:
     """What ``layerroute.vllm.engine.Session`` does, by a model of transformers, one text at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.model, self.tokenizer = load_pretrained(folder)
+        self.model, self.tokenizer = load_pretrained(str(folder))
         self.read: list[int] = []
         self.open = True
 

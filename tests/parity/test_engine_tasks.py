@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make vllm` runs these")
 
-from layerroute.cli import main
+from layerroute.cli.main import main
 from tests.parity.engine_models import export
 
 TASKS = {

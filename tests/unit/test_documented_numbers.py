@@ -14,9 +14,9 @@ from layerroute.lab.statistics import by_seed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-SKIPPING, DETAILS, RECALL, SPEED, SUMMARY, README = (
+SKIPPING, DETAILS, RECALL, SPEED, SUMMARY, SERVING, README = (
     "docs/results-skipping.md", "docs/results-recall.md", "docs/recall.md", "docs/speed.md", "docs/results.md",
-    "README.md",
+    "docs/serving.md", "README.md",
 )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def times() -> Iterator[tuple[str, str, str]]:
         ("train-skipping", "sparse", "training step", (0,), None),
         ("attention", "routed", "routed attention, 4,096 tokens", (0, 1), None),
         ("hybrid", "sparse", "prefill of the hybrid model", (0,), None),
-        ("engine-compiled", "routed", "decoding in vLLM, batch 8", (), 1),
+        ("engine-25", "routed", "decoding in vLLM, batch 8", (), 1),
     )
     for record, arm, title, rows, told in cases:
         for row in rows:
@@ -148,8 +148,12 @@ def times() -> Iterator[tuple[str, str, str]]:
             yield README, title, speed_up(record, told, arm)[1]
     works = ("decoding, batch 1", "decoding, batch 8", "decoding, batch 32", "prefill of 2,048 tokens")
     for row, work in enumerate(works):
-        for record in ("engine-compiled", "engine-50"):
-            yield SUMMARY, f"vLLM, {work} |", speed_up(record, row, "routed")[0]
+        for record, place in (("engine-25", row), ("engine-50-75", row), ("engine-50-75", 4 + row)):
+            short, full = speed_up(record, place, "routed")
+            yield SUMMARY, f"vLLM, {work} |", short
+            arm = read(f"benchmark/{record}.json")["rows"][place]["arms"]["routed"]
+            limit = f"{100 * arm['share_of_limit']['median']:.0f} %"
+            yield SERVING, f"| {100 * arm['skipped']:.1f} % |", f"| {full} | {limit} |"
 
 
 def recalled() -> Iterator[tuple[str, str, str]]:

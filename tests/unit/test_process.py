@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from layerroute.cli import serve
 from layerroute.cli.main import main
 from layerroute.process import sleep_while_idle, wait_by_default, waiting_by_default
+from layerroute.vllm.engine import Remote
 
 PROGRAM = """
 import resource, sys
@@ -115,3 +117,15 @@ def test_a_command_that_serves_with_vllm_leaves_its_threads_alone(nothing_chosen
     monkeypatch.setattr(serve, "run", lambda arguments: seen.append(os.environ.get(POLICY)) or 0)
     assert main(["serve", "out", *words]) == 0
     assert seen == [policy]
+
+
+def test_an_engine_in_a_process_of_its_own_is_not_told_to_sleep(nothing_chosen, monkeypatch):
+    seen = []
+    process = SimpleNamespace(start=lambda: seen.append(told()))
+    pipes = SimpleNamespace(recv=lambda: (True, None)), SimpleNamespace(close=lambda: None)
+    context = SimpleNamespace(Pipe=lambda: pipes, Process=lambda **_: process)
+    monkeypatch.setattr("multiprocessing.get_context", lambda how: context)
+    sleep_while_idle()
+    Remote("out")
+    assert seen == ["None"]
+    assert told() == "PASSIVE"

@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+"""The number in each record that says which keys to expect; it rises when a key changes its meaning."""
 RECORD_NAME = "record.json"
 _ASIDE = re.compile(r"\.earlier-\d+$")
 

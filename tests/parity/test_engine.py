@@ -6,6 +6,7 @@ Needs vLLM, which has an environment of its own: ``make vllm``.
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; `make vllm` runs these")
 
@@ -160,6 +161,20 @@ def test_a_router_that_lets_all_run_is_plain_vllm_bit_for_bit(family, tmp_path):
     assert set(run.values()) == {tokens}
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_kernels_of_layers_that_all_run_are_plain_vllm_within_round_off(family, tmp_path):
+    folder = export(tmp_path, family, **PER_LAYER, threshold=-1e8)
+    texts = prompts(20)
+    with engine(folder) as llm:
+        found = generate(llm, texts)
+        tokens, run = rates(llm)
+        whole = llm.apply_model(lambda model: len(model.kernels))
+    with engine(tmp_path / "base") as llm:
+        expected = [(answer, torch.tensor(scores)) for answer, scores in generate(llm, texts)]
+    assert set(run.values()) == {tokens} and whole[0] > 0
+    assert_same(found, expected)
+
+
 def test_steps_of_many_requests_run_whole_where_that_is_asked_for(tmp_path):
     folder = export(tmp_path, **PER_LAYER)
     texts = prompts(6)
@@ -177,6 +192,17 @@ def test_steps_of_many_requests_run_whole_where_that_is_asked_for(tmp_path):
     assert many != few, "full depth must matter"
 
 
+def watch(part, seen):
+    """Tell of each product that one of vLLM's linear modules computes, by whichever way it is asked."""
+    product = part.cpu_linear
+
+    def counted(x, *rest):
+        seen(part, len(x))
+        return product(x, *rest)
+
+    part.cpu_linear = counted
+
+
 def test_a_layer_that_nobody_runs_is_not_computed(tmp_path):
     folder = export(tmp_path, **PER_LAYER, threshold=1e9, sink_tokens=0)
     seen = []
@@ -184,10 +210,9 @@ def test_a_layer_that_nobody_runs_is_not_computed(tmp_path):
     def count(model):
         for index in (2, 4):
             layer = model.layers[index]
-            for part in (layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp, layer.kv_proj):
-                part.register_forward_pre_hook(
-                    lambda part, inputs: seen.append((type(part).__name__, len(inputs[0])))
-                )
+            attention = layer.self_attn
+            for part in (attention.qkv_proj, attention.o_proj, layer.mlp.gate_up_proj, layer.kv_proj):
+                watch(part, lambda part, rows: seen.append((type(part).__name__, rows)))
 
     texts = prompts(3)
     with engine(folder) as llm:
@@ -202,12 +227,7 @@ def test_only_tokens_that_run_are_computed(tmp_path):
     seen = []
     with engine(folder) as llm:
         llm.apply_model(
-            lambda model: (
-                model.layers[3].mlp.register_forward_pre_hook(
-                    lambda part, inputs: seen.append(len(inputs[0]))
-                )
-                and None
-            )
+            lambda model: watch(model.layers[3].mlp.gate_up_proj, lambda part, rows: seen.append(rows))
         )
         generate(llm, prompts(9))
         tokens, run = rates(llm)

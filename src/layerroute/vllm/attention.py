@@ -1,4 +1,4 @@
-"""Attention of some of a step's tokens, over a paged cache that all of them have written."""
+"""Attention of all of a step's tokens, or of some, over a paged cache that all of them have written."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,61 +6,134 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm import _custom_ops as ops
+from vllm import envs
 
-from layerroute.vllm.step import metadata_of
+from layerroute.vllm.step import metadata_of, slots_of
 
 GAP = 8
 """Tokens that skip between two that run, up to which both are attended in one piece."""
 
 
-def write_keys(attention: Any, key: Tensor, value: Tensor) -> None:
-    """Put keys and values (N, G·K) of all tokens of the step into the layer's cache."""
-    from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+class PagedAttention:
+    """One of vLLM's attention layers. On its CPU backend the kernels are called without the operators around them.
 
-    unified_kv_cache_update(
-        key.view(-1, attention.num_kv_heads, attention.head_size),
-        value.view(-1, attention.num_kv_heads, attention.head_size_v),
-        attention.layer_name,
-    )
-
-
-def attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, index: Tensor) -> Tensor:
-    """What M tokens attend to, after all N have written their keys.
+    Those are there for compilation, and take as long as the kernels where a step has few tokens.
 
     Args:
-        attention: vLLM's attention layer.
-        query: (M, H·K) of the tokens that run, rotated.
-        key, value: (N, G·K) of all tokens of the step.
-        index: (M,) which of the N they are, rising.
-
-    Returns:
-        (M, H·V).
+        layer: vLLM's.
     """
-    if attention.attn_backend.get_name() != "CPU_ATTN":
-        # Any other backend is asked about all tokens; answers to those that skip are dropped.
-        whole = query.new_zeros(key.shape[0], query.shape[1])
-        whole[index] = query
-        attended: Tensor = attention(whole, key, value)[index]
-        return attended
-    write_keys(attention, key, value)
-    whole_step = metadata_of(attention.layer_name)
-    part, inside, size = pieces(whole_step, index)
-    metadata = _planned(attention, part, query.dtype)
-    asked = query
-    if size != len(index):
-        asked = query.new_zeros(size, query.shape[1])
-        asked[inside] = query
-    out = torch.empty(size, attention.num_heads * attention.head_size_v, dtype=query.dtype)
-    attention.impl.forward(
-        attention,
-        asked.view(-1, attention.num_heads, attention.head_size),
-        None,
-        None,
-        attention.kv_cache,
-        metadata,
-        out.view(-1, attention.num_heads, attention.head_size_v),
-    )
-    return out if size == len(index) else out[inside]
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self._on_cpu = layer.attn_backend.get_name() == "CPU_ATTN"
+        self._cache: Tensor | None = None
+        self._halves: tuple[Tensor, ...] = ()
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        """Put keys and values (N, G·K) of all tokens of the step into the layer's cache."""
+        layer = self.layer
+        key = key.view(-1, layer.num_kv_heads, layer.head_size)
+        value = value.view(-1, layer.num_kv_heads, layer.head_size_v)
+        if not self._on_cpu:
+            from vllm.model_executor.layers.attention.attention import unified_kv_cache_update
+
+            unified_kv_cache_update(key, value, layer.layer_name)
+            return
+        keys, values = self._bound()
+        scales = layer._k_scale_float, layer._v_scale_float, layer.impl.kv_cache_dtype
+        ops.cpu_attn_reshape_and_cache(
+            key, value, keys, values, slots_of(layer.layer_name), layer.isa, *scales
+        )
+
+    def of_all(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(N, H·V) what all tokens attend to, by (N, H·K) rotated queries, after all have written (N, G·K)."""
+        if not self._on_cpu:
+            attended: Tensor = self.layer(query, key, value)
+            return attended
+        self.write(key, value)
+        return self._kernel(query, metadata_of(self.layer.layer_name))
+
+    def of_some(self, query: Tensor, key: Tensor, value: Tensor, index: Tensor) -> Tensor:
+        """What M tokens attend to, after all N have written their keys.
+
+        Args:
+            query: (M, H·K) of the tokens that run, rotated.
+            key, value: (N, G·K) of all tokens of the step.
+            index: (M,) which of the N they are, rising.
+
+        Returns:
+            (M, H·V).
+        """
+        if not self._on_cpu:
+            # Any other backend is asked about all tokens; answers to those that skip are dropped.
+            whole = query.new_zeros(key.shape[0], query.shape[1])
+            whole[index] = query
+            attended: Tensor = self.layer(whole, key, value)[index]
+            return attended
+        self.write(key, value)
+        part, inside, size = pieces(metadata_of(self.layer.layer_name), index)
+        asked = query
+        if size != len(index):
+            asked = query.new_zeros(size, query.shape[1])
+            asked[inside] = query
+        out = self._kernel(asked, self._planned(part, query.dtype))
+        return out if size == len(index) else out[inside]
+
+    def _bound(self) -> tuple[Tensor, ...]:
+        """Keys and values in the layer's cache, (blocks, G, tokens of a block, K) each."""
+        cache: Tensor = self.layer.kv_cache
+        if cache is not self._cache:
+            blocks, heads, tokens, _ = cache.shape
+            self._cache, self._halves = cache, cache.view(blocks, heads, 2 * tokens, -1).chunk(2, dim=2)
+        return self._halves
+
+    def _kernel(self, query: Tensor, metadata: Any) -> Tensor:
+        """(M, H·V) what the M tokens of ``metadata`` attend to in the cache."""
+        layer, impl = self.layer, self.layer.impl
+        keys, values = self._bound()
+        out = query.new_empty(len(query), layer.num_heads, layer.head_size_v)
+        ops.cpu_attention_with_kv_cache(
+            query.view(-1, layer.num_heads, layer.head_size),
+            keys,
+            values,
+            out,
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            impl.scale,
+            metadata.causal,
+            impl.alibi_slopes,
+            impl.sliding_window,
+            metadata.block_table,
+            impl.logits_soft_cap,
+            metadata.scheduler_metadata,
+            impl.sinks,
+            metadata.dynamic_causal,
+            layer._k_scale_float,
+            layer._v_scale_float,
+            impl.kv_cache_dtype,
+        )
+        return out.flatten(1)
+
+    def _planned(self, metadata: Any, dtype: torch.dtype) -> Any:
+        """The metadata with the CPU kernel's own plan for it."""
+        layer, impl = self.layer, self.layer.impl
+        plan = ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=len(metadata.seq_lens),
+            num_heads=layer.num_heads,
+            num_kv_heads=layer.num_kv_heads,
+            head_dim=layer.head_size,
+            seq_lens=metadata.seq_lens,
+            dtype=dtype,
+            query_start_loc=metadata.query_start_loc,
+            causal=metadata.causal,
+            sliding_window_size=impl.sliding_window,
+            isa=layer.isa,
+            enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
+            dynamic_causal=None,
+            kv_cache_dtype=impl.kv_cache_dtype,
+        )
+        return replace(metadata, scheduler_metadata=plan)
 
 
 def pieces(metadata: Any, index: Tensor, gap: int = GAP) -> tuple[Any, Tensor, int]:
@@ -97,25 +170,3 @@ def pieces(metadata: Any, index: Tensor, gap: int = GAP) -> tuple[Any, Tensor, i
         block_table=metadata.block_table[torch.from_numpy(request)],
     )
     return part, inside, total
-
-
-def _planned(attention: Any, metadata: Any, dtype: torch.dtype) -> Any:
-    """The metadata with the CPU kernel's own plan for it."""
-    from vllm import _custom_ops, envs
-
-    plan = _custom_ops.cpu_attn_get_scheduler_metadata(
-        num_reqs=len(metadata.seq_lens),
-        num_heads=attention.num_heads,
-        num_kv_heads=attention.num_kv_heads,
-        head_dim=attention.head_size,
-        seq_lens=metadata.seq_lens,
-        dtype=dtype,
-        query_start_loc=metadata.query_start_loc,
-        causal=metadata.causal,
-        sliding_window_size=attention.impl.sliding_window,
-        isa=attention.isa,
-        enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
-        dynamic_causal=None,
-        kv_cache_dtype=attention.impl.kv_cache_dtype,
-    )
-    return replace(metadata, scheduler_metadata=plan)

@@ -1,6 +1,7 @@
 """vLLM's own models of four families, whose stack of layers is run by what the router decides."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from layerroute.errors import UserError
 from layerroute.routing.serving import held_within
 from layerroute.skipping.flops import path_costs
 from layerroute.skipping.router import LayerRouter
-from layerroute.vllm.layers import RoutedLayer, stream, whole
+from layerroute.vllm.kernels import Kernels
+from layerroute.vllm.layers import RoutedLayer, stream
 from layerroute.vllm.metrics import RateCounters
 from layerroute.vllm.settings import check, full_depth_from
 from layerroute.vllm.step import SiteRun, SlotMemory, Step, metadata_of
 
 _PREFIX = "layerroute."
+_BELOW_ALL = -1e9
+"""A threshold that every score is above."""
 
 
 class RoutedCausalLM:
@@ -70,25 +74,43 @@ class RoutedCausalLM:
         hidden = model.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         residual: Tensor | None = None
         step = self._step(input_ids, positions)
-        if step is not None and self._whole_step(step):
-            self.rates.count(step.tokens, dict.fromkeys(step.router.sites, step.tokens))
-            step = None
-        for index, layer in enumerate(self.layers):
-            if step is not None and index in step.router.deciders:
-                step.decide(index, stream(hidden, residual))
-            routes = {} if step is None else self._routes(step, index)
-            if step is None or not step.skipping:
+        if step is None or not self._may_skip():  # a routed model is vLLM's then, bit for bit
+            for layer in self.layers:
                 hidden, residual = layer(positions, hidden, residual)
-            elif step.tokens < len(positions):
-                raise UserError("a step of a routed model must not be padded; serve it with --enforce-eager")
-            elif routes:
-                hidden, residual = self.routed[index](positions, hidden, residual, routes)
-            else:
-                hidden, residual = whole(layer, positions, hidden, residual)
+        elif step.tokens < len(positions):
+            raise UserError("a step of a routed model must not be padded; serve it with --enforce-eager")
+        elif self._whole_step(step):
+            for kernels in self.kernels:
+                hidden, residual = kernels.whole(positions, hidden, residual)
+        else:
+            for index, kernels in enumerate(self.kernels):
+                if index in step.router.deciders:
+                    step.decide(index, stream(hidden, residual))
+                if routes := self._routes(step, index):
+                    hidden, residual = self.routed[index](positions, hidden, residual, routes)
+                else:
+                    hidden, residual = kernels.whole(positions, hidden, residual)
         if step is not None:
-            self.rates.count(step.tokens, step.counts)
+            self.rates.count(step.tokens, dict.fromkeys(step.router.sites, step.tokens) | step.counts)
         out: Tensor = model.model.norm(hidden) if residual is None else model.model.norm(hidden, residual)[0]
         return out
+
+    @cached_property
+    def kernels(self) -> list[Kernels]:
+        """Of all layers."""
+        return [
+            self.routed[index].kernels if index in self.routed else Kernels(layer)
+            for index, layer in enumerate(self.layers)
+        ]
+
+    def _may_skip(self) -> bool:
+        """Whether the router may let anybody skip anything, whatever the text."""
+        router: Any = self
+        routings = router.layerroute.routings
+        return held_within(self.skip.serve) is not None or any(
+            routing.router is None or bool((routing.thresholds.value > _BELOW_ALL).any())
+            for routing in routings
+        )
 
     def _step(self, input_ids: Tensor | None, positions: Tensor) -> Step | None:
         """The step's tokens; None while the engine measures its memory, when every token runs."""

@@ -98,11 +98,12 @@ def test_sinks_run_beside_requests_that_are_far_along(others):
 @pytest.mark.parametrize(
     ("tokens", "count", "execution", "sparse"),
     [
-        (8, 1, "auto", False),  # a layer's weights are read for one row as for eight
-        (12, 3, "auto", False),
-        (16, 8, "auto", True),
-        (32, 27, "auto", False),  # gathering costs more than five rows
-        (32, 24, "auto", True),
+        (6, 1, "auto", False),  # a layer's weights are read for one row as for six
+        (7, 3, "auto", False),
+        (8, 6, "auto", True),
+        (8, 7, "auto", False),
+        (32, 30, "auto", False),
+        (32, 29, "auto", True),
         (2048, 1950, "auto", False),
         (2048, 1850, "auto", True),
         (32, 24, "masked", False),

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(parser, "--prefill", [2048], "T", "tokens of the prompts to read")
     add_number(parser, "--stream", 0, "also time a stream of N requests that arrive one by one", least=0)
     add_choice(parser, "--dtype", ("float32", "bfloat16"), "float32")
-    best = "also time the plain models compiled, which is often their best setting"
+    best = "also time the plain model compiled, which is often its best setting; the limit and --static compiled alone"
     parser.add_argument("--compile", action="store_true", help=best)
     parser.add_argument(
         "--full-depth-from",
@@ -204,7 +204,7 @@ class Engines:
         if unit == "block" and (removed := layers_out(served, len(layers))):
             fewer, name = self._fewer(plain, layers, removed), f"limit {removed}"
             self._end_others(name)
-            engines["limit"] = self.engine(name, fewer, dtype=options.dtype)
+            engines["limit"] = self.engine(name, fewer, dtype=options.dtype, eager=not options.compile)
             limit = Limit(arm="limit", factor=served * len(layers) / removed)
         return Prepared(
             gate=partial(self._gate, texts[: min(batch, 4)], skip),

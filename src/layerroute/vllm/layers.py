@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from layerroute.skipping.skip_config import SkipConfig
 from layerroute.skipping.skip_paths import SKIP_PATH_MODULES, LowRankSkip
 from layerroute.vllm.kernels import Kernels, Map, linear
-from layerroute.vllm.step import FEW, SiteRun
+from layerroute.vllm.step import SiteRun
 
 State = tuple[Tensor, Tensor | None]
 
@@ -117,11 +117,11 @@ class RoutedLayer:
         if not route.count:
             kernels.attention.write(*kernels.keys_values(positions, states))
             return self._nobody("block", h)
+        run, skip = route.indices
         if not self._planned(route):
-            update = kernels.attend(positions, states).masked_fill_(route.skips, 0.0)
+            update = kernels.attend(positions, states).index_fill_(0, skip, 0.0)
             states, h = kernels.between.added(update, h)
             return self._some("block", states, h, route), h
-        run, skip = route.indices
         kept = h.index_select(0, skip)
         update = kernels.attend_some(positions, states, run, skip)
         ran, before = kernels.between.added(update, h.index_select(0, run))
@@ -139,11 +139,12 @@ class RoutedLayer:
         if not route.count:
             kernels.attention.write(*kernels.keys_values(positions, states))
             return self._nobody("attention", h)
-        if not self._planned(route):
-            update = kernels.attend(positions, states)
-            return torch.where(route.runs, update, self._skipped("attention", h)), h
         run, skip = route.indices
-        out = torch.empty_like(h).index_copy_(0, run, kernels.attend_some(positions, states, run, skip))
+        if self._planned(route):
+            out = torch.empty_like(h)
+            out.index_copy_(0, run, kernels.attend_some(positions, states, run, skip))
+        else:
+            out = kernels.attend(positions, states)
         return out.index_copy_(0, skip, self._skipped("attention", h.index_select(0, skip))), h
 
     def _mlp(self, hidden: Tensor, residual: Tensor | None, route: SiteRun | None) -> State:
@@ -158,13 +159,11 @@ class RoutedLayer:
 
     def _some(self, unit: str, states: Tensor, h: Tensor, route: SiteRun) -> Tensor:
         """(N, D) what the MLP adds to tokens that run, from their normed states, and skipping to the others."""
-        if not route.sparse:
-            return torch.where(route.runs, self.kernels.mlp(states), self._skipped(unit, h))
         run, skip = route.indices
-        ran = self.kernels.mlp(states.index_select(0, run))
-        if len(h) <= FEW:  # a skip path costs less for all than to pick tokens
-            return self._skipped(unit, h).index_copy_(0, run, ran)
-        out = torch.empty_like(h).index_copy_(0, run, ran)
+        if route.sparse:
+            out = torch.empty_like(h).index_copy_(0, run, self.kernels.mlp(states.index_select(0, run)))
+        else:
+            out = self.kernels.mlp(states)
         return out.index_copy_(0, skip, self._skipped(unit, h.index_select(0, skip)))
 
     def _skipped(self, unit: str, h: Tensor) -> Tensor:

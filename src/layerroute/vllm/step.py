@@ -20,8 +20,7 @@ from layerroute.skipping.context import CallContext
 from layerroute.skipping.router import LayerRouter
 
 _RUN = 1
-FEW = 64
-"""Tokens of a step up to which the number of operators counts, and not what they compute."""
+_FEW = 64
 
 FREE_ROWS = 6
 """Rows of a product that take no longer than to read its weights: a tile of oneDNN's, in fp32 with AVX-512.
@@ -113,7 +112,7 @@ class Step:
         """(N, 1) tokens that run whatever is decided; None where there are none."""
         config = self.router.config
         ids = config.sink_ids if self.token_ids is not None else None
-        if self.tokens <= FEW:  # plain numbers cost less than a tensor operation
+        if self.tokens <= _FEW:  # plain numbers cost less than a tensor operation
             late = not config.sink_tokens or min(self.positions.tolist()) >= config.sink_tokens
             if late and not (ids and not set(ids).isdisjoint(self.token_ids.tolist())):  # type: ignore[union-attr]
                 return None
@@ -250,22 +249,17 @@ class Picked:
     """Which of N tokens run at each of R sites, (N, R), and where they are; found for all sites in one go."""
 
     def __init__(self, run: Tensor, counts: list[int]) -> None:
-        self.run, self._counts = run, counts
+        self._run, self._counts = run, counts
         self._found: list[tuple[Tensor, ...]] = []
 
     def indices(self, column: int) -> tuple[Tensor, Tensor]:
         """Tokens that run at a site, and tokens that skip, in order."""
         if not self._found:
-            run = self.run.T
-            others = [len(self.run) - count for count in self._counts]
+            run = self._run.T
+            others = [len(self._run) - count for count in self._counts]
             for which, counts in ((run, self._counts), (~run, others)):
                 self._found.append(which.nonzero()[:, 1].split(counts))
         return self._found[0][column], self._found[1][column]
-
-    @cached_property
-    def skip(self) -> Tensor:
-        """(N, R)."""
-        return ~self.run
 
 
 @dataclass(slots=True)
@@ -288,16 +282,6 @@ class SiteRun:
     def indices(self) -> tuple[Tensor, Tensor]:
         """Tokens that run, and tokens that skip, in order."""
         return self.picked.indices(self.column)
-
-    @property
-    def runs(self) -> Tensor:
-        """(N, 1)."""
-        return self.picked.run[:, self.column, None]
-
-    @property
-    def skips(self) -> Tensor:
-        """(N, 1)."""
-        return self.picked.skip[:, self.column, None]
 
 
 def metadata_of(layer_name: str) -> Any:

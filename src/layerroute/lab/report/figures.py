@@ -28,7 +28,7 @@ from layerroute.lab.report.style import (
 )
 from layerroute.lab.report.tokens import draw_tokens, tokens_data
 from layerroute.lab.runs import Run, TokenRoutes
-from layerroute.lab.statistics import pareto_front
+from layerroute.lab.statistics import pareto_front, t_interval
 from layerroute.lab.tokens import token_groups
 
 Drawn = tuple[Figure, pd.DataFrame, str]
@@ -205,12 +205,16 @@ def front(
 
 
 def front_data(view: View, cost: Callable[[Arm], Mapping[int, float]]) -> pd.DataFrame:
-    """Cost and final loss of every completed run, and the arms' means; ``on_front`` is said of arms."""
-    known = [
-        (arm, costs, estimate)
-        for arm in view.arms
-        if (estimate := arm.estimate("metrics", "validation_loss")) is not None and (costs := cost(arm))
-    ]
+    """Cost and final loss of every completed run that has both, and the arms' means over these runs.
+
+    ``on_front`` is said of arms.
+    """
+    known = []
+    for arm in view.arms:
+        costs, losses = cost(arm), arm.loss
+        both = {seed: costs[seed] for seed in sorted(costs.keys() & losses.keys())}
+        if (loss := t_interval([losses[seed] for seed in both])) is not None:
+            known.append((arm, both, loss))
     means = {arm.label: (sum(costs.values()) / len(costs), loss.mean) for arm, costs, loss in known}
     best = pareto_front(means)
     rows = [
@@ -219,7 +223,7 @@ def front_data(view: View, cost: Callable[[Arm], Mapping[int, float]]) -> pd.Dat
             arm.mean("routing", "skipped"), *means[arm.label], loss.half_width, arm.label in best,
         )
         for arm, costs, loss in known
-        for seed in sorted(costs.keys() & arm.loss.keys())
+        for seed in costs
     ]  # fmt: skip
     names = "arm kind seed cost validation_loss skipped mean_cost mean_loss half_width_95 on_front"
     return pd.DataFrame(rows, columns=names.split())

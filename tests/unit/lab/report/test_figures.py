@@ -203,6 +203,15 @@ def test_the_front_leaves_out_what_another_arm_beats(recalled: View) -> None:
     assert data["half_width_95"].iloc[0] == pytest.approx(0.0248, abs=1e-3)
 
 
+def test_a_point_of_the_front_is_of_the_same_runs_on_both_axes() -> None:
+    # Seed 2 has no FLOPs: with its loss the point would be of other runs than its cost.
+    runs = [run(arm, seed, executed=2e5, loss=4.0) for arm in ("baseline", "other") for seed in (1, 3)]
+    runs += [run("other", 2, executed=None, loss=1.0)]
+    _, data, _ = drawn("figure-6", view(runs))
+    assert data["mean_loss"].tolist() == pytest.approx([4.0] * 4)
+    assert data["half_width_95"].tolist() == pytest.approx([0.0] * 4)
+
+
 @pytest.mark.parametrize(("flops", "unit"), [(2e5, "thousands"), (2e6, "millions"), (3e9, "billions")])
 def test_the_axis_of_flops_has_a_unit_that_fits(flops: float, unit: str) -> None:
     runs = [run(arm, 1, executed=flops * (1 + index / 10)) for index, arm in enumerate(("baseline", "other"))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from layerroute.benchmark.case import against_the_best
 from layerroute.lab.format import number, points, signed
 from layerroute.lab.statistics import by_seed
 
@@ -136,7 +137,6 @@ def times() -> Iterator[tuple[str, str, str]]:
         ("train-skipping", "sparse", "training step", (0,), None),
         ("attention", "routed", "routed attention, 4,096 tokens", (0, 1), None),
         ("hybrid", "sparse", "prefill of the hybrid model", (0,), None),
-        ("engine-25", "routed", "decoding in vLLM, batch 8", (), 1),
     )
     for record, arm, title, rows, told in cases:
         for row in rows:
@@ -146,14 +146,18 @@ def times() -> Iterator[tuple[str, str, str]]:
                 yield SUMMARY, title, short
         if told is not None:
             yield README, title, speed_up(record, told, arm)[1]
+    best = against_the_best(read("benchmark/engine.json"), "routed", ("plain", "plain compiled"))
     works = ("decoding, batch 1", "decoding, batch 8", "decoding, batch 32", "prefill of 2,048 tokens")
-    for row, work in enumerate(works):
-        for record, place in (("engine-25", row), ("engine-50-75", row), ("engine-50-75", 4 + row)):
-            short, full = speed_up(record, place, "routed")
-            yield SUMMARY, f"vLLM, {work} |", short
-            arm = read(f"benchmark/{record}.json")["rows"][place]["arms"]["routed"]
-            limit = f"{100 * arm['share_of_limit']['median']:.0f} %"
-            yield SERVING, f"| {100 * arm['skipped']:.1f} % |", f"| {full} | {limit} |"
+    for place, (_, ratio, _, speed) in enumerate(best):
+        _, full = speed_up("engine", place, "routed")
+        against = f"{number(ratio, 2)}×"
+        yield SUMMARY, f"vLLM, {works[place % 4]} |", f"| {against} |"
+        if place in (0, 1, 4, 5):
+            yield README, "decoding in vLLM, batch 1 and 8", against
+        arm = read("benchmark/engine.json")["rows"][place]["arms"]["routed"]
+        limit = f"{100 * arm['share_of_limit']['median']:.0f} %"
+        compiled = f"{number(speed['plain compiled'], 2)}×"
+        yield SERVING, f"| {100 * arm['skipped']:.1f} % |", f"| {full} | {compiled} | {against} | {limit} |"
 
 
 def recalled() -> Iterator[tuple[str, str, str]]:

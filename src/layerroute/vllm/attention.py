@@ -41,9 +41,16 @@ class PagedAttention:
             unified_kv_cache_update(key, value, layer.layer_name)
             return
         keys, values = self._bound()
-        scales = layer._k_scale_float, layer._v_scale_float, layer.impl.kv_cache_dtype
         ops.cpu_attn_reshape_and_cache(
-            key, value, keys, values, slots_of(layer.layer_name), layer.isa, *scales
+            key=key,
+            value=value,
+            key_cache=keys,
+            value_cache=values,
+            slot_mapping=slots_of(layer.layer_name),
+            isa=layer.isa,
+            k_scale=layer._k_scale_float,
+            v_scale=layer._v_scale_float,
+            kv_cache_dtype=layer.impl.kv_cache_dtype,
         )
 
     def of_all(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -93,25 +100,25 @@ class PagedAttention:
         layer, impl = self.layer, self.layer.impl
         keys, values = self._bound()
         out = query.new_empty(len(query), layer.num_heads, layer.head_size_v)
-        ops.cpu_attention_with_kv_cache(
-            query.view(-1, layer.num_heads, layer.head_size),
-            keys,
-            values,
-            out,
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            impl.scale,
-            metadata.causal,
-            impl.alibi_slopes,
-            impl.sliding_window,
-            metadata.block_table,
-            impl.logits_soft_cap,
-            metadata.scheduler_metadata,
-            impl.sinks,
-            metadata.dynamic_causal,
-            layer._k_scale_float,
-            layer._v_scale_float,
-            impl.kv_cache_dtype,
+        ops.cpu_attention_with_kv_cache(  # all by name: another order in a later vLLM is an error then
+            query=query.view(-1, layer.num_heads, layer.head_size),
+            key_cache=keys,
+            value_cache=values,
+            output=out,
+            query_start_loc=metadata.query_start_loc,
+            seq_lens=metadata.seq_lens,
+            scale=impl.scale,
+            causal=metadata.causal,
+            alibi_slopes=impl.alibi_slopes,
+            sliding_window=impl.sliding_window,
+            block_table=metadata.block_table,
+            softcap=impl.logits_soft_cap,
+            scheduler_metadata=metadata.scheduler_metadata,
+            s_aux=impl.sinks,
+            dynamic_causal=metadata.dynamic_causal,
+            k_scale=layer._k_scale_float,
+            v_scale=layer._v_scale_float,
+            kv_cache_dtype=impl.kv_cache_dtype,
         )
         return out.flatten(1)
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -63,6 +64,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
+
+
+def clear_asides(folder: Path) -> None:
+    """Remove what ``replacing`` left of a process that was killed. Nobody else may be writing in ``folder``."""
+    for left in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", left.name) and left.is_file():
+            left.unlink()
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from layerroute.integrity import (
     MANIFEST,
     DamagedError,
     checksummed,
+    clear_asides,
     file_sha256,
     inside,
     replace_text,
@@ -89,6 +90,14 @@ def test_two_processes_replace_the_same_file_and_the_last_one_counts(
         assert path.read_text() == "whole"
         aside.write_text("the last")
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("a.txt", "the last")]
+
+
+def test_what_a_killed_process_was_writing_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("record.json", ".lock", ".notes.tmp", "record.json.17.tmp")]
+    for path in [*kept, tmp_path / ".record.json.17.tmp"]:
+        path.write_text("half", encoding="utf-8")
+    clear_asides(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from layerroute.evaluation.executed import executed_flops_per_token
 from layerroute.evaluation.perplexity import Evaluation
 from layerroute.evaluation.token_routes import collect_token_routes, token_counts
 from layerroute.folders import recover_folder, replace_folder
-from layerroute.integrity import replace_text
+from layerroute.integrity import clear_asides, replace_text
 from layerroute.precision import choose_device, choose_precision
 from layerroute.recipe import Recipe
 from layerroute.recipe.yaml_reader import dump
@@ -283,6 +283,7 @@ class _Run:
         if checkpoint is not None and checkpoint.resolve().parent != self.directory.checkpoints.resolve():
             _bring_along(checkpoint.resolve().parents[1], self.directory)
         clear_leftovers(self.directory.checkpoints)
+        clear_asides(self.directory.path)
         for damaged, _ in self.start.damaged:
             set_aside(damaged)
         self.record = RunRecord(

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm import _custom_ops as ops
-from vllm import envs
 
 from layerroute.vllm.step import metadata_of, slots_of
 
@@ -25,7 +23,9 @@ class PagedAttention:
     """
 
     def __init__(self, layer: Any) -> None:
-        self.layer = layer
+        from vllm import _custom_ops  # here: pieces() can be tested without vLLM
+
+        self.layer, self._ops = layer, _custom_ops
         self._on_cpu = layer.attn_backend.get_name() == "CPU_ATTN"
         self._cache: Tensor | None = None
         self._halves: tuple[Tensor, ...] = ()
@@ -41,7 +41,7 @@ class PagedAttention:
             unified_kv_cache_update(key, value, layer.layer_name)
             return
         keys, values = self._bound()
-        ops.cpu_attn_reshape_and_cache(
+        self._ops.cpu_attn_reshape_and_cache(
             key=key,
             value=value,
             key_cache=keys,
@@ -100,7 +100,7 @@ class PagedAttention:
         layer, impl = self.layer, self.layer.impl
         keys, values = self._bound()
         out = query.new_empty(len(query), layer.num_heads, layer.head_size_v)
-        ops.cpu_attention_with_kv_cache(  # all by name: another order in a later vLLM is an error then
+        self._ops.cpu_attention_with_kv_cache(  # all by name: another order in a later vLLM is an error then
             query=query.view(-1, layer.num_heads, layer.head_size),
             key_cache=keys,
             value_cache=values,
@@ -124,8 +124,10 @@ class PagedAttention:
 
     def _planned(self, metadata: Any, dtype: torch.dtype) -> Any:
         """The metadata with the CPU kernel's own plan for it."""
+        from vllm import envs
+
         layer, impl = self.layer, self.layer.impl
-        plan = ops.cpu_attn_get_scheduler_metadata(
+        plan = self._ops.cpu_attn_get_scheduler_metadata(
             num_reqs=len(metadata.seq_lens),
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,

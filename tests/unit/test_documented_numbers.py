@@ -205,8 +205,10 @@ def beyond_the_state() -> Iterator[tuple[str, str, str]]:
         "dynamic_asked-seed2": "the same, `surrogate: asked` | 2 |",
         "static_3to1-seed1": "3:1, heads share keys and values | 1 | 327.9",
     }
-    for run, row in eighths.items():
-        record = read(f"recall_hard_eighth/{run}/record.json")
+    told = {f"recall_hard_eighth/{run}": row for run, row in eighths.items()}
+    told["recall_hard_eighth_long/dynamic_asked-seed5"] = "`surrogate: asked`, 9,000 steps | 5 |"
+    for run, row in told.items():
+        record = read(f"{run}/record.json")
         flops, read_bytes = record["flops"]["executed_per_token"], record["cache"]["read_per_token"]
         recall = f"{100 * record['recall']['by_length'][0]['accuracy']:.1f} %"
         yield RECALL, row, f"| {flops / 1e3:.1f} k | {read_bytes / 1e3:.1f} k | {recall} |"

@@ -28,7 +28,7 @@ class Kernels:
         layer: vLLM's, after its weights were loaded and packed.
 
     Attributes:
-        enter: the norm of attention's input, see :func:`norm`.
+        enter: the norm of attention's input.
         between: that of the MLP's input.
         mlp: (N, D) through the gated MLP.
         size: G·K, of one token's keys.
